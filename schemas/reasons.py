@@ -1,0 +1,46 @@
+"""Why an image was rejected: the reason codes of ``quarantine``, the stage each belongs to, and whether it lasts."""
+
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """Where on its way an image was rejected."""
+
+    LIST = "list"
+    FETCH = "fetch"
+    DECODE = "decode"
+    LIMITS = "limits"
+    MODEL = "model"
+
+
+class Reason(StrEnum):
+    """A reason code. Each belongs to one ``stage`` and is ``permanent`` or worth another try in the next run."""
+
+    stage: Stage
+    permanent: bool
+    meaning: str
+
+    def __new__(cls, code: str, stage: Stage, permanent: bool, meaning: str) -> "Reason":
+        reason = str.__new__(cls, code)
+        reason._value_ = code
+        reason.stage, reason.permanent, reason.meaning = stage, permanent, meaning
+        return reason
+
+    MISSING_URI = "missing_uri", Stage.LIST, True, "the manifest's row has no uri"
+    UNREADABLE_CONTAINER = "unreadable_container", Stage.LIST, True, "the shard or Parquet file can't be read"
+
+    NOT_FOUND = "not_found", Stage.FETCH, False, "no object has this uri"
+    ACCESS_DENIED = "access_denied", Stage.FETCH, False, "the store refused to hand the object out"
+    FETCH_FAILED = "fetch_failed", Stage.FETCH, False, "the store failed while the object was read"
+
+    EMPTY = "empty", Stage.DECODE, True, "the object has no bytes"
+    NOT_AN_IMAGE = "not_an_image", Stage.DECODE, True, "the bytes are of no known image format"
+    UNSUPPORTED = "unsupported", Stage.DECODE, True, "an image format or variant that no decoder here reads"
+    TRUNCATED = "truncated", Stage.DECODE, True, "the file ends before the image does"
+    CORRUPT = "corrupt", Stage.DECODE, True, "the image's data contradicts itself"
+
+    TOO_MANY_BYTES = "too_many_bytes", Stage.LIMITS, True, "the object is larger than max_bytes"
+    TOO_MANY_PIXELS = "too_many_pixels", Stage.LIMITS, True, "width x height is larger than max_pixels"
+    DECODE_TIMEOUT = "decode_timeout", Stage.LIMITS, False, "decoding took longer than decode_timeout_s"
+
+    NON_FINITE = "non_finite", Stage.MODEL, True, "the network's outputs have NaN or infinity"

@@ -1,0 +1,1 @@
+"""camlake below its commands, by level: arrays, then images and models, then storage, then the Ray graph."""

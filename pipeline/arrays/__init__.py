@@ -1,0 +1,1 @@
+"""Level 1: pure functions on tensors and arrays. No file, no clock, no cluster."""

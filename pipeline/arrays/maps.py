@@ -1,0 +1,25 @@
+"""Class activation maps as arrays: their storage as bytes, and their size."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVELS = 255
+
+
+def quantize(maps: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+    """Return maps (N, h, w) as uint8 with their minima (N,) and maxima (N,): M = min + q / 255 · (max - min).
+
+    Each value is off by at most (max - min) / 510. A constant map is all zeros, its minimum equal to its maximum.
+    """
+    low = maps.min(axis=(1, 2), initial=np.inf).astype(np.float32)
+    high = maps.max(axis=(1, 2), initial=-np.inf).astype(np.float32)
+    span = np.where(high > low, high - low, 1)[:, None, None]
+    return np.rint((maps - low[:, None, None]) / span * LEVELS).astype(np.uint8), low, high
+
+
+def dequantize(
+    quantized: NDArray[np.uint8], low: NDArray[np.float32], high: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the maps (N, h, w) float32 that ``quantize`` stored."""
+    span = (high - low)[:, None, None]
+    return (low[:, None, None] + quantized.astype(np.float32) / LEVELS * span).astype(np.float32)

@@ -216,3 +216,23 @@ class BenchmarkConfig(JobConfig):
     count: int = option(2000, "images of a run; photographs are repeated under new names", "Options", ge=16)
     repeats: int = option(3, "interleaved runs of each side", "Options", ge=1, le=20)
     result: str | None = option(None, "JSON file for the figures, with machine, versions and commit", "Options")
+
+
+class EvaluateConfig(StorageConfig):
+    """What ``camlake evaluate`` scores."""
+
+    out: str = required("An output of `camlake annotate`: any fsspec URL")
+    truth: str = required(
+        "true boxes: CSV or Parquet (file, class_id or label, xmin, ymin, xmax, ymax), COCO JSON, or a folder of ILSVRC"
+        " XML or wsolevaluation text files",
+        flag=True,
+    )
+    model: str | None = option(None, "which model's rows; default: the newest run's", "Options")
+    iou: Literal["half-open", "inclusive"] = option(
+        "half-open",
+        "how the truth means xmax and ymax: half-open, or the last pixel inside (ILSVRC, wsolevaluation)",
+        "Options",
+    )
+    report: str | None = option(
+        None, "folder for scores.json and scores.md, any fsspec URL; default: OUT/_reports", "Options"
+    )

@@ -26,6 +26,11 @@ class Reason(StrEnum):
         reason.stage, reason.permanent, reason.meaning = stage, permanent, meaning
         return reason
 
+    @classmethod
+    def of(cls, code: str) -> "Reason":
+        """Return the reason of a ``reason_code``; raises KeyError for an unknown one."""
+        return cls[code.upper()]
+
     MISSING_URI = "missing_uri", Stage.LIST, True, "the manifest's row has no uri"
     UNREADABLE_CONTAINER = "unreadable_container", Stage.LIST, True, "the shard or Parquet file can't be read"
 

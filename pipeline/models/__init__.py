@@ -1,0 +1,1 @@
+"""Level 2: CAM networks, their heads and their weights."""

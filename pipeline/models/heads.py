@@ -1,0 +1,167 @@
+"""What stands behind the last feature maps f_k(x, y) of a CAM network, and the class activation maps that follow.
+
+Every head here is linear in the maps of one image, so that for each class c, exactly,
+
+    logit_c = mean_xy M_c(x, y) + bias_c        (Zhou et al. 2016, arXiv 1512.04150, eq. 1 and 2)
+
+Shapes: B images, K feature maps of h×w cells, C classes, n chosen classes an image. ``features`` have the number type
+of the head's weights. A NaN in an image's features makes its logits and maps NaN, and those of no other image.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class HeadOutput(NamedTuple):
+    """What one forward pass says of B images."""
+
+    logits: Tensor
+    """(B, C)."""
+    pooled: Tensor
+    """(B, K) the vector that the linear layer saw."""
+
+
+class Head(nn.Module, ABC):
+    """Turns feature maps into logits, and into the map of any class."""
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """K, the number of feature maps it takes."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """C, the number of logits it gives."""
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> HeadOutput:
+        """Return the logits (B, C) and the pooled vectors (B, K) of ``features`` (B, K, h, w)."""
+
+    @abstractmethod
+    def class_maps(self, features: Tensor, class_ids: Tensor) -> Tensor:
+        """Return the maps M_c (B, n, h, w) of ``class_ids`` (B, n) int64: for each image its own n classes."""
+
+    @abstractmethod
+    def bias_of(self, class_ids: Tensor) -> Tensor:
+        """Return (B, n): what to add to the mean of each class's map to get its logit."""
+
+
+def _weighted_sums(weights: Tensor, features: Tensor) -> Tensor:
+    """Return Σ_k weights[b, n, k] · features[b, k, y, x], of shape (B, n, h, w)."""
+    return torch.einsum("bnk,bkhw->bnhw", weights, features)
+
+
+class LinearHead(Head):
+    """Global average pooling, then one linear layer: M_c = Σ_k w_k^c f_k, bias_c = b_c."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """``linear`` must have a bias."""
+        super().__init__()
+        self.linear = linear
+
+    @property
+    def channels(self) -> int:
+        """K."""
+        return self.linear.in_features
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.linear.out_features
+
+    def forward(self, features: Tensor) -> HeadOutput:
+        """Return the logits and the averages of the feature maps."""
+        pooled = features.mean((2, 3))
+        return HeadOutput(self.linear(pooled), pooled)
+
+    def class_maps(self, features: Tensor, class_ids: Tensor) -> Tensor:
+        """Return M_c."""
+        return _weighted_sums(self.linear.weight[class_ids], features)
+
+    def bias_of(self, class_ids: Tensor) -> Tensor:
+        """Return b_c."""
+        return self.linear.bias[class_ids]
+
+
+class ConvHead(Head):
+    """One 1×1 convolution to C maps, ReLU, then global average pooling (SqueezeNet, NIN).
+
+    The class maps are the convolution's own, after the ReLU: M_c = max(0, Σ_k w_k^c f_k + b_c), nowhere negative, and
+    bias_c = 0. No layer sees a pooled vector; ``pooled`` is the average of the maps that the convolution sees.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """``conv`` is 1×1, with or without a bias."""
+        super().__init__()
+        self.conv = conv
+
+    @property
+    def channels(self) -> int:
+        """K."""
+        return self.conv.in_channels
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.conv.out_channels
+
+    def forward(self, features: Tensor) -> HeadOutput:
+        """Return the averages of all C class maps and of the K feature maps."""
+        return HeadOutput(F.relu(self.conv(features)).mean((2, 3)), features.mean((2, 3)))
+
+    def class_maps(self, features: Tensor, class_ids: Tensor) -> Tensor:
+        """Return M_c, of the chosen classes alone."""
+        sums = _weighted_sums(self.conv.weight[class_ids].flatten(2), features)
+        return F.relu(sums if self.conv.bias is None else sums + self.conv.bias[class_ids][..., None, None])
+
+    def bias_of(self, class_ids: Tensor) -> Tensor:
+        """Return zeros: the convolution's bias stands inside its ReLU, hence in the map."""
+        return self.conv.weight.new_zeros(class_ids.shape)
+
+
+class NormedHead(Head):
+    """Global average pooling, layer normalization over the K averages, then one linear layer (ConvNeXt).
+
+    With the averages p_k, their mean μ and their deviation σ = sqrt(var + ε), both of one image, the logit is
+    Σ_k w_k^c (γ_k (p_k − μ)/σ + β_k) + b_c. For one image that is affine in p, hence exactly
+
+        M_c = Σ_k v_k^c f_k / σ,   v_k^c = w_k^c γ_k − mean_j(w_j^c γ_j),   bias_c = b_c + Σ_k w_k^c β_k
+    """
+
+    def __init__(self, norm: nn.LayerNorm, linear: nn.Linear) -> None:
+        """``norm`` normalizes the K averages and has a scale and a shift; ``linear`` must have a bias."""
+        super().__init__()
+        self.norm = norm
+        self.linear = linear
+
+    @property
+    def channels(self) -> int:
+        """K."""
+        return self.linear.in_features
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.linear.out_features
+
+    def forward(self, features: Tensor) -> HeadOutput:
+        """Return the logits and the normalized averages of the feature maps."""
+        norm = self.norm
+        pooled = F.layer_norm(features.mean((2, 3)), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return HeadOutput(self.linear(pooled), pooled)
+
+    def class_maps(self, features: Tensor, class_ids: Tensor) -> Tensor:
+        """Return M_c; σ is that of each image."""
+        weights = self.linear.weight[class_ids] * self.norm.weight
+        centered = weights - weights.mean(2, keepdim=True)
+        deviation = (features.mean((2, 3)).var(1, correction=0) + self.norm.eps).sqrt()
+        return _weighted_sums(centered / deviation[:, None, None], features)
+
+    def bias_of(self, class_ids: Tensor) -> Tensor:
+        """Return b_c + Σ_k w_k^c β_k."""
+        return self.linear.bias[class_ids] + self.linear.weight[class_ids] @ self.norm.bias

@@ -1,0 +1,87 @@
+"""The CAM network: pixels in, the last feature maps and the logits out."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.heads import Head, HeadOutput
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network expects of its input: RGB, (value / 255 − mean) / std for each channel."""
+
+    image_size: int
+    """Side of the square input, in pixels."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class CamNetwork(nn.Module):
+    """A trunk that ends in feature maps, and a head that is linear in them.
+
+    It has no hooks and keeps nothing of an image: maps come from the features of the same forward pass,
+
+        features = network.features(images)
+        logits, pooled = network.head(features)
+        maps = network.head.class_maps(features, logits.topk(5).indices)
+    """
+
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(self, name: str, trunk: nn.Module, head: Head, preprocessing: Preprocessing) -> None:
+        """``trunk`` takes normalized images (B, 3, H, W) and gives the feature maps that ``head`` takes."""
+        super().__init__()
+        self.name = name
+        self.trunk = trunk
+        self.head = head
+        self.preprocessing = preprocessing
+        self._map_sizes: dict[int, tuple[int, int]] = {}
+        for buffer, values in (("_mean", preprocessing.mean), ("_std", preprocessing.std)):
+            self.register_buffer(buffer, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the last feature maps (B, K, h, w) of RGB ``images`` (B, H, W, 3) uint8 on the network's device.
+
+        H and W are free within what the trunk takes; raises ValueError where shape or type are others.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise ValueError(f"images: {images.dtype} of shape {tuple(images.shape)}; allowed: uint8 (B, H, W, 3)")
+        normalized = (images.permute(0, 3, 1, 2) - self._mean) / self._std
+        result: Tensor = self.trunk(normalized)
+        return result
+
+    def forward(self, images: Tensor) -> HeadOutput:
+        """Return the logits (B, C) and the pooled vectors (B, K) of ``images``, as ``features`` takes them."""
+        result: HeadOutput = self.head(self.features(images))
+        return result
+
+    @property
+    def channels(self) -> int:
+        """K, the number of feature maps."""
+        return self.head.channels
+
+    @property
+    def classes(self) -> int:
+        """C, the number of classes."""
+        return self.head.classes
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trained values, buffers aside."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def map_size(self, image_size: int) -> tuple[int, int]:
+        """Return (h, w) of the feature maps of a square input of ``image_size`` pixels.
+
+        Only shapes are computed. Raises RuntimeError, PyTorch's own, where the input is too small for the trunk.
+        """
+        if image_size not in self._map_sizes:
+            tensors = dict(self.trunk.named_parameters()) | dict(self.trunk.named_buffers())
+            shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+            pixels = torch.empty(1, 3, image_size, image_size, device="meta")
+            maps = torch.func.functional_call(self.trunk, shapes, (pixels,))
+            self._map_sizes[image_size] = (maps.shape[2], maps.shape[3])
+        return self._map_sizes[image_size]

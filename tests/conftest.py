@@ -1,0 +1,151 @@
+"""Fixtures of the whole suite: real S3 servers, one local Ray, the folder of real photographs."""
+
+import logging
+import os
+import random
+import shutil
+import socket
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+import ray
+import s3fs
+import torch
+from botocore.config import Config
+from fsspec.implementations.memory import MemoryFileSystem
+from moto.server import ThreadedMotoServer
+
+from schemas.config import StorageConfig
+
+KEY, SECRET, REGION = "testkey", "testsecret", "us-east-1"
+CEPH_SCRIPT = Path(__file__).with_name("ceph_s3.sh")
+CEPH_PROGRAMS = ("ceph-mon", "ceph-mgr", "ceph-osd", "ceph", "radosgw", "radosgw-admin")
+
+torch.set_num_threads(1)
+logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's server logs every request
+
+
+class ObjectStore:
+    """A running S3 server; its credentials stand in the environment, as a user's would."""
+
+    def __init__(self, name: str, endpoint_url: str) -> None:
+        self.name = name
+        self.endpoint_url = endpoint_url
+        self.storage = StorageConfig(endpoint_url=endpoint_url)
+        # Only the tests' own client is told about checksums: that camlake needs no such help is what they show.
+        self.client = boto3.client(
+            "s3", endpoint_url=endpoint_url, config=Config(request_checksum_calculation="when_required")
+        )
+
+    def bucket(self) -> str:
+        """Return the name of a fresh, empty bucket."""
+        name = f"camlake-{uuid.uuid4().hex[:12]}"
+        self.client.create_bucket(Bucket=name)
+        return name
+
+    def keys(self, bucket: str, prefix: str = "") -> list[str]:
+        """Return every key under ``prefix`` as the server lists it, past every cache of camlake's own client."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment() -> Iterator[None]:
+    """Give this process, Ray's workers and started commands the test servers' credentials and nobody else's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ACCESS_KEY_ID", KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setenv("AWS_DEFAULT_REGION", REGION)
+        patch.setenv("AWS_REGION", REGION)
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _fresh_filesystems() -> Iterator[None]:
+    """Let no listing cache, connection or in-memory file reach the next test."""
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of real photographs, weights and damaged files beside the project."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not (folder / "real").is_dir():
+        pytest.skip("no ../shared/real beside the project: its photographs and weights are not part of it")
+    return folder
+
+
+def _two_free_ports() -> int:
+    """Return the first of two neighbouring ports that nobody uses, below those of outgoing connections."""
+    while True:
+        first = random.randrange(20_000, 32_000)
+        with socket.socket() as one, socket.socket() as two:
+            try:
+                one.bind(("127.0.0.1", first))
+                two.bind(("127.0.0.1", first + 1))
+            except OSError:
+                continue
+        return first
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[ObjectStore]:
+    """Run moto's S3 server over HTTP."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        yield ObjectStore("moto", f"http://{host}:{port}")
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """Run Ceph's RADOS gateway: a real S3 server with authentication, multipart uploads and conditional writes."""
+    missing = [name for name in CEPH_PROGRAMS if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"Ceph's RADOS gateway is not installed ({missing[0]} is missing); .ci/run installs it on Debian")
+    folder, port = tmp_path_factory.mktemp("ceph"), _two_free_ports()
+    try:
+        subprocess.run([CEPH_SCRIPT, "start", folder, str(port)], check=True, timeout=240)
+        yield ObjectStore("ceph", f"http://127.0.0.1:{port}")
+    finally:
+        subprocess.run([CEPH_SCRIPT, "stop", folder], check=True, timeout=60)
+
+
+@pytest.fixture(scope="session", params=["s3", "ceph"])
+def object_store(request: pytest.FixtureRequest) -> ObjectStore:
+    """Return each S3 server in turn."""
+    store: ObjectStore = request.getfixturevalue(request.param)
+    return store
+
+
+@pytest.fixture(scope="session")
+def ray_session(_environment: None) -> Iterator[None]:
+    """Run one local Ray for all tests that need one."""
+    ray.init(
+        address="local",
+        num_cpus=4,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        object_store_memory=512 * 2**20,
+    )
+    yield
+    ray.shutdown()

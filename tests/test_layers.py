@@ -1,0 +1,207 @@
+"""The direction of imports and the top of the repository: DESIGN's section on layout, held by a test."""
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LEVELS = {
+    "schemas": 0,
+    "pipeline/arrays": 1,
+    "pipeline/images": 2,
+    "pipeline/models": 2,
+    "pipeline/storage": 3,
+    "pipeline/camlake.py": 3,
+    "pipeline/report.py": 3,
+    "pipeline/evaluation.py": 3,
+    "pipeline/gallery.py": 3,
+    "pipeline/graph": 4,
+    "jobs": 5,
+}
+"""The longest entry that a path lies under says its level."""
+
+PACKAGES = {"schemas", "pipeline", "jobs"}
+
+NETWORK = {"torch", "torchvision", "safetensors"}
+RAY = {"ray"}
+STORAGE = {
+    "fsspec",
+    "s3fs",
+    "boto3",
+    "botocore",
+    "aiobotocore",
+    "duckdb",
+    "pyarrow.fs",
+    "pyarrow.parquet",
+    "pyarrow.dataset",
+}
+OPERATING_SYSTEM = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "urllib", "http", "requests"}
+PICTURES = {"cv2", "PIL", "pillow_heif"}
+
+NEVER = {
+    0: NETWORK | RAY | STORAGE | OPERATING_SYSTEM | PICTURES,
+    1: RAY | STORAGE | OPERATING_SYSTEM,
+    2: RAY,
+    3: RAY | NETWORK,
+    4: set(),
+    5: set(),
+}
+"""What no file of a level imports, with everything below these names."""
+
+TOP = {"pipeline", "jobs", "schemas", "tests", "cluster.yaml", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
+
+
+def level_of(path: PurePosixPath) -> int | None:
+    """Return the level of a file or folder; None where DESIGN gives it none."""
+    for place in (path, *path.parents):
+        if str(place) in LEVELS:
+            return LEVELS[str(place)]
+    return None
+
+
+def imported(source: str, path: PurePosixPath) -> Iterator[tuple[str, ...]]:
+    """Yield each import, inside functions too, as the dotted names it may mean, the most exact first."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name,) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = path.parent.parts[: len(path.parent.parts) - node.level + 1] if node.level else ()
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            yield from ((f"{module}.{alias.name}", module) for alias in node.names)
+
+
+def level_of_module(names: tuple[str, ...], root: Path) -> int | None:
+    """Return the level of one of the project's own modules; None for one that has no level or is not there."""
+    paths = [PurePosixPath(*name.split(".")) for name in names]
+    places = [place for path in paths for place in (path, path.with_suffix(".py")) if (root / place).exists()]
+    return level_of(places[0]) if places else None
+
+
+def lies_under(name: str, forbidden: set[str]) -> bool:
+    """Return whether a dotted name is one of ``forbidden`` or below one."""
+    return any(name == other or name.startswith(f"{other}.") for other in forbidden)
+
+
+def violations(root: Path) -> list[str]:
+    """Return a line for each import under ``root`` that points up or reaches what its level must not."""
+    found = []
+    for file in sorted(file for package in PACKAGES for file in (root / package).rglob("*.py")):
+        path = PurePosixPath(file.relative_to(root).as_posix())
+        level = level_of(path)
+        imports = list(imported(file.read_text(encoding="utf-8"), path))
+        if path == PurePosixPath("pipeline/__init__.py"):
+            found += [f"{path} imports {names[0]}: it runs before every level and imports nothing" for names in imports]
+            continue
+        if level is None:
+            found.append(f"{path} has no level")
+            continue
+        for names in imports:
+            if names[0].split(".")[0] in PACKAGES:
+                target = level_of_module(names, root)
+                if target is None or target > level:
+                    found.append(f"{path} (level {level}) imports {names[0]} (level {target})")
+            elif lies_under(names[0], NEVER[level]):
+                found.append(f"{path} (level {level}) imports {names[0]}")
+    return found
+
+
+def calls_of_open(root: Path) -> list[str]:
+    """Return the files of ``schemas/`` and ``pipeline/arrays/`` that call the built-in ``open``."""
+    files = [file for place in ("schemas", "pipeline/arrays") for file in sorted((root / place).rglob("*.py"))]
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in files}
+    return [
+        str(file.relative_to(root))
+        for file, tree in trees.items()
+        if any(
+            isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open"
+            for node in ast.walk(tree)
+        )
+    ]
+
+
+def unexpected_at_top(names: set[str]) -> set[str]:
+    """Return the names that have no place at the top of the repository; dot-files have."""
+    return {name for name in names if name not in TOP and not name.startswith(".")}
+
+
+def test_every_file_imports_from_its_own_level_or_lower() -> None:
+    assert violations(ROOT) == []
+
+
+def test_schemas_and_arrays_open_no_files() -> None:
+    assert calls_of_open(ROOT) == []
+
+
+def test_only_the_agreed_names_stand_at_the_top() -> None:
+    listing = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listing.returncode:
+        pytest.skip(f"what belongs to the repository is git's to say, and it does not: {listing.stderr.strip()}")
+    assert unexpected_at_top({line.split("/")[0] for line in listing.stdout.splitlines()}) == set()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Return a small project with one clean module a level."""
+    for place in ("schemas", "pipeline/arrays", "pipeline/models", "pipeline/storage", "pipeline/graph", "jobs"):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+        (folder / "thing.py").write_text("import json\n")
+    (tmp_path / "pipeline/__init__.py").touch()
+    (tmp_path / "pipeline/graph/thing.py").write_text("import ray\nfrom pipeline.models import thing\n")
+    (tmp_path / "jobs/thing.py").write_text("from pipeline.graph.thing import run\n")
+    return tmp_path
+
+
+def test_a_clean_project_has_no_violation(project: Path) -> None:
+    assert violations(project) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "violation"),
+    [
+        ("schemas/thing.py", "from pipeline.arrays import thing", "imports pipeline.arrays.thing (level 1)"),
+        ("schemas/thing.py", "import pipeline", "imports pipeline (level None)"),
+        ("schemas/thing.py", "import torch.nn as nn", "imports torch.nn"),
+        ("schemas/thing.py", "from pyarrow import parquet", "imports pyarrow.parquet"),
+        ("schemas/thing.py", "from pathlib import Path", "imports pathlib.Path"),
+        ("pipeline/arrays/thing.py", "import fsspec", "imports fsspec"),
+        ("pipeline/arrays/thing.py", "from ..models import thing", "imports pipeline.models.thing (level 2)"),
+        ("pipeline/models/thing.py", "from pipeline import storage", "imports pipeline.storage (level 3)"),
+        ("pipeline/models/thing.py", "def late():\n    import ray", "imports ray"),
+        ("pipeline/storage/thing.py", "import torch", "imports torch"),
+        ("pipeline/storage/thing.py", "from ray.data import Dataset", "imports ray.data.Dataset"),
+        (
+            "pipeline/storage/thing.py",
+            "from pipeline.graph.thing import run",
+            "imports pipeline.graph.thing.run (level 4)",
+        ),
+        ("pipeline/graph/thing.py", "from jobs.thing import main", "imports jobs.thing.main (level 5)"),
+        ("pipeline/__init__.py", "import json", "imports json"),
+        ("pipeline/loose.py", "", "has no level"),
+    ],
+)
+def test_a_planted_violation_is_found(project: Path, file: str, line: str, violation: str) -> None:
+    (project / file).write_text(line)
+    found = violations(project)
+    assert len(found) == 1
+    assert found[0].startswith(file)
+    assert violation in found[0]
+
+
+def test_a_planted_open_is_found(project: Path) -> None:
+    (project / "schemas/thing.py").write_text("def load(path):\n    return open(path).read()\n")
+    assert calls_of_open(project) == ["schemas/thing.py"]
+
+
+def test_a_stray_name_at_the_top_is_found() -> None:
+    assert unexpected_at_top({"pipeline", ".ci", "LICENSE", "notes.txt", "docs"}) == {"notes.txt", "docs"}

@@ -1,0 +1,140 @@
+"""One forward pass: classes, maps, boxes and features of a hand-worked network, and the independence of the batch."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.models.heads import LinearHead
+from pipeline.models.localizer import CamRule, Localizer, resolve_precision
+from pipeline.models.network import CamNetwork, Preprocessing
+from pipeline.models.registry import load_network
+
+RULE = CamRule(topk=2, thresholds=(0.5,), components="largest", min_area=0.0)
+
+
+class Blocks(nn.Module):
+    """Averages blocks of 2×2 pixels: the feature maps are the colours themselves."""
+
+    def forward(self, images):
+        return nn.functional.avg_pool2d(images, 2)
+
+
+def by_hand(weight, bias=None):
+    """A network whose features are the three colours in [0, 1] and whose classes weigh them."""
+    linear = nn.Linear(3, len(weight))
+    linear.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float32))
+    linear.bias = nn.Parameter(torch.tensor(bias or [0.0] * len(weight)))
+    network = CamNetwork("by hand", Blocks(), LinearHead(linear), Preprocessing(8, (0.0,) * 3, (1.0,) * 3))
+    return network.requires_grad_(False)
+
+
+def picture(*rectangles):
+    """An 8×8 picture, black but for (colour, y0, y1, x0, x1)."""
+    pixels = np.zeros((1, 8, 8, 3), np.uint8)
+    for color, y0, y1, x0, x1 in rectangles:
+        pixels[0, y0:y1, x0:x1, color] = 255
+    return pixels
+
+
+def localize(network, pixels, rule=RULE, sizes=None, covered=None, classes=None):
+    n = len(pixels)
+    return Localizer(network, rule, "cpu", "fp32")(pixels, sizes or [(80, 40)] * n, covered or [(4, 4)] * n, classes)
+
+
+class TestByHand:
+    def test_classes_features_maps_and_boxes(self):
+        # Red fills the top left quarter (2×2 of 4×4 cells), blue one cell at the bottom right.
+        found = localize(by_hand([[1, 0, 0], [0, 1, 0], [0, 0, 1]]), picture((0, 0, 4, 0, 4), (2, 6, 8, 6, 8)))
+        assert found.pooled.tolist() == [[0.25, 0.0, 0.0625]]
+        expected = torch.tensor([0.25, 0.0, 0.0625]).softmax(0)
+        assert found.maps.class_id.tolist() == [0, 2]
+        assert found.maps.rank.tolist() == [0, 1]
+        assert found.maps.class_prob.tolist() == pytest.approx([expected[0].item(), expected[2].item()])
+        assert found.top1_class_id.tolist() == [0]
+        red = np.zeros((4, 4))
+        red[:2, :2] = 1
+        assert np.array_equal(found.maps.heat[0], red)
+        # At half of the maximum: red reaches cell 2's left edge, blue from cell 3 on; cells are 10×20 pixels of 40×80.
+        assert found.boxes.xyxy.tolist() == [[0, 0, 20, 40], [30, 60, 40, 80]]
+        assert found.boxes.area_frac.tolist() == [0.25, 0.0625]
+
+    def test_map_mean_plus_bias_is_the_logit(self):
+        network = by_hand([[1, -2, 0.5], [0.25, 1, 1]], bias=[0.5, -1.0])
+        pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+        found = localize(network, pixels)
+        logits = network(torch.from_numpy(pixels)).logits
+        means = [heat.mean() for heat in found.maps.heat]
+        for row, (image, class_id) in enumerate(zip(found.maps.image, found.maps.class_id, strict=True)):
+            bias = network.head.linear.bias[class_id]
+            assert means[row] + bias.item() == pytest.approx(logits[image, class_id].item(), abs=1e-5)
+
+    def test_equal_classes_stand_in_the_order_of_their_ids(self):
+        found = localize(by_hand([[0, 0, 1], [1, 0, 0], [1, 0, 0], [0, 1, 0]]), picture((0, 0, 8, 0, 8)))
+        assert found.maps.class_id.tolist() == [1, 2]
+
+    def test_map_without_positive_value_has_no_box(self):
+        found = localize(by_hand([[-1, 0, 0], [-2, 0, 0]]), picture((0, 0, 8, 0, 8)))
+        assert len(found.maps.image) == 2
+        assert len(found.boxes.map) == 0
+
+    def test_named_classes_come_with_their_true_rank(self):
+        network = by_hand([[1, 0, 0], [0, 1, 0], [0, 0, 1], [-1, 0, 0]])
+        pixels = np.concatenate([picture((0, 0, 4, 0, 4))] * 2)
+        found = localize(network, pixels, classes=[[3, 0], []])
+        assert found.maps.image.tolist() == [0, 0, 0, 1, 1]
+        assert found.maps.class_id.tolist() == [0, 1, 3, 0, 1]
+        assert found.maps.rank.tolist() == [0, 1, 3, 0, 1]
+
+    def test_several_thresholds_give_a_box_each(self):
+        rule = CamRule(topk=1, thresholds=(0.25, 0.75), components="largest", min_area=0.0)
+        found = localize(by_hand([[1, 0, 0], [0, 1, 0]]), picture((0, 0, 2, 0, 2)), rule, sizes=[(40, 40)])
+        assert found.boxes.threshold.tolist() == [0.25, 0.75]
+        assert found.boxes.xyxy.tolist() == [[0, 0, 12.5, 12.5], [0, 0, 7.5, 7.5]]
+
+    def test_all_components_and_their_least_area(self):
+        pixels = picture((0, 0, 4, 0, 4), (0, 6, 8, 6, 8))
+        network = by_hand([[1, 0, 0], [0, 1, 0]])
+        every = CamRule(1, (0.5,), "all", 0.0)
+        assert localize(network, pixels, every).boxes.component.tolist() == [0, 1]
+        large = CamRule(1, (0.5,), "all", 0.1)
+        assert localize(network, pixels, large).boxes.component.tolist() == [0]
+
+    def test_only_the_covered_cells_count(self):
+        # A picture of 80×40 that `fit` puts into the left two columns; what lies in the padding is no map.
+        pixels = picture((0, 0, 4, 0, 2), (0, 0, 8, 4, 8))
+        found = localize(by_hand([[1, 0, 0], [0, 1, 0]]), pixels, covered=[(4, 2)])
+        assert found.maps.heat[0].shape == (4, 2)
+        assert found.boxes.xyxy[0].tolist() == [0, 0, 20, 40]
+
+    def test_not_finite_images_have_no_maps(self):
+        network = by_hand([[1, 0, 0], [0, 1, 0]])
+        network.head.linear.weight[0, 2] = float("nan")
+        found = localize(network, picture((0, 0, 4, 0, 4)))
+        assert found.finite.tolist() == [False]
+        assert len(found.maps.image) == 0
+
+
+@pytest.mark.parametrize("resize_rows", [(4, 4), (2, 4)])
+def test_an_image_does_not_depend_on_its_batch(resize_rows):
+    torch.manual_seed(0)
+    network = load_network("squeezenet1_1", None, 64)
+    side = network.map_size(64)[0]
+    covered = (min(resize_rows[0], side), min(resize_rows[1], side))
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
+    localizer = Localizer(network, CamRule(5, (0.2, 0.6), "all", 0.0), "cpu", "fp32")
+    together = localizer(pixels, [(100, 50)] * 8, [covered] * 8)
+    for index in range(8):
+        alone = localizer(pixels[index : index + 1], [(100, 50)], [covered])
+        own = together.maps.image == index
+        assert together.maps.class_id[own].tolist() == alone.maps.class_id.tolist()
+        assert np.allclose(np.stack(together.maps.heat)[own], np.stack(alone.maps.heat), atol=1e-4)
+        boxes = together.boxes.xyxy[own[together.boxes.map]]
+        assert boxes.shape == alone.boxes.xyxy.shape
+        assert np.allclose(boxes, alone.boxes.xyxy, atol=0.05)
+
+
+def test_precision():
+    assert resolve_precision("auto", "cpu") == "fp32"
+    assert resolve_precision("auto", "cuda") == "bf16"
+    assert resolve_precision("fp16", "cpu") == "fp16"

@@ -1,0 +1,317 @@
+"""Every network's maps and logits against the original torchvision module; heads on cases worked by hand; refusals."""
+
+import csv
+import inspect
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipeline.models.families import FAMILIES, REFUSED
+from pipeline.models.heads import ConvHead, Head, LinearHead, NormedHead
+from pipeline.models.network import Preprocessing
+from pipeline.models.registry import DEMO, _without_values, describe, load_network, model_names
+from pipeline.models.tiny import TinyCam
+from schemas.errors import ModelError
+
+SMALL_PX = {"inception_v3": 107}
+"""The smallest inputs with more than one map cell; 64 does for the others."""
+
+
+def original(name: str, size: int) -> nn.Module:
+    """Return the network as torchvision, or the demo, builds it: random weights, BatchNorm's statistics as trained."""
+    module = _without_values(name, classes=None)
+    noise = torch.randn(1_000_003, generator=torch.Generator().manual_seed(7))
+    state = module.state_dict()
+    for key, value in state.items():
+        if value.device.type != "meta":
+            continue
+        values = noise.repeat(-(-value.numel() // len(noise)))[: value.numel()].view(value.shape)
+        if value.ndim > 1:
+            state[key] = values * (1.5 / value[0].numel()) ** 0.5
+        else:
+            state[key] = 0.3 * values.tanh() + (1 if key.endswith(("weight", "running_var")) else 0)
+    module.load_state_dict(state, assign=True)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 0.9
+    module.train().requires_grad_(False)(normalized(pictures(size, 4), Preprocessing(size, (0.5,) * 3, (0.3,) * 3)))
+    return module.eval()
+
+
+def pictures(size: int, batch: int = 2) -> Tensor:
+    return torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+
+
+def normalized(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+    return ((images / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+def logits_of_maps(head: Head, features: Tensor) -> Tensor:
+    every = torch.arange(head.classes).expand(len(features), -1)
+    return head.class_maps(features, every).mean((2, 3)) + head.bias_of(every)
+
+
+def assert_same_logits(actual: Tensor, expected: Tensor) -> None:
+    """Hold the largest difference below 1e-4 of each image's mean magnitude of logits."""
+    size = expected.abs().mean(1, keepdim=True)
+    assert expected.std(1).min() > 0, "logits that tell classes apart"
+    assert not torch.equal(expected[0], expected[1]), "logits that tell images apart"
+    assert ((actual - expected).abs() / size).max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_the_map_of_every_class_averages_to_the_original_networks_logit(name: str) -> None:
+    size = SMALL_PX.get(name, 64)
+    module = original(name, size)
+    network = load_network(name, module.state_dict(), size)
+    images = pictures(size)
+    with torch.inference_mode():
+        expected = module(normalized(images, network.preprocessing))
+        features = network.features(images)
+        assert features.shape == (2, network.channels, *network.map_size(size))
+        assert features[0, 0].numel() > 1
+        assert features.flatten(2).std(2).mean() > 0, "maps that tell places apart"
+        logits, pooled = network.head(features)
+        assert_same_logits(logits_of_maps(network.head, features), expected)
+        assert_same_logits(logits, expected)
+    assert network.classes == expected.shape[1]
+    assert pooled.shape == (2, network.channels)
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert not network.training
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_pretrained_inceptions_own_input_transform_is_kept(name: str) -> None:
+    """torchvision's pretrained ones take ImageNet-normalized input and undo it inside; camlake normalizes once."""
+    size = SMALL_PX.get(name, 64)
+    module = original(name, size)
+    network = load_network(name, module.state_dict(), size)
+    module.transform_input = True
+    transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    as_torchvision = Preprocessing(size, tuple(transforms.mean), tuple(transforms.std))
+    images = pictures(size)
+    with torch.inference_mode():
+        assert_same_logits(network(images).logits, module(normalized(images, as_torchvision)))
+
+
+def linear_of(weight: list[list[float]], bias: list[float]) -> nn.Linear:
+    linear = nn.Linear(len(weight[0]), len(weight))
+    linear.weight.data, linear.bias.data = torch.tensor(weight), torch.tensor(bias)
+    return linear
+
+
+FEATURES = torch.tensor([[[[1.0, 3.0]], [[0.0, 2.0]]], [[[2.0, 2.0]], [[4.0, 0.0]]]])
+"""Two images, K = 2 maps of 1×2 cells, with averages (2, 1) and (2, 2)."""
+
+
+def test_linear_head_by_hand() -> None:
+    head = LinearHead(linear_of([[1.0, 2.0], [-1.0, 0.5], [0.0, 3.0]], [0.5, 0.0, -1.0]))
+    logits, pooled = head(FEATURES)
+    assert pooled.tolist() == [[2, 1], [2, 2]]
+    assert logits.tolist() == [[4.5, -1.5, 2.0], [6.5, -1.0, 5.0]]
+    class_ids = torch.tensor([[2, 0], [1, 1]])
+    assert head.class_maps(FEATURES, class_ids).tolist() == [[[[0, 6]], [[1, 7]]], [[[0, -2]], [[0, -2]]]]
+    assert head.bias_of(class_ids).tolist() == [[-1, 0.5], [0, 0]]
+    assert (head.channels, head.classes) == (2, 3)
+
+
+def test_conv_head_by_hand() -> None:
+    conv = nn.Conv2d(2, 2, 1)
+    conv.weight.data = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])[..., None, None]
+    conv.bias.data = torch.tensor([0.0, 0.5])
+    head = ConvHead(conv)
+    logits, pooled = head(FEATURES)
+    assert pooled.tolist() == [[2, 1], [2, 2]]
+    assert logits.tolist() == [[1, 0], [1, 1.25]]
+    class_ids = torch.tensor([[0], [1]])
+    assert head.class_maps(FEATURES, class_ids).tolist() == [[[[1, 1]]], [[[2.5, 0]]]], "a bias inside the ReLU"
+    assert head.bias_of(class_ids).tolist() == [[0], [0]]
+    assert (head.channels, head.classes) == (2, 2)
+
+
+def test_normed_head_by_hand() -> None:
+    norm = nn.LayerNorm(2, eps=0.0)
+    norm.weight.data, norm.bias.data = torch.tensor([2.0, 1.0]), torch.tensor([1.0, -1.0])
+    head = NormedHead(norm, linear_of([[1.0, 0.0], [1.0, 3.0]], [0.25, 0.0]))
+    first = FEATURES[:1]
+    logits, pooled = head(first)  # averages 2 and 1: mean 1.5, deviation 0.5, normalized 1 and -1
+    assert pooled.tolist() == [[3, -2]]
+    assert logits.tolist() == [[3.25, -3]]
+    class_ids = torch.tensor([[0, 1]])
+    assert head.bias_of(class_ids).tolist() == [[1.25, -2]]
+    # w*gamma = (2, 0), centered (1, -1); and (2, 3), centered (-0.5, 0.5); over the deviation 0.5
+    assert head.class_maps(first, class_ids).tolist() == [[[[2, 2]], [[-1, -1]]]]
+
+
+@given(
+    st.sampled_from(["linear", "conv", "normed"]),
+    st.integers(1, 4),
+    st.integers(2, 9),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.integers(1, 6),
+    st.integers(0, 2**31),
+)
+def test_heads_are_exact_for_every_shape(
+    kind: str, batch: int, channels: int, height: int, width: int, classes: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    linear, conv = nn.Linear(channels, classes).double(), nn.Conv2d(channels, classes, 1).double()
+    norm = nn.LayerNorm(channels).double()
+    for values in (norm.weight, norm.bias):
+        nn.init.normal_(values)
+    heads = {"linear": LinearHead(linear), "conv": ConvHead(conv), "normed": NormedHead(norm, linear)}
+    features = torch.randn(batch, channels, height, width, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = heads[kind](features).logits
+        torch.testing.assert_close(logits_of_maps(heads[kind], features), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_broken_image_leaves_the_others_of_its_batch_alone() -> None:
+    head = LinearHead(linear_of([[1.0, 2.0]], [0.0]))
+    features = FEATURES.clone()
+    features[0, 0, 0, 0] = torch.nan
+    assert head(features).logits.isnan().tolist() == [[True], [False]]
+    assert head.class_maps(features, torch.zeros(2, 1, dtype=torch.int64)).isnan().any((1, 2, 3)).tolist() == [
+        True,
+        False,
+    ]
+
+
+def test_every_network_of_torchvision_is_supported_or_refused() -> None:
+    names = torchvision.models.list_models(module=torchvision.models)
+    kinds = {name: inspect.signature(torchvision.models.get_model_builder(name)).return_annotation for name in names}
+    assert {name for name, kind in kinds.items() if kind in FAMILIES} == set(model_names()) - {DEMO}
+    assert {name for name, kind in kinds.items() if kind in REFUSED} == set(names) - set(model_names())
+
+
+REFUSALS = {
+    "alexnet": "three fully connected layers",
+    "vgg16_bn": "three fully connected layers",
+    "mobilenet_v3_small": "Hardswish",
+    "vit_b_16": "class token",
+    "maxvit_t": "Tanh",
+}
+
+
+@pytest.mark.parametrize(("name", "reason"), REFUSALS.items())
+def test_a_head_without_exact_map_is_refused_with_a_network_that_has_one(name: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason) as refusal:
+        load_network(name, None, None)
+    message = str(refusal.value)
+    assert message.startswith(f"{name} has no exact class activation map: ")
+    assert "\n" not in message
+    offered = message.rsplit("use ", 1)[1].split(" or ")
+    assert set(offered) <= set(model_names())
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("resnt50", "unknown network 'resnt50'; did you mean 'resnet50'?"),
+        ("ResNet50", "unknown network 'ResNet50'; did you mean 'resnet50'?"),
+        ("camlake-demo", "unknown network 'camlake-demo'; did you mean 'camlake_demo'?"),
+        ("<xyz>", "unknown network '<xyz>'; `camlake models` lists all"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, hint: str) -> None:
+    with pytest.raises(ModelError) as refusal:
+        describe(name)
+    assert str(refusal.value) == hint
+
+
+def test_an_input_too_small_for_the_trunk_is_refused() -> None:
+    with pytest.raises(ModelError, match="--image-size 48 is too small for inception_v3, whose own is 299"):
+        load_network("inception_v3", None, 48)
+
+
+@pytest.mark.parametrize(
+    ("name", "map_hw", "channels", "image_size"),
+    [
+        ("resnet50", (7, 7), 2048, 224),
+        ("inception_v3", (8, 8), 2048, 299),
+        ("squeezenet1_1", (13, 13), 512, 224),
+        ("swin_v2_t", (8, 8), 768, 256),
+        ("regnet_y_128gf", (12, 12), 7392, 384),
+        (DEMO, (14, 14), 112, 112),
+    ],
+)
+def test_cards(name: str, map_hw: tuple[int, int], channels: int, image_size: int) -> None:
+    card = describe(name)
+    assert (card.name, card.map_hw, card.channels, card.image_size) == (name, map_hw, channels, image_size)
+    assert card.weights[0] == "DEFAULT"
+    assert card.head
+
+
+@pytest.mark.parametrize("name", ["resnet18", "regnet_y_16gf", "swin_t", "convnext_tiny", "squeezenet1_0"])
+def test_cards_count_parameters_as_torchvision_states_them(name: str) -> None:
+    weights = torchvision.models.get_model_weights(name)
+    assert describe(name).parameters == weights.DEFAULT.meta["num_params"]
+    assert describe(name).weights == ("DEFAULT", *(entry.name for entry in weights))
+
+
+def test_the_number_of_classes_is_that_of_the_state() -> None:
+    state = torchvision.models.squeezenet1_1(num_classes=7).state_dict()
+    network = load_network("squeezenet1_1", state, 64)
+    assert network.classes == 7
+    assert network(pictures(64)).logits.shape == (2, 7)
+
+
+def test_float32_values_are_shared_and_half_ones_become_float32() -> None:
+    state = TinyCam(3).state_dict()
+    half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    assert load_network(DEMO, state, None).head.linear.weight.data_ptr() == state["classifier.weight"].data_ptr()
+    assert {value.dtype for value in load_network(DEMO, half, None).parameters()} == {torch.float32}
+
+
+def test_images_of_other_shape_or_type_are_refused() -> None:
+    network = load_network(DEMO, None, None)
+    for images in (torch.zeros(1, 3, 112, 112, dtype=torch.uint8), torch.zeros(1, 112, 112, 3)):
+        with pytest.raises(ValueError, match=r"allowed: uint8 \(B, H, W, 3\)"):
+            network.features(images)
+
+
+def test_a_network_takes_inputs_that_are_not_square() -> None:
+    network = load_network(DEMO, None, None)
+    assert network.features(torch.zeros(1, 64, 96, 3, dtype=torch.uint8)).shape == (1, 112, 8, 12)
+
+
+def test_the_demo_network_is_small() -> None:
+    assert describe(DEMO).parameters * 4 <= 3_000_000
+
+
+REAL = {"mobilenet_v2": 0.7, "squeezenet1_1": 0.6}
+"""Top-1 accuracy to reach on the first 40 photographs; the reference on all 300 is .780 and .670."""
+
+
+@pytest.mark.parametrize(("name", "least"), REAL.items())
+def test_real_weights_name_what_real_photographs_show(name: str, least: float, shared: Path) -> None:
+    real = shared / "real"
+    state = load_file(real / "weights" / f"{name}.safetensors")
+    module = torchvision.models.get_model(name, weights=None)
+    module.load_state_dict(state)
+    network = load_network(name, state, None)
+    with (real / "ilsvrc300" / "annotations.csv").open() as file:
+        truth = {row["file"]: set(row["imagenet_classes"].split(";")) for row in csv.DictReader(file)}
+    files = list(truth)[:40]
+    images = torch.stack([squashed(real / "ilsvrc300" / file, 224) for file in files])
+    with torch.inference_mode():
+        features = network.features(images)
+        logits = network.head(features).logits
+        assert_same_logits(logits, module.eval()(normalized(images, network.preprocessing)))
+        assert_same_logits(logits_of_maps(network.head, features[:4]), logits[:4])
+    right = [str(top1) in truth[file] for file, top1 in zip(files, logits.argmax(1).tolist(), strict=True)]
+    assert sum(right) / len(right) >= least
+
+
+def squashed(path: Path, size: int) -> Tensor:
+    pixels = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    return torch.from_numpy(cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR))

@@ -1,0 +1,254 @@
+"""How every verb meets its user: options made from its configuration, one-line errors, progress, exit statuses."""
+
+import inspect
+import json
+import logging
+import os
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
+
+import typer
+import yaml
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from schemas.config import JobConfig
+from schemas.errors import CamlakeError, UsageError
+
+Config = TypeVar("Config", bound=JobConfig)
+LOG_EVERY_S = 5.0
+"""With no terminal, progress is a log line this often."""
+
+
+class Advance(Protocol):
+    """Reports progress: how many inputs are done so far, and how many of them were rejected."""
+
+    def __call__(self, done: int, rejected: int = 0) -> None: ...
+
+
+class Screen:
+    """Where a job speaks: text or JSON lines, a progress bar on a terminal and log lines elsewhere.
+
+    Results go to standard output, everything else to standard error, so that a job's output can be piped.
+    """
+
+    def __init__(self, log_format: Literal["text", "json"] = "text") -> None:
+        self.json = log_format == "json"
+        width = None if sys.stdout.isatty() else 200
+        self.out = Console(width=width, highlight=False, soft_wrap=True)
+        self.err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, text: str, **facts: Any) -> None:
+        """Report a step; ``facts`` are the same in numbers, for ``--log-format json``."""
+        if self.json:
+            self._line(event="message", text=text, **facts)
+        else:
+            self.err.print(text, markup=False)
+
+    def result(self, text: str, **facts: Any) -> None:
+        """Print what the user asked for, to standard output."""
+        if self.json:
+            self._line(event="result", text=text, **facts)
+        else:
+            self.out.print(text, markup=False)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Print a table to standard output; numbers stand at the right."""
+        if self.json:
+            self._line(event="table", title=title, rows=[dict(zip(columns, row, strict=True)) for row in rows])
+            return
+        table = Table(title=Text(title), title_justify="left")
+        for index, name in enumerate(columns):
+            numeric = all(isinstance(row[index], int | float) for row in rows)
+            table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(f"{cell:.4g}" if isinstance(cell, float) else str(cell)) for cell in row))
+        self.out.print(table)
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Advance]:
+        """Show the progress of ``total`` inputs, with inputs/s, time left and rejects."""
+        if self.err.is_terminal and not self.json:
+            with self._bar(what, total) as advance:
+                yield advance
+        else:
+            yield self._log_lines(what, total)
+
+    @contextmanager
+    def _bar(self, what: str, total: int) -> Iterator[Advance]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rejects]}"),
+        )
+        with Progress(*columns, console=self.err, transient=True) as bar:
+            task = bar.add_task(what, total=total, rate="", rejects="")
+            started = time.monotonic()
+
+            def advance(done: int, rejected: int = 0) -> None:
+                rate = done / max(time.monotonic() - started, 1e-9)
+                bar.update(
+                    task, completed=done, rate=f"{rate:.1f}/s", rejects=f"{rejected} rejected" if rejected else ""
+                )
+
+            yield advance
+
+    def _log_lines(self, what: str, total: int) -> Advance:
+        started = last = time.monotonic()
+
+        def advance(done: int, rejected: int = 0) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last < LOG_EVERY_S:
+                return
+            last = now
+            rate = done / (now - started)
+            left_s = round((total - done) / rate) if rate else None
+            text = f"{what}: {done}/{total}, {rate:.1f} images/s, {rejected} rejected, {left_s} s left"
+            self.say(text, done=done, total=total, images_per_s=round(rate, 2), rejected=rejected, left_s=left_s)
+
+        return advance
+
+    def _line(self, **facts: Any) -> None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        stream = sys.stdout if facts["event"] in {"result", "table"} else sys.stderr
+        print(json.dumps({"time": stamp, **facts}, default=str), file=stream, flush=True)
+
+
+def verb(
+    name: str, config_class: type[Config], run: Callable[[Config, Screen], None], about: str, example: str
+) -> Callable[..., None]:
+    """Return the function that typer shows as ``camlake NAME``: one parameter for each field of ``config_class``."""
+
+    def command(**flags: Any) -> None:
+        debug, log_format, file = flags.pop("debug"), flags.pop("log_format"), flags.pop("config")
+        with reported_errors(debug):
+            if log_format not in {"text", "json"}:
+                raise UsageError(f"--log-format {log_format!r}: allowed: text, json")
+            given = {key: value for key, value in flags.items() if value is not None}
+            run(config_class.resolve({**read_config(file), **given}), Screen(log_format))
+
+    command.__name__ = name
+    command.__doc__ = f"{about}\n\nExample: {example}"
+    fields = [_parameter(config_class, key, field) for key, field in config_class.model_fields.items()]
+    command.__signature__ = inspect.Signature(fields + list(_COMMON.values()))  # type: ignore[attr-defined]
+    return command
+
+
+def read_config(path: str | None) -> dict[str, Any]:
+    """Return the options of a YAML job file; raises UsageError where it can't be read or is no mapping."""
+    if path is None:
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - a path from the command line
+            values = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path!r}: can't be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {path!r}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"--config {path!r}: allowed: a mapping of option names to values")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+@contextmanager
+def reported_errors(debug: bool = False) -> Iterator[None]:
+    """Turn a CamlakeError into one line on standard error and its exit status; ``debug`` lets the traceback through."""
+    try:
+        yield
+    except CamlakeError as error:
+        if debug:
+            raise
+        print(f"camlake: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(error.exit_status) from error
+    except KeyboardInterrupt as error:
+        print("camlake: stopped; run the same command again to go on", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+def main(app: typer.Typer | Callable[..., None]) -> None:
+    """Run a program; wrong usage is one line on standard error and exit status 2."""
+    if not isinstance(app, typer.Typer):
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        single.command()(app)
+        app = single
+    logging.captureWarnings(True)
+    try:
+        status = app(standalone_mode=False)
+    except typer.TyperException as error:
+        print(f"camlake: {' '.join(error.format_message().split())}; see --help", file=sys.stderr)
+        status = 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status or 0)
+
+
+def _parameter(config_class: type[JobConfig], name: str, field: FieldInfo) -> inspect.Parameter:
+    """Return a field as a typer argument or option; pydantic checks what is given for it."""
+    if config_class.is_argument(name):
+        info: Any = typer.Argument(help=field.description, metavar=name.upper(), show_default=False)
+        return _keyword(name, Annotated[str | None, info])
+    extra: Mapping[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    about = (
+        f"{field.description} (required)" if field.is_required() else f"{field.description}{_default(field.default)}"
+    )
+    flag = "--" + name.replace("_", "-")
+    if field.annotation is bool:
+        info = typer.Option(f"{flag}/--no-{flag[2:]}", help=about, rich_help_panel=extra["group"], show_default=False)
+        return _keyword(name, Annotated[bool | None, info])
+    metavar = _metavar(field.annotation)
+    info = typer.Option(flag, help=about, rich_help_panel=extra["group"], show_default=False, metavar=metavar)
+    return _keyword(name, Annotated[str | None, info])
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _default(value: Any) -> str:
+    if value is None or value is False or value == "":
+        return ""
+    return f" (default: {','.join(map(str, value)) if isinstance(value, tuple) else value})"
+
+
+def _metavar(annotation: Any) -> str:
+    """Return what stands behind an option in ``--help``: its choices, or the kind of value."""
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    if get_origin(annotation) in {types.UnionType, Union}:
+        return _metavar(next(part for part in get_args(annotation) if part is not type(None)))
+    if get_origin(annotation) is tuple:
+        return "LIST"
+    return {int: "NUMBER", float: "NUMBER"}.get(annotation, "TEXT")
+
+
+_COMMON: dict[str, inspect.Parameter] = {
+    "config": _keyword(
+        "config", Annotated[str | None, typer.Option(metavar="FILE", help="YAML file of options; flags win.")]
+    ),
+    "log_format": inspect.Parameter(
+        "log_format",
+        inspect.Parameter.KEYWORD_ONLY,
+        default="text",
+        annotation=Annotated[str, typer.Option(metavar="text|json", help="How messages are written.")],
+    ),
+    "debug": inspect.Parameter(
+        "debug",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
+    ),
+}

@@ -1,0 +1,173 @@
+"""The figures of an evaluation, each with its interval and baselines, from arrays of pairs, boxes and maps.
+
+A pair is an image and a class in it. Its map and box are those of its best-ranked class where several fit; a pair
+without one has IoU 0. Accuracy and ILSVRC's localization count images, right where any of an image's pairs is.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.arrays import metrics
+from pipeline.arrays.boxes import level_boxes
+from pipeline.arrays.maps import LEVELS
+from pipeline.arrays.metrics import IOU_DELTA, V2_DELTAS, Bools, Convention, Floats, Ints
+from schemas.scores import Figure
+
+THRESHOLDS = np.arange(50) / 50
+"""The sweep of MaxBoxAcc over the min–max scaled map: 0.00, 0.02, … 0.98."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P pairs on I images, with their G true boxes."""
+
+    n_images: int
+    image: Ints
+    """(P,) in [0, I)."""
+    sizes_wh: Floats
+    """(P, 2) pixels of the pair's image."""
+    boxes: Floats
+    """(G, 4) true boxes in pixels, meant as ``convention`` says."""
+    owner: Ints
+    """(G,) pair of each true box, ascending."""
+    convention: Convention
+
+    def iou(self, boxes: Floats, pair: Ints) -> Floats:
+        """Return (R,): the best IoU of half-open boxes (R, 4) with the true boxes of their pairs (R,)."""
+        if self.convention == "inclusive":
+            boxes = metrics.inclusive_pixels(boxes)
+        return metrics.best_iou(boxes, pair, self.boxes, self.owner, self.convention)
+
+    def baseline_iou(self, share: float) -> Floats:
+        """Return (P,): the IoU of the centred box that covers ``share`` of each side."""
+        return self.iou(metrics.central_boxes(self.sizes_wh, share), np.arange(len(self.image)))
+
+
+class Guesses(NamedTuple):
+    """R boxes of true classes."""
+
+    pair: Ints
+    """(R,)."""
+    rank: Ints
+    """(R,) of the box's class in its image, 0 = top-1."""
+    iou: Floats
+    """(R,) from Pairs.iou."""
+
+
+class Sweep(NamedTuple):
+    """What the maps of the pairs reach, cut at each of T thresholds."""
+
+    largest_iou: Floats
+    """(P, T) of the largest component's box."""
+    any_iou: Floats
+    """(P, T) the best of all components' boxes."""
+    pointed: Bools
+    """(P,) the map's highest point lies in a true box."""
+
+
+def sweep_maps(pairs: Pairs, chunks: Iterable[tuple[NDArray[np.uint8], Ints]]) -> Sweep:
+    """Return what stored maps reach that come in chunks: (n, h, w) uint8, each spanning 0 to 255, with pairs (n,).
+
+    One map a pair. A map covers its whole image; a constant one must be all 0, and is the full image at threshold 0.
+    Of equally high points the first counts, by rows.
+    """
+    n_pairs, n_levels = len(pairs.image), len(THRESHOLDS)
+    levels = torch.tensor(THRESHOLDS * LEVELS, dtype=torch.float32)
+    largest, anywhere = np.zeros(n_pairs * n_levels), np.zeros(n_pairs * n_levels)
+    pointed = np.zeros(n_pairs, dtype=np.bool_)
+    for maps, pair in chunks:
+        n_maps, height, width = maps.shape
+        cell_wh = pairs.sizes_wh[pair] / [width, height]
+        found = level_boxes(torch.from_numpy(maps.astype(np.float32)), levels.expand(n_maps, -1), components="all")
+        index, first = found.map_index.numpy(), found.component.numpy() == 0
+        iou = pairs.iou(found.boxes_xyxy.double().numpy() * np.tile(cell_wh[index], 2), pair[index])
+        place = pair[index] * n_levels + found.level_index.numpy()
+        np.maximum.at(largest, place[first], iou[first])
+        np.maximum.at(anywhere, place, iou)
+        peak = maps.reshape(n_maps, -1).argmax(axis=1)
+        points = (np.stack([peak % width, peak // width], axis=1) + 0.5) * cell_wh
+        pointed[pair] = metrics.pointing_hits(points, pair, pairs.boxes, pairs.owner)
+    return Sweep(largest.reshape(n_pairs, -1), anywhere.reshape(n_pairs, -1), pointed)
+
+
+class _Values(NamedTuple):
+    """What a figure is the mean of, over pairs or images."""
+
+    found: Floats | Bools
+    """(N,), or (N, …) where a statistic chooses thresholds."""
+    baselines: Sequence[Floats | Bools]
+    """(N,) or (N, …) of the full image and of the central box; empty where there is none."""
+    images: Ints
+    """(N,) the image of each: the bootstrap draws images."""
+
+
+class Scorer:
+    """Makes the figures of one set of pairs."""
+
+    def __init__(self, pairs: Pairs, rank: Ints) -> None:
+        """Take the pairs with the rank (P,) of the best-ranked class that fits, very high where unknown."""
+        self.pairs, self.rank = pairs, rank
+        self._baselines = pairs.baseline_iou(1.0), pairs.baseline_iou(metrics.CENTRAL_SHARE)
+
+    def accuracy(self, top: int) -> Figure:
+        """Return the share of images with a true class among the first ``top``."""
+        certain = np.ones(len(self.rank))
+        hits = metrics.localization_hits(self.pairs.image, self.rank, certain, self.pairs.n_images, top)
+        return _figure(f"top{top}_accuracy", _Values(hits, (), np.arange(len(hits))))
+
+    def box_iou(self, guesses: Guesses) -> Floats:
+        """Return (P,): the IoU of the best-ranked class's box, 0 without one."""
+        best = guesses.rank == self.rank[guesses.pair]
+        return metrics.scatter_max(guesses.iou[best], guesses.pair[best], len(self.rank))
+
+    def of_boxes(self, guesses: Guesses, threshold: float, tops: Sequence[int]) -> Iterator[Figure]:
+        """Yield GT-known, the localization of each of ``tops`` and the mean IoU of boxes cut at one threshold."""
+        iou = self.box_iou(guesses)
+        yield _figure("gt_known", self._right(iou, IOU_DELTA), threshold)
+        for top in tops:
+            yield _figure(f"top{top}_localization", self._localized(guesses, top), threshold)
+        yield _figure("mean_iou", _Values(iou, self._baselines, self.pairs.image), threshold)
+
+    def of_sweep(self, sweep: Sweep) -> Iterator[Figure]:
+        """Yield MaxBoxAcc, MaxBoxAccV2 with its three parts, and the pointing game."""
+        yield self._best_cut("max_box_acc", sweep.largest_iou, IOU_DELTA)
+        parts = [self._right(sweep.any_iou, delta) for delta in V2_DELTAS]
+        baselines = [np.stack(each, axis=1) for each in zip(*(part.baselines for part in parts), strict=True)]
+        hits = np.stack([np.asarray(part.found, dtype=np.bool_) for part in parts], axis=1)
+        yield _figure("max_box_acc_v2", _Values(hits, baselines, self.pairs.image), statistic=metrics.max_box_acc_v2)
+        for delta in V2_DELTAS:
+            yield self._best_cut(f"max_box_acc_v2_at_{delta}", sweep.any_iou, delta)
+        every = np.arange(len(self.rank))
+        centre = metrics.pointing_hits(self.pairs.sizes_wh / 2, every, self.pairs.boxes, self.pairs.owner)
+        yield _figure("pointing_game", _Values(sweep.pointed, (centre, centre), self.pairs.image))
+
+    def _best_cut(self, metric: str, iou: Floats, delta: float) -> Figure:
+        threshold = metrics.best_threshold(metrics.accuracy_curves(iou, [delta])[0], THRESHOLDS)
+        return _figure(metric, self._right(iou, delta), threshold, metrics.max_box_acc)
+
+    def _right(self, iou: Floats, delta: float) -> _Values:
+        return _Values(iou >= delta, [baseline >= delta for baseline in self._baselines], self.pairs.image)
+
+    def _localized(self, guesses: Guesses, top: int) -> _Values:
+        image, n_images = self.pairs.image, self.pairs.n_images
+        hits = metrics.localization_hits(image[guesses.pair], guesses.rank, guesses.iou, n_images, top)
+        baselines = [metrics.localization_hits(image, self.rank, iou, n_images, top) for iou in self._baselines]
+        return _Values(hits, baselines, np.arange(n_images))
+
+
+def _figure(
+    metric: str,
+    values: _Values,
+    threshold: float | None = None,
+    statistic: Callable[[Floats], Floats] | None = None,
+) -> Figure:
+    means = values.found.astype(np.float64).mean(axis=0, keepdims=True)
+    value = float((statistic(means) if statistic else means)[0])
+    low, high = metrics.bootstrap_interval(values.found, values.images, statistic)
+    full_image, central = (float(each.mean()) for each in values.baselines) if values.baselines else (None, None)
+    return Figure(metric, threshold, value, low, high, full_image, central)

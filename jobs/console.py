@@ -30,7 +30,8 @@ LOG_EVERY_S = 5.0
 class Advance(Protocol):
     """Reports progress: how many inputs are done so far, and how many of them were rejected."""
 
-    def __call__(self, done: int, rejected: int = 0) -> None: ...
+    def __call__(self, done: int, rejected: int = 0) -> None:
+        """Show it."""
 
 
 class Screen:

@@ -1,4 +1,4 @@
-"""The validated configuration of each job. One field is one command-line option, one key of the YAML file, one help text."""
+"""The validated configuration of each job: one field is one option, one key of the YAML file, one help text."""
 
 import difflib
 import re
@@ -95,7 +95,8 @@ class AnnotateConfig(StorageConfig):
     """What ``camlake annotate`` does."""
 
     input: str = required(
-        "Folder, prefix, glob, manifest (Parquet, CSV, JSONL with a uri column), Parquet file with image bytes, or WebDataset shards"
+        "folder, prefix, glob, manifest (Parquet, CSV, JSONL with a uri column), Parquet file with image bytes, or"
+        " WebDataset shards"
     )
     out: str = required("where the tables go: any fsspec URL", flag=True)
 
@@ -207,7 +208,8 @@ class BenchmarkConfig(JobConfig):
     """What ``camlake benchmark`` measures."""
 
     suite: Literal["end-to-end", "reference", "memory", "kills", "boxes"] = required(
-        "end-to-end (images/s against a plain loop), reference (published scores), memory (driver), kills (5 × kill -9) or boxes"
+        "end-to-end (images/s against a plain loop), reference (published scores), memory (of the driver), kills (five"
+        " times kill -9), or boxes (exact against OpenCV)"
     )
     images: str | None = option(None, "folder of photographs; default: rendered pictures of 500×375", "Options")
     truth: str | None = option(None, "file of true boxes of these photographs (reference)", "Options")

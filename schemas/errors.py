@@ -48,7 +48,7 @@ class RejectedShareError(CamlakeError):
     exit_status = 3
 
 
-class RejectedImage(Exception):
+class RejectedImage(Exception):  # noqa: N818 (an ending of an image, not a failure of the run)
     """One image can't be annotated; carries the reason its quarantine row shows."""
 
     def __init__(self, reason: Reason, detail: str) -> None:

@@ -21,6 +21,7 @@ class Reason(StrEnum):
     meaning: str
 
     def __new__(cls, code: str, stage: Stage, permanent: bool, meaning: str) -> "Reason":
+        """Attach stage, permanence and meaning to the code."""
         reason = str.__new__(cls, code)
         reason._value_ = code
         reason.stage, reason.permanent, reason.meaning = stage, permanent, meaning

@@ -52,7 +52,7 @@ class Lineage(Record):
 
 
 class Counts(Record):
-    """The run's account. listed = already_done + planned (+ left_out by --limit and --sample); planned = annotated + rejected."""
+    """The run's account: listed = left_out + already_done + planned, and planned = annotated + rejected."""
 
     listed: int = 0
     duplicates: int = 0
@@ -60,6 +60,7 @@ class Counts(Record):
     skipped_files: int = 0
     """Files of a folder that are no images by their extension."""
     left_out: int = 0
+    """By --limit and --sample."""
     already_done: int = 0
     planned: int = 0
     annotated: int = 0

@@ -1,4 +1,4 @@
-"""The output tables: plain Arrow types that every engine reads, each column with its unit or meaning in its field metadata."""
+"""The output tables: plain Arrow types that every engine reads, each column with its meaning in its field metadata."""
 
 from typing import Literal
 
@@ -109,7 +109,7 @@ def features_schema(channels: int, dtype: FeatureType) -> pa.Schema:
 
 
 def table_schema(table: Table, channels: int, dtype: FeatureType) -> pa.Schema:
-    """Return the schema of one table, with ``schema_version`` in its metadata; ``channels`` and ``dtype`` shape features."""
+    """Return the schema of one table, with its version in the metadata; ``channels`` and ``dtype`` shape features."""
     fixed = {"images": IMAGES, "boxes": BOXES, "heatmaps": HEATMAPS, "quarantine": QUARANTINE}
     schema = features_schema(channels, dtype) if table == "features" else fixed[table]
     return schema.with_metadata({"camlake.table": table, "camlake.schema_version": str(SCHEMA_VERSION)})

@@ -20,7 +20,7 @@ def opencv_components(grid, level, scale):
     """Boxes and areas, in cells, of the 8-connected components of the upsampled map, largest first."""
     height, width = grid.shape
     up = cv2.resize(grid, (width * scale, height * scale), interpolation=cv2.INTER_LINEAR)
-    n, _, stats, _ = cv2.connectedComponentsWithStats((up >= level).astype(np.uint8), connectivity=8)
+    _, _, stats, _ = cv2.connectedComponentsWithStats((up >= level).astype(np.uint8), connectivity=8)
     parts = stats[1:][np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")]
     boxes = np.stack([parts[:, 0], parts[:, 1], parts[:, 0] + parts[:, 2], parts[:, 1] + parts[:, 3]], axis=1)
     return boxes / scale, parts[:, cv2.CC_STAT_AREA] / scale**2
@@ -103,7 +103,7 @@ def smooth_maps(n, size, seed):
 class TestAgainstOpenCV:
     @pytest.mark.parametrize("size", [7, 14])
     def test_largest_box_is_the_limit_of_upsampling(self, size):
-        """Edges agree within a pixel of the 8× upsampled map; where not, the cause is thinner than that pixel: 256× agrees."""
+        """Edges agree within a pixel of the 8× upsampled map, or what parts them is thinner than it: 256× agrees."""
         maps = smooth_maps(500, size, seed=size)
         levels = foreground_levels(torch.from_numpy(maps), torch.tensor([0.2]))
         found = level_boxes(torch.from_numpy(maps), levels)

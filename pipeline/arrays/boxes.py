@@ -49,7 +49,7 @@ def level_boxes(maps: Tensor, levels: Tensor, *, components: Components = "large
     Components of equal area keep the order of their first cell, by rows. A map that nowhere reaches a level gives no
     row for it; a constant map gives the whole image, [0, 0, w, h], for every level up to its value.
     """
-    n_maps, n_levels = levels.shape
+    n_levels = levels.shape[1]
     heights = (maps[:, None].float() - levels[:, :, None, None].float()).flatten(0, 1)
     surface = torch.nn.functional.pad(heights[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     foreground = surface >= 0

@@ -68,7 +68,7 @@ class Localized(NamedTuple):
 
 
 class Localizer:
-    """A network on a device with a rule for its maps and boxes. Deterministic: an image's results don't depend on its batch."""
+    """A network on a device with a rule for its maps and boxes; an image's results don't depend on its batch."""
 
     def __init__(self, network: CamNetwork, rule: CamRule, device: str, precision: Precision) -> None:
         """``device`` is cpu or cuda and must be there; ``precision`` auto is bf16 on CUDA and fp32 on CPU."""
@@ -146,7 +146,7 @@ class Localizer:
     def _cut(
         self, maps: Tensor, image: NDArray[np.int64], sizes_hw: NDArray[np.int64], covered: NDArray[np.int64]
     ) -> tuple[list[NDArray[np.float32]], Boxes]:
-        """Return the M maps cut to what each picture covers, and the boxes in pixels; one pass for each covered shape."""
+        """Return the M maps cut to what each picture covers, and the boxes in pixels; one pass a covered shape."""
         heat: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(maps)
         parts = []
         thresholds = torch.tensor(self.rule.thresholds, device=maps.device)

@@ -1,0 +1,84 @@
+"""``camlake annotate``: list → plan → read → decode → annotate → commit."""
+
+from jobs.console import Screen, main, verb
+from jobs.estimate import print_estimate
+from pipeline.graph.cluster import ray_cluster
+from pipeline.graph.job import describe, load_model, make_job, open_run, plan_inputs
+from pipeline.graph.resources import plan_compute
+from pipeline.graph.stream import run_stream
+from pipeline.storage.commit import done_images
+from pipeline.storage.filesystems import safe_url
+from pipeline.storage.lake import Layout
+from pipeline.storage.planning import Plan
+from schemas.config import AnnotateConfig
+from schemas.errors import RejectedShareError, UsageError
+from schemas.runs import RunManifest
+
+
+def run(config: AnnotateConfig, screen: Screen) -> None:
+    """Annotate what is not done yet; raises RejectedShareError where more inputs than allowed were rejected."""
+    if config.dry_run:
+        print_estimate(config, screen)
+        return
+    manifest = annotate(config, screen)
+    out, counts = safe_url(config.out), manifest.counts
+    screen.result(
+        f"{counts.annotated} images annotated, {counts.boxes} boxes, {counts.rejected} rejected, "
+        f"{counts.already_done} done before; run {manifest.run_id}",
+        **counts.model_dump(),
+    )
+    screen.result(f"query:   SELECT label, count(*) FROM '{out}/boxes/**/*.parquet' GROUP BY label")
+    refuse_rejected_share(manifest, config)
+
+
+def annotate(config: AnnotateConfig, screen: Screen) -> RunManifest:
+    """Annotate every listed input that is not done yet, and return the run's account."""
+    model = load_model(config)
+    screen.say(f"model {model.partition} ({model.network.n_parameters / 1e6:.1f} M parameters, {model.weights.source})")
+    with open_run(config, model) as opened:
+        done = done_images(opened.fs, opened.root, opened.manifest.model, config.retry_rejected)
+        plan_dir = Layout(opened.root).plan_dir(opened.manifest.run_id)
+        plan = plan_inputs(config, model, done, opened.fs, opened.root, plan_dir)
+        screen.say(f"{plan.counts.listed} listed, {plan.counts.already_done} done, {plan.counts.planned} to do")
+        refuse_unmatched_classes(config, plan)
+        if plan.slices:
+            with ray_cluster(config.address) as machine:
+                compute = plan_compute(config, machine)
+                screen.say(describe(compute, config))
+                job = make_job(config, model, opened, compute, plan.counts.planned)
+                with screen.progress("annotating", plan.counts.planned) as advance:
+                    run_stream(plan.slices, job, model.weights.state, advance)
+        return opened.finish(plan.counts)
+
+
+def refuse_unmatched_classes(config: AnnotateConfig, plan: Plan) -> None:
+    """Raise UsageError where ``--classes`` names none of the images that are to be annotated."""
+    if config.classes and plan.counts.planned and not plan.with_classes:
+        raise UsageError(
+            f"--classes {safe_url(config.classes)}: names none of the {plan.counts.planned} images to annotate; "
+            "its keys are uris or their ends after a /"
+        )
+
+
+def refuse_rejected_share(manifest: RunManifest, config: AnnotateConfig) -> None:
+    """Raise RejectedShareError where the run rejected more of its inputs than ``max_rejected`` allows."""
+    counts = manifest.counts
+    worked_on = counts.annotated + counts.rejected
+    if worked_on and counts.rejected / worked_on > config.max_rejected:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.rejected_by_reason.items()))
+        raise RejectedShareError(
+            f"{counts.rejected} of {worked_on} inputs were rejected ({reasons}), more than --max-rejected "
+            f"{config.max_rejected:g} allows; all other work is done, see {safe_url(config.out)}/quarantine"
+        )
+
+
+command = verb(
+    "annotate",
+    AnnotateConfig,
+    run,
+    "Annotate images with classes, class activation maps, boxes and features.",
+    "camlake annotate s3://bucket/photos --out s3://bucket/labels --model resnet50",
+)
+
+if __name__ == "__main__":
+    main(command)

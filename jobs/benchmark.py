@@ -1,0 +1,54 @@
+"""``camlake benchmark``: the figures that camlake claims, measured here; ratios in one run, with spread."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jobs.console import Screen, main, verb
+from jobs.suites import boxes, end_to_end, kills, memory, reference
+from jobs.suites.common import Figures, machine_facts
+from schemas.config import BenchmarkConfig
+
+SUITES = {
+    "end-to-end": end_to_end.measure,
+    "reference": reference.measure,
+    "memory": memory.measure,
+    "kills": kills.measure,
+    "boxes": boxes.measure,
+}
+
+
+def run(config: BenchmarkConfig, screen: Screen) -> None:
+    """Measure one suite, print its figures and, where asked, write them as JSON."""
+    figures = SUITES[config.suite](config, screen)
+    machine = machine_facts()
+    screen.table(
+        f"{config.suite} on {machine['cores']} cores of {machine['processor']}", ("figure", "value"), rows(figures)
+    )
+    if config.result:
+        document = {"suite": config.suite, "config": config.model_dump(), "machine": machine, "figures": figures}
+        Path(config.result).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        screen.say(f"written: {config.result}")
+
+
+def rows(figures: Figures) -> list[tuple[str, str]]:
+    """Return the figures as rows; a repeated one as its median with least and greatest."""
+    return [(name, _shown(value)) for name, value in figures.items()]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict) and "median" in value:
+        return f"{value['median']:.3g} ({value['min']:.3g} to {value['max']:.3g}, {len(value['runs'])} runs)"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+command = verb(
+    "benchmark",
+    BenchmarkConfig,
+    run,
+    "Measure this machine: speed against a plain loop, published scores, memory, crash recovery, boxes.",
+    "camlake benchmark end-to-end --model squeezenet1_1 --result result.json",
+)
+
+if __name__ == "__main__":
+    main(command)

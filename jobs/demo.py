@@ -1,0 +1,83 @@
+"""``camlake demo``: pictures with known boxes, rendered, annotated, scored and shown. Needs no network and no GPU."""
+
+import time
+from pathlib import Path
+
+from jobs.annotate import annotate
+from jobs.console import Screen, main, verb
+from jobs.evaluate import write_scores
+from jobs.report import report
+from pipeline import camlake
+from pipeline.evaluation import evaluate
+from pipeline.images.scenes import write_corpus
+from pipeline.models.registry import DEMO
+from pipeline.storage.truth import read_truth
+from schemas.config import AnnotateConfig, DemoConfig, ReportConfig, StorageConfig
+from schemas.errors import UsageError
+
+BROKEN = 2
+"""Damaged files among the pictures, so that quarantine has something to show."""
+
+
+def run(config: DemoConfig, screen: Screen) -> None:
+    """Render, annotate, score and show; the last three lines say what was written and how to query it."""
+    started = time.monotonic()
+    folder = Path(config.folder)
+    truth = render(config, folder, screen)
+    out = str(folder / "labels")
+    counts = annotate(
+        AnnotateConfig(
+            input=str(folder / "pictures" / "images"),
+            out=out,
+            model=DEMO,
+            classes=str(truth),
+            max_rejected=1.0,
+        ),
+        screen,
+    ).counts
+    with camlake.open(out) as lake:
+        scores = evaluate(lake, read_truth(str(truth), StorageConfig()))
+    rows = scores.rows()
+    screen.table(f"{scores.model} on {scores.images} pictures", list(rows[0]), [list(row.values()) for row in rows])
+    write_scores(scores, f"{out}/_reports", StorageConfig())
+    page = report(ReportConfig(out=out, truth=str(truth), page=str(folder / "report.html")))
+    screen.say(f"done in {time.monotonic() - started:.0f} s")
+    screen.result(
+        f"written: {out} (Parquet: {counts.annotated} images, {counts.boxes} boxes, {counts.rejected} rejected)",
+        out=out,
+    )
+    screen.result(f"look:    {page}", page=page)
+    screen.result(
+        f"query:   .venv/bin/python -c \"from pipeline import camlake; print(camlake.open('{out}')"
+        ".sql('SELECT label, count(*) AS boxes, avg(area_frac) AS area FROM boxes WHERE rank = 0 GROUP BY label'))\""
+    )
+
+
+def render(config: DemoConfig, folder: Path, screen: Screen) -> Path:
+    """Return the truth of the corpus in ``folder``, rendered unless it is there; raises UsageError for another."""
+    marker, wanted = folder / "demo.txt", f"images={config.images} seed={config.seed}\n"
+    truth = folder / "pictures" / "truth.csv"
+    if marker.exists():
+        if marker.read_text() != wanted:
+            raise UsageError(
+                f"--folder {config.folder!r} holds another demo ({marker.read_text().strip()}); name a new one"
+            )
+        return truth
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"--folder {config.folder!r} is not empty and holds no demo; name a new one")
+    screen.say(f"rendering {config.images} pictures and {BROKEN} broken files into {folder / 'pictures'}")
+    write_corpus(folder / "pictures", config.images, config.seed, broken=BROKEN)
+    marker.write_text(wanted)
+    return truth
+
+
+command = verb(
+    "demo",
+    DemoConfig,
+    run,
+    "Render pictures with known boxes, annotate them, score the boxes and write a page.",
+    "camlake demo",
+)
+
+if __name__ == "__main__":
+    main(command)

@@ -1,0 +1,88 @@
+"""``camlake report``: one self-contained HTML page of an output: pictures, maps, boxes, scores, rejects."""
+
+from jobs.console import Screen, main, verb
+from pipeline import camlake
+from pipeline.camlake import Lake
+from pipeline.evaluation import Scores, evaluate
+from pipeline.gallery import picture_views
+from pipeline.report import write_report
+from pipeline.storage.filesystems import connect, safe_url
+from pipeline.storage.truth import read_truth
+from schemas.config import ReportConfig
+from schemas.errors import UsageError
+from schemas.runs import RunManifest
+from schemas.tables import TABLES
+
+REJECTED_SHOWN = 100
+"""Rejected inputs that the page lists; the table has them all."""
+
+
+def run(config: ReportConfig, screen: Screen) -> None:
+    """Write the page and say where it is."""
+    page = report(config)
+    screen.result(f"report: {safe_url(page)}", page=safe_url(page))
+
+
+def report(config: ReportConfig) -> str:
+    """Write the page of one model's rows and return where."""
+    page = config.page or f"{config.out.rstrip('/')}/_reports/report.html"
+    truth = read_truth(config.truth, config) if config.truth else None
+    with camlake.open(
+        config.out, endpoint_url=config.endpoint_url, profile=config.profile, anonymous=config.anonymous
+    ) as lake:
+        manifest = newest_run(lake, config)
+        model = manifest.model
+        fs, path = connect(page, config)
+        fs.makedirs(fs._parent(path), exist_ok=True)
+        with fs.open(path, "wb") as file:
+            write_report(
+                file,
+                f"camlake: {model}",
+                summary(manifest),
+                score_rows(evaluate(lake, truth, model=model)) if truth else [],
+                picture_views(lake, config.out, config, model, config.pictures, truth),
+                {table: len(lake.relation(table, model)) for table in TABLES},
+                lake.relation("quarantine", model).limit(REJECTED_SHOWN).to_arrow_table().to_pylist(),
+                out=safe_url(config.out),
+            )
+    return page
+
+
+def newest_run(lake: Lake, config: ReportConfig) -> RunManifest:
+    """Return the newest run with rows of the wanted model; raises UsageError where there is none."""
+    runs = [run for run in lake.runs if run.files and config.model in (None, run.model)]
+    if not runs:
+        known = ", ".join(lake.models) or "none: no run has committed rows"
+        raise UsageError(f"--model {config.model}: {safe_url(config.out)} has {known}")
+    return runs[-1]
+
+
+def summary(manifest: RunManifest) -> dict[str, str | float]:
+    """Return the facts of the run that head the page."""
+    lineage = manifest.lineage
+    return {
+        "model": manifest.model,
+        "weights": lineage.weights,
+        "run": manifest.run_id,
+        "date": manifest.date,
+        "status": manifest.status,
+        "camlake": lineage.camlake_version,
+        "input": str(manifest.config["input"]),
+    }
+
+
+def score_rows(scores: Scores) -> list[dict[str, str | float]]:
+    """Return the scores as the page's table."""
+    return scores.rows()
+
+
+command = verb(
+    "report",
+    ReportConfig,
+    run,
+    "Write one self-contained HTML page with pictures, heatmaps, boxes, scores and rejects.",
+    "camlake report out --truth truth.csv",
+)
+
+if __name__ == "__main__":
+    main(command)

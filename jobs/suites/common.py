@@ -1,0 +1,114 @@
+"""What the suites share: the machine, pictures to work on, weights, and a silent screen."""
+
+import os
+import platform
+import shutil
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import safetensors.torch
+import torch
+import torchvision
+
+from jobs.console import Advance, Screen
+from pipeline.images.scenes import CLASSES, render_scene
+from pipeline.models.registry import DEMO
+from pipeline.storage import lineage
+from schemas.config import BenchmarkConfig
+from schemas.errors import UsageError
+
+PHOTO_HW = (375, 500)
+"""The usual size of an ImageNet photograph."""
+
+Figures = dict[str, Any]
+
+
+def machine_facts() -> Figures:
+    """Return what a figure depends on: processor, cores, GPU, versions and commit."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "python": lineage.python_version(),
+        "packages": lineage.package_versions(),
+        "camlake": lineage.camlake_version(),
+        "commit": lineage.code_version(),
+    }
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in path.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def spread(values: Sequence[float]) -> Figures:
+    """Return median, least and greatest of repeated figures."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": list(values)}
+
+
+def make_photographs(
+    config: BenchmarkConfig, folder: Path, count: int, size_hw: tuple[int, int] = PHOTO_HW
+) -> list[Path]:
+    """Return ``count`` JPEG files in ``folder``: hard links to the given photographs in turn, or rendered scenes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.images is None:
+        return [_rendered(folder, index, size_hw) for index in range(count)]
+    sources = sorted(path for path in Path(config.images).iterdir() if path.suffix.lower() in {".jpg", ".jpeg"})
+    if not sources:
+        raise UsageError(f"--images {config.images!r}: allowed: a folder with JPEG files")
+    return [_copied(sources[index % len(sources)], folder / f"{index:06d}.jpg") for index in range(count)]
+
+
+def _rendered(folder: Path, index: int, size_hw: tuple[int, int]) -> Path:
+    scene = render_scene(np.random.default_rng(index), index % len(CLASSES), size_hw)
+    path = folder / f"{index:06d}.jpg"
+    cv2.imwrite(str(path), scene.pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return path
+
+
+def _copied(source: Path, target: Path) -> Path:
+    shutil.copyfile(source, target)
+    return target
+
+
+def weights_file(config: BenchmarkConfig, folder: Path) -> str:
+    """Return the weights to use: the given ones, or random ones in ``folder``; speed does not depend on them."""
+    if config.weights is not None or config.model == DEMO:
+        return config.weights or "DEFAULT"
+    torch.manual_seed(0)
+    path = folder / f"{config.model}-random.safetensors"
+    safetensors.torch.save_model(torchvision.models.get_model(config.model, weights=None), str(path))
+    return str(path)
+
+
+class Watch(Screen):
+    """A screen that says nothing and remembers when how much was done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: list[tuple[float, int]] = []
+
+    def say(self, text: str, **facts: Any) -> None:
+        """Say nothing."""
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Advance]:
+        """Remember every report."""
+
+        def advance(done: int, rejected: int = 0) -> None:
+            self.points.append((time.perf_counter(), done))
+
+        yield advance
+
+    def steady_per_s(self, total: int) -> float:
+        """Return images/s between the first fifth and the last tenth of the run, when all actors are at work."""
+        inner = [point for point in self.points if 0.2 * total <= point[1] <= 0.9 * total]
+        (start_s, start), (end_s, end) = inner[0], inner[-1]
+        return (end - start) / (end_s - start_s)

@@ -1,0 +1,31 @@
+"""``camlake verify``: the proof that every listed input ended in exactly one of images or quarantine."""
+
+from jobs.console import Screen, main, verb
+from pipeline.storage.filesystems import connect, safe_url
+from pipeline.storage.verify import verify
+from schemas.config import VerifyConfig
+from schemas.errors import StoreError
+
+
+def run(config: VerifyConfig, screen: Screen) -> None:
+    """Check the output; raises StoreError where it does not hold together, after printing every problem."""
+    fs, root = connect(config.out, config)
+    report = verify(fs, root)
+    for problem in report.problems:
+        screen.result(f"problem: {problem}")
+    screen.table("What was checked", ("fact", "value"), list(report.facts.items()))
+    if report.problems:
+        raise StoreError(f"{safe_url(config.out)}: {len(report.problems)} problems, see above")
+    screen.result("complete: every listed input ended in exactly one of images or quarantine", **report.facts)
+
+
+command = verb(
+    "verify",
+    VerifyConfig,
+    run,
+    "Prove that every listed input is accounted for and that every committed file is whole.",
+    "camlake verify s3://bucket/labels",
+)
+
+if __name__ == "__main__":
+    main(command)

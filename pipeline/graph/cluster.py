@@ -1,0 +1,65 @@
+"""Connecting to Ray: a running cluster, or one started here for this run."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.data import DataContext
+
+from pipeline.graph.resources import Machine
+from schemas.errors import UsageError
+
+LOGICAL_PER_CORE = 2
+"""Logical CPUs a core of a cluster started here: the cores are the networks', fetching and committing mostly wait."""
+
+
+@contextmanager
+def ray_cluster(address: str | None) -> Iterator[Machine]:
+    """Connect to the Ray cluster at ``address``, or to one started here and stopped at the end, and say what it offers.
+
+    A Ray that this process is already connected to is used and left running. Raises UsageError for an address where
+    no cluster answers.
+    """
+    cores = os.cpu_count() or 1
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(address, cores)
+    try:
+        _quiet()
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield Machine(resources.get("CPU", 1.0), resources.get("GPU", 0.0), cores)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect(address: str | None, cores: int) -> None:
+    # Ray's core prints an error for every actor pool of Ray Data; failures that matter are raised.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # `ray job submit` and `ray.init` in a worker say where the cluster is by this variable.
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address="local",
+            num_cpus=cores * LOGICAL_PER_CORE,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+        return
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError) as error:
+        raise UsageError(
+            f"--address {address!r}: no Ray cluster answers there; start one with `ray start --head`"
+        ) from error
+
+
+def _quiet() -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # The job reports its own progress.
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

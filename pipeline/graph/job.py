@@ -1,0 +1,214 @@
+"""From a configuration to a job: the network resolved, the run opened under its lease, the stages specified."""
+
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+from fsspec import AbstractFileSystem
+
+from pipeline.graph.resources import Compute, images_per_commit, images_per_slice
+from pipeline.graph.stages import AnnotateSpec, DecodeSpec
+from pipeline.graph.stream import ImageReader, Job
+from pipeline.images.decode import DecodeLimits
+from pipeline.images.resize import ResizePlan
+from pipeline.models.localizer import CamRule, resolve_precision
+from pipeline.models.network import CamNetwork
+from pipeline.models.registry import load_network
+from pipeline.models.weights import Weights, load_weights, model_digest
+from pipeline.storage import lineage
+from pipeline.storage.classes import read_classes
+from pipeline.storage.commit import Committer, committed_settings, finish_run, remove_leftovers, start_run
+from pipeline.storage.filesystems import connect, read_url, safe_url
+from pipeline.storage.lake import new_run_id
+from pipeline.storage.lease import Lease
+from pipeline.storage.listing import list_inputs
+from pipeline.storage.planning import Plan, make_plan
+from schemas.config import AnnotateConfig, StorageConfig
+from schemas.errors import UsageError
+from schemas.runs import Counts, Lineage, RunManifest
+from schemas.tables import OPTIONAL_TABLES, TABLES, table_schema
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with its weights, resolved once, on the driver."""
+
+    network: CamNetwork
+    weights: Weights
+    digest: str
+    resize: ResizePlan
+
+    @property
+    def partition(self) -> str:
+        """Return the value of the ``model`` partition."""
+        return f"{self.network.name}-{self.digest[:8]}"
+
+
+def load_model(config: AnnotateConfig) -> Model:
+    """Return the network that ``config`` names; raises ModelError where it or its weights can't be used."""
+    weights = load_weights(config.model, config.weights, config.labels, functools.partial(read_url, storage=config))
+    network = load_network(config.model, weights.state, config.image_size or weights.preprocessing.image_size)
+    if config.topk > network.classes:
+        raise UsageError(f"--topk {config.topk}: allowed: up to the {network.classes} classes of {config.model}")
+    side = network.preprocessing.image_size
+    resize = ResizePlan(config.resize, side, network.map_size(side))
+    digest = model_digest(config.model, weights.sha256, network.preprocessing, config.resize)
+    return Model(network, weights, digest, resize)
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that holds its output's lease."""
+
+    fs: Any
+    root: str
+    manifest: RunManifest
+    generation: int
+
+    def finish(self, counts: Counts) -> RunManifest:
+        """Write the run's account and return it; raises StoreError where it does not add up."""
+        return finish_run(self.fs, self.root, self.manifest.model_copy(update={"counts": counts}), self.generation)
+
+
+@contextmanager
+def open_run(config: AnnotateConfig, model: Model) -> Iterator[OpenRun]:
+    """Take the output's lease, remove what dead runs left, and begin a run.
+
+    Raises LeaseError where another run is at work, and UsageError where the output's rows of this model were made with
+    other settings.
+    """
+    fs, root = connect(config.out, config)
+    started_at = datetime.now(UTC)
+    run_id = new_run_id()
+    with Lease.acquire(fs, root, run_id) as lease:
+        remove_leftovers(fs, root)
+        settings = _settings(config, model)
+        _refuse_other_settings(settings, committed_settings(fs, root, model.partition), config.out)
+        manifest = RunManifest(
+            run_id=run_id,
+            status="running",
+            model=model.partition,
+            date=f"{started_at:%Y-%m-%d}",
+            started_at=started_at,
+            config=_shown_config(config),
+            settings=settings,
+            lineage=_lineage(config, model),
+        )
+        start_run(fs, root, manifest)
+        yield OpenRun(fs, root, manifest, lease.generation)
+
+
+def _settings(config: AnnotateConfig, model: Model) -> dict[str, Any]:
+    labels = hashlib.sha256("\n".join(model.weights.labels).encode()).hexdigest()[:8]
+    return config.settings() | {"labels": labels, "classes": config.classes is not None}
+
+
+def _refuse_other_settings(settings: dict[str, Any], committed: dict[str, Any] | None, out: str) -> None:
+    for name, value in settings.items():
+        if committed is not None and name in committed and committed[name] != value:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {value}: the rows of this model in {safe_url(out)} were made with "
+                f"{committed[name]}; use that, or another --out"
+            )
+
+
+def _shown_config(config: AnnotateConfig) -> dict[str, Any]:
+    """Return the resolved configuration without secrets that stand in URLs."""
+    values = config.model_dump(mode="json")
+    return {name: safe_url(value) if isinstance(value, str) else value for name, value in values.items()}
+
+
+def _lineage(config: AnnotateConfig, model: Model) -> Lineage:
+    return Lineage(
+        camlake_version=lineage.camlake_version(),
+        code_version=lineage.code_version(),
+        python_version=lineage.python_version(),
+        packages=lineage.package_versions(),
+        model=model.network.name,
+        model_digest=model.digest,
+        weights=safe_url(model.weights.source),
+        weights_sha256=model.weights.sha256,
+        parameters=model.network.n_parameters,
+        classes=model.network.classes,
+        preprocessing={**asdict(model.network.preprocessing), "resize": config.resize, "map_hw": model.resize.map_hw},
+    )
+
+
+def decode_spec(config: AnnotateConfig, model: Model) -> DecodeSpec:
+    """Return how images are decoded."""
+    return DecodeSpec(DecodeLimits(config.max_pixels, config.max_bytes, config.decode_timeout_s), model.resize)
+
+
+def annotate_spec(config: AnnotateConfig, model: Model, compute: Compute) -> AnnotateSpec:
+    """Return what the network is asked for."""
+    return AnnotateSpec(
+        model=config.model,
+        labels=model.weights.labels,
+        image_size=model.resize.image_size,
+        rule=CamRule(config.topk, config.threshold, config.components, config.min_area),
+        device=compute.device,
+        precision=config.precision,
+        threads=compute.threads,
+        outputs=config.outputs,
+        feature_type=config.feature_type,
+        resize=model.resize,
+    )
+
+
+def make_job(config: AnnotateConfig, model: Model, run: OpenRun, compute: Compute, n_images: int) -> Job:
+    """Return what travels to the workers."""
+    storage = StorageConfig(**{name: getattr(config, name) for name in StorageConfig.model_fields})
+    tables = [table for table in TABLES if table not in OPTIONAL_TABLES or table in config.outputs]
+    committer = Committer(
+        out=config.out,
+        storage=storage,
+        run_id=run.manifest.run_id,
+        model=run.manifest.model,
+        date=run.manifest.date,
+        generation=run.generation,
+        schemas={table: table_schema(table, model.network.channels, config.feature_type) for table in tables},
+    )
+    return Job(
+        reader=ImageReader(storage, config.out, config.max_bytes),
+        images_per_commit=images_per_commit(config, n_images, compute.actors[1]),
+        decode=decode_spec(config, model),
+        annotate=annotate_spec(config, model, compute),
+        committer=committer,
+        compute=compute,
+    )
+
+
+def plan_inputs(
+    config: AnnotateConfig,
+    model: Model,
+    done: Iterable[pa.RecordBatch],
+    fs: AbstractFileSystem,
+    root: str,
+    plan_dir: str,
+) -> Plan:
+    """List the inputs and write down, under ``root``/``plan_dir``, those that are not done."""
+    return make_plan(
+        list_inputs(config.input, config),
+        done,
+        fs,
+        root,
+        plan_dir,
+        limit=config.limit,
+        sample=config.sample,
+        classes=read_classes(config.classes, config, model.weights.labels) if config.classes else None,
+        rows_per_slice=images_per_slice(config),
+    )
+
+
+def describe(compute: Compute, config: AnnotateConfig) -> str:
+    """Say in one line what ``auto`` chose: actors, device, number type, batch size, place of decoding."""
+    actors = "–".join(map(str, dict.fromkeys(compute.actors)))
+    precision = resolve_precision(config.precision, compute.device)
+    return (
+        f"{actors} actors on {compute.device}, {precision}, batches of {compute.batch_size}, decoding {compute.decode}"
+    )

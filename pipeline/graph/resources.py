@@ -1,0 +1,99 @@
+"""How the work is laid out over a cluster: actors, CPU shares, and the size of what travels between stages."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from schemas.config import AnnotateConfig
+from schemas.errors import UsageError
+
+CPU_BATCH = 32
+"""Images a forward pass on CPU; larger ones leave the caches."""
+GPU_BATCH = 256
+IMAGES_PER_SLICE = 128
+"""Images one read task fetches: blocks of about 12 MB, measured as fast as a plain loop."""
+MAX_SLICES = 20_000
+"""Read tasks of a run: the driver holds each of them from the start, so runs of millions get larger slices."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a cluster offers now."""
+
+    cpus: float
+    """Logical CPUs that Ray hands out."""
+    gpus: float
+    cores: int
+    """Physical cores of one machine, for threads of an actor on CPU."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The resolved plan of resources."""
+
+    device: Literal["cpu", "cuda"]
+    actors: tuple[int, int]
+    actor_cpus: float
+    gpus_per_actor: float
+    threads: int
+    """Threads of one actor's network on CPU."""
+    batch_size: int
+    decode: Literal["local", "remote"]
+    decode_cpus: float
+    read_cpus: float
+    write_cpus: float
+
+
+def plan_compute(config: AnnotateConfig, machine: Machine) -> Compute:
+    """Return where everything runs; raises UsageError for CUDA on a cluster without GPUs.
+
+    On CPU each actor has one core and one thread: side by side they keep all cores at work while another one decodes,
+    which a single network with many threads does not. A quarter of the logical CPUs stays free for reading and
+    committing, so that a cluster of one CPU does not wait for itself.
+    """
+    if config.device == "cuda" and machine.gpus == 0:
+        raise UsageError("--device cuda: this Ray cluster has no GPU; allowed here: cpu, auto")
+    cuda = config.device == "cuda" or (config.device == "auto" and machine.gpus > 0)
+    spare = max(0.5, machine.cpus / 4)
+    if cuda:
+        default = max(1, math.floor(machine.gpus / config.gpus_per_actor))
+        actors = config.actors or (default, default)
+        actor_cpus = min(1.0, (machine.cpus - spare) / actors[0])
+    else:
+        default = max(1, min(machine.cores, math.floor(machine.cpus - spare)))
+        actors = config.actors or (default, default)
+        actor_cpus = min(1.0, (machine.cpus - spare) / actors[0])
+    decode = config.decode if config.decode != "auto" else ("remote" if cuda else "local")
+    return Compute(
+        device="cuda" if cuda else "cpu",
+        actors=actors,
+        actor_cpus=math.floor(actor_cpus * 100) / 100,
+        gpus_per_actor=config.gpus_per_actor if cuda else 0.0,
+        threads=max(1, machine.cores // actors[0]),
+        batch_size=config.batch_size or (GPU_BATCH if cuda else CPU_BATCH),
+        decode=decode,
+        decode_cpus=min(1.0, spare / 2),
+        read_cpus=min(0.5, spare / 4),
+        write_cpus=min(0.5, spare / 4),
+    )
+
+
+def images_per_commit(config: AnnotateConfig, n_images: int, actors: int) -> int:
+    """Return how many images' rows become part of the output together.
+
+    About 16 commits for each actor, so that a crash costs little of a small run, and at most 32,768 images, whose
+    light tables make files of several MB and whose loss a crash can afford: a minute or two of one GPU.
+    """
+    return config.images_per_commit or min(32_768, max(256, math.ceil(n_images / (16 * actors))))
+
+
+def images_per_slice(config: AnnotateConfig) -> Callable[[int], int]:
+    """Return how many of n images one read task fetches: whole batches, fewer in a small run."""
+
+    def size(n_images: int) -> int:
+        batch = config.batch_size or CPU_BATCH
+        few = min(round(IMAGES_PER_SLICE / batch), math.ceil(n_images / (8 * batch)))
+        return batch * max(1, few, math.ceil(n_images / (MAX_SLICES * batch)))
+
+    return size

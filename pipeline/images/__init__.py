@@ -1,0 +1,1 @@
+"""Level 2: decoding, geometry and rendering of images."""

@@ -1,0 +1,158 @@
+"""Which image format some bytes are of, what its header says, and what a decoder's error means.
+
+Nothing here decodes a pixel.
+"""
+
+import io
+import re
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    CurImagePlugin,
+    DdsImagePlugin,
+    GifImagePlugin,
+    IcoImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PcxImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    PsdImagePlugin,
+    QoiImagePlugin,
+    SgiImagePlugin,
+    SunImagePlugin,
+    TgaImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+from pillow_heif import HeifImageFile
+
+from pipeline.images.ends import DECODER_ERRORS, ends_early
+from schemas.errors import RejectedImage
+from schemas.reasons import Reason
+
+_HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
+
+
+class Header(NamedTuple):
+    """What is known of an image before its pixels are decoded."""
+
+    format: str
+    """Name of the format by content, such as "JPEG"."""
+    image: Image.Image
+    """Pillow's image, not loaded: ``size`` (as stored, before any orientation), ``mode`` and ``info`` are set."""
+
+
+def _icon(stream: io.BytesIO) -> Image.Image:
+    """Return an icon file's first picture; IcoImageFile would decode it at once, whatever its size."""
+    icons = IcoImagePlugin.IcoFile(stream)
+    return icons.getimage(icons.entry[0].dim)
+
+
+class _Format(NamedTuple):
+    name: str
+    accepts: Callable[[bytes], bool | str]
+    open: Callable[[io.BytesIO], Image.Image]
+
+
+def _registered(name: str, opener: Callable[[io.BytesIO], Image.Image]) -> _Format:
+    accepts = Image.OPEN[name][1]
+    return _Format(name, accepts or (lambda prefix: True), opener)
+
+
+# Tried in this order. The classes are called themselves, not Image.open, because that applies Pillow's process-wide
+# pixel limit beside ours. Multi-picture files (MPO) are JPEG: the first picture counts. Formats that run other
+# programs (EPS) or describe drawings (WMF) are left out on purpose. TGA is last: it has no signature.
+_FORMATS = (
+    _registered("JPEG", JpegImagePlugin.JpegImageFile),
+    _registered("PNG", PngImagePlugin.PngImageFile),
+    _registered("WEBP", WebPImagePlugin.WebPImageFile),
+    _registered("GIF", GifImagePlugin.GifImageFile),
+    _registered("BMP", BmpImagePlugin.BmpImageFile),
+    _registered("TIFF", TiffImagePlugin.TiffImageFile),
+    _registered("AVIF", AvifImagePlugin.AvifImageFile),
+    _Format("HEIF", lambda prefix: prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF_BRANDS, HeifImageFile),
+    _registered("JPEG2000", Jpeg2KImagePlugin.Jpeg2KImageFile),
+    _registered("PSD", PsdImagePlugin.PsdImageFile),
+    _registered("PPM", PpmImagePlugin.PpmImageFile),
+    _registered("QOI", QoiImagePlugin.QoiImageFile),
+    _registered("ICO", _icon),
+    _registered("CUR", CurImagePlugin.CurImageFile),
+    _registered("DDS", DdsImagePlugin.DdsImageFile),
+    _registered("SGI", SgiImagePlugin.SgiImageFile),
+    _registered("SUN", SunImagePlugin.SunImageFile),
+    _registered("PCX", PcxImagePlugin.PcxImageFile),
+    _registered("TGA", TgaImagePlugin.TgaImageFile),
+)
+
+# Formats that hold images and that nothing here reads: rejecting them as "not an image" would be untrue.
+_UNREAD_FORMATS = (
+    ("JPEG XL", re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ")),
+    ("PostScript", re.compile(rb"%!PS|\xc5\xd0\xd3\xc6")),
+    ("SVG", re.compile(rb"\s*(<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE svg[^>]*>|\s)*<svg[\s>]", re.DOTALL)),
+    ("Radiance HDR", re.compile(rb"#\?(RADIANCE|RGBE)")),
+    ("OpenEXR", re.compile(rb"\x76\x2f\x31\x01")),
+    ("JPEG XR", re.compile(rb"II\xbc")),
+    ("FITS", re.compile(rb"SIMPLE  =")),
+    ("Canon CR3", re.compile(rb"....ftypcrx ", re.DOTALL)),
+    ("ICNS", re.compile(rb"icns")),
+    ("GIMP XCF", re.compile(rb"gimp xcf")),
+    ("DjVu", re.compile(rb"AT&TFORM")),
+    ("XPM", re.compile(rb"/\* XPM \*/")),
+    ("WMF", re.compile(rb"\xd7\xcd\xc6\x9a")),
+    ("PAM", re.compile(rb"P7\n")),
+)
+_SIGNATURE_BYTES = 1024
+
+
+def open_header(data: bytes) -> Header:
+    """Return the format and header of an encoded image, found by content, whatever its name.
+
+    ``data`` is one whole file, not empty. Raises RejectedImage: NOT_AN_IMAGE where no format's signature matches;
+    UNSUPPORTED, TRUNCATED or CORRUPT where one does and its header can't be read.
+    """
+    prefix = data[:16]
+    refused: RejectedImage | None = None
+    for name, accepts, opener in _FORMATS:
+        accepted = accepts(prefix)
+        if isinstance(accepted, str):
+            refused = refused or RejectedImage(Reason.UNSUPPORTED, accepted)
+        elif accepted:
+            try:
+                return Header(name, opener(io.BytesIO(data)))
+            except DECODER_ERRORS as error:
+                if name != "TGA":
+                    refused = refused or refusal(error, name, data)
+    if refused:
+        raise refused
+    for name, signature in _UNREAD_FORMATS:
+        if signature.match(data[:_SIGNATURE_BYTES]):
+            raise RejectedImage(Reason.UNSUPPORTED, f"{name} is not read")
+    raise RejectedImage(Reason.NOT_AN_IMAGE, f"no image format begins with the bytes {prefix[:8].hex(' ')}")
+
+
+_TRUNCATED = re.compile(r"truncat|end of (file|data|input)|\beof\b|incomplete|not enough|buffer is not large", re.I)
+_UNSUPPORTED = re.compile(r"unsupported|not supported|unimplemented|unknown|cannot handle|too (large|much)", re.I)
+
+
+def refusal(error: BaseException, name: str, data: bytes) -> RejectedImage:
+    """Return the rejection that a decoder's error stands for.
+
+    The file's own lengths decide first, then the error: a field read past the end is TRUNCATED, a variant missing
+    from a decoder's table or named as unsupported is UNSUPPORTED, a picture over Pillow's hard limit
+    TOO_MANY_PIXELS, all else CORRUPT.
+    """
+    cause = error.__cause__ or error
+    detail = f"{name}: {str(error) or type(error).__name__}"
+    if isinstance(error, Image.DecompressionBombError):
+        return RejectedImage(Reason.TOO_MANY_PIXELS, detail)
+    if ends_early(name, data) or isinstance(cause, struct.error | EOFError | IndexError) or _TRUNCATED.search(detail):
+        return RejectedImage(Reason.TRUNCATED, detail)
+    if isinstance(cause, KeyError | NotImplementedError) or _UNSUPPORTED.search(detail):
+        return RejectedImage(Reason.UNSUPPORTED, detail)
+    return RejectedImage(Reason.CORRUPT, detail)

@@ -1,0 +1,1 @@
+"""Level 3: listing, planning, fetching, committing and reading back."""

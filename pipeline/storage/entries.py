@@ -1,0 +1,158 @@
+"""An entry is a listed input on its way to a row of the plan: resolves its URI and asks its store for its version."""
+
+import os
+import posixpath
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any, NamedTuple
+
+from pipeline.storage.filesystems import (
+    Stores,
+    canonical_url,
+    describe_failure,
+    is_local,
+    is_store_failure,
+    protocol_of,
+)
+from schemas.errors import UsageError
+from schemas.reasons import Reason
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MODIFIED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
+"""What fsspec's filesystems call the time of an object's last change."""
+STAT_THREADS = 32
+_STAT_CHUNK = 1024
+
+
+class Version(NamedTuple):
+    """What a store says of an object: its tag, its bytes and its last change in microseconds since 1970, UTC."""
+
+    etag: str | None = None
+    size_bytes: int | None = None
+    modified_us: int | None = None
+
+
+UNKNOWN = Version()
+
+
+class Entry(NamedTuple):
+    """One listed input. ``uri`` is for people and ids; ``path`` is exact, and what the filesystem is asked for."""
+
+    uri: str
+    path: str
+    etag: str | None = None
+    size_bytes: int | None = None
+    modified_us: int | None = None
+    offset: int | None = None
+    """Byte of a tar shard or row of a Parquet file; null for a file that is the image itself."""
+    reason: Reason | None = None
+    detail: str | None = None
+
+
+class Container(NamedTuple):
+    """A file that holds rows or images: a manifest, a Parquet file, a tar shard."""
+
+    uri: str
+    path: str
+    version: Version = UNKNOWN
+
+
+def microseconds(value: Any) -> int | None:
+    """Return a time as microseconds since 1970 UTC: a datetime (naive means UTC), ISO text, or seconds as a number.
+
+    Raises ValueError for any other text.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, int | float):
+        return round(value * 1_000_000)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    aware = value if value.tzinfo else value.replace(tzinfo=UTC)
+    return int((aware - _EPOCH) // timedelta(microseconds=1))
+
+
+def version_of(info: dict[str, Any]) -> Version:
+    """Return the version in what ``fs.info`` or ``fs.ls`` gave for an object."""
+    etag = info.get("ETag") or info.get("etag")
+    modified = next((info[key] for key in _MODIFIED_KEYS if info.get(key) is not None), None)
+    return Version(str(etag).strip('"') if etag else None, info.get("size"), microseconds(modified))
+
+
+def local_version(status: os.stat_result) -> Version:
+    """Return the version of a local file: size and time of the last change, no tag."""
+    return Version(None, status.st_size, status.st_mtime_ns // 1000)
+
+
+def version_at(stores: Stores, uri: str, path: str) -> Version:
+    """Return the object's version, of nulls where the store has no such object or will not say."""
+    try:
+        fs = stores.filesystem(uri)
+        if is_local(fs):
+            status = os.stat(path)  # noqa: PTH116 (a Path would cost as much as the call)
+            return local_version(status) if stat.S_ISREG(status.st_mode) else UNKNOWN
+        info = fs.info(path)
+    except Exception as error:
+        if not (is_store_failure(error) or isinstance(error, UsageError | ValueError)):
+            raise
+        return UNKNOWN
+    return version_of(info) if info["type"] == "file" else UNKNOWN
+
+
+def with_versions(entries: Iterable[Entry], stores: Stores) -> Iterator[Entry]:
+    """Yield the entries in order; where a plain file has neither a tag nor size and time, ask its store.
+
+    At most ``STAT_THREADS`` requests run at once, and one chunk of entries is in memory.
+    """
+
+    def complete(entry: Entry) -> Entry:
+        etag, size_bytes, modified_us = version_at(stores, entry.uri, entry.path)
+        return entry._replace(
+            etag=etag,
+            size_bytes=size_bytes if entry.size_bytes is None else entry.size_bytes,
+            modified_us=modified_us if entry.modified_us is None else entry.modified_us,
+        )
+
+    remaining = iter(entries)
+    with ThreadPoolExecutor(STAT_THREADS, thread_name_prefix="stat") as pool:
+        while chunk := list(islice(remaining, _STAT_CHUNK)):
+            completed = pool.map(complete, [entry for entry in chunk if _is_unknown(entry)])
+            yield from (next(completed) if _is_unknown(entry) else entry for entry in chunk)
+
+
+def _is_unknown(entry: Entry) -> bool:
+    known = entry.etag or (entry.size_bytes is not None and entry.modified_us is not None)
+    return not (known or entry.reason or entry.offset is not None)
+
+
+def named_entry(uri: str, base: Container, row: int, stores: Stores, version: Version = UNKNOWN) -> Entry:
+    """Return the entry of a uri that row ``row`` of ``base`` names; a relative one lies in the folder of ``base``.
+
+    A uri that no filesystem here can read becomes an entry with its reason, not an error.
+    """
+    try:
+        absolute = _absolute_uri(uri, base)
+        path: str = stores.filesystem(absolute)._strip_protocol(absolute)
+        name = canonical_url(absolute)
+        return Entry(name, name if name.startswith("/") else path, *version)
+    except (UsageError, ValueError) as error:
+        shown = f"{base.uri}#row={row}"
+        return Entry(shown, base.path, *version, reason=Reason.FETCH_FAILED, detail=describe_failure(error))
+
+
+def _absolute_uri(uri: str, base: Container) -> str:
+    if uri.startswith("/") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|file:", uri):
+        return uri
+    protocol, slashes, rest = base.uri.partition("://") if protocol_of(base.uri) != "file" else ("", "", base.uri)
+    folder = posixpath.dirname(rest)
+    while match := re.match(r"(\.{1,2})/+", uri):
+        uri = uri[match.end() :]
+        if match[1] == "..":
+            if slashes and "/" not in folder:
+                raise ValueError("the relative uri leaves the store")
+            folder = posixpath.dirname(folder)
+    return f"{protocol}{slashes}{folder.rstrip('/')}/{uri}"

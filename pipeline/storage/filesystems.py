@@ -1,0 +1,222 @@
+"""The one door to storage: URLs become fsspec filesystems, and the stores' failures become camlake's errors.
+
+Pass URLs and a StorageConfig between processes, never a filesystem: each process connects by itself, and fsspec keeps
+one connection pool for each process, thread and set of options.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import known_implementations
+
+from schemas.config import StorageConfig
+from schemas.errors import CamlakeError, InputError, StoreError, UsageError
+
+_PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_ALIASES = {"local": "file", "s3a": "s3", "gcs": "gs", "az": "abfs"}
+_HOST_IN_PATH = {"file", "s3", "gs", "memory", "http", "https"}
+"""Protocols whose filesystem is the same for every host or bucket, because the path names it."""
+_VENDORS = {
+    "botocore",
+    "aiobotocore",
+    "aiohttp",
+    "gcsfs",
+    "google",
+    "azure",
+    "adlfs",
+    "paramiko",
+    "requests",
+    "urllib3",
+}
+"""Packages whose exceptions are failures of a store; not all of them are installed everywhere."""
+
+_S3_ATTEMPTS = 4
+"""Of botocore, for 5xx answers, throttling and lost connections: about 4 s of waiting in all."""
+_S3FS_TRIES = 2
+"""Of s3fs, around botocore's attempts, to save a broken-off body; with its own 5 a dead store would cost minutes."""
+
+_SECRET_NAME = (
+    r"x-(?:amz|goog|ms)-[\w-]+|(?:amz-)?signature|sig|se|sp|sv|sr|spr|st|awsaccesskeyid|googleaccessid|expires|key-pair-id"
+    r"|policy|(?:\w+[-_])?token|(?:\w+[-_])?secret|password|passwd|pwd|api[-_]?key|access[-_]?key|auth\w*|credentials?|jwt"
+)
+_SECRET_PARAMETER = re.compile(rf"(?i)(?<=[?&])(?:{_SECRET_NAME})=[^&#\s'\")]*&?")
+_SECRET_USER = re.compile(r"(?<=://)[^/\s@:]*:[^/\s@]*@")
+
+
+def protocol_of(url: str) -> str:
+    """Return the protocol of ``url`` in its usual spelling; ``file`` for a path without one."""
+    match = _PROTOCOL.match(url)
+    protocol = match[1].lower() if match else "file"
+    return _ALIASES.get(protocol, protocol)
+
+
+def connect(url: str, storage: StorageConfig, *, anonymous: bool = False) -> tuple[AbstractFileSystem, str]:
+    """Return the filesystem of ``url`` and the exact path on it: no protocol, a local path absolute and normalized.
+
+    Characters such as ``#``, ``?``, ``%``, ``*`` or ``::`` are part of the path; nothing is unquoted or chained. No
+    listing is cached. Raises UsageError for a protocol that fsspec does not know or whose package is not installed, and
+    for options its filesystem refuses.
+    """
+    protocol = protocol_of(url)
+    try:
+        kind = fsspec.get_filesystem_class(protocol)
+        if protocol == "file":
+            return kind(), _absolute(url)
+        options = _options(protocol, storage, anonymous)
+        if protocol != "s3":  # s3fs would read a key with "?versionId=" as a version
+            options = kind._get_kwargs_from_urls(url) | options
+        fs = kind(**options)
+        if is_s3(fs):
+            fs.retries = _S3FS_TRIES
+        return fs, kind._strip_protocol(_PROTOCOL.sub(f"{protocol}://", url, count=1))
+    except ImportError as error:
+        need = str(known_implementations[protocol].get("err", error)).rstrip(".").replace("\n", " ")
+        raise UsageError(f"{safe_url(url)}: a package for {protocol}:// is missing: {need}") from error
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{safe_url(url)}: can't use {protocol}://: {describe_failure(error)}") from error
+
+
+class Stores:
+    """The filesystems of many URLs: each store is connected once, by the first URL that needs it."""
+
+    def __init__(self, storage: StorageConfig, *, anonymous: bool = False) -> None:
+        """Connect nothing yet."""
+        self.storage, self.anonymous = storage, anonymous
+        self._connected: dict[tuple[str, str], AbstractFileSystem] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel to another process without connections."""
+        return vars(self) | {"_connected": {}}
+
+    def filesystem(self, url: str) -> AbstractFileSystem:
+        """Return the filesystem of ``url``; raises UsageError as ``connect`` does."""
+        protocol = protocol_of(url)
+        host = "" if protocol in _HOST_IN_PATH else url.split("/", 3)[2]
+        if (protocol, host) not in self._connected:
+            self._connected[protocol, host] = connect(url, self.storage, anonymous=self.anonymous)[0]
+        return self._connected[protocol, host]
+
+
+def _absolute(url: str) -> str:
+    path: str = os.path.abspath(LocalFileSystem._strip_protocol(url))  # noqa: PTH100 (Path.resolve follows links)
+    return path
+
+
+def _options(protocol: str, storage: StorageConfig, anonymous: bool) -> dict[str, Any]:
+    if protocol == "s3":
+        return _s3_options(storage, anonymous)
+    if protocol == "gs":
+        return {"use_listings_cache": False} | ({"token": "anon"} if anonymous else {})
+    if protocol == "abfs":
+        return {"use_listings_cache": False} | ({"anon": True} if anonymous else {})
+    return {}
+
+
+def _s3_options(storage: StorageConfig, anonymous: bool) -> dict[str, Any]:
+    """Return s3fs's options.
+
+    Stores other than AWS often reject the checksum trailers that newer SDKs add to every upload (Ceph, older MinIO,
+    many gateways), so checksums are sent only where S3 requires them, unless AWS_REQUEST_CHECKSUM_CALCULATION or
+    AWS_RESPONSE_CHECKSUM_VALIDATION say otherwise.
+    """
+    config: dict[str, Any] = {
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        "max_pool_connections": 64,
+        "retries": {"mode": "standard", "max_attempts": _S3_ATTEMPTS},
+    }
+    for setting in ("request_checksum_calculation", "response_checksum_validation"):
+        if f"AWS_{setting.upper()}" not in os.environ:
+            config[setting] = "when_required"
+    options: dict[str, Any] = {"anon": anonymous, "use_listings_cache": False, "config_kwargs": config}
+    if storage.endpoint_url:
+        options["endpoint_url"] = storage.endpoint_url
+    if storage.profile and not anonymous:
+        options["profile"] = storage.profile
+    return options
+
+
+def is_local(fs: AbstractFileSystem) -> bool:
+    """Tell whether ``fs`` is this machine's own filesystem."""
+    return isinstance(fs, LocalFileSystem)
+
+
+def is_s3(fs: AbstractFileSystem) -> bool:
+    """Tell whether ``fs`` is s3fs, whose ``call_s3`` speaks the S3 API itself."""
+    return "s3" in fs.protocol and hasattr(fs, "call_s3")
+
+
+def canonical_url(url: str) -> str:
+    """Return the spelling of ``url`` that ids are made of: without secrets; a local path absolute, without protocol."""
+    protocol = protocol_of(url)
+    if protocol == "file":
+        return _absolute(url)
+    rest = _PROTOCOL.sub("", url, count=1)
+    return safe_url(f"{protocol}://{rest.lstrip('/') if protocol in _HOST_IN_PATH else rest}")
+
+
+def safe_url(url: str) -> str:
+    """Return ``url`` without user:password, and for http without the query's signatures, tokens and keys.
+
+    A path or key of any other store is returned as it is: there ``?`` and ``#`` are ordinary characters.
+    """
+    protocol = protocol_of(url)
+    if protocol == "file":
+        return url
+    if protocol not in {"http", "https"}:
+        start = url.index("://") + 3
+        host, slash, rest = url[start:].partition("/")
+        user, at, name = host.rpartition("@")
+        return url[:start] + (name if ":" in user else user + at + name) + slash + rest
+    parts = urlsplit(url)
+    query = _SECRET_PARAMETER.sub("", "?" + parts.query)[1:].rstrip("&")
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
+
+
+def is_store_failure(error: BaseException) -> bool:
+    """Tell whether ``error`` came from a store (or the way to it) rather than from a mistake in this program."""
+    return isinstance(error, OSError | EOFError) or _from_vendor(error)
+
+
+def _from_vendor(error: BaseException | None) -> bool:
+    return type(error).__module__.split(".")[0] in _VENDORS
+
+
+def describe_failure(error: BaseException) -> str:
+    """Return what went wrong in one short line without secrets."""
+    if type(error).__name__ == "NoCredentialsError":
+        return "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, --profile, or --anonymous"
+    if isinstance(error, FileNotFoundError) and not _from_vendor(error.__cause__):
+        return "not found"
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    line = str(text).strip().splitlines()[0]
+    return _SECRET_USER.sub("", _SECRET_PARAMETER.sub("", line))[:300]
+
+
+@contextmanager
+def store_errors(doing: str, kind: type[CamlakeError] = StoreError) -> Iterator[None]:
+    """Turn every failure of a store inside the block into ``kind`` with the line "<doing>: <what went wrong>".
+
+    ``doing`` must name a URL only through ``safe_url``. Errors of camlake and mistakes in the program pass unchanged.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_store_failure(error):
+            raise
+        raise kind(f"{doing}: {describe_failure(error)}") from error
+
+
+def read_url(url: str, storage: StorageConfig) -> bytes:
+    """Return the bytes of one small file, such as weights or labels; raises InputError where it can't be read."""
+    fs, path = connect(url, storage)
+    with store_errors(f"{safe_url(url)} can't be read", InputError):
+        content: bytes = fs.cat_file(path)
+    return content

@@ -1,0 +1,40 @@
+"""Where a run's rows come from: versions of the code and of the packages that shape them."""
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "numpy", "opencv-python-headless", "pillow", "fsspec", "s3fs")
+
+
+def camlake_version() -> str:
+    """Return the version of the installed camlake."""
+    return metadata.version("camlake")
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that shape the rows."""
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def python_version() -> str:
+    """Return this Python's version."""
+    return platform.python_version()
+
+
+def code_version() -> str | None:
+    """Return the git commit of the working copy that camlake runs from, with ``+`` where it has changes; else null."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(root: Path, *words: str) -> str:
+    command = ["git", "-C", str(root), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,30 @@
+"""How the tests run jobs: quietly in this process, or as a user's command in another one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from jobs.annotate import annotate
+from jobs.console import Screen
+from schemas.config import AnnotateConfig
+from schemas.runs import RunManifest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_annotate(input_, out, **options) -> RunManifest:
+    """Annotate with the demo network, one actor, in this process's Ray."""
+    defaults = {"model": "camlake_demo", "actors": 1, "batch_size": 8, "topk": 2, "max_rejected": 1.0}
+    return annotate(AnnotateConfig.resolve({"input": str(input_), "out": str(out), **defaults, **options}), Screen())
+
+
+def command(verb, *words) -> list[str]:
+    """Return the command line of a verb, as a job submission would run it."""
+    return [sys.executable, "-m", f"jobs.{verb}", *map(str, words)]
+
+
+def run_command(verb, *words, **options) -> subprocess.CompletedProcess:
+    """Run a verb in a process of its own."""
+    return subprocess.run(
+        command(verb, *words), cwd=ROOT, capture_output=True, text=True, check=False, timeout=240, **options
+    )

@@ -1,0 +1,137 @@
+"""What a user meets: help with an example, one line for each mistake, exit statuses, messages for machines."""
+
+import json
+
+import pytest
+import yaml
+
+from jobs import cli
+from jobs.console import Screen
+from schemas.config import AnnotateConfig
+from schemas.errors import UsageError
+from tests.jobs_on import run_command
+
+VERBS = ("demo", "annotate", "evaluate", "report", "verify", "models", "benchmark")
+
+
+@pytest.fixture
+def camlake(capsys, monkeypatch):
+    """Run the program in this process; returns status, standard output and standard error."""
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["camlake", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(camlake, verb):
+    status, out, _ = camlake(verb, "--help")
+    assert status == 0
+    assert f"camlake {verb}" in " ".join(out.split())
+    assert "Example" in out
+
+
+def test_bare_call_lists_the_verbs(camlake):
+    _, out, _ = camlake()
+    assert all(verb in out for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["annotate", "in", "--out", "o", "--treshold", "1"], "--treshold"),
+        (["annotate", "in", "--out", "o", "--threshold", "1.5"], "--threshold '1.5': Input should be less than 1"),
+        (["annotate", "in", "--out", "o", "--resize", "crop"], "--resize 'crop': Input should be 'squash' or 'fit'"),
+        (["annotate", "in", "--out", "o", "--actors", "4:2"], "--actors 4:2: allowed: 1 <= MIN <= MAX"),
+        (["annotate", "in", "--out", "o", "--outputs", "boxs"], "--outputs 'boxs': allowed: boxes, heatmaps, features"),
+        (["annotate", "in", "--out", "o", "--log-format", "xml"], "--log-format 'xml': allowed: text, json"),
+        (["annotate", "in", "--out", "o", "--model", "resnet5"], "unknown network 'resnet5'; did you mean 'resnet50'?"),
+        (["annotate", "in", "--out", "o", "--model", "vgg16"], "vgg16 has no exact class activation map"),
+        (["annotate", "in"], "--out is missing"),
+        (["annotate", "--out", "o"], "INPUT is missing"),
+        (["annotate", "in", "--out", "o", "--config", "no.yaml"], "--config 'no.yaml': can't be read"),
+        (["verify"], "OUT is missing"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(camlake, words, said):
+    status, _, err = camlake(*words)
+    assert status == 2
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_failures_are_one_line_and_status_1(camlake, tmp_path):
+    status, _, err = camlake("annotate", tmp_path / "none", "--out", tmp_path / "out", "--model", "camlake_demo")
+    assert status == 1
+    assert str(tmp_path / "none") in err.splitlines()[-1]
+    status, _, err = camlake("verify", tmp_path / "none")
+    assert status == 1
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = run_command("verify", tmp_path / "none", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_flags_win_over_the_file(camlake, tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump({"input": "from-file", "out": str(tmp_path / "out"), "top-k": 1}))
+    status, _, err = camlake("annotate", "--config", file)
+    assert (status, "did you mean 'topk'" in err) == (2, True)
+    file.write_text(yaml.safe_dump({"input": "from-file", "out": str(tmp_path / "out"), "model": "resnet5"}))
+    _, _, err = camlake("annotate", "--config", file)
+    assert "unknown network 'resnet5'" in err
+    _, _, err = camlake("annotate", tmp_path / "from-flag", "--config", file, "--model", "camlake_demo")
+    assert "from-flag" in err
+
+
+def test_config_that_is_no_mapping(camlake, tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text("- a\n- b\n")
+    assert "allowed: a mapping of option names to values" in camlake("annotate", "--config", file)[2]
+    file.write_text("a: [")
+    assert "not YAML" in camlake("annotate", "--config", file)[2]
+
+
+def test_models_lists_networks_for_people_and_for_machines(camlake):
+    status, out, _ = camlake("models", "--name", "squeezenet")
+    assert status == 0
+    assert "squeezenet1_1" in out
+    assert "13×13" in out
+    _, out, _ = camlake("models", "--name", "squeezenet", "--log-format", "json")
+    rows = json.loads(out)["rows"]
+    assert {row["network"] for row in rows} == {"squeezenet1_0", "squeezenet1_1"}
+
+
+def test_actor_ranges():
+    def actors(value):
+        return AnnotateConfig.resolve({"input": "i", "out": "o", "actors": value}).actors
+
+    assert (actors("2:8"), actors("3"), actors(4)) == ((2, 8), (3, 3), (4, 4))
+    with pytest.raises(UsageError, match="MIN or MIN:MAX"):
+        actors("many")
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
+    clock = iter([0.0, 1.0, 6.0, 7.0])
+    monkeypatch.setattr("jobs.console.time.monotonic", lambda: next(clock))
+    with Screen().progress("annotating", 100) as advance:
+        advance(10)
+        advance(30, 2)
+        advance(40, 2)
+    assert capsys.readouterr().err.splitlines() == ["annotating: 30/100, 5.0 images/s, 2 rejected, 14 s left"]
+
+
+def test_markup_in_names_is_data(capsys):
+    Screen().table("[bold]title", ["label"], [["[red]x[/red]"]])
+    out = capsys.readouterr().out
+    assert "[bold]title" in out
+    assert "[red]x[/red]" in out

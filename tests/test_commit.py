@@ -1,0 +1,338 @@
+"""Rows become part of the dataset all or not at all, and what is done is known."""
+
+import io
+import pickle
+import uuid
+from datetime import timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.storage.commit import (
+    committed_settings,
+    done_images,
+    finish_run,
+    remove_leftovers,
+    start_run,
+    to_parquet,
+)
+from pipeline.storage.lake import Layout, list_data_files, load_commits, load_runs, new_run_id, write_whole
+from pipeline.storage.lease import Lease
+from schemas.errors import LeaseError, StoreError
+from schemas.reasons import Reason
+from schemas.runs import CommitRecord, Lineage, RunManifest
+from schemas.tables import IMAGES, TABLES
+from tests.fake_lake import CHANNELS, DATE, MODEL, SETTINGS, START, FakeLake, image_id, manifest_of, rows_of, schemas
+
+
+@pytest.fixture(params=["local", "memory", "s3", "ceph"])
+def lake(request, tmp_path) -> FakeLake:
+    if request.param == "local":
+        return FakeLake(str(tmp_path / "out [1]" / "model=x" / "it's"))
+    if request.param == "memory":
+        return FakeLake(f"memory://{uuid.uuid4().hex}/out")
+    store = request.getfixturevalue(request.param)
+    return FakeLake(f"s3://{store.bucket()}/out=1/it's", store.storage)
+
+
+@pytest.fixture
+def local(tmp_path) -> FakeLake:
+    return FakeLake(str(tmp_path / "out"))
+
+
+def test_layout_names_and_keeps_inside():
+    layout = Layout("/data/out")
+    path = layout.data_path("boxes", MODEL, DATE, "r1", "000007")
+    assert path == f"boxes/model={MODEL}/date={DATE}/part-r1-000007.parquet"
+    assert layout.full(path) == f"/data/out/{path}"
+    assert layout.relative(f"/data/out/{path}") == path
+    assert Layout("bucket/out").relative("bucket/out/_runs/lease") == "_runs/lease"
+    assert layout.commit_path("r1", "000007") == "_runs/r1/commits/000007.json"
+    for bad in ("../r1", "a/b", "", ".hidden", "a b"):
+        with pytest.raises(ValueError, match="can't stand in a path"):
+            layout.data_path("boxes", MODEL, DATE, "r1", bad)
+    for bad in ("../x.parquet", "/etc/passwd", "boxes/../../x"):
+        with pytest.raises(StoreError, match="leaves the output"):
+            layout.full(bad)
+
+
+def test_run_ids_sort_by_time_and_differ():
+    ids = {new_run_id() for _ in range(50)}
+    assert len(ids) == 50
+    assert f"{START:%Y%m%dT%H%M%S}-ffffff" < f"{START + timedelta(seconds=1):%Y%m%dT%H%M%S}-000000" < max(ids)
+
+
+def test_a_failed_local_write_leaves_nothing(tmp_path, monkeypatch):
+    fs = FakeLake(str(tmp_path)).fs
+    target = tmp_path / "a" / "b.json"
+    write_whole(fs, str(target), b"old")
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(StoreError, match="disk full"):
+        write_whole(fs, str(target), b"new")
+    assert target.read_bytes() == b"old"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_run_is_committed_and_accounted_for(lake):
+    images = {f"s3://b/{n}.jpg": "v1" for n in range(5)}
+    done = lake.run(images, {"bad.jpg": Reason.CORRUPT, "slow.jpg": Reason.DECODE_TIMEOUT}, tasks=2)
+    assert done.status == "complete"
+    assert done.counts.model_dump(exclude_defaults=True) == {
+        "listed": 7,
+        "planned": 7,
+        "annotated": 5,
+        "rejected": 2,
+        "boxes": 10,
+        "rejected_by_reason": {"corrupt": 1, "decode_timeout": 1},
+    }
+    assert load_runs(lake.fs, lake.root) == [done]
+    assert {file.path: file.size_bytes for file in done.files} == list_data_files(lake.fs, lake.root)
+    assert sum(file.rows for file in done.files if file.table == "heatmaps") == 10
+    lineage = Lineage.model_validate_json(lake.fs.cat_file(lake.path(f"_runs/{done.run_id}/lineage.json")))
+    assert lineage == done.lineage
+    again = finish_run(lake.fs, lake.root, manifest_of(done.run_id, planned=7), 1)
+    assert again.files == done.files
+    assert again.counts.annotated == done.counts.annotated
+
+
+def test_the_same_task_again_gives_the_same_files(local):
+    with Lease.acquire(local.fs, local.root, "r1") as lease:
+        rows = rows_of("r1", {"b": "v1", "a": "v1", "c": "v1"}, {"d": Reason.EMPTY})
+        first = local.commit("r1", lease.generation, "000000", rows)
+        contents = {path: local.fs.cat_file(local.path(path)) for path in list_data_files(local.fs, local.root)}
+        local.fs.rm_file(local.path("_runs/r1/commits/000000.json"))
+        shuffled = {table: part.take(list(reversed(range(len(part))))) for table, part in rows.items()}
+        assert local.commit("r1", lease.generation, "000000", shuffled) == first
+        assert contents == {path: local.fs.cat_file(local.path(path)) for path in contents}
+        other = local.commit("r1", lease.generation, "000000", rows_of("r1", {"z": "v1"}))
+        assert other == first, "a committed task keeps its record"
+        assert load_commits(local.fs, local.root, "r1") == [first]
+    assert first == CommitRecord.model_validate_json(first.model_dump_json())
+    assert (first.images, first.rejected) == (3, 1)
+
+
+def test_a_committer_travels(local):
+    with Lease.acquire(local.fs, local.root, "r1") as lease:
+        committer = pickle.loads(pickle.dumps(local.committer("r1", lease.generation)))
+        assert committer.commit("t", rows_of("r1", {"a": "v1"})).images == 1
+
+
+def test_files_are_sorted_compressed_and_indexed(local):
+    with Lease.acquire(local.fs, local.root, "r1") as lease:
+        local.commit("r1", lease.generation, "t", rows_of("r1", {f"u{n}": "v1" for n in range(50)}))
+    for table in ("images", "boxes", "heatmaps", "features"):
+        path = local.path(f"{table}/model={MODEL}/date={DATE}/part-r1-t.parquet")
+        with pq.ParquetFile(path) as file:
+            assert file.schema_arrow.equals(schemas()[table])
+            assert file.schema_arrow.metadata[b"camlake.schema_version"] == b"1"
+            group = file.metadata.row_group(0)
+            columns = {group.column(n).path_in_schema: group.column(n) for n in range(group.num_columns)}
+            ids = file.read(["image_id"])["image_id"].to_pylist()
+        assert ids == sorted(ids)
+        assert {column.compression for column in columns.values()} == {"ZSTD"}
+        assert columns["image_id"].has_offset_index
+        assert columns["run_id"].has_dictionary_page
+        assert group.sorting_columns[0].column_index == 0
+        heavy = [name for name in columns if name.startswith(("heat.", "feature.", "xmin", "class_prob", "image_id"))]
+        assert not any(columns[name].has_dictionary_page for name in heavy)
+        assert not pq.read_schema(path).field("image_id").nullable
+
+
+def test_heavy_rows_get_smaller_row_groups():
+    features = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(4096 * 5000, np.float32)), 4096)
+    wide = pa.table({"image_id": [f"{n:032x}" for n in range(5000)], "run_id": ["r"] * 5000, "feature": features})
+    with pq.ParquetFile(io.BytesIO(to_parquet(wide))) as file:
+        assert file.metadata.row_group(0).num_rows * 4096 * 4 <= 64 * 2**20
+        assert file.metadata.num_row_groups == 2
+    light = wide.select(["image_id", "run_id"])
+    with pq.ParquetFile(io.BytesIO(to_parquet(light))) as file:
+        assert file.metadata.num_row_groups == 1
+
+
+def damaged(name):
+    rows = rows_of("r1", {"a": "v1", "b": "v1"}, {"c": Reason.EMPTY})
+    images, boxes = rows["images"], rows["boxes"]
+    null = pa.nulls(2, pa.string())
+    wrong = {
+        "missing column": {"images": images.drop_columns(["format"])},
+        "extra column": {"images": images.append_column("more", pa.array([1, 2]))},
+        "null in a required column": {"images": images.set_column(2, "uri", null)},
+        "lossy type": {"boxes": boxes.set_column(3, "rank", pa.array([0.5, 1, 0, 1]))},
+        "image twice": {"images": pa.concat_tables([images, images.slice(0, 1)])},
+        "two endings": {"quarantine": rows_of("r1", {}, {"a": Reason.EMPTY})["quarantine"]},
+        "orphan": {"boxes": rows_of("r1", {"z": "v1"})["boxes"]},
+        "box of a rejected image": {"boxes": rows_of("r1", {"c": "v1"})["boxes"]},
+        "another run": {"quarantine": rows_of("r2", {}, {"c": Reason.EMPTY})["quarantine"]},
+        "undeclared table": {"masks": boxes},
+    }
+    return {**rows, **wrong[name]}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing column", "columns .'format'. are missing or not declared"),
+        ("extra column", "columns .'more'. are missing or not declared"),
+        ("null in a required column", "table images: .*uri"),
+        ("lossy type", "table boxes: .*truncated"),
+        ("image twice", "more than once"),
+        ("two endings", "more than once"),
+        ("orphan", "table boxes: rows of images that this task did not annotate"),
+        ("box of a rejected image", "table boxes: rows of images that this task did not annotate"),
+        ("another run", "another run than r1"),
+        ("undeclared table", "declared no such table"),
+    ],
+)
+def test_rows_that_contradict_are_refused(local, name, said):
+    with Lease.acquire(local.fs, local.root, "r1") as lease, pytest.raises(StoreError, match=said):
+        local.commit("r1", lease.generation, "t", damaged(name))
+    assert list_data_files(local.fs, local.root) == {}
+    assert load_commits(local.fs, local.root, "r1") == []
+
+
+def test_types_that_mean_the_same_are_taken(local):
+    rows = rows_of("r1", {"a": "v1"})
+    large = pa.schema([one.with_type(pa.large_string()) if one.type == pa.string() else one for one in IMAGES])
+    with Lease.acquire(local.fs, local.root, "r1") as lease:
+        local.commit("r1", lease.generation, "t", {**rows, "images": rows["images"].cast(large)})
+    path = local.path(f"images/model={MODEL}/date={DATE}/part-r1-t.parquet")
+    assert pq.read_schema(path).field("uri").type == pa.string()
+
+
+def test_a_lost_lease_stops_a_commit(lake):
+    first = Lease.acquire(lake.fs, lake.root, "r1")
+    lake.commit("r1", first.generation, "000000", rows_of("r1", {"a": "v1"}))
+    first.release()
+    with Lease.acquire(lake.fs, lake.root, "r2"):
+        with pytest.raises(LeaseError, match="took this output over"):
+            lake.commit("r1", first.generation, "000001", rows_of("r1", {"b": "v1"}))
+        with pytest.raises(LeaseError, match="took this output over"):
+            finish_run(lake.fs, lake.root, manifest_of("r1", planned=1), first.generation)
+    assert [record.task for record in load_commits(lake.fs, lake.root, "r1")] == ["000000"]
+
+
+def test_a_run_that_does_not_add_up_is_not_finished(local):
+    with pytest.raises(StoreError, match="planned 3 images, but 1 are annotated and 1 rejected"):
+        local.run({"a": "v1"}, {"b": Reason.EMPTY}, open_inputs=["c"])
+    assert [run.status for run in load_runs(local.fs, local.root)] == ["running"]
+
+
+def test_leftovers_of_a_dead_run_are_removed(lake):
+    whole = lake.run({"a": "v1"})
+    dead = lake.run({"b": "v1", "c": "v1"}, {"d": Reason.EMPTY}, tasks=2, finish=False)
+    lost = lake.path(f"_runs/{dead.run_id}/commits/000001.json")
+    lake.fs.rm_file(lost)
+    kept_by_user = lake.path(f"boxes/model={MODEL}/notes.txt")
+    lake.fs.pipe_file(kept_by_user, b"mine")
+    before = list_data_files(lake.fs, lake.root)
+    with Lease.acquire(lake.fs, lake.root, "next"):
+        removed, interrupted = remove_leftovers(lake.fs, lake.root)
+        assert remove_leftovers(lake.fs, lake.root) == ([], [])
+    assert interrupted == [dead.run_id]
+    part = f"model={MODEL}/date={DATE}/part-{dead.run_id}-000001.parquet"
+    assert removed == [f"{table}/{part}" for table in sorted(["images", "boxes", "heatmaps", "features"])]
+    assert set(list_data_files(lake.fs, lake.root)) == set(before) - set(removed)
+    manifest = load_runs(lake.fs, lake.root)[1]
+    assert manifest.status == "interrupted"
+    assert manifest.ended_at is not None
+    assert (manifest.counts.annotated, manifest.counts.rejected) == (1, 1)
+    assert manifest.counts.rejected_by_reason == {"empty": 1}
+    assert {file.path for file in (*whole.files, *manifest.files)} | {
+        f"boxes/model={MODEL}/notes.txt"
+    } == list_data_files(lake.fs, lake.root).keys()
+
+
+def test_leftovers_of_half_written_local_files_are_removed(local):
+    run = local.run({"a": "v1"})
+    folder = f"{local.root}/images/model={MODEL}/date={DATE}"
+    for path in (f"{folder}/.part.parquet.0a.camlake-tmp", f"{local.root}/_runs/{run.run_id}/.x.json.0b.camlake-tmp"):
+        local.fs.pipe_file(path, b"half")
+    remove_leftovers(local.fs, local.root)
+    assert [path for path in local.fs.find(local.root) if path.endswith("camlake-tmp")] == []
+    assert len(list_data_files(local.fs, local.root)) == 4
+
+
+def test_late_records_of_an_interrupted_run_do_not_count(local):
+    dead = local.run({"a": "v1"}, finish=False)
+    local.run({"b": "v1"})
+    late = CommitRecord(run_id=dead.run_id, task="000009", images=1, rejected=0, files=())
+    local.fs.pipe_file(local.path(f"_runs/{dead.run_id}/commits/000009.json"), late.model_dump_json().encode())
+    assert load_runs(local.fs, local.root)[0].counts.annotated == 1
+
+
+def done_uris(lake, uris, **options) -> dict[str, str]:
+    """Return uri → etag of what is done."""
+    batches = list(done_images(lake.fs, lake.root, MODEL, **options))
+    if not batches:
+        return {}
+    table = pa.Table.from_batches(batches)
+    assert table.schema.names == ["image_id", "etag", "size_bytes", "modified_at"]
+    names = {image_id(uri): uri for uri in uris}
+    found = table["image_id"].to_pylist()
+    assert len(set(found)) == len(found)
+    assert pc.all(pc.equal(table["modified_at"], pa.scalar(START - timedelta(days=1)))).as_py()
+    return {names[one]: etag for one, etag in zip(found, table["etag"].to_pylist(), strict=True)}
+
+
+def test_done_is_what_the_latest_row_says(lake):
+    uris = ["kept", "changed", "healed", "gone bad", "bad", "flaky", "retried"]
+    assert done_uris(lake, uris) == {}
+    bad, flaky = Reason.CORRUPT, Reason.FETCH_FAILED
+    lake.run(
+        {"kept": "v1", "changed": "v1", "gone bad": "v0", "retried": "v0"}, {"healed": flaky, "bad": bad, "flaky": bad}
+    )
+    lake.run({"changed": "v2", "healed": "v2"}, {"gone bad": bad, "flaky": flaky, "retried": flaky}, tasks=2)
+    expected = {"kept": "v1", "changed": "v2", "healed": "v2", "gone bad": "v1", "bad": "v1"}
+    assert done_uris(lake, uris) == expected
+    assert done_uris(lake, uris, retry_rejected=True) == {"kept": "v1", "changed": "v2", "healed": "v2"}
+    assert list(done_images(lake.fs, lake.root, "other-00000000")) == []
+
+
+def test_done_counts_what_a_dead_run_committed(local):
+    local.run({"a": "v1"}, finish=False)
+    assert done_uris(local, ["a"]) == {"a": "v1"}
+
+
+def test_a_damaged_file_is_a_store_error(local):
+    run = local.run({"a": "v1"})
+    path = next(file.path for file in run.files if file.table == "images")
+    local.fs.rm_file(local.path(path))
+    with pytest.raises(StoreError, match="camlake verify"):
+        list(done_images(local.fs, local.root, MODEL))
+
+
+def test_settings_are_those_of_the_newest_run_with_rows(local):
+    assert committed_settings(local.fs, local.root, MODEL) is None
+    local.run({"a": "v1"})
+    empty = manifest_of("20300101T000000-abcdef").model_copy(update={"settings": {"topk": 99}})
+    start_run(local.fs, local.root, empty)
+    assert committed_settings(local.fs, local.root, MODEL) == SETTINGS
+    assert committed_settings(local.fs, local.root, "other-00000000") is None
+
+
+def test_documents_that_are_none_are_store_errors(local):
+    run = local.run({"a": "v1"})
+    path = local.path(f"_runs/{run.run_id}/manifest.json")
+    newer = run.model_copy(update={"schema_version": 2})
+    local.fs.pipe_file(path, newer.model_dump_json().encode())
+    with pytest.raises(StoreError, match="schema version 2 is newer"):
+        load_runs(local.fs, local.root)
+    local.fs.pipe_file(path, run.model_dump_json().encode()[:100])
+    with pytest.raises(StoreError, match="is no RunManifest") as refused:
+        load_runs(local.fs, local.root)
+    assert "\n" not in str(refused.value)
+    assert RunManifest.model_validate_json(newer.model_dump_json()) == newer
+
+
+def test_half_floats_are_written_as_such(local):
+    with Lease.acquire(local.fs, local.root, "r1") as lease:
+        rows = rows_of("r1", {"b": "v1", "a": "v1"}, dtype="float16")
+        committer = local.committer("r1", lease.generation)
+        half = type(committer)(**{**vars(committer), "schemas": schemas("float16")})
+        record = half.commit("t", rows)
+    path = local.path(next(file.path for file in record.files if file.table == "features"))
+    assert pq.read_schema(path).field("feature").type == pa.list_(pa.float16(), CHANNELS)
+    assert set(schemas()) == set(TABLES)

@@ -1,0 +1,105 @@
+"""A run killed with SIGKILL at work, and the next one: what was done stays, the rest follows, nothing twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from pipeline import camlake
+from pipeline.images.scenes import write_corpus
+from pipeline.storage.filesystems import connect
+from pipeline.storage.verify import verify
+from schemas.config import StorageConfig
+from tests.jobs_on import ROOT, command, run_annotate
+
+N_IMAGES = 160
+KEYS = ["image_id", "rank", "threshold", "component"]
+
+
+def rows(out, table):
+    with camlake.open(str(out)) as lake:
+        table = lake.arrow(table)
+    varying = {"run_id", "annotated_at", "rejected_at", "date"}
+    table = table.select([name for name in table.column_names if name not in varying])
+    return table.sort_by([(name, "ascending") for name in KEYS if name in table.column_names]).to_pylist()
+
+
+def test_killed_runs_cost_nothing_but_their_last_commit(ray_session, tmp_path):
+    write_corpus(tmp_path, N_IMAGES, seed=5, size_hw=(48, 64), broken=1)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = {"batch_size": 4, "images_per_commit": 8}
+    run_annotate(tmp_path / "images", whole, **options)
+    words = command(
+        "annotate",
+        *(tmp_path / "images", "--out", killed, "--model", "camlake_demo", "--topk", "2", "--actors", "1"),
+        *("--batch-size", "4", "--images-per-commit", "8", "--max-rejected", "1"),
+    )
+    for _ in range(2):
+        kill_after_next_commit(words, killed)
+    counts = run_annotate(tmp_path / "images", killed, **options).counts
+    assert counts.already_done > 0
+    assert counts.already_done + counts.planned == N_IMAGES + 1
+    for table in ("images", "boxes", "heatmaps", "features", "quarantine"):
+        assert rows(killed, table) == rows(whole, table), table
+    assert verify(*connect(str(killed), StorageConfig())).problems == ()
+    named = {file.path for run in camlake.open(str(killed)).runs for file in run.files}
+    assert {str(path.relative_to(killed)) for path in killed.glob("*/model=*/**/*.parquet")} == named
+
+
+def kill_after_next_commit(words, out):
+    before = len(list(out.glob("_runs/*/commits/*.json")))
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(out.glob("_runs/*/commits/*.json"))) == before:
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+KILLING = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from tests.jobs_on import run_annotate
+
+def parent(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+
+def actors():
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if "MapWorker" in (folder / "cmdline").read_text() and parent(parent(folder.name)) == str(os.getpid()):
+                yield int(folder.name)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+
+def kill_an_actor():
+    while not list(Path(sys.argv[2]).glob("_runs/*/commits/*.json")):
+        time.sleep(0.02)
+    os.kill(next(actors()), signal.SIGKILL)
+    print("killed", flush=True)
+
+threading.Thread(target=kill_an_actor, daemon=True).start()
+print(run_annotate(sys.argv[1], sys.argv[2], batch_size=4, images_per_commit=8).counts.annotated)
+"""
+
+
+def test_a_worker_killed_at_work_is_replaced(ray_session, tmp_path):
+    """SIGKILL to the actor's process: Ray starts it again, and every image has one ending."""
+    write_corpus(tmp_path, 96, seed=6, size_hw=(48, 64), broken=0)
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLING, str(tmp_path / "images"), str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["killed", "96"]
+    assert verify(*connect(str(out), StorageConfig())).problems == ()

@@ -1,0 +1,309 @@
+"""From a listing and what is done to slices of a plan, against hand-worked cases and a plain Python reference."""
+
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.storage.classes import CLASSES, read_classes
+from pipeline.storage.fetch import read_plan_slice
+from pipeline.storage.filesystems import connect
+from pipeline.storage.listing import Listing, image_id, list_inputs
+from pipeline.storage.planning import SLICES_PER_FILE, Plan, make_plan
+from schemas.config import StorageConfig
+from schemas.errors import InputError, UsageError
+from schemas.tables import PLAN
+
+LOCAL = StorageConfig()
+DAY = datetime(2024, 1, 1, tzinfo=UTC)
+DONE = pa.schema([PLAN.field(name) for name in ("image_id", "etag", "size_bytes", "modified_at")])
+
+
+def batch_of(rows: list[dict]) -> pa.RecordBatch:
+    empty = dict.fromkeys(PLAN.names)
+    filled = [
+        {**empty, "image_id": image_id(row["uri"]), "path": row["uri"], "size_bytes": 1, "modified_at": DAY, **row}
+        for row in rows
+    ]
+    return pa.RecordBatch.from_pylist(filled, schema=PLAN)
+
+
+def listing_of(*batches: list[dict], ordered: bool = True) -> Listing:
+    return Listing("manifest", (batch_of(rows) for rows in batches), ordered, Counter({".txt": 2}))
+
+
+def named(*names: str) -> list[dict]:
+    return [{"uri": name} for name in names]
+
+
+def done_of(*rows: dict) -> Iterator[pa.RecordBatch]:
+    yield batch_of(list(rows)).select(DONE.names)
+
+
+def plan_of(tmp_path: Path, listing: Listing, done: Iterable[pa.RecordBatch] = (), **options) -> Plan:
+    fs, root = connect(str(tmp_path / "out"), LOCAL)
+    return make_plan(listing, done, fs, root, "_runs/r/plan", **{"rows_per_slice": 100, **options})
+
+
+def planned(tmp_path: Path, plan: Plan) -> list[dict]:
+    fs, root = connect(str(tmp_path / "out"), LOCAL)
+    tables = [read_plan_slice(fs, root, one) for one in plan.slices]
+    assert [len(table) for table in tables] == [one.rows for one in plan.slices]
+    assert all(table.schema.equals(PLAN) for table in tables)
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def uris(tmp_path: Path, plan: Plan) -> list[str]:
+    return [row["uri"] for row in planned(tmp_path, plan)]
+
+
+def test_rows_arrive_as_they_were_listed(tmp_path):
+    weird = {"uri": "s3://b/ü\n'#\"?%x.jpg", "etag": "e", "size_bytes": 2**40, "path": "b/x", "offset": 7}
+    missing = {"uri": "m#row=1", "size_bytes": None, "modified_at": None, "reason_code": "missing_uri", "detail": "d"}
+    exact = {"uri": "y", "modified_at": DAY + timedelta(microseconds=1)}
+    plan = plan_of(tmp_path, listing_of([weird, missing], [exact]))
+    assert planned(tmp_path, plan) == batch_of([weird, missing, exact]).to_pylist()
+    assert plan.counts.model_dump(exclude_defaults=True) == {"listed": 3, "skipped_files": 2, "planned": 3}
+
+
+def test_slices_are_row_groups_of_files_of_64(tmp_path):
+    plan = plan_of(tmp_path, listing_of(named(*map(str, range(150)))), rows_per_slice=2)
+    assert len(plan.slices) == 75
+    assert [one.row_group for one in plan.slices[:SLICES_PER_FILE]] == list(range(64))
+    assert plan.slices[64].file == "_runs/r/plan/part-00001.parquet"
+    assert pq.ParquetFile(tmp_path / "out" / plan.slices[0].file).num_row_groups == 64
+    assert uris(tmp_path, plan) == list(map(str, range(150)))
+
+
+def test_the_number_of_inputs_may_choose_the_slice(tmp_path):
+    plan = plan_of(tmp_path, listing_of(named("a", "b", "c")), rows_per_slice=lambda count: count - 1)
+    assert [one.rows for one in plan.slices] == [2, 1]
+
+
+def test_duplicates_count_once_and_the_first_one_stays(tmp_path):
+    rows = [{"uri": "a", "size_bytes": 1}, {"uri": "b"}, {"uri": "a", "size_bytes": 2}]
+    plan = plan_of(tmp_path, listing_of(rows, named("b")))
+    assert [(row["uri"], row["size_bytes"]) for row in planned(tmp_path, plan)] == [("a", 1), ("b", 1)]
+    assert (plan.counts.listed, plan.counts.duplicates, plan.counts.planned) == (2, 2, 2)
+
+
+LATER = DAY + timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "is_done"),
+    [
+        ({"etag": "1"}, {"etag": "1"}, True),
+        ({"etag": "1"}, {"etag": "2"}, False),
+        ({"etag": "1", "size_bytes": 5, "modified_at": LATER}, {"etag": "1"}, True),
+        ({"etag": "1"}, {"etag": None}, True),
+        ({"etag": None}, {"etag": "1", "size_bytes": 2}, False),
+        ({}, {}, True),
+        ({"size_bytes": 2}, {}, False),
+        ({"modified_at": LATER}, {}, False),
+        ({"size_bytes": None}, {"size_bytes": None}, True),
+        ({"size_bytes": None, "modified_at": None}, {"size_bytes": None, "modified_at": None}, True),
+        ({"modified_at": None}, {}, False),
+    ],
+)
+def test_done_means_the_same_version(tmp_path, now, then, is_done):
+    plan = plan_of(tmp_path, listing_of([{"uri": "a", **now}, {"uri": "b"}]), done_of({"uri": "a", **then}))
+    assert uris(tmp_path, plan) == (["b"] if is_done else ["a", "b"])
+    assert (plan.counts.already_done, plan.counts.planned) == (int(is_done), 2 - is_done)
+
+
+def test_nothing_to_do_writes_nothing(tmp_path):
+    plan = plan_of(
+        tmp_path, listing_of(named("a")), done_of({"uri": "a"}), rows_per_slice=lambda count: 1 // count
+    )  # not asked
+    assert plan.slices == ()
+    assert not (tmp_path / "out").exists()
+
+
+def test_limit_caps_what_is_considered_so_that_a_second_run_does_nothing(tmp_path):
+    inputs = named("d", "b", "c", "a")
+    first = plan_of(tmp_path, listing_of(inputs), limit=2)
+    assert uris(tmp_path, first) == ["d", "b"]
+    assert (first.counts.listed, first.counts.left_out, first.counts.planned) == (4, 2, 2)
+    second = plan_of(tmp_path, listing_of(inputs), done_of(*named("d", "b")), limit=2)
+    assert (second.counts.left_out, second.counts.already_done, second.counts.planned) == (2, 2, 0)
+
+
+def test_a_folder_is_sorted_by_path_whatever_order_its_store_has(tmp_path):
+    plan = plan_of(tmp_path, listing_of(named("d", "b"), named("c", "a"), ordered=False), limit=3)
+    assert uris(tmp_path, plan) == ["a", "b", "c"]
+
+
+def test_a_sample_is_a_share_that_never_changes(tmp_path):
+    names = [f"{number}.jpg" for number in range(2000)]
+    small = set(uris(tmp_path, plan_of(tmp_path, listing_of(named(*names)), sample=0.25)))
+    large = set(uris(tmp_path, plan_of(tmp_path, listing_of(named(*reversed(names))), sample=0.5)))
+    assert small < large
+    assert small == {name for name in names if int(image_id(name)[:16], 16) < 2**62}
+    assert 400 < len(small) < 600
+    plan = plan_of(tmp_path, listing_of(named(*names)), sample=0.25, limit=10)
+    assert (plan.counts.listed, plan.counts.left_out, plan.counts.planned) == (2000, 1990, 10)
+
+
+OBJECTS = st.lists(
+    st.tuples(st.sampled_from("abcdef"), st.sampled_from([None, "1", "2"]), st.integers(0, 1)), max_size=12
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    OBJECTS, st.dictionaries(st.sampled_from("abcdefgh"), st.tuples(st.sampled_from([None, "1"]), st.integers(0, 1)))
+)
+def test_the_account_always_adds_up(tmp_path, inputs, done):
+    plan = plan_of(
+        tmp_path,
+        listing_of([{"uri": uri, "etag": etag, "size_bytes": size} for uri, etag, size in inputs]),
+        done_of(*({"uri": uri, "etag": etag, "size_bytes": size} for uri, (etag, size) in done.items())),
+        rows_per_slice=3,
+    )
+    firsts: dict[str, tuple] = {}
+    for uri, etag, size in inputs:
+        firsts.setdefault(uri, (etag, size))
+
+    def is_done(uri: str) -> bool:
+        (etag, size), (old_etag, old_size) = firsts[uri], done.get(uri, ("no", -1))
+        return uri in done and (etag == old_etag if etag and old_etag else size == old_size)
+
+    assert uris(tmp_path, plan) == [uri for uri in firsts if not is_done(uri)]
+    counts = plan.counts
+    assert counts.listed + counts.duplicates == len(inputs)
+    assert counts.listed == counts.already_done + counts.planned
+
+
+def test_a_failing_listing_keeps_its_error(tmp_path):
+    def fail() -> Iterator[pa.RecordBatch]:
+        yield batch_of(named("a"))
+        raise InputError("gone")
+
+    with pytest.raises(InputError, match=r"^gone$"):
+        plan_of(tmp_path, Listing("manifest", fail(), True))
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.storage.listing.BATCH_ROWS", 200)
+    monkeypatch.setattr("pipeline.storage.entries._STAT_CHUNK", 200)
+    monkeypatch.setattr("pipeline.storage.planning._READ_ROWS", 200)
+    monkeypatch.setattr("pipeline.storage.planning.SLICES_PER_FILE", 4)
+
+    def peak(count: int) -> int:
+        manifest = tmp_path / f"{count}.jsonl"
+        lines = (f'{{"uri": "s3://b/{number:08d}.jpg", "etag": "{number}"}}\n' for number in range(count))
+        manifest.write_text("".join(lines))
+        tracemalloc.start()
+        plan = plan_of(tmp_path, list_inputs(str(manifest), LOCAL, False), rows_per_slice=200)
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert plan.counts.planned == count
+        return highest
+
+    peak(100)
+    assert peak(20_000) < 1.2 * peak(2_000)
+
+
+def test_a_plan_on_s3(s3):
+    bucket = s3.bucket()
+    fs, root = connect(f"s3://{bucket}/out", s3.storage)
+    plan = make_plan(listing_of(named("a", "b", "c")), (), fs, root, "_runs/r/plan", rows_per_slice=2)
+    assert s3.keys(bucket) == ["out/_runs/r/plan/part-00000.parquet"]
+    assert read_plan_slice(fs, root, plan.slices[1])["uri"].to_pylist() == ["c"]
+
+
+# -- classes -----------------------------------------------------------------------------------------------------------
+
+LABELS = ["cat", "dog", "crane", "crane"]
+
+
+def class_table(rows: dict[str, list[int]]) -> pa.Table:
+    return pa.table({"key": list(rows), "class_ids": list(rows.values())}, schema=CLASSES)
+
+
+def test_classes_find_their_images_by_uri_or_its_last_parts(tmp_path):
+    inputs = [
+        {"uri": "/d/x/a.jpg"},
+        {"uri": "/d/y/a.jpg"},
+        {"uri": "/d/xa.jpg"},
+        {"uri": "s3://b/k.tar#n/a.jpg", "path": "b/k.tar", "offset": 512},
+        {"uri": "s3://b/k.tar#m.jpg", "path": "b/k.tar", "offset": 1024},
+        {"uri": "/d/hash#m.jpg"},
+    ]
+    keys = {"a.jpg": [0], "x/a.jpg": [1, 2], "/d/y/a.jpg": [3], "s3://b/k.tar#n/a.jpg": [2], "m.jpg": [1], "": [0]}
+    plan = plan_of(tmp_path, listing_of(inputs), classes=class_table(keys))
+    assert [row["classes"] for row in planned(tmp_path, plan)] == [[0, 1, 2], [0, 3], None, [0], [1], None]
+    assert plan.with_classes == 4
+
+
+def test_many_images_of_one_name_cost_no_more_than_others(tmp_path):
+    names = [f"/d/{number}/image.jpg" for number in range(20_000)]
+    keys = {f"{number}/image.jpg": [0] for number in range(20_000)}
+    plan = plan_of(tmp_path, listing_of(named(*names)), classes=class_table(keys), rows_per_slice=20_000)
+    assert plan.with_classes == 20_000
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("file,class_id\na.jpg,1\nb.jpg,\na.jpg,0\n", {"a.jpg": [0, 1]}),
+        ("uri,imagenet_classes,label\na.jpg,1;0,ignored\n", {"a.jpg": [0, 1]}),
+        ("path,class_ids\na.jpg, 2 ; 3.0 \n", {"a.jpg": [2, 3]}),
+        ("image,label\na.jpg,dog\na.jpg,crane\n", {"a.jpg": [1, 2, 3]}),
+        ("image,class_name\nNA,cat\n", {"NA": [0]}),
+    ],
+)
+def test_class_files(tmp_path, text, found):
+    path = tmp_path / "c.csv"
+    path.write_text(text)
+    table = read_classes(str(path), LOCAL, LABELS)
+    assert table.schema.equals(CLASSES)
+    assert dict(zip(*table.to_pydict().values(), strict=True)) == found
+
+
+def test_class_lists_in_parquet(tmp_path):
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"uri": ["a", "b", "b"], "class_ids": [[1, 0], None, [2]]}), path)
+    assert read_classes(str(path), LOCAL, LABELS).to_pydict() == {"key": ["a", "b"], "class_ids": [[0, 1], [2]]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("c.csv", "file,class_id\na,4\n", "class id 4; allowed: 0 to 3"),
+        ("c.csv", "file,class_id\na,-1\n", "class id '-1'; allowed: a whole number"),
+        ("c.csv", "file,label\na,dgo\n", "the network has no class 'dgo'; did you mean 'dog'"),
+        ("c.csv", "name,label\na,dog\n", "no column file or uri or path or image; it has name, label"),
+        ("c.csv", "file,kind\na,dog\n", "no column class_id or"),
+        ("c.csv", "", "can't be read as csv"),
+        ("c.parquet", "x", "can't be read as parquet"),
+        ("c.xlsx", "x", r"allowed: \.csv, \.tsv, \.parquet"),
+    ],
+)
+def test_wrong_class_files_are_one_line(tmp_path, name, text, problem):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=problem) as caught:
+        read_classes(str(tmp_path / name), LOCAL, LABELS)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_class_file(tmp_path):
+    with pytest.raises(InputError, match="not found"):
+        read_classes(str(tmp_path / "no.csv"), LOCAL, LABELS)
+
+
+def test_the_real_annotations_name_every_photograph(tmp_path, shared):
+    folder = shared / "real" / "ilsvrc300"
+    classes = read_classes(str(folder / "annotations.csv"), LOCAL, [str(number) for number in range(1000)])
+    plan = plan_of(tmp_path, list_inputs(str(folder), LOCAL, False), classes=classes)
+    assert plan.counts.planned == plan.with_classes == 300
+    of = {Path(row["uri"]).name: row["classes"] for row in planned(tmp_path, plan)}
+    assert of["ILSVRC2012_val_00000347.JPEG"] == [472]

@@ -27,6 +27,8 @@ def run(config: AnnotateConfig, screen: Screen) -> None:
         f"{counts.already_done} done before; run {manifest.run_id}",
         **counts.model_dump(),
     )
+    if counts.maps_without_box:
+        screen.result(f"{counts.maps_without_box} maps have no positive value, hence no box")
     screen.result(f"query:   SELECT label, count(*) FROM '{out}/boxes/**/*.parquet' GROUP BY label")
     refuse_rejected_share(manifest, config)
 

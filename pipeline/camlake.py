@@ -83,7 +83,7 @@ class Lake:
         self, table: Table, columns: list[str] | None = None, where: str | None = None, model: str | None = None
     ) -> pd.DataFrame:
         """Return what ``arrow`` returns as a data frame; lists are arrays."""
-        frame: pd.DataFrame = self._select(table, columns, where, model).df()
+        frame: pd.DataFrame = self.arrow(table, columns, where, model).to_pandas()
         return frame
 
     def close(self) -> None:

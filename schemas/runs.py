@@ -30,6 +30,8 @@ class CommitRecord(Record):
     task: str
     images: int
     rejected: int
+    maps_without_box: int = 0
+    """Maps with no positive value: the paper's rule gives no box."""
     files: tuple[DataFile, ...]
 
 
@@ -67,7 +69,6 @@ class Counts(Record):
     rejected: int = 0
     boxes: int = 0
     maps_without_box: int = 0
-    """Maps with no positive value: the paper's rule gives no box."""
     rejected_by_reason: dict[str, int] = {}
 
 

@@ -260,6 +260,18 @@ def test_the_result_of_a_thread_left_behind_is_dropped() -> None:
     assert second == 2
 
 
+def test_threads_end_with_their_decoder() -> None:
+    others = set(threading.enumerate())
+    decoder = Decoder(LIMITS, 3)
+    assert decoder.map([encoded(RGB)], size_of) == [(5, 7)]
+    own = set(threading.enumerate()) - others
+    assert len(own) == 3
+    del decoder
+    for thread in own:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+
+
 def test_another_exception_of_then_reaches_the_caller() -> None:
     def broken(image: DecodedImage) -> int:
         raise ZeroDivisionError(image.format)

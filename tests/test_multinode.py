@@ -55,7 +55,8 @@ def test_every_image_is_annotated_once(mode, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == (["killed", "120"] if mode == "kill" else ["120"])
+    assert ("killed" in done.stdout.splitlines()) == (mode == "kill")
+    assert done.stdout.splitlines()[-1] == "120"
     assert verify(*connect(str(out), StorageConfig())).problems == ()
     with camlake.open(str(out)) as lake:
         assert len(lake.arrow("images")) == 120

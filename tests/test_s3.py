@@ -56,7 +56,7 @@ def test_a_held_output_is_refused(object_store, photographs):
     out = f"s3://{object_store.bucket()}/labels"
     with (
         Lease.acquire(*connect(out, object_store.storage), new_run_id()),
-        pytest.raises(LeaseError, match="another run"),
+        pytest.raises(LeaseError, match="is being written by run"),
     ):
         run_annotate(photographs, out, endpoint_url=object_store.endpoint_url)
 

@@ -36,26 +36,43 @@ def ray_cluster(address: str | None) -> Iterator[Machine]:
 
 
 def _connect(address: str | None, cores: int) -> None:
-    # Ray's core prints an error for every actor pool of Ray Data; failures that matter are raised.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # `ray job submit` and `ray.init` in a worker say where the cluster is by this variable.
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            address="local",
-            num_cpus=cores * LOGICAL_PER_CORE,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        with _quiet_core():
+            ray.init(
+                address="local",
+                num_cpus=cores * LOGICAL_PER_CORE,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
         return
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        with _quiet_core():
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError) as error:
         raise UsageError(
             f"--address {address!r}: no Ray cluster answers there; start one with `ray start --head`"
         ) from error
+
+
+@contextmanager
+def _quiet_core() -> Iterator[None]:
+    """Keep Ray's core from printing an error for every actor pool of Ray Data; failures that matter are raised.
+
+    It reads its log level from the environment when it starts, and says so on standard error.
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _quiet() -> None:

@@ -20,7 +20,7 @@ from pipeline.storage.commit import Committer
 from pipeline.storage.fetch import Fetcher, read_plan_slice
 from pipeline.storage.filesystems import connect
 from pipeline.storage.planning import PlanSlice
-from pipeline.storage.rows import split_rows
+from pipeline.storage.rows import count_maps_without_box, split_rows
 from schemas.config import StorageConfig
 from schemas.errors import CamlakeError, RejectedImage
 from schemas.runs import CommitRecord
@@ -182,7 +182,8 @@ class LakeSink(Datasink[CommitRecord | None]):
             return None
         rows = pa.concat_tables(tables)
         job = self._job
-        return job.committer.commit(f"{ctx.task_idx:06d}", split_rows(rows, job.committer.run_id, job.annotate.outputs))
+        tables = split_rows(rows, job.committer.run_id, job.annotate.outputs)
+        return job.committer.commit(f"{ctx.task_idx:06d}", tables, count_maps_without_box(rows))
 
     def on_write_complete(self, write_result: WriteResult[CommitRecord | None]) -> None:
         """Keep the commit records for the run's account."""

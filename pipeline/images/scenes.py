@@ -98,7 +98,7 @@ def write_corpus(
 def _write_broken(images: Path, index: int, seed: int) -> None:
     kind = index % 3
     if kind == 0:
-        whole = _encoded(render_scene(np.random.default_rng((seed, 0, index)), index % 10, (240, 320)).pixels, ".jpg")
+        whole = _encoded(render_scene(np.random.default_rng((seed, index, 1)), index % 10, (240, 320)).pixels, ".jpg")
         (images / f"broken-{index:04d}-truncated.jpg").write_bytes(whole[: len(whole) // 3])
     elif kind == 1:
         (images / f"broken-{index:04d}-text.png").write_text("This is a note, not a picture.\n" * 20, encoding="utf-8")

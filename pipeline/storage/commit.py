@@ -77,7 +77,7 @@ class Committer:
     schemas: Mapping[Table, pa.Schema]
     """Of each table that this run writes."""
 
-    def commit(self, task: str, tables: Mapping[Table, pa.Table]) -> CommitRecord:
+    def commit(self, task: str, tables: Mapping[Table, pa.Table], maps_without_box: int = 0) -> CommitRecord:
         """Write the rows of one task, make them part of the dataset, and return the record that says so.
 
         A task that is committed already keeps its first record and files. Raises StoreError for rows that contradict
@@ -89,6 +89,7 @@ class Committer:
         record_path = layout.full(layout.commit_path(self.run_id, task))
         if (committed := read_whole(fs, record_path)) is not None:
             return parse_record(CommitRecord, committed, record_path)
+        assert_generation_held(fs, root, self.generation)
         checked = {table: self._checked(table, rows) for table, rows in tables.items()}
         _check_images(checked)
         files = [
@@ -102,6 +103,7 @@ class Committer:
             task=task,
             images=rows_of.get("images", 0),
             rejected=rows_of.get("quarantine", 0),
+            maps_without_box=maps_without_box,
             files=tuple(files),
         )
         assert_generation_held(fs, root, self.generation)

@@ -195,12 +195,13 @@ def load_commits(fs: AbstractFileSystem, root: str, run_id: str) -> list[CommitR
 
 
 def with_commits(manifest: RunManifest, commits: Sequence[CommitRecord]) -> RunManifest:
-    """Return the manifest with the files that the commit records name, and the images and boxes that they count."""
+    """Return the manifest with the files that the commit records name, and what they count."""
     files = tuple(file for record in commits for file in record.files)
     counted = {
         "annotated": sum(record.images for record in commits),
         "rejected": sum(record.rejected for record in commits),
         "boxes": sum(file.rows for file in files if file.table == "boxes"),
+        "maps_without_box": sum(record.maps_without_box for record in commits),
     }
     counts = Counts(**{**manifest.counts.model_dump(), **counted})
     return manifest.model_copy(update={"files": files, "counts": counts})

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import duckdb
@@ -86,11 +87,15 @@ class CommittedFiles(AbstractFileSystem):  # type: ignore[misc]  # fsspec is unt
 
 
 class _RangeFile(io.RawIOBase):
-    """A file of a known size in which each read is one ranged request; its last TAIL_BYTES are asked for only once."""
+    """A file of a known size in which each read is one ranged request; its last TAIL_BYTES are asked for only once.
+
+    DuckDB seeks and then reads, on one handle from several threads at once: each thread has a position of its own.
+    """
 
     def __init__(self, store: AbstractFileSystem, path: str, size: int) -> None:
         super().__init__()
-        self._store, self._path, self._size, self._at = store, path, size, 0
+        self._store, self._path, self._size = store, path, size
+        self._positions: dict[int, int] = {}
         self._tail = b""
 
     def readable(self) -> bool:
@@ -100,23 +105,25 @@ class _RangeFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._at
+        return self._positions.get(get_ident(), 0)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._size}[whence]
+        self._positions[get_ident()] = at
+        return at
 
     def read(self, size: int = -1) -> bytes:
-        end = self._size if size < 0 else min(self._at + size, self._size)
+        at = self.tell()
+        end = self._size if size < 0 else min(at + size, self._size)
         tail_start = max(0, self._size - TAIL_BYTES)
-        if end <= self._at:
+        if end <= at:
             data = b""
-        elif self._at >= tail_start:
+        elif at >= tail_start:
             self._tail = self._tail or self._fetch(tail_start, self._size)
-            data = self._tail[self._at - tail_start : end - tail_start]
+            data = self._tail[at - tail_start : end - tail_start]
         else:
-            data = self._fetch(self._at, end)
-        self._at += len(data)
+            data = self._fetch(at, end)
+        self.seek(at + len(data))
         return data
 
     def _fetch(self, start: int, end: int) -> bytes:

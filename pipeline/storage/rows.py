@@ -76,6 +76,13 @@ def split_rows(rows: pa.Table, run_id: str, outputs: Sequence[str]) -> dict[Tabl
     return tables
 
 
+def count_maps_without_box(rows: pa.Table) -> int:
+    """Return how many maps of wide rows have no positive value, so that the paper's rule gives them no box."""
+    highest = pc.struct_field(pc.list_flatten(rows["heatmaps"].combine_chunks()), "heat_max")
+    count: int = pc.sum(pc.less_equal(highest, 0.0)).as_py() or 0
+    return count
+
+
 def _select(rows: pa.Table, schema: pa.Schema, renamed: Mapping[str, str]) -> pa.Table:
     return pa.table({name: rows[renamed.get(name, name)] for name in schema.names}, schema=schema)
 

@@ -3,20 +3,25 @@
 import time
 from pathlib import Path
 
+import cv2
+
 from jobs.annotate import annotate
 from jobs.console import Screen, main, verb
 from jobs.evaluate import write_scores
 from jobs.report import report
 from pipeline import camlake
 from pipeline.evaluation import evaluate
+from pipeline.gallery import picture_views
 from pipeline.images.scenes import write_corpus
 from pipeline.models.registry import DEMO
+from pipeline.report import contact_sheet
 from pipeline.storage.truth import read_truth
 from schemas.config import AnnotateConfig, DemoConfig, ReportConfig, StorageConfig
 from schemas.errors import UsageError
 
 BROKEN = 2
 """Damaged files among the pictures, so that quarantine has something to show."""
+SHEET_PICTURES = 6
 
 
 def run(config: DemoConfig, screen: Screen) -> None:
@@ -36,7 +41,11 @@ def run(config: DemoConfig, screen: Screen) -> None:
         screen,
     ).counts
     with camlake.open(out) as lake:
-        scores = evaluate(lake, read_truth(str(truth), StorageConfig()))
+        known = read_truth(str(truth), StorageConfig())
+        scores = evaluate(lake, known)
+        views = picture_views(lake, out, StorageConfig(), scores.model, SHEET_PICTURES, known)
+    sheet = contact_sheet(views, columns=2, width_px=960)
+    cv2.imwrite(str(folder / "sheet.jpg"), sheet[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
     rows = scores.rows()
     screen.table(f"{scores.model} on {scores.images} pictures", list(rows[0]), [list(row.values()) for row in rows])
     write_scores(scores, f"{out}/_reports", StorageConfig())

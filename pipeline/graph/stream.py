@@ -177,10 +177,10 @@ class LakeSink(Datasink[CommitRecord | None]):
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> CommitRecord | None:
         """Write one commit; a retried task writes the same names again."""
-        tables = [block for block in blocks if len(block)]
-        if not tables:
+        parts = [block for block in blocks if len(block)]
+        if not parts:
             return None
-        rows = pa.concat_tables(tables)
+        rows = pa.concat_tables(parts)
         job = self._job
         tables = split_rows(rows, job.committer.run_id, job.annotate.outputs)
         return job.committer.commit(f"{ctx.task_idx:06d}", tables, count_maps_without_box(rows))

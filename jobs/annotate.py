@@ -29,7 +29,7 @@ def run(config: AnnotateConfig, screen: Screen) -> None:
     )
     if counts.maps_without_box:
         screen.result(f"{counts.maps_without_box} maps have no positive value, hence no box")
-    screen.result(f"query:   SELECT label, count(*) FROM '{out}/boxes/**/*.parquet' GROUP BY label")
+    screen.result(f"query:   SELECT top1_label, count(*) FROM '{out}/images/**/*.parquet' GROUP BY top1_label")
     refuse_rejected_share(manifest, config)
 
 
@@ -43,14 +43,17 @@ def annotate(config: AnnotateConfig, screen: Screen) -> RunManifest:
         plan = plan_inputs(config, model, done, opened.fs, opened.root, plan_dir)
         screen.say(f"{plan.counts.listed} listed, {plan.counts.already_done} done, {plan.counts.planned} to do")
         refuse_unmatched_classes(config, plan)
-        if plan.slices:
-            with ray_cluster(config.address) as machine:
-                compute = plan_compute(config, machine)
-                screen.say(describe(compute, config))
-                job = make_job(config, model, opened, compute, plan.counts.planned)
-                with screen.progress("annotating", plan.counts.planned) as advance:
-                    run_stream(plan.slices, job, model.weights.state, advance)
-        return opened.finish(plan.counts)
+        if not plan.slices:
+            return opened.begin(plan.counts, None).finish()
+        screen.say("starting Ray and the networks")
+        with ray_cluster(config.address) as machine:
+            compute = plan_compute(config, machine)
+            screen.say(describe(compute, config))
+            begun = opened.begin(plan.counts, compute)
+            job = make_job(config, model, begun, compute, plan.counts.planned)
+            with screen.progress("annotating", plan.counts.planned) as advance:
+                run_stream(plan.slices, job, model.weights.state, advance)
+        return begun.finish()
 
 
 def refuse_unmatched_classes(config: AnnotateConfig, plan: Plan) -> None:
@@ -63,13 +66,13 @@ def refuse_unmatched_classes(config: AnnotateConfig, plan: Plan) -> None:
 
 
 def refuse_rejected_share(manifest: RunManifest, config: AnnotateConfig) -> None:
-    """Raise RejectedShareError where the run rejected more of its inputs than ``max_rejected`` allows."""
+    """Raise RejectedShareError where the run rejected more of all its inputs than ``max_rejected`` allows."""
     counts = manifest.counts
-    worked_on = counts.annotated + counts.rejected
-    if worked_on and counts.rejected / worked_on > config.max_rejected:
+    inputs = counts.already_done + counts.planned
+    if counts.rejected > config.max_rejected * inputs:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.rejected_by_reason.items()))
         raise RejectedShareError(
-            f"{counts.rejected} of {worked_on} inputs were rejected ({reasons}), more than --max-rejected "
+            f"{counts.rejected} of {inputs} inputs were rejected ({reasons}), more than --max-rejected "
             f"{config.max_rejected:g} allows; all other work is done, see {safe_url(config.out)}/quarantine"
         )
 

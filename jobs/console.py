@@ -68,7 +68,8 @@ class Screen:
         table = Table(title=Text(title), title_justify="left")
         for index, name in enumerate(columns):
             numeric = all(isinstance(row[index], int | float) for row in rows)
-            table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+            justify: Literal["left", "right"] = "right" if numeric else "left"
+            table.add_column(Text(name), justify=justify, overflow="fold", no_wrap=numeric or index == 0)
         for row in rows:
             table.add_row(*(Text(f"{cell:.4g}" if isinstance(cell, float) else str(cell)) for cell in row))
         self.out.print(table)
@@ -117,7 +118,8 @@ class Screen:
             last = now
             rate = done / (now - started)
             left_s = round((total - done) / rate) if rate else None
-            text = f"{what}: {done}/{total}, {rate:.1f} images/s, {rejected} rejected, {left_s} s left"
+            left = f", {left_s} s left" if left_s is not None else ""
+            text = f"{what}: {done}/{total}, {rate:.1f} images/s, {rejected} rejected{left}"
             self.say(text, done=done, total=total, images_per_s=round(rate, 2), rejected=rejected, left_s=left_s)
 
         return advance
@@ -177,6 +179,12 @@ def reported_errors(debug: bool = False) -> Iterator[None]:
     except KeyboardInterrupt as error:
         print("camlake: stopped; run the same command again to go on", file=sys.stderr)
         raise typer.Exit(1) from error
+    except Exception as error:  # The outermost edge: what nobody foresaw is one line too.
+        if debug:
+            raise
+        line = " ".join(str(error).split())
+        print(f"camlake: {type(error).__name__}: {line} (--debug shows where)", file=sys.stderr)
+        raise typer.Exit(1) from error
 
 
 def main(app: typer.Typer | Callable[..., None]) -> None:
@@ -189,7 +197,8 @@ def main(app: typer.Typer | Callable[..., None]) -> None:
     try:
         status = app(standalone_mode=False)
     except typer.TyperException as error:
-        print(f"camlake: {' '.join(error.format_message().split())}; see --help", file=sys.stderr)
+        if error.format_message():  # A bare call has shown its help.
+            print(f"camlake: {' '.join(error.format_message().split())}; see --help", file=sys.stderr)
         status = 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -30,7 +30,7 @@ def run(config: DemoConfig, screen: Screen) -> None:
     folder = Path(config.folder)
     truth = render(config, folder, screen)
     out = str(folder / "labels")
-    counts = annotate(
+    annotate(
         AnnotateConfig(
             input=str(folder / "pictures" / "images"),
             out=out,
@@ -39,10 +39,11 @@ def run(config: DemoConfig, screen: Screen) -> None:
             max_rejected=1.0,
         ),
         screen,
-    ).counts
+    )
     with camlake.open(out) as lake:
         known = read_truth(str(truth), StorageConfig())
         scores = evaluate(lake, known)
+        rows_of = {table: len(lake.relation(table)) for table in ("images", "boxes", "quarantine")}
         views = picture_views(lake, out, StorageConfig(), scores.model, SHEET_PICTURES, known)
     sheet = contact_sheet(views, columns=2, width_px=960)
     cv2.imwrite(str(folder / "sheet.jpg"), sheet[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
@@ -52,7 +53,8 @@ def run(config: DemoConfig, screen: Screen) -> None:
     page = report(ReportConfig(out=out, truth=str(truth), page=str(folder / "report.html")))
     screen.say(f"done in {time.monotonic() - started:.0f} s")
     screen.result(
-        f"written: {out} (Parquet: {counts.annotated} images, {counts.boxes} boxes, {counts.rejected} rejected)",
+        f"written: {out} (Parquet: {rows_of['images']} images, {rows_of['boxes']} boxes, "
+        f"{rows_of['quarantine']} rejected)",
         out=out,
     )
     screen.result(f"look:    {page}", page=page)
@@ -66,17 +68,19 @@ def render(config: DemoConfig, folder: Path, screen: Screen) -> Path:
     """Return the truth of the corpus in ``folder``, rendered unless it is there; raises UsageError for another."""
     marker, wanted = folder / "demo.txt", f"images={config.images} seed={config.seed}\n"
     truth = folder / "pictures" / "truth.csv"
-    if marker.exists():
-        if marker.read_text() != wanted:
-            raise UsageError(
-                f"--folder {config.folder!r} holds another demo ({marker.read_text().strip()}); name a new one"
-            )
+    if marker.exists() and marker.read_text() != wanted:
+        other = marker.read_text().strip()
+        raise UsageError(f"--folder {config.folder!r} holds another demo ({other}); name a new one")
+    if marker.exists() and truth.exists():
         return truth
-    if folder.exists() and any(folder.iterdir()):
+    if not marker.exists() and folder.exists() and any(folder.iterdir()):
         raise UsageError(f"--folder {config.folder!r} is not empty and holds no demo; name a new one")
     screen.say(f"rendering {config.images} pictures and {BROKEN} broken files into {folder / 'pictures'}")
-    write_corpus(folder / "pictures", config.images, config.seed, broken=BROKEN)
+    folder.mkdir(parents=True, exist_ok=True)
     marker.write_text(wanted)
+    unfinished = folder / "pictures.unfinished"
+    write_corpus(unfinished, config.images, config.seed, broken=BROKEN)
+    unfinished.rename(folder / "pictures")
     return truth
 
 

@@ -1,18 +1,22 @@
 """``camlake report``: one self-contained HTML page of an output: pictures, maps, boxes, scores, rejects."""
 
+import io
+
 from jobs.console import Screen, main, verb
 from pipeline import camlake
 from pipeline.camlake import Lake
-from pipeline.evaluation import Scores, evaluate
+from pipeline.evaluation import evaluate
 from pipeline.gallery import picture_views
 from pipeline.report import write_report
-from pipeline.storage.filesystems import connect, safe_url
+from pipeline.storage.filesystems import connect, safe_url, store_errors
+from pipeline.storage.lake import write_whole
 from pipeline.storage.truth import read_truth
 from schemas.config import ReportConfig
-from schemas.errors import UsageError
+from schemas.errors import StoreError, UsageError
 from schemas.runs import RunManifest
 from schemas.tables import TABLES
 
+REJECTED_COLUMNS = ["uri", "stage", "reason_code", "detail", "permanent"]
 REJECTED_SHOWN = 100
 """Rejected inputs that the page lists; the table has them all."""
 
@@ -33,18 +37,19 @@ def report(config: ReportConfig) -> str:
         manifest = newest_run(lake, config)
         model = manifest.model
         fs, path = connect(page, config)
-        fs.makedirs(fs._parent(path), exist_ok=True)
-        with fs.open(path, "wb") as file:
-            write_report(
-                file,
-                f"camlake: {model}",
-                summary(manifest),
-                score_rows(evaluate(lake, truth, model=model)) if truth else [],
-                picture_views(lake, config.out, config, model, config.pictures, truth),
-                {table: len(lake.relation(table, model)) for table in TABLES},
-                lake.relation("quarantine", model).limit(REJECTED_SHOWN).to_arrow_table().to_pylist(),
-                out=safe_url(config.out),
-            )
+        document = io.BytesIO()
+        write_report(
+            document,
+            f"camlake: {model}",
+            summary(manifest),
+            evaluate(lake, truth, model=model).rows() if truth else [],
+            picture_views(lake, config.out, config, model, config.pictures, truth),
+            {table: len(lake.relation(table, model)) for table in TABLES},
+            lake.arrow("quarantine", REJECTED_COLUMNS, model=model).slice(0, REJECTED_SHOWN).to_pylist(),
+            out=safe_url(config.out),
+        )
+    with store_errors(f"--page {safe_url(page)}"):
+        write_whole(fs, path, document.getvalue())
     return page
 
 
@@ -52,8 +57,9 @@ def newest_run(lake: Lake, config: ReportConfig) -> RunManifest:
     """Return the newest run with rows of the wanted model; raises UsageError where there is none."""
     runs = [run for run in lake.runs if run.files and config.model in (None, run.model)]
     if not runs:
-        known = ", ".join(lake.models) or "none: no run has committed rows"
-        raise UsageError(f"--model {config.model}: {safe_url(config.out)} has {known}")
+        if not lake.models:
+            raise StoreError(f"{safe_url(config.out)} has no committed rows yet")
+        raise UsageError(f"--model {config.model}: {safe_url(config.out)} has {', '.join(lake.models)}")
     return runs[-1]
 
 
@@ -69,11 +75,6 @@ def summary(manifest: RunManifest) -> dict[str, str | float]:
         "camlake": lineage.camlake_version,
         "input": str(manifest.config["input"]),
     }
-
-
-def score_rows(scores: Scores) -> list[dict[str, str | float]]:
-    """Return the scores as the page's table."""
-    return scores.rows()
 
 
 command = verb(

@@ -113,7 +113,7 @@ def _score(network: TinyCam, data: ScoredSet) -> tuple[float, float, float]:
 
 
 def train(
-    epochs: Annotated[int, typer.Option(help="runs through freshly rendered scenes")] = 22,
+    epochs: Annotated[int, typer.Option(help="runs through freshly rendered scenes")] = 18,
     scenes: Annotated[int, typer.Option(help="scenes of an epoch")] = 4000,
     seed: Annotated[int, typer.Option(help="of weights, scenes and order")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,

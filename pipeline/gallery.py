@@ -16,7 +16,8 @@ from pipeline.images.decode import DecodedImage, DecodeLimits, decode
 from pipeline.report import MapView, PictureView
 from pipeline.storage.fetch import Fetcher
 from pipeline.storage.filesystems import connect
-from pipeline.storage.lake import Layout
+from pipeline.storage.lake import Layout, list_dir
+from pipeline.storage.query import quote_list
 from pipeline.storage.truth import Truth
 from schemas.config import StorageConfig
 from schemas.errors import RejectedImage
@@ -41,24 +42,29 @@ def picture_views(
     true_boxes = _true_boxes(truth, chosen["uri"].to_pylist())
     views = []
     for image_id, uri, picture in _pictures(out, storage, chosen):
-        maps = [_map_view(row, rows["boxes"][image_id]) for row in rows["heatmaps"][image_id]]
+        maps = [view for row in rows["heatmaps"][image_id] if (view := _map_view(row, rows["boxes"][image_id]))]
         views.append(PictureView(uri, picture.pixels, maps, true_boxes.get(uri, np.empty((0, 4), np.float32))))
     return views
 
 
 def _by_image(lake: Lake, table: Any, ids: Sequence[str], model: str) -> dict[str, list[dict[str, Any]]]:
-    relation = lake.relation(table, model).filter(f"image_id IN ({', '.join(repr(one) for one in ids)})")
+    relation = lake.relation(table, model).filter(f"image_id IN {quote_list(ids)}")
     grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in relation.order("image_id, rank").to_arrow_table().to_pylist():
         grouped[row["image_id"]].append(row)
     return grouped
 
 
-def _map_view(heat: dict[str, Any], boxes: Sequence[dict[str, Any]]) -> MapView:
+def _map_view(heat: dict[str, Any], boxes: Sequence[dict[str, Any]]) -> MapView | None:
+    """Return a map with its boxes at the lowest threshold; None for a map that gave no box."""
     own = [box for box in boxes if box["class_id"] == heat["class_id"]]
+    if not own:
+        return None
+    own = [box for box in own if box["threshold"] == min(each["threshold"] for each in own)]
     sides = [[box[side] for side in ("xmin", "ymin", "xmax", "ymax")] for box in own]
-    probability = own[0]["class_prob"] if own else 0.0
-    return MapView(heat["label"], probability, camlake.heatmap(heat), np.array(sides, np.float32).reshape(-1, 4))
+    return MapView(
+        heat["label"], own[0]["class_prob"], camlake.heatmap(heat), np.array(sides, np.float32).reshape(-1, 4)
+    )
 
 
 def _pictures(out: str, storage: StorageConfig, chosen: pa.Table) -> list[tuple[str, str, DecodedImage]]:
@@ -68,10 +74,10 @@ def _pictures(out: str, storage: StorageConfig, chosen: pa.Table) -> list[tuple[
     plans = []
     for run_id in pc.unique(chosen["run_id"]).to_pylist():
         wanted = chosen.filter(pc.equal(chosen["run_id"], run_id))["image_id"]
-        for path in sorted(fs.glob(f"{layout.full(layout.plan_dir(run_id))}/*.parquet")):
+        for path in list_dir(fs, layout.full(layout.plan_dir(run_id))):
             with fs.open(path, "rb") as file:
                 plans.append(pq.read_table(file, filters=pc.field("image_id").isin(wanted), schema=PLAN))
-    plan = pa.concat_tables(plans)
+    plan = pa.concat_tables([PLAN.empty_table(), *plans])
     found = []
     for row, data in zip(plan.to_pylist(), Fetcher(storage, LIMITS.max_bytes).fetch(plan), strict=True):
         try:

@@ -109,7 +109,8 @@ class AnnotateConfig(StorageConfig):
     topk: int = option(5, "maps and boxes for this many most probable classes", "Localization", ge=1, le=1000)
     classes: str | None = option(
         None,
-        "CSV or Parquet that names classes for each image; they get maps and boxes beside the top-k",
+        "CSV or Parquet that names classes for each image; they get maps and boxes beside the top-k; done images keep"
+        " what they have",
         "Localization",
     )
     threshold: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_split)] = option(
@@ -158,12 +159,17 @@ class AnnotateConfig(StorageConfig):
     address: str | None = option(None, "a running Ray cluster; default: start one here", "Compute")
 
     dry_run: bool = option(False, "print the resolved plan and an estimate, write nothing", "Run")
+    price_per_hour: float | None = option(None, "what the cluster costs an hour, for the estimate", "Run", ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         unknown = [name for name in self.outputs if name not in OPTIONAL_TABLES]
         if unknown:
             raise ValueError(f"--outputs {unknown[0]!r}: allowed: {', '.join(OPTIONAL_TABLES)}")
+        if len(set(self.threshold)) < len(self.threshold):
+            raise ValueError(f"--threshold {','.join(map(str, self.threshold))}: allowed: each value once")
+        if self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
+            raise ValueError(f"--gpus-per-actor {self.gpus_per_actor:g}: allowed: up to 1, or a whole number")
         if self.actors and not 1 <= self.actors[0] <= self.actors[1]:
             raise ValueError(f"--actors {self.actors[0]}:{self.actors[1]}: allowed: 1 <= MIN <= MAX")
         return self

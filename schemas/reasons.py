@@ -33,6 +33,7 @@ class Reason(StrEnum):
         return cls[code.upper()]
 
     MISSING_URI = "missing_uri", Stage.LIST, True, "the manifest's row has no uri"
+    BAD_NAME = "bad_name", Stage.LIST, True, "the file's name is not UTF-8 text"
     UNREADABLE_CONTAINER = "unreadable_container", Stage.LIST, True, "the shard or Parquet file can't be read"
 
     NOT_FOUND = "not_found", Stage.FETCH, False, "no object has this uri"
@@ -49,4 +50,4 @@ class Reason(StrEnum):
     TOO_MANY_PIXELS = "too_many_pixels", Stage.LIMITS, True, "width x height is larger than max_pixels"
     DECODE_TIMEOUT = "decode_timeout", Stage.LIMITS, False, "decoding took longer than decode_timeout_s"
 
-    NON_FINITE = "non_finite", Stage.MODEL, True, "the network's outputs have NaN or infinity"
+    NON_FINITE = "non_finite", Stage.MODEL, False, "the network's outputs have NaN or infinity"

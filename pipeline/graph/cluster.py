@@ -29,7 +29,8 @@ def ray_cluster(address: str | None) -> Iterator[Machine]:
     try:
         _quiet()
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield Machine(resources.get("CPU", 1.0), resources.get("GPU", 0.0), cores)
+        alone = ours and not (address or os.environ.get("RAY_ADDRESS"))
+        yield Machine(resources.get("CPU", 1.0), resources.get("GPU", 0.0), cores if alone else None)
     finally:
         if ours:
             ray.shutdown()

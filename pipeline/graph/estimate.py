@@ -1,14 +1,15 @@
-"""What a run would take, measured on a few of its own images: the same stages, in this process."""
+"""What a run would take, measured on a few of its own images where its actors would run, by the same stages."""
 
-import math
 import time
 from dataclasses import dataclass
 
 import pyarrow as pa
+import ray
+from torch import Tensor
 
-from pipeline.graph.job import Model, annotate_spec, decode_spec
-from pipeline.graph.resources import Compute
-from pipeline.graph.stages import AnnotateStage, DecodeStage
+from pipeline.graph.job import Model, annotate_spec, decode_spec, storage_of
+from pipeline.graph.resources import Compute, Machine
+from pipeline.graph.stages import AnnotateSpec, AnnotateStage, DecodeSpec, DecodeStage
 from pipeline.graph.stream import ImageReader
 from pipeline.storage.commit import to_parquet
 from pipeline.storage.rows import split_rows
@@ -16,63 +17,84 @@ from schemas.config import AnnotateConfig
 
 SAMPLE = 64
 """Images that the estimate reads, decodes and annotates."""
+WARM_UP = 8
+"""Images of a first pass that does not count: it allocates and chooses kernels."""
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Seconds for each image on one thread, bytes for each image, and what follows for a run of n images."""
+class Timed:
+    """What the stages took for a sample of n images, one after the other, and what came out."""
 
     images: int
-    sampled: int
     rejected: int
     fetch_s: float
     decode_s: float
     network_s: float
-    bytes_per_image: float
+    output_bytes: int
     """Of all tables, as Parquet."""
-    actors: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A sample's times, and what follows for the whole run."""
+
+    planned: int
+    timed: Timed
+    compute: Compute
+    cpus: float
 
     @property
     def images_per_s(self) -> float:
-        """Return the predicted speed: the actors side by side, each decoding and running the network in turn."""
-        per_image_s = self.decode_s + self.network_s
-        return self.actors / per_image_s if per_image_s else math.inf
+        """Return the predicted speed: that of the slowest stage, each with all of its workers."""
+        timed, compute = self.timed, self.compute
+        actors = compute.actors[1]
+        if compute.decode == "local":
+            return actors * timed.images / (timed.decode_s + timed.network_s)
+        decoders = max(1.0, (self.cpus - actors * compute.actor_cpus) // compute.decode_cpus)
+        return min(actors * timed.images / timed.network_s, decoders * timed.images / timed.decode_s)
 
     @property
     def duration_s(self) -> float:
         """Return the predicted time of the run without its start."""
-        return self.images / self.images_per_s
+        return self.planned / self.images_per_s
 
     @property
-    def output_bytes(self) -> float:
-        """Return the predicted size of the run's tables."""
-        return self.images * self.bytes_per_image
+    def bytes_per_image(self) -> float:
+        """Return the size of an image's rows in Parquet."""
+        return self.timed.output_bytes / self.timed.images
 
 
-def estimate(config: AnnotateConfig, model: Model, compute: Compute, planned: int, sample: pa.Table) -> Estimate:
-    """Run planned inputs (PLAN) through the stages, one thread, and return what the whole run would take."""
-    decode = DecodeStage(decode_spec(config, model))
-    annotate = AnnotateStage(annotate_spec(config, model, compute), model.weights.state)
+def estimate(
+    config: AnnotateConfig, model: Model, compute: Compute, machine: Machine, planned: int, sample: pa.Table
+) -> Estimate:
+    """Run planned inputs (PLAN) through the stages in one Ray task with an actor's resources; ``sample`` has some."""
+    reader = ImageReader(storage_of(config), config.out, config.max_bytes)
+    task = ray.remote(num_cpus=compute.actor_cpus, num_gpus=compute.gpus_per_actor)(measure)
+    specs = decode_spec(config, model), annotate_spec(config, model, compute)
+    timed: Timed = ray.get(task.remote(reader, *specs, compute.batch_size, ray.put(model.weights.state), sample))
+    return Estimate(planned, timed, compute, machine.cpus)
+
+
+def measure(
+    reader: ImageReader,
+    decode: DecodeSpec,
+    annotate: AnnotateSpec,
+    batch_size: int,
+    state: dict[str, Tensor],
+    sample: pa.Table,
+) -> Timed:
+    """Fetch, decode and annotate a sample (PLAN) and return what each stage took."""
+    decoding, annotating = DecodeStage(decode), AnnotateStage(annotate, state)
     started = time.perf_counter()
-    fetched = ImageReader(config, config.out, config.max_bytes).fetch(sample)
+    fetched = reader.fetch(sample)
     fetch_s = time.perf_counter() - started
-    annotate(decode(fetched.slice(0, min(len(fetched), 8))))  # The first pass allocates and chooses kernels.
+    annotating(decoding(fetched.slice(0, WARM_UP)))
     started = time.perf_counter()
-    decoded = decode(fetched)
+    decoded = decoding(fetched)
     decode_s = time.perf_counter() - started
     started = time.perf_counter()
-    step = compute.batch_size
-    rows = pa.concat_tables([annotate(decoded.slice(at, step)) for at in range(0, len(decoded), step)])
+    rows = pa.concat_tables([annotating(decoded.slice(at, batch_size)) for at in range(0, len(decoded), batch_size)])
     network_s = time.perf_counter() - started
-    tables = split_rows(rows, "estimate", config.outputs)
-    n = max(1, len(sample))
-    return Estimate(
-        images=planned,
-        sampled=len(sample),
-        rejected=len(tables["quarantine"]),
-        fetch_s=fetch_s / n,
-        decode_s=decode_s / n,
-        network_s=network_s / n,
-        bytes_per_image=sum(len(to_parquet(table)) for table in tables.values()) / n,
-        actors=compute.actors[1],
-    )
+    tables = split_rows(rows, "estimate", annotate.outputs)
+    output_bytes = sum(len(to_parquet(table)) for table in tables.values() if len(table))
+    return Timed(len(sample), len(tables["quarantine"]), fetch_s, decode_s, network_s, output_bytes)

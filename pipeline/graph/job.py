@@ -4,9 +4,9 @@ import functools
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
@@ -63,21 +63,28 @@ def load_model(config: AnnotateConfig) -> Model:
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run that holds its output's lease."""
+    """A run that holds its output's lease; it counts from ``begin`` on."""
 
-    fs: Any
+    fs: AbstractFileSystem
     root: str
     manifest: RunManifest
     generation: int
 
-    def finish(self, counts: Counts) -> RunManifest:
+    def begin(self, counts: Counts, compute: Compute | None) -> Self:
+        """Write lineage and manifest, with what was planned and how it will run, and return the begun run."""
+        config = self.manifest.config | ({"resolved": asdict(compute)} if compute else {})
+        manifest = self.manifest.model_copy(update={"counts": counts, "config": config})
+        start_run(self.fs, self.root, manifest)
+        return replace(self, manifest=manifest)
+
+    def finish(self) -> RunManifest:
         """Write the run's account and return it; raises StoreError where it does not add up."""
-        return finish_run(self.fs, self.root, self.manifest.model_copy(update={"counts": counts}), self.generation)
+        return finish_run(self.fs, self.root, self.manifest, self.generation)
 
 
 @contextmanager
 def open_run(config: AnnotateConfig, model: Model) -> Iterator[OpenRun]:
-    """Take the output's lease, remove what dead runs left, and begin a run.
+    """Take the output's lease and remove what dead runs left; the caller lists, plans and begins.
 
     Raises LeaseError where another run is at work, and UsageError where the output's rows of this model were made with
     other settings.
@@ -87,37 +94,43 @@ def open_run(config: AnnotateConfig, model: Model) -> Iterator[OpenRun]:
     run_id = new_run_id()
     with Lease.acquire(fs, root, run_id) as lease:
         remove_leftovers(fs, root)
-        settings = _settings(config, model)
-        _refuse_other_settings(settings, committed_settings(fs, root, model.partition), config.out)
+        settings = refuse_other_settings(config, model, fs, root)
         manifest = RunManifest(
             run_id=run_id,
             status="running",
             model=model.partition,
             date=f"{started_at:%Y-%m-%d}",
             started_at=started_at,
-            config=_shown_config(config),
+            config=shown_config(config),
             settings=settings,
             lineage=_lineage(config, model),
         )
-        start_run(fs, root, manifest)
         yield OpenRun(fs, root, manifest, lease.generation)
 
 
 def _settings(config: AnnotateConfig, model: Model) -> dict[str, Any]:
-    labels = hashlib.sha256("\n".join(model.weights.labels).encode()).hexdigest()[:8]
-    return config.settings() | {"labels": labels, "classes": config.classes is not None}
+    labels = "digest " + hashlib.sha256("\n".join(model.weights.labels).encode()).hexdigest()[:8]
+    return config.settings() | {"labels": labels, "classes": "a file of classes" if config.classes else "no classes"}
 
 
-def _refuse_other_settings(settings: dict[str, Any], committed: dict[str, Any] | None, out: str) -> None:
+def refuse_other_settings(config: AnnotateConfig, model: Model, fs: AbstractFileSystem, root: str) -> dict[str, Any]:
+    """Return the settings that shape the rows; raises UsageError where the output's rows of this model have others."""
+    settings = _settings(config, model)
+    committed = committed_settings(fs, root, model.partition) or {}
     for name, value in settings.items():
-        if committed is not None and name in committed and committed[name] != value:
+        if name in committed and committed[name] != value:
             raise UsageError(
-                f"--{name.replace('_', '-')} {value}: the rows of this model in {safe_url(out)} were made with "
-                f"{committed[name]}; use that, or another --out"
+                f"--{name.replace('_', '-')}: the rows of this model in {safe_url(config.out)} were made with "
+                f"{_spelled(committed[name])}, not {_spelled(value)}; use the same, or another --out"
             )
+    return settings
 
 
-def _shown_config(config: AnnotateConfig) -> dict[str, Any]:
+def _spelled(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def shown_config(config: AnnotateConfig) -> dict[str, Any]:
     """Return the resolved configuration without secrets that stand in URLs."""
     values = config.model_dump(mode="json")
     return {name: safe_url(value) if isinstance(value, str) else value for name, value in values.items()}
@@ -160,9 +173,21 @@ def annotate_spec(config: AnnotateConfig, model: Model, compute: Compute) -> Ann
     )
 
 
+def storage_of(config: AnnotateConfig) -> StorageConfig:
+    """Return the part of a configuration that every worker needs."""
+    return StorageConfig(**{name: getattr(config, name) for name in StorageConfig.model_fields})
+
+
+def row_bytes(config: AnnotateConfig, model: Model) -> int:
+    """Return about how many bytes an image's rows take in memory."""
+    cells = model.resize.map_hw[0] * model.resize.map_hw[1]
+    boxes = 100 * len(config.threshold) * (1 if config.components == "largest" else 4)
+    return 500 + 4 * model.network.channels + config.topk * (cells + 100 + boxes)
+
+
 def make_job(config: AnnotateConfig, model: Model, run: OpenRun, compute: Compute, n_images: int) -> Job:
     """Return what travels to the workers."""
-    storage = StorageConfig(**{name: getattr(config, name) for name in StorageConfig.model_fields})
+    storage = storage_of(config)
     tables = [table for table in TABLES if table not in OPTIONAL_TABLES or table in config.outputs]
     committer = Committer(
         out=config.out,
@@ -175,7 +200,7 @@ def make_job(config: AnnotateConfig, model: Model, run: OpenRun, compute: Comput
     )
     return Job(
         reader=ImageReader(storage, config.out, config.max_bytes),
-        images_per_commit=images_per_commit(config, n_images, compute.actors[1]),
+        images_per_commit=images_per_commit(config, n_images, compute.actors[1], row_bytes(config, model)),
         decode=decode_spec(config, model),
         annotate=annotate_spec(config, model, compute),
         committer=committer,
@@ -193,7 +218,7 @@ def plan_inputs(
 ) -> Plan:
     """List the inputs and write down, under ``root``/``plan_dir``, those that are not done."""
     return make_plan(
-        list_inputs(config.input, config),
+        list_inputs(config.input, config, out=config.out),
         done,
         fs,
         root,

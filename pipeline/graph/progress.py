@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 POLL_S = 0.5
 
@@ -36,15 +37,25 @@ class Tally:
         return self._done
 
 
+def start_tally() -> Any:
+    """Return a tally on the driver's own machine, which lives as long as the run."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Tally.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+
+
 @contextmanager
-def following(tally: Any, advance: Callable[[int, int], None]) -> Iterator[None]:
-    """Tell ``advance`` twice a second how many inputs are done and how many of them were rejected."""
+def following(tally: Any, advance: Callable[[int, int], None]) -> Iterator[Callable[[], Done]]:
+    """Tell ``advance`` twice a second how much is done; give a function that returns what all actors have done."""
     stop = threading.Event()
+
+    def read() -> Done:
+        done: Done = ray.get(tally.read.remote())
+        return done
 
     def poll() -> None:
         while not stop.wait(POLL_S):
             try:
-                done: Done = ray.get(tally.read.remote(), timeout=5)
+                done = read()
             except ray.exceptions.RayError:
                 return  # The cluster is going away; the write reports why.
             advance(done.images + done.rejected, done.rejected)
@@ -52,7 +63,7 @@ def following(tally: Any, advance: Callable[[int, int], None]) -> Iterator[None]
     thread = threading.Thread(target=poll, name="camlake-progress", daemon=True)
     thread.start()
     try:
-        yield
+        yield read
     finally:
         stop.set()
         thread.join(timeout=10)

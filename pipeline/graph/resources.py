@@ -11,6 +11,10 @@ from schemas.errors import UsageError
 CPU_BATCH = 32
 """Images a forward pass on CPU; larger ones leave the caches."""
 GPU_BATCH = 256
+MIN_SHARE = 0.05
+"""Least share of a CPU that an actor may be planned with."""
+COMMIT_BYTES = 256 * 2**20
+"""Rows that one commit holds in memory."""
 IMAGES_PER_SLICE = 128
 """Images one read task fetches: blocks of about 12 MB, measured as fast as a plain loop."""
 MAX_SLICES = 20_000
@@ -24,8 +28,8 @@ class Machine:
     cpus: float
     """Logical CPUs that Ray hands out."""
     gpus: float
-    cores: int
-    """Physical cores of one machine, for threads of an actor on CPU."""
+    cores: int | None
+    """Cores of this machine, where Ray was started here for this run; null on a cluster, which others may share."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,21 @@ def plan_compute(config: AnnotateConfig, machine: Machine) -> Compute:
         actors = config.actors or (default, default)
         actor_cpus = min(1.0, (machine.cpus - spare) / actors[0])
     else:
-        default = max(1, min(machine.cores, math.floor(machine.cpus - spare)))
+        room = max(1, math.floor(machine.cpus - spare))
+        default = min(machine.cores or room, room)
         actors = config.actors or (default, default)
         actor_cpus = min(1.0, (machine.cpus - spare) / actors[0])
+    if actor_cpus < MIN_SHARE:
+        raise UsageError(
+            f"--actors {actors[0]}:{actors[1]}: this Ray has {machine.cpus:g} CPUs, too few for {actors[0]} actors"
+        )
     decode = config.decode if config.decode != "auto" else ("remote" if cuda else "local")
     return Compute(
         device="cuda" if cuda else "cpu",
         actors=actors,
         actor_cpus=math.floor(actor_cpus * 100) / 100,
         gpus_per_actor=config.gpus_per_actor if cuda else 0.0,
-        threads=max(1, machine.cores // actors[0]),
+        threads=max(1, (machine.cores or 1) // actors[1]),
         batch_size=config.batch_size or (GPU_BATCH if cuda else CPU_BATCH),
         decode=decode,
         decode_cpus=min(1.0, spare / 2),
@@ -79,20 +88,22 @@ def plan_compute(config: AnnotateConfig, machine: Machine) -> Compute:
     )
 
 
-def images_per_commit(config: AnnotateConfig, n_images: int, actors: int) -> int:
-    """Return how many images' rows become part of the output together.
+def images_per_commit(config: AnnotateConfig, n_images: int, actors: int, row_bytes: int) -> int:
+    """Return how many images' rows, of ``row_bytes`` each, become part of the output together.
 
-    About 16 commits for each actor, so that a crash costs little of a small run, and at most 32,768 images, whose
-    light tables make files of several MB and whose loss a crash can afford: a minute or two of one GPU.
+    About 16 commits for each actor, so that a crash costs little of a small run; at most 32,768 images, whose light
+    tables make files of several MB and whose loss a crash can afford: a minute or two of one GPU; and never more than
+    COMMIT_BYTES, which a write task holds in memory a few times over.
     """
-    return config.images_per_commit or min(32_768, max(256, math.ceil(n_images / (16 * actors))))
+    wanted = config.images_per_commit or min(32_768, max(256, math.ceil(n_images / (16 * actors))))
+    return max(1, min(wanted, COMMIT_BYTES // row_bytes))
 
 
 def images_per_slice(config: AnnotateConfig) -> Callable[[int], int]:
     """Return how many of n images one read task fetches: whole batches, fewer in a small run."""
 
     def size(n_images: int) -> int:
-        batch = config.batch_size or CPU_BATCH
+        batch = config.batch_size or CPU_BATCH  # GPU_BATCH is a multiple, so a GPU's batch is whole slices.
         few = min(round(IMAGES_PER_SLICE / batch), math.ceil(n_images / (8 * batch)))
         return batch * max(1, few, math.ceil(n_images / (MAX_SLICES * batch)))
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, Datasink, Datasource, ReadTask
 from ray.data.block import BlockMetadata
-from ray.data.datasource import WriteResult
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from torch import Tensor
 
-from pipeline.graph.progress import Tally, following
+from pipeline.graph.progress import Done, following, start_tally
 from pipeline.graph.resources import Compute
 from pipeline.graph.stages import FETCHED, AnnotateSpec, AnnotateStage, DecodeSpec, DecodeStage
 from pipeline.storage.commit import Committer
@@ -25,6 +26,12 @@ from schemas.config import StorageConfig
 from schemas.errors import CamlakeError, RejectedImage
 from schemas.runs import CommitRecord
 
+MAX_RESTARTS = 1000
+"""Of an actor: spot machines come and go."""
+MAX_RETRIES = 10
+"""Of one table of images: an image that kills every process that decodes it ends the run with an error, not never."""
+UNKNOWN_BYTES = 4 * 2**20
+"""What an object of unknown size counts for."""
 FETCH_BYTES = 64 * 2**20
 """Encoded bytes that a read task holds at a time: a slice of large photographs is fetched in several tables."""
 
@@ -43,13 +50,13 @@ class Job:
 
 def run_stream(
     slices: Sequence[PlanSlice], job: Job, state: dict[str, Tensor], advance: Callable[[int, int], None]
-) -> list[CommitRecord]:
-    """Annotate the planned slices on the connected Ray and return the commit records of what became part of the output.
+) -> Done:
+    """Annotate the planned slices on the connected Ray and return what its actors did.
 
     Raises CamlakeError with one line for a failure that Ray's retries could not mend; what was committed by then stays.
     """
     compute = job.compute
-    tally = Tally.remote()  # type: ignore[attr-defined]  # what ray.remote makes of a class
+    tally = start_tally()
     images = ray.data.read_datasource(
         PlannedImages(slices, job.reader), num_cpus=compute.read_cpus, override_num_blocks=len(slices)
     )
@@ -69,14 +76,15 @@ def run_stream(
         compute=ActorPoolStrategy(min_size=compute.actors[0], max_size=compute.actors[1]),
         num_cpus=compute.actor_cpus,
         num_gpus=compute.gpus_per_actor,
+        max_restarts=MAX_RESTARTS,
+        max_task_retries=MAX_RETRIES,
     )
-    sink = LakeSink(job)
-    with following(tally, advance):
+    with following(tally, advance) as done:
         try:
-            rows.write_datasink(sink, ray_remote_args={"num_cpus": compute.write_cpus})
-        except ray.exceptions.RayError as error:
+            rows.write_datasink(LakeSink(job), ray_remote_args={"num_cpus": compute.write_cpus})
+        except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
             raise _in_one_line(error) from error
-    return sink.records
+    return done()
 
 
 class PlannedImages(Datasource):
@@ -117,8 +125,8 @@ class ImageReader:
         """Yield the images of a slice (FETCHED), in tables that a worker's memory can take."""
         fs, root = connect(self.out, self.storage)
         plan = read_plan_slice(fs, root, one)
-        known = np.nan_to_num(plan["size_bytes"].to_numpy(zero_copy_only=False).astype(np.float64))
-        part_of = np.cumsum(known) // FETCH_BYTES
+        size_bytes = pc.fill_null(plan["size_bytes"], UNKNOWN_BYTES).to_numpy()
+        part_of = np.cumsum(size_bytes) // FETCH_BYTES
         for part in np.unique(part_of):
             rows = np.flatnonzero(part_of == part)
             yield self.fetch(plan.slice(rows[0], len(rows)))
@@ -167,8 +175,6 @@ class LakeSink(Datasink[CommitRecord | None]):
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self.records: list[CommitRecord] = []
-        """All commits of the run, once it is complete."""
 
     @property
     def min_rows_per_write(self) -> int:
@@ -185,15 +191,11 @@ class LakeSink(Datasink[CommitRecord | None]):
         tables = split_rows(rows, job.committer.run_id, job.annotate.outputs)
         return job.committer.commit(f"{ctx.task_idx:06d}", tables, count_maps_without_box(rows))
 
-    def on_write_complete(self, write_result: WriteResult[CommitRecord | None]) -> None:
-        """Keep the commit records for the run's account."""
-        self.records = [record for record in write_result.write_returns if record]
-
 
 def _in_one_line(error: Exception) -> CamlakeError:
     """Return the first cause of a failure inside Ray, which wraps it several times."""
     cause: BaseException = error
-    while (inner := cause.__cause__ or getattr(cause, "cause", None)) is not None:
+    while (inner := getattr(cause, "cause", None) or cause.__cause__) and not isinstance(inner, SystemException):
         cause = inner
     if isinstance(cause, CamlakeError):
         return cause

@@ -68,15 +68,20 @@ class Localized(NamedTuple):
 
 
 class Localizer:
-    """A network on a device with a rule for its maps and boxes; an image's results don't depend on its batch."""
+    """A network on a device with a rule for its maps and boxes.
+
+    In fp32 on CPU an image's results don't depend on its batch, but for the rounding of sums.
+    """
 
     def __init__(self, network: CamNetwork, rule: CamRule, device: str, precision: Precision) -> None:
-        """``device`` is cpu or cuda and must be there; ``precision`` auto is bf16 on CUDA and fp32 on CPU."""
+        """``device`` is cpu or cuda and must be there; ``precision`` as for resolve_precision."""
         self.device = torch.device(device)
         self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
         self.rule = rule
         name = resolve_precision(precision, device)
         self._autocast = AUTOCAST.get(name)
+        # PyTorch runs float32 convolutions in TF32 on CUDA unless told not to; fp32 is to mean fp32.
+        torch.backends.cudnn.allow_tf32 = name != "fp32"
 
     @torch.inference_mode()
     def __call__(
@@ -180,8 +185,7 @@ class Localizer:
         map_index, level, component, shares = (np.concatenate(column) for column in zip(empty, *parts, strict=True))
         order = np.lexsort((component, level, map_index))
         map_index, level, component, shares = map_index[order], level[order], component[order], shares[order]
-        size = sizes_hw[image[map_index]].reshape(-1, 2)
-        scale = size[:, [1, 0, 1, 0]]
+        scale = sizes_hw[image[map_index]].reshape(-1, 2)[:, [1, 0, 1, 0]]
         return Boxes(
             map_index,
             np.asarray(self.rule.thresholds, np.float32)[level],
@@ -192,7 +196,10 @@ class Localizer:
 
 
 def resolve_precision(precision: Precision, device: str) -> Precision:
-    """Return the number type that ``auto`` stands for: bf16 on CUDA, fp32 on CPU."""
+    """Return the number type that ``auto`` stands for: fp32 on CPU; on CUDA bf16, or fp16 where the card lacks it."""
     if precision != "auto":
         return precision
-    return "bf16" if device == "cuda" else "fp32"
+    if device == "cpu":
+        return "fp32"
+    emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return "fp16" if emulated else "bf16"

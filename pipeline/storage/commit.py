@@ -4,7 +4,7 @@ Rows become part of the dataset in two steps: data files are written whole under
 then the commit record that names them. What has no record does not count and is removed when the next run starts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -189,6 +189,7 @@ def finish_run(fs: AbstractFileSystem, root: str, manifest: RunManifest, generat
     run = run.model_copy(update={"status": "complete", "ended_at": datetime.now(UTC)})
     assert_generation_held(fs, root, generation)
     write_record(fs, _manifest_path(root, run), run)
+    _remove_strays(fs, root, load_runs(fs, root))
     return run
 
 
@@ -205,14 +206,20 @@ def remove_leftovers(fs: AbstractFileSystem, root: str) -> tuple[list[str], list
     for run in dead:
         ended = _account(fs, root, run).model_copy(update={"status": "interrupted", "ended_at": datetime.now(UTC)})
         write_record(fs, _manifest_path(root, run), ended)
+    strays = _remove_strays(fs, root, runs)
+    if is_local(fs):
+        remove_many(fs, [path for path in fs.find(root) if path.endswith(TEMP_SUFFIX)])
+    return strays, [run.run_id for run in dead]
+
+
+def _remove_strays(fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest]) -> list[str]:
+    """Remove and return the data files with camlake's names that no run names; a dead run's worker may be late."""
     named = {file.path for file in committed_files(runs)}
     written = [path for path in list_data_files(fs, root) if DATA_NAME.fullmatch(path.rpartition("/")[2])]
     strays = sorted(path for path in written if path not in named)
     layout = Layout(root)
     remove_many(fs, [layout.full(path) for path in strays])
-    if is_local(fs):
-        remove_many(fs, [path for path in fs.find(root) if path.endswith(TEMP_SUFFIX)])
-    return strays, [run.run_id for run in dead]
+    return strays
 
 
 def done_images(

@@ -5,6 +5,7 @@
 <root>/_runs/lease/<generation>.json
 """
 
+import os
 import re
 import secrets
 from collections.abc import Sequence
@@ -116,7 +117,10 @@ def _write_and_rename(target: Path, data: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from pipeline.storage.manifests import MANIFEST_SUFFIXES, has_uris, list_manifes
 from schemas.config import StorageConfig
 from schemas.errors import InputError
 from schemas.reasons import Reason
-from schemas.tables import PLAN, TIMESTAMP
+from schemas.tables import PLAN, TABLES, TIMESTAMP
 
 Kind = Literal["folder", "manifest", "parquet images", "webdataset"]
 BATCH_ROWS = 10_000
@@ -64,32 +64,43 @@ def image_id(uri: str) -> str:
     return hashlib.blake2b(uri.encode(), digest_size=16).hexdigest()
 
 
-def list_inputs(input_url: str, storage: StorageConfig, anonymous: bool = False) -> Listing:
+def list_inputs(input_url: str, storage: StorageConfig, *, out: str | None = None) -> Listing:
     """Return the listing of a folder, prefix, glob, manifest, Parquet file of images, tar shard or single image.
 
-    Raises InputError, at once or while ``batches`` is read, where
-    nothing is there, no kind fits or the store fails; UsageError for a URL that no filesystem here understands.
+    What the output at ``out`` holds is no input, where it lies inside the folder. Raises InputError, at once or while
+    ``batches`` is read, where nothing is there, no kind fits or the store fails; UsageError for a URL that no
+    filesystem here understands.
     """
-    stores = Stores(storage, anonymous=anonymous)
+    stores = Stores(storage, anonymous=storage.anonymous)
     skipped: Counter[str] = Counter()
     with store_errors(f"can't list {safe_url(input_url)}", InputError):
-        kind, entries = _open(input_url, stores, skipped)
+        kind, entries = _open(input_url, out, stores, skipped)
     batches = _batches(entries, f"can't list {safe_url(input_url)}")
     return Listing(kind, batches, kind != "folder", skipped)
 
 
-def _open(url: str, stores: Stores, skipped: Counter[str]) -> tuple[Kind, Iterator[Entry]]:
+def _open(url: str, out: str | None, stores: Stores, skipped: Counter[str]) -> tuple[Kind, Iterator[Entry]]:
     fs, path = connect(url, stores.storage, anonymous=stores.anonymous)
     uri = canonical_url(url).rstrip("/")
     found = _what_is(fs, path, url)
     if found == "file":
         return _open_file(fs, Container(uri, path, version_at(stores, url, path)), stores, skipped)
     if found == "folder":
-        return _open_folder(url, iter_objects(fs, uri, path, skipped), SIDECAR_SUFFIXES, stores, skipped)
+        objects = _outside(out, iter_objects(fs, uri, path, skipped))
+        return _open_folder(url, objects, SIDECAR_SUFFIXES, stores, skipped)
     if is_glob(path):
-        return _open_folder(url, iter_glob(fs, uri, path), frozenset(), stores, skipped)
+        return _open_folder(url, _outside(out, iter_glob(fs, uri, path)), frozenset(), stores, skipped)
     hint = "; to match the beginning of a name, end it with *" if protocol_of(url) != "file" else ""
     raise InputError(f"no input at {safe_url(url)}: neither a file nor a folder{hint}")
+
+
+def _outside(out: str | None, objects: Iterator[Entry]) -> Iterator[Entry]:
+    """Leave out the tables and runs of the output at ``out``."""
+    if out is None:
+        return objects
+    root = canonical_url(out).rstrip("/") + "/"
+    own = (f"{root}_", *(f"{root}{table}/model=" for table in TABLES))
+    return (entry for entry in objects if not entry.uri.startswith(own))
 
 
 def _what_is(fs: AbstractFileSystem, path: str, url: str) -> Literal["file", "folder"] | None:
@@ -194,7 +205,7 @@ def _in_unicode(entry: Entry) -> Entry:
         entry.path.encode()
     except UnicodeEncodeError:
         uri, path = (os.fsencode(name).decode("utf-8", "backslashreplace") for name in (entry.uri, entry.path))
-        return entry._replace(uri=uri, path=path, reason=Reason.FETCH_FAILED, detail="its name is not valid UTF-8")
+        return entry._replace(uri=uri, path=path, reason=Reason.BAD_NAME, detail="its name is not valid UTF-8")
     return entry
 
 

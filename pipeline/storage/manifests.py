@@ -108,7 +108,10 @@ def _read_jsonl(fs: AbstractFileSystem, manifest: Container) -> Iterator[Row]:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            value = json.loads(line.decode("utf-8-sig"))
+            try:
+                value = json.loads(line.decode("utf-8-sig"))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number}: {error.msg}") from error
             if not isinstance(value, dict):
                 raise TypeError(f"line {number} is not a JSON object")
             columns = columns or _choose(list(value), manifest)

@@ -81,7 +81,6 @@ command = verb(
     "annotate",
     AnnotateConfig,
     run,
-    "Annotate images with classes, class activation maps, boxes and features.",
     "camlake annotate s3://bucket/photos --out s3://bucket/labels --model resnet50",
 )
 

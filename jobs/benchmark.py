@@ -46,7 +46,6 @@ command = verb(
     "benchmark",
     BenchmarkConfig,
     run,
-    "Measure this machine: speed against a plain loop, published scores, memory, crash recovery, boxes.",
     "camlake benchmark end-to-end --model squeezenet1_1 --result result.json",
 )
 

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from jobs.cli import VERBS
 from schemas.config import JobConfig
 from schemas.errors import CamlakeError, UsageError
 
@@ -131,7 +132,7 @@ class Screen:
 
 
 def verb(
-    name: str, config_class: type[Config], run: Callable[[Config, Screen], None], about: str, example: str
+    name: str, config_class: type[Config], run: Callable[[Config, Screen], None], example: str
 ) -> Callable[..., None]:
     """Return the function that typer shows as ``camlake NAME``: one parameter for each field of ``config_class``."""
 
@@ -144,7 +145,7 @@ def verb(
             run(config_class.resolve({**read_config(file), **given}), Screen(log_format))
 
     command.__name__ = name
-    command.__doc__ = f"{about}\n\nExample: {example}"
+    command.__doc__ = f"{VERBS[name]}\n\nExample: {example}"
     fields = [_parameter(config_class, key, field) for key, field in config_class.model_fields.items()]
     command.__signature__ = inspect.Signature(fields + list(_COMMON.values()))  # type: ignore[attr-defined]
     return command

@@ -88,7 +88,6 @@ command = verb(
     "demo",
     DemoConfig,
     run,
-    "Render pictures with known boxes, annotate them, score the boxes and write a page.",
     "camlake demo",
 )
 

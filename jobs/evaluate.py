@@ -42,7 +42,6 @@ command = verb(
     "evaluate",
     EvaluateConfig,
     run,
-    "Score the boxes and maps of an output against known boxes.",
     "camlake evaluate s3://bucket/labels --truth truth.csv",
 )
 

@@ -28,7 +28,6 @@ command = verb(
     "models",
     ModelsConfig,
     run,
-    "List the networks that have exact class activation maps.",
     "camlake models --name resnet",
 )
 

@@ -81,7 +81,6 @@ command = verb(
     "report",
     ReportConfig,
     run,
-    "Write one self-contained HTML page with pictures, heatmaps, boxes, scores and rejects.",
     "camlake report out --truth truth.csv",
 )
 

@@ -23,7 +23,6 @@ command = verb(
     "verify",
     VerifyConfig,
     run,
-    "Prove that every listed input is accounted for and that every committed file is whole.",
     "camlake verify s3://bucket/labels",
 )
 

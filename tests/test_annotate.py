@@ -1,6 +1,7 @@
 """The whole job on one Ray: every input in exactly one table, done means done, the same rows by every way."""
 
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -13,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.annotate import refuse_rejected_share
+from jobs.console import Screen
+from jobs.estimate import print_estimate
 from pipeline import camlake
 from pipeline.graph.job import annotate_spec, decode_spec, load_model
 from pipeline.graph.resources import Machine, plan_compute
@@ -160,11 +163,46 @@ class TestDoneMeansDone:
         assert problems(out) == []
 
     def test_rows_of_other_settings_are_not_mixed_in(self, annotated, corpus):
-        with pytest.raises(UsageError, match=r"--topk 3: the rows of this model in .* were made with 2"):
+        with pytest.raises(UsageError, match=r"--topk: the rows of this model in .* were made with 2, not 3"):
             run_annotate(corpus / "images", annotated[0], topk=3)
 
 
 class TestOptions:
+    def test_an_output_inside_the_input_is_no_input(self, corpus, tmp_path):
+        images = tmp_path / "images"
+        images.mkdir()
+        for source in intact(corpus)[:3]:
+            shutil.copy(source, images)
+        run_annotate(images, images)
+        again = run_annotate(images, images).counts
+        assert (again.listed, again.already_done) == (3, 3)
+        by_glob = run_annotate(f"{images}/**", images).counts
+        assert (by_glob.listed, by_glob.already_done) == (3, 3)
+
+    def test_dry_run_measures_predicts_and_writes_nothing(self, corpus, tmp_path, capsys):
+        config = AnnotateConfig.resolve(
+            {
+                "input": str(corpus / "images"),
+                "out": str(tmp_path / "out"),
+                "model": "camlake_demo",
+                "price_per_hour": 36,
+            }
+        )
+        print_estimate(config, Screen("json"))
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        facts = {row["fact"]: row["value"] for row in lines[1]["rows"]}
+        assert (facts["listed"], facts["to do"]) == (N_IMAGES + N_BROKEN, N_IMAGES + N_BROKEN)
+        assert facts["measured on"] == f"{N_IMAGES + N_BROKEN} images, {N_BROKEN} of them rejected"
+        assert facts["images/s"] > 1
+        assert facts["cost"] >= 0
+        assert not (tmp_path / "out").exists()
+
+    def test_a_mistake_leaves_no_trace_of_a_run(self, corpus, tmp_path):
+        (tmp_path / "classes.csv").write_text("file,class_id\nnone.jpg,1\n")
+        with pytest.raises(UsageError, match="names none of the 26 images to annotate"):
+            run_annotate(corpus / "images", tmp_path / "out", classes=str(tmp_path / "classes.csv"))
+        assert not list(tmp_path.glob("out/_runs/*/manifest.json"))
+
     def test_limit_sample_and_outputs(self, corpus, tmp_path):
         counts = run_annotate(corpus / "images", tmp_path / "out", limit=5, sample=0.5, outputs="boxes").counts
         assert counts.planned == 5

@@ -37,8 +37,15 @@ def test_help_has_an_example(camlake, verb):
 
 
 def test_bare_call_lists_the_verbs(camlake):
-    _, out, _ = camlake()
+    _, out, err = camlake()
     assert all(verb in out for verb in VERBS)
+    assert err == ""
+
+
+def test_version(camlake):
+    status, out, _ = camlake("--version")
+    assert status == 0
+    assert out.startswith("camlake 0.")
 
 
 @pytest.mark.parametrize(

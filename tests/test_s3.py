@@ -1,15 +1,18 @@
 """The job with input and output in buckets, on moto and on Ceph: credentials from the environment, signed requests."""
 
+import pyarrow as pa
 import pytest
 
 from pipeline import camlake
 from pipeline.images.scenes import write_corpus
+from pipeline.storage.fetch import Fetcher
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake import new_run_id
 from pipeline.storage.lease import Lease
+from pipeline.storage.listing import list_inputs
 from pipeline.storage.verify import verify
 from schemas.config import StorageConfig
-from schemas.errors import LeaseError, StoreError
+from schemas.errors import InputError, LeaseError, StoreError
 from tests.jobs_on import run_annotate, run_command
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -50,6 +53,19 @@ def test_secrets_stay_out_of_the_bucket(object_store, photographs):
     for key in object_store.keys(bucket):
         body = object_store.client.get_object(Bucket=bucket, Key=key)["Body"].read()
         assert b"testsecret" not in body, key
+
+
+def test_a_public_bucket_is_read_without_credentials(ceph, tmp_path, monkeypatch):
+    bucket = ceph.bucket()
+    ceph.client.put_bucket_acl(Bucket=bucket, ACL="public-read")
+    ceph.client.put_object(Bucket=bucket, Key="photos/a.jpg", Body=b"public", ACL="public-read")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    storage = StorageConfig(endpoint_url=ceph.endpoint_url, anonymous=True)
+    plan = pa.Table.from_batches(list_inputs(f"s3://{bucket}/photos", storage).batches)
+    assert Fetcher(storage, max_bytes=100).fetch(plan) == [b"public"]
+    with pytest.raises(InputError, match="no credentials found; .* or --anonymous"):
+        list(list_inputs(f"s3://{bucket}/photos", storage.model_copy(update={"anonymous": False})).batches)
 
 
 def test_a_held_output_is_refused(object_store, photographs):

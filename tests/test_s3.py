@@ -64,7 +64,7 @@ def test_a_public_bucket_is_read_without_credentials(ceph, tmp_path, monkeypatch
     storage = StorageConfig(endpoint_url=ceph.endpoint_url, anonymous=True)
     plan = pa.Table.from_batches(list_inputs(f"s3://{bucket}/photos", storage).batches)
     assert Fetcher(storage, max_bytes=100).fetch(plan) == [b"public"]
-    with pytest.raises(InputError, match="no credentials found; .* or --anonymous"):
+    with pytest.raises(InputError, match=r"no credentials found; .* or --anonymous"):
         list(list_inputs(f"s3://{bucket}/photos", storage.model_copy(update={"anonymous": False})).batches)
 
 

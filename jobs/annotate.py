@@ -47,7 +47,7 @@ def annotate(config: AnnotateConfig, screen: Screen) -> RunManifest:
             return opened.begin(plan.counts, None).finish()
         screen.say("starting Ray and the networks")
         with ray_cluster(config.address) as machine:
-            compute = plan_compute(config, machine)
+            compute = plan_compute(config, machine, len(plan.slices))
             screen.say(describe(compute, config))
             begun = opened.begin(plan.counts, compute)
             job = make_job(config, model, begun, compute, plan.counts.planned)

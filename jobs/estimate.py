@@ -34,7 +34,7 @@ def print_estimate(config: AnnotateConfig, screen: Screen) -> None:
             each = max(1, SAMPLE // len(slices))
             sample = pa.concat_tables(read_plan_slice(local, folder, one).slice(0, each) for one in slices)
     with ray_cluster(config.address) as machine:
-        compute = plan_compute(config, machine)
+        compute = plan_compute(config, machine, len(plan.slices))
         found = estimate(config, model, compute, machine, plan.counts.planned, sample) if plan.slices else None
     rows = [(name, str(value)) for name, value in shown_config(config).items()]
     screen.table("Resolved configuration", ("option", "value"), rows)

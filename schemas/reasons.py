@@ -46,6 +46,8 @@ class Reason(StrEnum):
     TRUNCATED = "truncated", Stage.DECODE, True, "the file ends before the image does"
     CORRUPT = "corrupt", Stage.DECODE, True, "the image's data contradicts itself"
 
+    CRASHED = "crashed", Stage.DECODE, True, "every process that worked on the image died"
+
     TOO_MANY_BYTES = "too_many_bytes", Stage.LIMITS, True, "the object is larger than max_bytes"
     TOO_MANY_PIXELS = "too_many_pixels", Stage.LIMITS, True, "width x height is larger than max_pixels"
     DECODE_TIMEOUT = "decode_timeout", Stage.LIMITS, False, "decoding took longer than decode_timeout_s"

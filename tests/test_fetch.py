@@ -28,7 +28,7 @@ MAX_BYTES = 1000
 
 
 def plan_of(url: str, storage: StorageConfig = LOCAL) -> pa.Table:
-    return pa.Table.from_batches(list_inputs(str(url), storage, False).batches, schema=PLAN)
+    return pa.Table.from_batches(list_inputs(str(url), storage).batches, schema=PLAN)
 
 
 def planned(*rows: dict) -> pa.Table:

@@ -44,7 +44,7 @@ def rows(listing: Listing) -> list[dict]:
 
 
 def listed(url: str, storage: StorageConfig = LOCAL) -> list[dict]:
-    return rows(list_inputs(str(url), storage, False))
+    return rows(list_inputs(str(url), storage))
 
 
 def uris(url: str, storage: StorageConfig = LOCAL) -> list[str]:
@@ -154,7 +154,7 @@ FOUND = ["a.jpg", "b/c/d.PNG", "b/no_extension", "b/x.unknown"]
 
 
 def check_folder(url: str, storage: StorageConfig) -> None:
-    listing = list_inputs(url, storage, False)
+    listing = list_inputs(url, storage)
     found = rows(listing)
     assert sorted(row["uri"] for row in found) == [f"{url}/{name}" for name in FOUND]
     assert listing.kind == "folder"
@@ -197,9 +197,9 @@ def test_an_s3_prefix(s3):
     assert len(uris(f"s3://{bucket}", s3.storage)) == 5
     assert uris(f"s3://{bucket}/in*/a.jpg", s3.storage) == [f"s3://{bucket}/in/a.jpg", f"s3://{bucket}/in2/a.jpg"]
     with pytest.raises(InputError, match=r"neither a file nor a folder; .* end it with \*"):
-        list_inputs(f"s3://{bucket}/i", s3.storage, False)
+        list_inputs(f"s3://{bucket}/i", s3.storage)
     with pytest.raises(InputError, match=r"bucket does not exist|neither a file"):
-        list_inputs("s3://no-such-bucket-here/x", s3.storage, False)
+        list_inputs("s3://no-such-bucket-here/x", s3.storage)
 
 
 def test_s3_pages_and_what_list_and_head_say_agree(s3):
@@ -254,7 +254,7 @@ def test_names_that_are_not_utf8_are_rejected_with_their_bytes(tmp_path):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.jpg")).touch()
     (row,) = listed(tmp_path)
     assert row["uri"] == f"{tmp_path}/bad\\xff.jpg"
-    assert (row["reason_code"], row["detail"]) == ("fetch_failed", "its name is not valid UTF-8")
+    assert (row["reason_code"], row["detail"]) == ("bad_name", "its name is not valid UTF-8")
 
 
 def test_links_and_pipes(tmp_path):
@@ -263,7 +263,7 @@ def test_links_and_pipes(tmp_path):
     (tmp_path / "in/broken.jpg").symlink_to(tmp_path / "nothing")
     (tmp_path / "in/folder").symlink_to(tmp_path / "other")
     os.mkfifo(tmp_path / "in/pipe.jpg")
-    listing = list_inputs(str(tmp_path / "in"), LOCAL, False)
+    listing = list_inputs(str(tmp_path / "in"), LOCAL)
     assert {Path(row["uri"]).name: row["size_bytes"] for row in rows(listing)} == {
         "a.jpg": 3,
         "link.jpg": 3,
@@ -274,22 +274,22 @@ def test_links_and_pipes(tmp_path):
 
 def test_nothing_to_list_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="neither a file nor a folder"):
-        list_inputs(str(tmp_path / "no"), LOCAL, False)
+        list_inputs(str(tmp_path / "no"), LOCAL)
     with pytest.raises(InputError, match="it is empty"):
-        list_inputs(str(tmp_path), LOCAL, False)
+        list_inputs(str(tmp_path), LOCAL)
     write(tmp_path, {"a.csv": b"", "b.txt": b""})
     with pytest.raises(InputError, match=r"only 1 \.\w+, 1 \.\w+ files; a manifest must be named itself"):
-        list_inputs(str(tmp_path), LOCAL, False)
+        list_inputs(str(tmp_path), LOCAL)
     with pytest.raises(InputError, match="is no image; allowed files"):
-        list_inputs(str(tmp_path / "b.txt"), LOCAL, False)
+        list_inputs(str(tmp_path / "b.txt"), LOCAL)
     write(tmp_path, {"c.tar": b"", "d.parquet": b""})
     with pytest.raises(InputError, match=r"holds both \.tar and \.parquet"):
-        list_inputs(str(tmp_path), LOCAL, False)
+        list_inputs(str(tmp_path), LOCAL)
 
 
 def test_shards_beside_images_are_counted_not_listed(tmp_path):
     write(tmp_path, {"a.tar": b"", "x.jpg": b"", "z.tar": b""})
-    listing = list_inputs(str(tmp_path), LOCAL, False)
+    listing = list_inputs(str(tmp_path), LOCAL)
     assert len(rows(listing)) == 1
     assert dict(listing.skipped_kinds) == {".tar": 2}
 
@@ -304,7 +304,7 @@ def test_memory_does_not_grow_with_the_folder(tmp_path, monkeypatch):
 
     def peak(name: str) -> int:
         tracemalloc.start()
-        listing = list_inputs(str(tmp_path / name), LOCAL, False)
+        listing = list_inputs(str(tmp_path / name), LOCAL)
         total = sum(len(batch) for batch in listing.batches)
         highest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -335,7 +335,7 @@ def test_a_manifest_of_every_format(tmp_path, suffix):
         tmp_path / f"in/m{suffix}",
         {"width": [1, 2, 3, 4, 5], "uri": ["a.jpg", "../b,c.jpg", None, str(tmp_path / "no.jpg"), "./x/../a.jpg"]},
     )
-    listing = list_inputs(str(path), LOCAL, False)
+    listing = list_inputs(str(path), LOCAL)
     found = rows(listing)
     assert listing.kind == "manifest"
     assert [row["uri"] for row in found] == [
@@ -418,7 +418,7 @@ def test_a_manifest_may_climb_no_higher_than_its_bucket():
 def test_a_folder_of_parquet_manifests(tmp_path):
     for number in range(2):
         manifest(tmp_path / f"{number}.parquet", {"uri": [f"{number}.jpg"]})
-    listing = list_inputs(str(tmp_path), LOCAL, False)
+    listing = list_inputs(str(tmp_path), LOCAL)
     assert listing.kind == "manifest"
     assert [row["uri"] for row in rows(listing)] == [f"{tmp_path}/0.jpg", f"{tmp_path}/1.jpg"]
 
@@ -440,7 +440,7 @@ def test_hugging_face_parquet_with_every_mix_of_nulls(tmp_path):
     ]
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"image": pa.array(images, HF), "label": range(6)}), path, row_group_size=4)
-    listing = list_inputs(str(path), LOCAL, False)
+    listing = list_inputs(str(path), LOCAL)
     found = rows(listing)
     assert listing.kind == "parquet images"
     assert [(row["uri"].removeprefix(str(tmp_path)), row["offset"], row["reason_code"]) for row in found] == [
@@ -492,7 +492,7 @@ def test_a_shard_lists_its_images_where_their_bytes_are(tmp_path, kind):
     members = {"0.jpg": b"a" * 700, "0.json": b"{}", "./1.PNG": b"", long: b"b" * 3, "0.cls": b"1", "._0.jpg": b"x"}
     data = tar_bytes(members, kind)
     write(tmp_path, {"s#1.tar": data})
-    listing = list_inputs(str(tmp_path / "s#1.tar"), LOCAL, False)
+    listing = list_inputs(str(tmp_path / "s#1.tar"), LOCAL)
     found = rows(listing)
     assert listing.kind == "webdataset"
     assert [row["uri"] for row in found] == [f"{tmp_path}/s#1.tar#{name}" for name in ("0.jpg", "./1.PNG", long)]
@@ -541,4 +541,4 @@ def test_a_damaged_shard_lists_what_stands_before_the_damage(tmp_path, damage, l
 def test_a_denied_listing_is_one_line_without_secrets(s3, monkeypatch):
     storage = StorageConfig(endpoint_url="http://127.0.0.1:9", profile="no-such-profile")
     with pytest.raises(InputError, match=r"can't list s3://b/x: The config profile \(no-such-profile\)"):
-        list_inputs("s3://key:hush@b/x", storage, False)
+        list_inputs("s3://key:hush@b/x", storage)

@@ -202,7 +202,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch):
         lines = (f'{{"uri": "s3://b/{number:08d}.jpg", "etag": "{number}"}}\n' for number in range(count))
         manifest.write_text("".join(lines))
         tracemalloc.start()
-        plan = plan_of(tmp_path, list_inputs(str(manifest), LOCAL, False), rows_per_slice=200)
+        plan = plan_of(tmp_path, list_inputs(str(manifest), LOCAL), rows_per_slice=200)
         highest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert plan.counts.planned == count
@@ -303,7 +303,7 @@ def test_a_missing_class_file(tmp_path):
 def test_the_real_annotations_name_every_photograph(tmp_path, shared):
     folder = shared / "real" / "ilsvrc300"
     classes = read_classes(str(folder / "annotations.csv"), LOCAL, [str(number) for number in range(1000)])
-    plan = plan_of(tmp_path, list_inputs(str(folder), LOCAL, False), classes=classes)
+    plan = plan_of(tmp_path, list_inputs(str(folder), LOCAL), classes=classes)
     assert plan.counts.planned == plan.with_classes == 300
     of = {Path(row["uri"]).name: row["classes"] for row in planned(tmp_path, plan)}
     assert of["ILSVRC2012_val_00000347.JPEG"] == [472]

@@ -26,6 +26,16 @@ class Tally:
 
     def __init__(self) -> None:
         self._done = Done(0, 0, 0.0)
+        self._begun: dict[str, int] = {}
+
+    def begin(self, key: str) -> int:
+        """Return how often the work ``key`` was begun without being finished, this time included."""
+        self._begun[key] = self._begun.get(key, 0) + 1
+        return self._begun[key]
+
+    def finish(self, key: str) -> None:
+        """Forget the work ``key``."""
+        self._begun.pop(key, None)
 
     def add(self, images: int, rejected: int, busy_s: float) -> None:
         """Count a table that an actor finished."""

@@ -49,8 +49,10 @@ class Compute:
     write_cpus: float
 
 
-def plan_compute(config: AnnotateConfig, machine: Machine) -> Compute:
+def plan_compute(config: AnnotateConfig, machine: Machine, n_slices: int | None = None) -> Compute:
     """Return where everything runs; raises UsageError for CUDA on a cluster without GPUs.
+
+    There are never more actors than ``n_slices``, the tables that are to be worked on.
 
     On CPU each actor has one core and one thread: side by side they keep all cores at work while another one decodes,
     which a single network with many threads does not. A quarter of the logical CPUs stays free for reading and
@@ -73,6 +75,7 @@ def plan_compute(config: AnnotateConfig, machine: Machine) -> Compute:
         raise UsageError(
             f"--actors {actors[0]}:{actors[1]}: this Ray has {machine.cpus:g} CPUs, too few for {actors[0]} actors"
         )
+    actors = (min(actors[0], n_slices or actors[0]), min(actors[1], n_slices or actors[1]))
     decode = config.decode if config.decode != "auto" else ("remote" if cuda else "local")
     return Compute(
         device="cuda" if cuda else "cpu",

@@ -14,6 +14,7 @@ from ray.data.block import BlockMetadata
 from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from torch import Tensor
 
+from pipeline.graph.guard import Guard
 from pipeline.graph.progress import Done, following, start_tally
 from pipeline.graph.resources import Compute
 from pipeline.graph.stages import FETCHED, AnnotateSpec, AnnotateStage, DecodeSpec, DecodeStage
@@ -26,10 +27,6 @@ from schemas.config import StorageConfig
 from schemas.errors import CamlakeError, RejectedImage
 from schemas.runs import CommitRecord
 
-MAX_RESTARTS = 1000
-"""Of an actor: spot machines come and go."""
-MAX_RETRIES = 10
-"""Of one table of images: an image that kills every process that decodes it ends the run with an error, not never."""
 UNKNOWN_BYTES = 4 * 2**20
 """What an object of unknown size counts for."""
 FETCH_BYTES = 64 * 2**20
@@ -62,7 +59,7 @@ def run_stream(
     )
     if compute.decode == "remote":
         images = images.map_batches(
-            functools.partial(_decode, job.decode),
+            functools.partial(_decode, job.decode, tally),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=compute.decode_cpus,
@@ -76,8 +73,6 @@ def run_stream(
         compute=ActorPoolStrategy(min_size=compute.actors[0], max_size=compute.actors[1]),
         num_cpus=compute.actor_cpus,
         num_gpus=compute.gpus_per_actor,
-        max_restarts=MAX_RESTARTS,
-        max_task_retries=MAX_RETRIES,
     )
     with following(tally, advance) as done:
         try:
@@ -148,8 +143,8 @@ def _decoder(spec: DecodeSpec) -> DecodeStage:
     return DecodeStage(spec)
 
 
-def _decode(spec: DecodeSpec, fetched: pa.Table) -> pa.Table:
-    return _decoder(spec)(fetched)
+def _decode(spec: DecodeSpec, tally: Any, fetched: pa.Table) -> pa.Table:
+    return Guard(tally).run(fetched, _decoder(spec))
 
 
 class Annotator:
@@ -159,15 +154,18 @@ class Annotator:
         """``state`` holds the reference to the network's weights, one copy a node in Ray's object store."""
         self._annotate = AnnotateStage(job.annotate, ray.get(state[0]))
         self._decode = DecodeStage(job.decode) if job.compute.decode == "local" else None
-        self._tally = tally
+        self._tally, self._guard = tally, Guard(tally)
 
     def __call__(self, images: pa.Table) -> pa.Table:
         """Annotate one table of images, fetched or decoded."""
         before_s = self._annotate.busy_s
-        rows = self._annotate(self._decode(images) if self._decode else images)
+        rows = self._guard.run(images, self._stages)
         rejected = len(rows) - rows["reason_code"].null_count
         self._tally.add.remote(len(rows) - rejected, rejected, self._annotate.busy_s - before_s)
         return rows
+
+    def _stages(self, images: pa.Table) -> pa.Table:
+        return self._annotate(self._decode(images) if self._decode else images)
 
 
 class LakeSink(Datasink[CommitRecord | None]):

@@ -1,0 +1,57 @@
+"""Finds the image that kills every process that works on it, so that a retry without end becomes one rejected row.
+
+Ray restarts a dead worker and hands it the same table again, which is right when a machine went away and wrong when a
+decoder crashes on one of the images. The tally remembers what was begun and not finished.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from schemas.reasons import Reason
+
+TRIES = 3
+"""Times that a table, and then each of its images alone, may take its process down."""
+
+
+class Guard:
+    """Runs a stage on tables, and image by image on one that has killed TRIES processes."""
+
+    def __init__(self, tally: Any) -> None:
+        self._tally = tally
+
+    def run(self, images: pa.Table, work: Callable[[pa.Table], pa.Table]) -> pa.Table:
+        """Return ``work(images)``; an image that keeps killing its process goes through ``work`` as rejected."""
+        if not len(images):
+            return work(images)
+        key = f"{len(images)} from {images['image_id'][0]}"
+        if self._begin(key) <= TRIES:
+            rows = work(images)
+        else:
+            rows = pa.concat_tables([self._run_alone(images.slice(row, 1), work) for row in range(len(images))])
+        self._tally.finish.remote(key)
+        return rows
+
+    def _run_alone(self, image: pa.Table, work: Callable[[pa.Table], pa.Table]) -> pa.Table:
+        key = image["image_id"][0].as_py()
+        if self._begin(key) > TRIES and image["reason_code"][0].as_py() is None:
+            rows = work(_rejected(image))
+        else:
+            rows = work(image)
+        # Finished before the next image begins, so that only the culprit's count goes on rising.
+        ray.get(self._tally.finish.remote(key))
+        return rows
+
+    def _begin(self, key: str) -> int:
+        count: int = ray.get(self._tally.begin.remote(key))
+        return count
+
+
+def _rejected(image: pa.Table) -> pa.Table:
+    values = {"reason_code": str(Reason.CRASHED), "detail": f"{TRIES} processes died while they worked on it alone"}
+    for name, value in values.items():
+        field = image.schema.field(name)
+        image = image.set_column(image.schema.get_field_index(name), field, pa.array([value], field.type))
+    return image

@@ -1,0 +1,49 @@
+"""An image that kills the process that works on it: real processes, really killed, and one rejected row in the end."""
+
+import os
+import signal
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import ray
+
+from pipeline.graph.guard import TRIES, Guard
+from pipeline.graph.progress import start_tally
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class Worker:
+    """Does what Ray Data's actors do with a table: the same again after each death."""
+
+    def __init__(self, tally, diary):
+        self._guard, self._diary = Guard(tally), diary
+
+    def run(self, images):
+        return self._guard.run(images, self._work)
+
+    def _work(self, images):
+        for name, reason in zip(images["image_id"].to_pylist(), images["reason_code"].to_pylist(), strict=True):
+            if name == "poison" and reason is None:
+                with Path(self._diary).open("a") as diary:
+                    diary.write(f"{len(images)}\n")
+                os.kill(os.getpid(), signal.SIGKILL)
+        return images
+
+
+def table(*names):
+    text = pa.array([None] * len(names), pa.string())
+    return pa.table({"image_id": list(names), "reason_code": text, "detail": text})
+
+
+def test_the_culprit_alone_is_rejected(tmp_path):
+    diary = tmp_path / "deaths.txt"
+    tally = start_tally()
+    worker = Worker.remote(tally, str(diary))
+    rows = ray.get(worker.run.remote(table("a", "poison", "b")), timeout=120)
+    assert rows["image_id"].to_pylist() == ["a", "poison", "b"]
+    assert rows["reason_code"].to_pylist() == [None, "crashed", None]
+    assert diary.read_text().split() == ["3"] * TRIES + ["1"] * TRIES
+    assert ray.get(worker.run.remote(table("a", "b")))["reason_code"].null_count == 2

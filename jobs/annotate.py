@@ -1,5 +1,7 @@
 """``camlake annotate``: list → plan → read → decode → annotate → commit."""
 
+import time
+
 from jobs.console import Screen, main, verb
 from jobs.estimate import print_estimate
 from pipeline.graph.cluster import ray_cluster
@@ -51,8 +53,12 @@ def annotate(config: AnnotateConfig, screen: Screen) -> RunManifest:
             screen.say(describe(compute, config))
             begun = opened.begin(plan.counts, compute)
             job = make_job(config, model, begun, compute, plan.counts.planned)
+            started = time.monotonic()
             with screen.progress("annotating", plan.counts.planned) as advance:
-                run_stream(plan.slices, job, model.weights.state, advance)
+                done = run_stream(plan.slices, job, model.weights.state, advance)
+            elapsed_s = time.monotonic() - started
+            busy = done.busy_s / (compute.actors[1] * elapsed_s)
+            screen.say(f"{plan.counts.planned / elapsed_s:.1f} images/s with the start, networks busy {busy:.0%}")
         return begun.finish()
 
 

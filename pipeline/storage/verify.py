@@ -204,11 +204,6 @@ def _open_inputs(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest]) ->
             yield f"run {run_id}: {count} planned inputs are neither in images nor in quarantine, such as {example}"
         elif not _listed_since(run, runs):
             yield f"run {run_id} ({run.status}) left {count} inputs unfinished, such as {example}: annotate again"
-    if not any(run.status == "complete" for run in runs):
-        yield "no run has completed: nothing says that all inputs were listed; annotate again"
-    for run in runs:
-        if run.status == "running" and not _listed_since(run, runs):
-            yield f"run {run.run_id} has not ended: its listing may be incomplete; wait for it, or annotate again"
     for run_id, count, example in _found(con, _UNPLANNED_SQL):
         yield f"run {run_id}: {count} rows of images and quarantine are of no planned input, such as {example}"
     for run_id, count, example in _found(con, _PLANNED_TWICE_SQL):

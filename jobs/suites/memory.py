@@ -12,7 +12,7 @@ from schemas.config import BenchmarkConfig
 from schemas.errors import CamlakeError
 
 SIZES = (1_000, 10_000)
-TINY_HW = (32, 32)
+TINY_HW = (48, 48)
 
 
 def measure(config: BenchmarkConfig, screen: Screen) -> Figures:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from schemas.config import Resize
 
@@ -53,15 +53,15 @@ class ResizePlan:
 
 
 def map_to_image_xyxy(
-    boxes_cells: NDArray[np.floating], covered_hw: tuple[int, int], size_hw: tuple[int, int]
+    boxes_cells: NDArray[np.floating], covered_hw: tuple[int, int], size_hw: ArrayLike
 ) -> NDArray[np.float64]:
     """Return boxes in pixels of the upright original, (N, 4) float64 xmin, ymin, xmax, ymax, half-open.
 
     ``boxes_cells``: (N, 4), the same order, in cells of the map: cell i spans [i, i + 1). ``covered_hw``: (rows, cols)
-    that the image covers (``ResizePlan.covered``). ``size_hw``: (height, width) of the original in pixels. The scaling
-    is exactly linear: (0, 0, cols, rows) is the whole image. No boxes, (0, 4), give (0, 4).
+    that the image covers (``ResizePlan.covered``). ``size_hw``: (height, width) of the original in pixels, or (N, 2)
+    of each box's own. The scaling is exactly linear: (0, 0, cols, rows) is the whole image. No boxes, (0, 4), give
+    (0, 4).
     """
-    (rows, cols), (height, width) = covered_hw, size_hw
-    scale = np.array([width / cols, height / rows] * 2)
-    boxes_px: NDArray[np.float64] = boxes_cells * scale
+    scale_hw = np.asarray(size_hw, np.float64) / np.asarray(covered_hw)
+    boxes_px: NDArray[np.float64] = boxes_cells * scale_hw[..., [1, 0, 1, 0]]
     return boxes_px

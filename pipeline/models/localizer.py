@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.arrays.boxes import Components, foreground_levels, level_boxes
+from pipeline.images.resize import map_to_image_xyxy
 from pipeline.models.network import CamNetwork
 from schemas.config import Precision
 
@@ -162,36 +163,25 @@ class Localizer:
             for row, one in zip(index, cut.cpu().numpy(), strict=True):
                 heat[row] = one
             map_index = index[found.map_index.cpu().numpy()]
-            cells = np.array([shape[1], shape[0], shape[1], shape[0]], np.float64)
-            shares = found.boxes_xyxy.cpu().numpy() / cells
-            keep = (shares[:, 2] - shares[:, 0]) * (shares[:, 3] - shares[:, 1]) >= self.rule.min_area
-            parts.append(
-                (
-                    map_index[keep],
-                    found.level_index.cpu().numpy()[keep],
-                    found.component.cpu().numpy()[keep],
-                    shares[keep],
-                )
-            )
-        return heat, self._in_pixels(parts, image, sizes_hw)
+            own_sizes = sizes_hw[image[map_index]].reshape(-1, 2)
+            xyxy = map_to_image_xyxy(found.boxes_xyxy.cpu().numpy(), (shape[0], shape[1]), own_sizes)
+            area_frac = (xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1) / own_sizes.prod(axis=1)
+            level, component = found.level_index.cpu().numpy(), found.component.cpu().numpy()
+            keep = area_frac >= self.rule.min_area
+            parts.append(tuple(column[keep] for column in (map_index, level, component, xyxy, area_frac)))
+        return heat, self._in_order(parts)
 
-    def _in_pixels(
-        self,
-        parts: Sequence[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]],
-        image: NDArray[np.int64],
-        sizes_hw: NDArray[np.int64],
-    ) -> Boxes:
-        empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)))
-        map_index, level, component, shares = (np.concatenate(column) for column in zip(empty, *parts, strict=True))
-        order = np.lexsort((component, level, map_index))
-        map_index, level, component, shares = map_index[order], level[order], component[order], shares[order]
-        scale = sizes_hw[image[map_index]].reshape(-1, 2)[:, [1, 0, 1, 0]]
+    def _in_order(self, parts: Sequence[tuple[NDArray[Any], ...]]) -> Boxes:
+        empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0))
+        columns = [np.concatenate(column) for column in zip(empty, *parts, strict=True)]
+        order = np.lexsort((columns[2], columns[1], columns[0]))
+        map_index, level, component, xyxy, area_frac = (column[order] for column in columns)
         return Boxes(
             map_index,
             np.asarray(self.rule.thresholds, np.float32)[level],
             component.astype(np.int32),
-            (shares * scale).astype(np.float32),
-            ((shares[:, 2] - shares[:, 0]) * (shares[:, 3] - shares[:, 1])).astype(np.float32),
+            xyxy.astype(np.float32),
+            area_frac.astype(np.float32),
         )
 
 

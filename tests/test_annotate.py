@@ -19,8 +19,8 @@ from jobs.estimate import print_estimate
 from pipeline import camlake
 from pipeline.graph.job import annotate_spec, decode_spec, load_model
 from pipeline.graph.resources import Machine, plan_compute
+from pipeline.graph.source import ImageReader
 from pipeline.graph.stages import AnnotateStage, DecodeStage
-from pipeline.graph.stream import ImageReader
 from pipeline.images.scenes import CLASSES, write_corpus
 from pipeline.storage.filesystems import connect
 from pipeline.storage.listing import list_inputs

@@ -12,8 +12,9 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 from pipeline.graph.resources import Compute, images_per_commit, images_per_slice
+from pipeline.graph.source import ImageReader
 from pipeline.graph.stages import AnnotateSpec, DecodeSpec
-from pipeline.graph.stream import ImageReader, Job
+from pipeline.graph.stream import Job
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.resize import ResizePlan
 from pipeline.models.localizer import CamRule, resolve_precision

@@ -53,9 +53,6 @@ class AnnotateSpec:
     resize: ResizePlan
 
 
-FETCHED = pa.schema([*PLAN, pa.field("data", pa.large_binary())])
-"""A planned input with its encoded bytes; ``reason_code`` and ``detail`` are set where there are none."""
-
 DECODED = pa.schema(
     [
         *[PLAN.field(name) for name in (*IDENTITY, "classes", "reason_code", "detail")],
@@ -69,7 +66,7 @@ DECODED = pa.schema(
 
 
 class DecodeStage:
-    """Decodes the encoded bytes of a table (FETCHED) to the network's input (DECODED)."""
+    """Decodes the encoded bytes of a table (pipeline.graph.source.FETCHED) to the network's input (DECODED)."""
 
     def __init__(self, spec: DecodeSpec, threads: int = 1) -> None:
         self._resize = spec.resize

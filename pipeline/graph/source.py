@@ -1,0 +1,82 @@
+"""Where the stream begins: planned inputs, fetched with their encoded bytes. Its workers load no network."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from pipeline.storage.fetch import Fetcher, read_plan_slice
+from pipeline.storage.filesystems import connect
+from pipeline.storage.planning import PlanSlice
+from schemas.config import StorageConfig
+from schemas.errors import RejectedImage
+from schemas.tables import PLAN
+
+FETCHED = pa.schema([*PLAN, pa.field("data", pa.large_binary())])
+"""A planned input with its encoded bytes; ``reason_code`` and ``detail`` are set where there are none."""
+UNKNOWN_BYTES = 4 * 2**20
+"""What an object of unknown size counts for."""
+FETCH_BYTES = 64 * 2**20
+"""Encoded bytes that a read task holds at a time: a slice of large photographs is fetched in several tables."""
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Fetches planned images; a handful of plain values, because Ray keeps one copy for each read task."""
+
+    storage: StorageConfig
+    out: str
+    max_bytes: int
+
+    def read_slice(self, one: PlanSlice) -> Iterator[pa.Table]:
+        """Yield the images of a slice (FETCHED), in tables that a worker's memory can take."""
+        fs, root = connect(self.out, self.storage)
+        plan = read_plan_slice(fs, root, one)
+        size_bytes = pc.fill_null(plan["size_bytes"], UNKNOWN_BYTES).to_numpy()
+        part_of = np.cumsum(size_bytes) // FETCH_BYTES
+        for part in np.unique(part_of):
+            rows = np.flatnonzero(part_of == part)
+            yield self.fetch(plan.slice(rows[0], len(rows)))
+
+    def fetch(self, plan: pa.Table) -> pa.Table:
+        """Return planned inputs (PLAN) with their encoded bytes (FETCHED), or why they can't be fetched."""
+        fetched = Fetcher(self.storage, self.max_bytes).fetch(plan)
+        rejections = [item if isinstance(item, RejectedImage) else None for item in fetched]
+        columns = {name: plan[name] for name in plan.schema.names}
+        columns["reason_code"] = pa.array([str(item.reason) if item else None for item in rejections], pa.string())
+        columns["detail"] = pa.array([item.detail if item else None for item in rejections], pa.string())
+        blobs = [None if isinstance(item, RejectedImage) else item for item in fetched]
+        columns["data"] = pa.array(blobs, pa.large_binary())
+        return pa.table({name: columns[name] for name in FETCHED.names}, schema=FETCHED)
+
+
+class PlannedImages(Datasource):
+    """Reads planned inputs with their encoded bytes: one task a slice."""
+
+    def __init__(self, slices: Sequence[PlanSlice], reader: ImageReader) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._slices, self._reader = slices, reader
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Return None: what the images weigh is not known before they are read."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """Return one task for each slice, whatever the parallelism."""
+        return [
+            ReadTask(
+                functools.partial(self._reader.read_slice, one),
+                BlockMetadata(num_rows=one.rows, size_bytes=None, input_files=None, exec_stats=None),
+                schema=FETCHED,
+                per_task_row_limit=per_task_row_limit,
+            )
+            for one in self._slices
+        ]

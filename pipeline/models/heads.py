@@ -124,7 +124,7 @@ class ConvHead(Head):
         return self.conv.weight.new_zeros(class_ids.shape)
 
 
-class NormedHead(Head):
+class NormedHead(LinearHead):
     """Global average pooling, layer normalization over the K averages, then one linear layer (ConvNeXt).
 
     With the averages p_k, their mean μ and their deviation σ = sqrt(var + ε), both of one image, the logit is
@@ -135,19 +135,8 @@ class NormedHead(Head):
 
     def __init__(self, norm: nn.LayerNorm, linear: nn.Linear) -> None:
         """``norm`` normalizes the K averages and has a scale and a shift; ``linear`` must have a bias."""
-        super().__init__()
+        super().__init__(linear)
         self.norm = norm
-        self.linear = linear
-
-    @property
-    def channels(self) -> int:
-        """K."""
-        return self.linear.in_features
-
-    @property
-    def classes(self) -> int:
-        """C."""
-        return self.linear.out_features
 
     def forward(self, features: Tensor) -> HeadOutput:
         """Return the logits and the normalized averages of the feature maps."""

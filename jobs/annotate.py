@@ -50,7 +50,7 @@ def annotate(config: AnnotateConfig, screen: Screen) -> RunManifest:
         screen.say("starting Ray and the networks")
         with ray_cluster(config.address) as machine:
             compute = plan_compute(config, machine, len(plan.slices))
-            screen.say(describe(compute, config))
+            screen.say(describe(compute))
             begun = opened.begin(plan.counts, compute)
             job = make_job(config, model, begun, compute, plan.counts.planned)
             started = time.monotonic()

@@ -1,26 +1,19 @@
 """``camlake benchmark``: the figures that camlake claims, measured here; ratios in one run, with spread."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 from jobs.console import Screen, main, verb
-from jobs.suites import boxes, end_to_end, kills, memory, reference
 from jobs.suites.common import Figures, machine_facts
 from schemas.config import BenchmarkConfig
-
-SUITES = {
-    "end-to-end": end_to_end.measure,
-    "reference": reference.measure,
-    "memory": memory.measure,
-    "kills": kills.measure,
-    "boxes": boxes.measure,
-}
 
 
 def run(config: BenchmarkConfig, screen: Screen) -> None:
     """Measure one suite, print its figures and, where asked, write them as JSON."""
-    figures = SUITES[config.suite](config, screen)
+    suite = importlib.import_module(f"jobs.suites.{config.suite.replace('-', '_')}")
+    figures: Figures = suite.measure(config, screen)
     machine = machine_facts()
     screen.table(
         f"{config.suite} on {machine['cores']} cores of {machine['processor']}", ("figure", "value"), rows(figures)

@@ -45,7 +45,7 @@ def print_estimate(config: AnnotateConfig, screen: Screen) -> None:
         "left out by --limit and --sample": counts.left_out,
         "already done": counts.already_done,
         "to do": counts.planned,
-        "compute": describe(compute, config),
+        "compute": describe(compute),
     }
     if found:
         timed = found.timed

@@ -13,7 +13,8 @@ Component = Literal["largest", "all"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Resize = Literal["squash", "fit"]
-DecodePlace = Literal["auto", "local", "remote"]
+DecodePlace = Literal["auto", "local", "remote", "gpu"]
+Switch = Literal["auto", "on", "off"]
 
 
 def _split(value: Any) -> Any:
@@ -148,13 +149,16 @@ class AnnotateConfig(StorageConfig):
 
     device: Device = option("auto", "where the network runs; auto takes CUDA where the cluster has it", "Compute")
     precision: Precision = option("auto", "number type of the network; auto: bf16 on CUDA, fp32 on CPU", "Compute")
+    compile: Switch = option("auto", "run the network through torch.compile; auto: where it pays", "Compute")
     batch_size: int | None = option(None, "images a forward pass; default: chosen by device", "Compute", ge=1, le=4096)
     actors: Annotated[tuple[int, int] | None, BeforeValidator(_actor_range)] = option(
         None, "MIN or MIN:MAX network actors; default: one for each GPU, or each CPU core", "Compute"
     )
     gpus_per_actor: float = option(1.0, "share of a GPU that an actor takes", "Compute", gt=0, le=8)
     decode: DecodePlace = option(
-        "auto", "decode beside the network (local) or in tasks of its own (remote); auto: local on CPU", "Compute"
+        "auto",
+        "decode beside the network (local), in own tasks (remote) or by nvJPEG (gpu); auto: local on CPU",
+        "Compute",
     )
     address: str | None = option(None, "a running Ray cluster; default: start one here", "Compute")
 
@@ -210,12 +214,17 @@ class DemoConfig(JobConfig):
     seed: int = option(0, "seed of the pictures", "Options", ge=0)
 
 
+Suite = Literal["stages", "end-to-end", "peers", "boxes", "encoding", "scale", "gpu", "reference", "memory", "kills"]
+
+
 class BenchmarkConfig(JobConfig):
     """What ``camlake benchmark`` measures."""
 
-    suite: Literal["end-to-end", "reference", "memory", "kills", "boxes"] = required(
-        "end-to-end (images/s against a plain loop), reference (published scores), memory (of the driver), kills (five"
-        " times kill -9), or boxes (exact against OpenCV)"
+    suite: Suite = required(
+        "stages (each alone, and its limit), end-to-end (images/s against a plain loop), peers (against Ray's own"
+        " pattern, Daft, a DataLoader, pytorch-grad-cam, torch-cam), boxes (exact against OpenCV), encoding (of the"
+        " tables: size, write and query time), scale (a simulated cluster), gpu, reference (published scores), memory"
+        " (of the driver), or kills (five times kill -9)"
     )
     images: str | None = option(None, "folder of photographs; default: rendered pictures of 500×375", "Options")
     truth: str | None = option(None, "file of true boxes of these photographs (reference)", "Options")

@@ -6,10 +6,12 @@ import torch
 from torch import nn
 
 from pipeline.models.heads import LinearHead
-from pipeline.models.localizer import CamRule, Localizer, resolve_precision
+from pipeline.models.localizer import CamRule, Localizer
 from pipeline.models.network import CamNetwork, Preprocessing
 from pipeline.models.registry import load_network
+from pipeline.models.runtime import Runtime, resolve_precision
 
+RUNTIME = Runtime("cpu", "fp32", compile=False, threads=1, batch_size=8)
 RULE = CamRule(topk=2, thresholds=(0.5,), components="largest", min_area=0.0)
 
 
@@ -39,7 +41,7 @@ def picture(*rectangles):
 
 def localize(network, pixels, rule=RULE, sizes=None, covered=None, classes=None):
     n = len(pixels)
-    return Localizer(network, rule, "cpu", "fp32")(pixels, sizes or [(80, 40)] * n, covered or [(4, 4)] * n, classes)
+    return Localizer(network, rule, RUNTIME)(pixels, sizes or [(80, 40)] * n, covered or [(4, 4)] * n, classes)
 
 
 class TestByHand:
@@ -122,7 +124,7 @@ def test_an_image_does_not_depend_on_its_batch(resize_rows):
     side = network.map_size(64)[0]
     covered = (min(resize_rows[0], side), min(resize_rows[1], side))
     pixels = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
-    localizer = Localizer(network, CamRule(5, (0.2, 0.6), "all", 0.0), "cpu", "fp32")
+    localizer = Localizer(network, CamRule(5, (0.2, 0.6), "all", 0.0), RUNTIME)
     together = localizer(pixels, [(100, 50)] * 8, [covered] * 8)
     for index in range(8):
         alone = localizer(pixels[index : index + 1], [(100, 50)], [covered])

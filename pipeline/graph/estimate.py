@@ -71,7 +71,7 @@ def estimate(
     reader = ImageReader(storage_of(config), config.out, config.max_bytes)
     task = ray.remote(num_cpus=compute.actor_cpus, num_gpus=compute.gpus_per_actor)(measure)
     specs = decode_spec(config, model), annotate_spec(config, model, compute)
-    timed: Timed = ray.get(task.remote(reader, *specs, compute.batch_size, ray.put(model.weights.state), sample))
+    timed: Timed = ray.get(task.remote(reader, *specs, ray.put(model.weights.state), sample))
     return Estimate(planned, timed, compute, machine.cpus)
 
 
@@ -79,11 +79,11 @@ def measure(
     reader: ImageReader,
     decode: DecodeSpec,
     annotate: AnnotateSpec,
-    batch_size: int,
     state: dict[str, Tensor],
     sample: pa.Table,
 ) -> Timed:
     """Fetch, decode and annotate a sample (PLAN) and return what each stage took."""
+    batch_size = annotate.runtime.batch_size
     decoding, annotating = DecodeStage(decode), AnnotateStage(annotate, state)
     started = time.perf_counter()
     fetched = reader.fetch(sample)

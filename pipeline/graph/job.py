@@ -17,9 +17,10 @@ from pipeline.graph.stages import AnnotateSpec, DecodeSpec
 from pipeline.graph.stream import Job
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.resize import ResizePlan
-from pipeline.models.localizer import CamRule, resolve_precision
+from pipeline.models.localizer import CamRule
 from pipeline.models.network import CamNetwork
 from pipeline.models.registry import load_network
+from pipeline.models.runtime import resolve_precision
 from pipeline.models.weights import Weights, load_weights, model_digest
 from pipeline.storage import lineage
 from pipeline.storage.classes import read_classes
@@ -161,13 +162,11 @@ def decode_spec(config: AnnotateConfig, model: Model) -> DecodeSpec:
 def annotate_spec(config: AnnotateConfig, model: Model, compute: Compute) -> AnnotateSpec:
     """Return what the network is asked for."""
     return AnnotateSpec(
-        model=config.model,
+        load=functools.partial(load_network, config.model, image_size=model.resize.image_size),
         labels=model.weights.labels,
         image_size=model.resize.image_size,
         rule=CamRule(config.topk, config.threshold, config.components, config.min_area),
-        device=compute.device,
-        precision=config.precision,
-        threads=compute.threads,
+        runtime=compute.runtime,
         outputs=config.outputs,
         feature_type=config.feature_type,
         resize=model.resize,
@@ -231,10 +230,11 @@ def plan_inputs(
     )
 
 
-def describe(compute: Compute, config: AnnotateConfig) -> str:
+def describe(compute: Compute) -> str:
     """Say in one line what ``auto`` chose: actors, device, number type, batch size, place of decoding."""
     actors = "–".join(map(str, dict.fromkeys(compute.actors)))
-    precision = resolve_precision(config.precision, compute.device)
+    runtime = compute.runtime
+    precision = resolve_precision(runtime.precision, runtime.device)
     return (
-        f"{actors} actors on {compute.device}, {precision}, batches of {compute.batch_size}, decoding {compute.decode}"
+        f"{actors} actors on {runtime.device}, {precision}, batches of {runtime.batch_size}, decoding {compute.decode}"
     )

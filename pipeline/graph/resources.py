@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.models.runtime import Runtime
 from schemas.config import AnnotateConfig
 from schemas.errors import UsageError
 
@@ -36,14 +37,11 @@ class Machine:
 class Compute:
     """The resolved plan of resources."""
 
-    device: Literal["cpu", "cuda"]
+    runtime: Runtime
     actors: tuple[int, int]
     actor_cpus: float
     gpus_per_actor: float
-    threads: int
-    """Threads of one actor's network on CPU."""
-    batch_size: int
-    decode: Literal["local", "remote"]
+    decode: Literal["local", "remote", "gpu"]
     decode_cpus: float
     read_cpus: float
     write_cpus: float
@@ -78,12 +76,16 @@ def plan_compute(config: AnnotateConfig, machine: Machine, n_slices: int | None 
     actors = (min(actors[0], n_slices or actors[0]), min(actors[1], n_slices or actors[1]))
     decode = config.decode if config.decode != "auto" else ("remote" if cuda else "local")
     return Compute(
-        device="cuda" if cuda else "cpu",
+        runtime=Runtime(
+            device="cuda" if cuda else "cpu",
+            precision=config.precision,
+            compile=config.compile == "on",
+            threads=max(1, (machine.cores or 1) // actors[1]),
+            batch_size=config.batch_size or (GPU_BATCH if cuda else CPU_BATCH),
+        ),
         actors=actors,
         actor_cpus=math.floor(actor_cpus * 100) / 100,
         gpus_per_actor=config.gpus_per_actor if cuda else 0.0,
-        threads=max(1, (machine.cores or 1) // actors[1]),
-        batch_size=config.batch_size or (GPU_BATCH if cuda else CPU_BATCH),
         decode=decode,
         decode_cpus=min(1.0, spare / 2),
         read_cpus=min(0.5, spare / 4),

@@ -4,7 +4,7 @@ A stage never raises for one image: what can't be decoded or localized leaves as
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,9 +19,9 @@ from pipeline.arrays.maps import quantize
 from pipeline.images.decode import DecodedImage, DecodeLimits, Decoder
 from pipeline.images.resize import ResizePlan
 from pipeline.models.localizer import CamRule, Localized, Localizer
-from pipeline.models.registry import load_network
+from pipeline.models.network import CamNetwork
+from pipeline.models.runtime import Runtime
 from pipeline.storage.rows import IDENTITY, nest, row_schema
-from schemas.config import Precision
 from schemas.errors import ModelError, RejectedImage
 from schemas.reasons import Reason
 from schemas.tables import PLAN, FeatureType
@@ -41,13 +41,12 @@ class DecodeSpec:
 class AnnotateSpec:
     """What the network is and what it is asked for; small enough to travel with every actor."""
 
-    model: str
+    load: Callable[[dict[str, Tensor]], CamNetwork]
+    """Makes the network of a state dict."""
     labels: tuple[str, ...]
     image_size: int
     rule: CamRule
-    device: str
-    precision: Precision
-    threads: int
+    runtime: Runtime
     outputs: tuple[str, ...]
     feature_type: FeatureType
     resize: ResizePlan
@@ -113,13 +112,13 @@ class AnnotateStage:
 
     def __init__(self, spec: AnnotateSpec, state: dict[str, Tensor]) -> None:
         """Load the network once, on the device that was asked for; raises ModelError where CUDA is missing."""
-        if spec.device == "cuda" and not torch.cuda.is_available():
+        if spec.runtime.device == "cuda" and not torch.cuda.is_available():
             raise ModelError("--device cuda: this machine has no CUDA device; allowed here: cpu, auto")
-        if spec.device == "cpu":
-            torch.set_num_threads(spec.threads)
+        if spec.runtime.device == "cpu":
+            torch.set_num_threads(spec.runtime.threads)
         self.spec = spec
-        network = load_network(spec.model, state, spec.image_size)
-        self._localizer = Localizer(network, spec.rule, spec.device, spec.precision)
+        network = spec.load(state)
+        self._localizer = Localizer(network, spec.rule, spec.runtime)
         self._labels = np.array(spec.labels, dtype=object)
         self._schema = row_schema(network.channels, spec.feature_type)
         self.busy_s = 0.0

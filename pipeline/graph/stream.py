@@ -56,7 +56,7 @@ def run_stream(
     rows = images.map_batches(
         Annotator,
         fn_constructor_args=(job, [ray.put(state)], tally),
-        batch_size=compute.batch_size,
+        batch_size=compute.runtime.batch_size,
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ActorPoolStrategy(min_size=compute.actors[0], max_size=compute.actors[1]),

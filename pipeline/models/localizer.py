@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.arrays.boxes import Components, foreground_levels, level_boxes
 from pipeline.images.resize import map_to_image_xyxy
 from pipeline.models.network import CamNetwork
-from schemas.config import Precision
+from pipeline.models.runtime import Runtime, resolve_precision
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -74,12 +74,12 @@ class Localizer:
     In fp32 on CPU an image's results don't depend on its batch, but for the rounding of sums.
     """
 
-    def __init__(self, network: CamNetwork, rule: CamRule, device: str, precision: Precision) -> None:
-        """``device`` is cpu or cuda and must be there; ``precision`` as for resolve_precision."""
-        self.device = torch.device(device)
+    def __init__(self, network: CamNetwork, rule: CamRule, runtime: Runtime) -> None:
+        """The runtime's device must be there."""
+        self.device = torch.device(runtime.device)
         self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
         self.rule = rule
-        name = resolve_precision(precision, device)
+        name = resolve_precision(runtime.precision, runtime.device)
         self._autocast = AUTOCAST.get(name)
         # PyTorch runs float32 convolutions in TF32 on CUDA unless told not to; fp32 is to mean fp32.
         torch.backends.cudnn.allow_tf32 = name != "fp32"
@@ -183,13 +183,3 @@ class Localizer:
             xyxy.astype(np.float32),
             area_frac.astype(np.float32),
         )
-
-
-def resolve_precision(precision: Precision, device: str) -> Precision:
-    """Return the number type that ``auto`` stands for: fp32 on CPU; on CUDA bf16, or fp16 where the card lacks it."""
-    if precision != "auto":
-        return precision
-    if device == "cpu":
-        return "fp32"
-    emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
-    return "fp16" if emulated else "bf16"

@@ -17,10 +17,11 @@ from jobs.annotate import refuse_rejected_share
 from jobs.console import Screen
 from jobs.estimate import print_estimate
 from pipeline import camlake
+from pipeline.graph.annotating import AnnotateStage
+from pipeline.graph.decoding import DecodeStage
 from pipeline.graph.job import annotate_spec, decode_spec, load_model
 from pipeline.graph.resources import Machine, plan_compute
 from pipeline.graph.source import ImageReader
-from pipeline.graph.stages import AnnotateStage, DecodeStage
 from pipeline.images.scenes import CLASSES, write_corpus
 from pipeline.storage.filesystems import connect
 from pipeline.storage.listing import list_inputs

@@ -98,7 +98,7 @@ def test_every_machine_reaches_the_buckets(node_types: dict[str, Any]) -> None:
 
 
 def test_the_job_finds_its_gpu_at_the_start(job: AnnotateConfig, node_types: dict[str, Any]) -> None:
-    assert compute_at_start(job, node_types).device == "cuda"
+    assert compute_at_start(job, node_types).runtime.device == "cuda"
 
 
 def test_a_cluster_without_gpus_at_the_start_is_refused(job: AnnotateConfig, node_types: dict[str, Any]) -> None:

@@ -7,10 +7,11 @@ import pyarrow as pa
 import ray
 from torch import Tensor
 
+from pipeline.graph.annotating import AnnotateSpec, AnnotateStage
+from pipeline.graph.decoding import DecodeSpec, DecodeStage
 from pipeline.graph.job import Model, annotate_spec, decode_spec, storage_of
 from pipeline.graph.resources import Compute, Machine
 from pipeline.graph.source import ImageReader
-from pipeline.graph.stages import AnnotateSpec, AnnotateStage, DecodeSpec, DecodeStage
 from pipeline.storage.commit import to_parquet
 from pipeline.storage.rows import split_rows
 from schemas.config import AnnotateConfig

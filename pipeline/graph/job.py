@@ -11,9 +11,10 @@ from typing import Any, Self
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
+from pipeline.graph.annotating import AnnotateSpec
+from pipeline.graph.decoding import DecodeSpec
 from pipeline.graph.resources import Compute, images_per_commit, images_per_slice
 from pipeline.graph.source import ImageReader
-from pipeline.graph.stages import AnnotateSpec, DecodeSpec
 from pipeline.graph.stream import Job
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.resize import ResizePlan

@@ -11,12 +11,13 @@ from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from torch import Tensor
 
+from pipeline.graph.annotating import AnnotateSpec, AnnotateStage
+from pipeline.graph.decoding import DecodeSpec, DecodeStage
 from pipeline.graph.guard import Guard
 from pipeline.graph.progress import Done, following, start_tally
 from pipeline.graph.resources import Compute
 from pipeline.graph.sink import LakeSink
 from pipeline.graph.source import ImageReader, PlannedImages
-from pipeline.graph.stages import AnnotateSpec, AnnotateStage, DecodeSpec, DecodeStage
 from pipeline.storage.commit import Committer
 from pipeline.storage.planning import PlanSlice
 from schemas.errors import CamlakeError

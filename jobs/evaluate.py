@@ -1,41 +1,68 @@
 """``camlake evaluate``: scores an output against known boxes; no network runs again."""
 
+import dataclasses
 import json
 import posixpath
 
 from jobs.console import Screen, main, verb
 from pipeline import camlake
-from pipeline.evaluation import evaluate
+from pipeline.evaluation import calibrate, evaluate
+from pipeline.images.charts import Line, chart_png
+from pipeline.storage.calibrations import write_calibration
 from pipeline.storage.filesystems import connect, safe_url, store_errors
 from pipeline.storage.lake import write_whole
+from pipeline.storage.masks import read_masks
 from pipeline.storage.truth import read_truth
 from schemas.config import EvaluateConfig, StorageConfig
-from schemas.scores import Scores
+from schemas.scores import CURVE_FILES, TITLES, CurveKind, Scores
 
 
 def run(config: EvaluateConfig, screen: Screen) -> None:
-    """Print the scores and write them as scores.json and scores.md."""
-    truth = read_truth(config.truth, config)
+    """Print the scores and write them as JSON, Markdown and pictures; keep a calibration where asked."""
+    truth, masks = read_truth(config.truth, config), read_masks(config.truth, config)
     with camlake.open(
         config.out, endpoint_url=config.endpoint_url, profile=config.profile, anonymous=config.anonymous
     ) as lake:
-        scores = evaluate(lake, truth, model=config.model, convention=config.iou)
+        scores = evaluate(lake, truth, model=config.model, convention=config.iou, masks=masks)
+        if config.calibrate:
+            model, calibration, found = calibrate(lake, truth, model=config.model, convention=config.iou)
+            scores = dataclasses.replace(scores, calibration=found)
+            write_calibration(*connect(config.out, config), model, calibration)
     rows = scores.rows()
     title = f"{scores.model}: {scores.images} images, {scores.pairs} pairs of image and class, IoU {config.iou}"
     screen.table(title, list(rows[0]), [list(row.values()) for row in rows])
     for note in scores.notes:
         screen.say(f"note: {note}")
+    if scores.calibration:
+        screen.say(f"calibrated box_score: {scores.calibration.sentence()}")
     folder = config.report or f"{config.out.rstrip('/')}/_reports"
-    write_scores(scores, folder, config)
-    screen.say(f"scores: {safe_url(folder)}/scores.json and scores.md")
+    files = write_scores(scores, folder, config)
+    screen.say(f"scores: {', '.join(files)} in {safe_url(folder)}")
 
 
-def write_scores(scores: Scores, folder: str, storage: StorageConfig) -> None:
-    """Write scores.json and scores.md to ``folder``; raises StoreError where that can't be."""
+def write_scores(scores: Scores, folder: str, storage: StorageConfig) -> list[str]:
+    """Write scores.json, scores.md and pictures of the curves there are to ``folder``; return the files' names.
+
+    Raises StoreError where that can't be.
+    """
     fs, path = connect(folder, storage)
+    files = {"scores.json": json.dumps(scores.document(), indent=1).encode(), "scores.md": scores.markdown().encode()}
+    files |= {file: _picture(scores, kind) for kind, file in CURVE_FILES.items() if scores.curves_of(kind)}
     with store_errors(f"--report {safe_url(folder)}"):
-        write_whole(fs, posixpath.join(path, "scores.json"), json.dumps(scores.document(), indent=1).encode())
-        write_whole(fs, posixpath.join(path, "scores.md"), scores.markdown().encode())
+        for name, content in files.items():
+            write_whole(fs, posixpath.join(path, name), content)
+    return list(files)
+
+
+def _picture(scores: Scores, kind: CurveKind) -> bytes:
+    """Return the curves of one kind; those of accuracy are marked where they are highest, which is the figure."""
+    lines = []
+    for curve in scores.curves_of(kind):
+        value = scores.figure(curve.metric).value
+        best = max(curve.points, key=lambda point: point[1]) if kind == "accuracy" else None
+        lines.append(Line(f"{TITLES[curve.metric]}: {value:.3f}", curve.points, best))
+    x_name = "threshold, share of the min–max scaled map" if kind == "accuracy" else "recall of the objects' pixels"
+    return chart_png(scores.model, x_name, kind, lines)
 
 
 command = verb(

@@ -1,132 +1,149 @@
 """Scores an output against a truth: reads the stored rows, no network runs again."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.arrays.figures import THRESHOLDS, Guesses, Pairs, Scorer, Sweep, sweep_maps
-from pipeline.arrays.metrics import IOU_DELTA, Bools, Convention, Floats, Ints, accuracy_curves
+from pipeline.arrays.calibration import (
+    COLUMNS,
+    Calibration,
+    expected_calibration_error,
+    fit_calibration,
+    reliability,
+)
+from pipeline.arrays.figures import THRESHOLDS, Guesses, Pairs, PixelCounts, Scorer, Sweep, sweep_maps
+from pipeline.arrays.metrics import (
+    CENTRAL_SHARE,
+    IOU_DELTA,
+    V2_DELTAS,
+    Bools,
+    Convention,
+    Floats,
+    Ints,
+    accuracy_curves,
+    precision_recall,
+    scatter_max,
+)
 from pipeline.camlake import Lake
+from pipeline.images.masks import central_counts, pixel_counts
+from pipeline.storage.masks import Masks
+from pipeline.storage.matching import TRUE_ROWS, Match, matched
 from pipeline.storage.truth import Truth
 from schemas.errors import UsageError
 from schemas.runs import RunManifest
-from schemas.scores import ClassScore, Scores
+from schemas.scores import CalibrationScore, ClassScore, Curve, Scores
 
 _SWEEP_CELLS = 250_000
-"""Map cells × thresholds cut at once: the sweep then adds about 120 MB (measured with 7×7 maps)."""
+"""Map cells × thresholds cut at once: about 100 maps of 7×7, whose grids stay in a processor's cache."""
 _UNRANKED = np.iinfo(np.int64).max
 _ANSWERS = """(
 SELECT image_id, 0 AS rank, top1_class_id AS class_id, top1_label AS label FROM images WHERE model = $model
 UNION ALL SELECT image_id, rank, class_id, label FROM boxes WHERE model = $model
 UNION ALL SELECT image_id, rank, class_id, label FROM heatmaps WHERE model = $model
 )"""
-_TRUE_ROWS = """
-{rows} AS answer JOIN camlake_truth AS truth
-ON answer.image_id = truth.image_id AND (answer.class_id = truth.class_id OR answer.label = truth.label)
-"""
-"""Rows whose class is true for their image, once for each pair: a pair has either class ids or a label."""
 
 
-def evaluate(lake: Lake, truth: Truth, *, model: str | None = None, convention: Convention = "half-open") -> Scores:
+def evaluate(
+    lake: Lake,
+    truth: Truth,
+    *,
+    model: str | None = None,
+    convention: Convention = "half-open",
+    masks: Masks | None = None,
+) -> Scores:
     """Return the scores of one model's rows (the newest run's, where ``model`` is None) against ``truth``.
 
     ``convention`` says how the truth's xmax and ymax are meant; the output's half-open boxes are compared accordingly.
-    What can't be scored, because a table or enough ranks are missing, is left out and named in the notes. Raises
-    UsageError for an unknown model, and where the truth knows none of the images, or only by labels that
-    the output does not have.
+    ``masks`` of the same truth add PxAP. What can't be scored, because a table or enough ranks are missing, is left out
+    and named in the notes. Raises UsageError for an unknown model, and where the truth knows none of the images, or
+    only by labels that the output does not have.
     """
-    run = _run_of_model(lake, model)
-    images = lake.arrow("images", columns=["image_id", "uri", "width_px", "height_px"], model=run.model)
-    place = _places(truth, images)
-    known = np.flatnonzero(place >= 0)
-    pairs = _pairs(truth, images.take(place[known]), known, convention)
-    names = [truth.labels[pair] or ";".join(map(str, truth.class_ids[pair])) for pair in known]
-    with _truth_in_sql(lake, truth, known, images.take(place[known])["image_id"].to_pylist()):
-        rank = _best_ranks(lake, run.model, len(known))
+    with matched(lake, truth, model, convention) as match:
+        run, pairs = match.run, match.pairs
+        rank = _best_ranks(lake, run.model, len(match.known))
         if (rank == _UNRANKED).all():
             _check_labels(lake, run.model, truth)
         scorer = Scorer(pairs, rank)
         guesses = _guesses(lake, run, pairs)
-        sweep = sweep_maps(pairs, _map_chunks(lake, run.model)) if "heatmaps" in run.settings["outputs"] else None
+        has_maps = "heatmaps" in run.settings["outputs"]
+        sweep = sweep_maps(pairs, _map_chunks(lake, run.model)) if has_maps else None
+        pixels = _pixel_counts(lake, match, truth, masks) if has_maps and masks else None
     tops = (1, 5) if _top5_is_known(run, rank) else (1,)
-    figures = [scorer.accuracy(top) for top in tops]
+    figures = [figure for top in tops for figure in scorer.accuracy(top)]
     figures += [figure for cut, found in guesses.items() for figure in scorer.of_boxes(found, cut, tops)]
     figures += scorer.of_sweep(sweep) if sweep else []
+    figures += [scorer.of_pixels(pixels)] if pixels else []
+    first = scorer.box_iou(next(iter(guesses.values()))) if guesses else None
     return Scores(
         model=run.model,
         iou_convention=convention,
         images=pairs.n_images,
-        pairs=len(known),
+        pairs=len(match.known),
         missing_images=len(set(truth.keys)) - pairs.n_images,
         pairs_without_rows=int((rank == _UNRANKED).sum()),
         figures=tuple(figures),
-        curve=_curve(sweep),
-        classes=_by_class(names, rank, scorer.box_iou(next(iter(guesses.values()))) if guesses else None, sweep),
+        curves=tuple(_curves(sweep, pixels)),
+        classes=_by_class(match.names, rank, first, sweep),
         notes=tuple(_notes(run, rank, truth, pairs.n_images)),
     )
 
 
-def _run_of_model(lake: Lake, model: str | None) -> RunManifest:
-    """Return the model's last run with rows, or the last one of all: the runs of one model share their settings."""
-    runs = [run for run in lake.runs if run.files and model in {None, run.model}]
-    if not runs:
-        known = ", ".join(lake.models)
-        raise UsageError(f"--model {model!r}: this output has {known}" if known else "this output has no rows yet")
-    return runs[-1]
+def calibrate(
+    lake: Lake, truth: Truth, *, model: str | None = None, convention: Convention = "half-open"
+) -> tuple[str, Calibration, CalibrationScore]:
+    """Return a model's name, its box score fitted on half of the truth's images, and how it fares on the others.
 
-
-def _places(truth: Truth, images: pa.Table) -> Ints:
-    """Return (P,): the row of each pair's image, -1 for none; raises UsageError where no pair has one."""
-    place = truth.match(images["uri"].to_pylist())
-    if (place < 0).all():
-        example = f", like {images['uri'][0].as_py()!r}" if len(images) else ""
-        raise UsageError(
-            f"none of the truth's {len(set(truth.keys))} images, like {truth.keys[0]!r}, is among the output's"
-            f" {len(images)}{example}"
-        )
-    return place
-
-
-def _pairs(truth: Truth, images: pa.Table, known: Ints, convention: Convention) -> Pairs:
-    """Return the pairs ``known`` of the truth; ``images`` has one row for each."""
-    number = np.full(len(truth.keys), -1)
-    number[known] = np.arange(len(known))
-    kept = number[truth.owner] >= 0
-    _, image = np.unique(images["image_id"].to_numpy(), return_inverse=True)
-    return Pairs(
-        n_images=int(image.max()) + 1,
-        image=image,
-        sizes_wh=np.stack([images[side].to_numpy() for side in ("width_px", "height_px")], axis=1).astype(np.float64),
-        boxes=truth.boxes_xyxy[kept],
-        owner=number[truth.owner[kept]],
-        convention=convention,
-    )
-
-
-@contextmanager
-def _truth_in_sql(lake: Lake, truth: Truth, known: Ints, image_ids: list[str]) -> Iterator[None]:
-    """Let the lake's queries join ``camlake_truth``: image_id, class_id or label, pair."""
-    rows = [
-        (image_id, class_id, None if truth.class_ids[old] else truth.labels[old], pair)
-        for pair, (image_id, old) in enumerate(zip(image_ids, known, strict=True))
-        for class_id in truth.class_ids[old] or (None,)
-    ]
-    kinds = {"image_id": pa.string(), "class_id": pa.int64(), "label": pa.string(), "pair": pa.int64()}
-    columns = [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), kinds.values(), strict=True)]
-    lake.connection().register("camlake_truth", pa.table(columns, names=list(kinds)))
+    The boxes are those of the top-k classes: others are there because a truth named them. A box is right where its
+    class is true for the image, with IoU >= 0.5 with a true box of it: what the truth does not name counts as wrong.
+    Which half an image is in follows from its id. Raises UsageError as ``evaluate`` does, and where a half has no
+    boxes, or the first one only right or only wrong ones.
+    """
+    with matched(lake, truth, model, convention) as match:
+        name = match.run.model
+        boxes, right = _judged_boxes(lake, match)
+    fitted = np.array([int(image_id[-1], 16) % 2 == 0 for image_id in boxes["image_id"]], dtype=np.bool_)
+    if fitted.all() or not fitted.any():
+        raise UsageError(f"--calibrate: {len(boxes)} boxes on the truth's images are too few for two halves")
+    first, second = ({column: boxes[column].to_numpy()[half] for column in COLUMNS} for half in (fitted, ~fitted))
     try:
-        yield
-    finally:
-        lake.connection().unregister("camlake_truth")
+        calibration = fit_calibration(first, right[fitted])
+    except ValueError as error:
+        raise UsageError(
+            f"--calibrate: {int(right[fitted].sum())} of {int(fitted.sum())} boxes right: {error}"
+        ) from error
+    tested = right[~fitted]
+    bins = reliability(calibration.scores(second), tested)
+    score = CalibrationScore(
+        boxes_fitted=int(fitted.sum()),
+        boxes_tested=len(tested),
+        right=float(tested.mean()),
+        ece=expected_calibration_error(bins),
+        ece_of_class_prob=expected_calibration_error(reliability(second["class_prob"], tested)),
+        reliability=tuple((each.boxes, each.mean_score, each.right) for each in bins),
+    )
+    return name, calibration, score
+
+
+def _judged_boxes(lake: Lake, match: Match) -> tuple[pd.DataFrame, Bools]:
+    """Return the boxes (R rows) of the top-k classes on the truth's images, and which of them are right, (R,)."""
+    rows = lake.sql(
+        """SELECT box.*, pair FROM
+        (SELECT *, row_number() OVER (ORDER BY image_id, rank, threshold, component) - 1 AS place FROM boxes
+         WHERE model = $model AND rank < $topk AND image_id IN (SELECT image_id FROM camlake_truth)) AS box
+        LEFT JOIN camlake_truth AS truth ON box.image_id = truth.image_id
+        AND (box.class_id = truth.class_id OR box.label = truth.label) ORDER BY place""",
+        {"model": match.run.model, "topk": match.run.settings["topk"]},
+    ).df()
+    boxes, true = rows.drop_duplicates("place"), rows.dropna(subset="pair")
+    iou = match.pairs.iou(true[["xmin", "ymin", "xmax", "ymax"]].to_numpy(np.float64), true["pair"].to_numpy(np.int64))
+    return boxes, scatter_max(iou, true["place"].to_numpy(np.int64), len(boxes)) >= IOU_DELTA
 
 
 def _best_ranks(lake: Lake, model: str, n_pairs: int) -> Ints:
     """Return (P,): the rank of each pair's best-ranked class, _UNRANKED where the output has no row of any."""
-    query = f"SELECT pair, min(rank) AS rank FROM {_TRUE_ROWS.format(rows=_ANSWERS)} GROUP BY pair"
+    query = f"SELECT pair, min(rank) AS rank FROM {TRUE_ROWS.format(rows=_ANSWERS)} GROUP BY pair"
     found = lake.sql(query, {"model": model}).to_arrow_table()
     rank = np.full(n_pairs, _UNRANKED)
     rank[found["pair"].to_numpy()] = found["rank"].to_numpy()
@@ -147,7 +164,7 @@ def _guesses(lake: Lake, run: RunManifest, pairs: Pairs) -> dict[float, Guesses]
     """Return the largest component's boxes of true classes by threshold; nothing where the output has no boxes."""
     if "boxes" not in run.settings["outputs"]:
         return {}
-    query = f"""SELECT pair, rank, threshold, xmin, ymin, xmax, ymax FROM {_TRUE_ROWS.format(rows="boxes")}
+    query = f"""SELECT pair, rank, threshold, xmin, ymin, xmax, ymax FROM {TRUE_ROWS.format(rows="boxes")}
         WHERE model = $model AND component = 0"""
     rows = lake.sql(query, {"model": run.model}).to_arrow_table()
     pair, rank, threshold = (rows[name].to_numpy() for name in ("pair", "rank", "threshold"))
@@ -159,7 +176,7 @@ def _guesses(lake: Lake, run: RunManifest, pairs: Pairs) -> dict[float, Guesses]
 
 def _map_chunks(lake: Lake, model: str) -> Iterator[tuple[NDArray[np.uint8], Ints]]:
     """Yield the map of each pair's best-ranked class, maps of one size together, in bounded chunks."""
-    query = f"""SELECT pair, heat_h, heat_w, heat FROM {_TRUE_ROWS.format(rows="heatmaps")} WHERE model = $model
+    query = f"""SELECT pair, heat_h, heat_w, heat FROM {TRUE_ROWS.format(rows="heatmaps")} WHERE model = $model
         QUALIFY row_number() OVER (PARTITION BY pair ORDER BY rank) = 1 ORDER BY heat_h, heat_w, pair"""
     rows = lake.sql(query, {"model": model}).to_arrow_table()
     sizes = np.stack([rows[name].to_numpy() for name in ("heat_h", "heat_w")], axis=1)
@@ -178,14 +195,42 @@ def _top5_is_known(run: RunManifest, rank: Ints) -> bool:
     return deep or bool((rank != _UNRANKED).all())
 
 
-def _curve(sweep: Sweep | None) -> tuple[tuple[float, float], ...]:
-    if sweep is None:
-        return ()
-    accuracy = accuracy_curves(sweep.largest_iou, [IOU_DELTA])[0]
-    return tuple(zip(THRESHOLDS.tolist(), accuracy.tolist(), strict=True))
+def _pixel_counts(lake: Lake, match: Match, truth: Truth, masks: Masks) -> PixelCounts | None:
+    """Return the counts of every pair that has a mask; without a map all its pixels score 0. None without any mask."""
+    heat = {
+        int(pair): one
+        for maps, pairs in _map_chunks(lake, match.run.model)
+        for one, pair in zip(maps, pairs, strict=True)
+    }
+    nothing = np.zeros((1, 1), np.uint8)
+    pairs, counts, central = [], [], []
+    for pair, old in enumerate(match.known):
+        width, height = match.pairs.sizes_wh[pair].astype(int).tolist()
+        inside, crowd = masks.of(truth.keys[old], truth.labels[old], (height, width))
+        if inside.any():
+            pairs.append(pair)
+            counts.append(pixel_counts(heat.get(pair, nothing), inside, crowd))
+            central.append(central_counts(inside, crowd, CENTRAL_SHARE))
+    if not pairs:
+        return None
+    return PixelCounts(np.array(pairs), np.stack(counts).astype(np.float64), np.stack(central).astype(np.float64))
 
 
-def _by_class(names: list[str], rank: Ints, box_iou: Floats | None, sweep: Sweep | None) -> tuple[ClassScore, ...]:
+def _curves(sweep: Sweep | None, pixels: PixelCounts | None) -> Iterator[Curve]:
+    """Yield accuracy over thresholds, for MaxBoxAcc and the parts of V2, and precision over recall."""
+    if sweep is not None:
+        rules = [("max_box_acc", sweep.largest_iou, IOU_DELTA)]
+        rules += [(f"max_box_acc_v2_at_{delta}", sweep.any_iou, delta) for delta in V2_DELTAS]
+        for metric, iou, delta in rules:
+            accuracy = accuracy_curves(iou, [delta])[0]
+            yield Curve(metric, tuple(zip(THRESHOLDS.tolist(), accuracy.tolist(), strict=True)))
+    if pixels is not None:
+        yield Curve("pxap", tuple((x, y) for x, y in precision_recall(pixels.counts.sum(axis=0)).tolist()))
+
+
+def _by_class(
+    names: tuple[str, ...], rank: Ints, box_iou: Floats | None, sweep: Sweep | None
+) -> tuple[ClassScore, ...]:
     """Return the scores of each class, by name; the boxes are those of the first stored threshold."""
     columns: dict[str, Ints | Floats | Bools] = {
         "pairs": np.ones(len(rank), dtype=np.int64),

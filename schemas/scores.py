@@ -7,10 +7,14 @@ from typing import Any, Literal
 
 TITLES = {
     "top1_accuracy": "top-1 accuracy",
+    "top1_error": "top-1 classification error",
     "top5_accuracy": "top-5 accuracy",
+    "top5_error": "top-5 classification error",
     "gt_known": "GT-known",
     "top1_localization": "top-1 localization",
+    "top1_localization_error": "top-1 localization error",
     "top5_localization": "top-5 localization",
+    "top5_localization_error": "top-5 localization error",
     "mean_iou": "mean IoU",
     "max_box_acc": "MaxBoxAcc",
     "max_box_acc_v2": "MaxBoxAccV2",
@@ -18,7 +22,11 @@ TITLES = {
     "max_box_acc_v2_at_0.5": "MaxBoxAccV2, IoU ≥ 0.5",
     "max_box_acc_v2_at_0.7": "MaxBoxAccV2, IoU ≥ 0.7",
     "pointing_game": "pointing game",
+    "pxap": "PxAP",
 }
+CurveKind = Literal["accuracy", "precision"]
+CURVE_FILES: dict[CurveKind, str] = {"accuracy": "curves.png", "precision": "precision_recall.png"}
+"""Files of the page's pictures, beside it."""
 _MARKUP = str.maketrans({sign: "\\" + sign for sign in "\\`*_[]|"})
 
 
@@ -34,6 +42,52 @@ class Figure:
     high: float
     full_image: float | None = None
     central_70: float | None = None
+
+    def as_error(self, metric: str) -> "Figure":
+        """Return the figure of what this one leaves to 1, ``metric``."""
+        full_image, central = (None if each is None else 1 - each for each in (self.full_image, self.central_70))
+        return Figure(metric, self.threshold, 1 - self.value, 1 - self.high, 1 - self.low, full_image, central)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure's course."""
+
+    metric: str
+    points: tuple[tuple[float, float], ...]
+    """(threshold, accuracy), ascending; for PxAP (recall, precision)."""
+
+
+@dataclass(frozen=True)
+class CalibrationScore:
+    """How well a calibrated box score fares on the half of the images that it was not fitted on."""
+
+    boxes_fitted: int
+    boxes_tested: int
+    right: float
+    """Share of right ones among the tested."""
+    ece: float
+    """Expected calibration error, ten bins of equal width."""
+    ece_of_class_prob: float
+    """The same, had the probability of the class been taken for the score."""
+    reliability: tuple[tuple[int, float, float], ...]
+    """(boxes, mean score, share of right ones) of each bin that holds boxes, by score."""
+
+    def sentence(self) -> str:
+        """Return the outcome in a line."""
+        return (
+            f"Fitted on {self.boxes_fitted} boxes; on the {self.boxes_tested} boxes of the other half of the images,"
+            f" {self.right:.1%} of them right, the expected calibration error is {self.ece:.3f}"
+            f" (class_prob taken as the score: {self.ece_of_class_prob:.3f})."
+        )
+
+    def markdown(self) -> str:
+        """Return the reliability as a Markdown table."""
+        bins: list[dict[str, str | float]] = [
+            {"boxes": boxes, "mean box_score": _text(score, 3), "right": _text(right, 3)}
+            for boxes, score, right in self.reliability
+        ]
+        return _markdown_table(bins)
 
 
 @dataclass(frozen=True)
@@ -63,11 +117,13 @@ class Scores:
     pairs_without_rows: int
     """Pairs whose class has neither map nor box in the output."""
     figures: tuple[Figure, ...]
-    curve: tuple[tuple[float, float], ...]
-    """(threshold, accuracy) of MaxBoxAcc; empty without heatmaps."""
+    curves: tuple[Curve, ...]
+    """Of MaxBoxAcc and the parts of MaxBoxAccV2, and of PxAP where there are masks; empty without heatmaps."""
     classes: tuple[ClassScore, ...]
     notes: tuple[str, ...]
     """Which figures are left out and why, and what to know about the others."""
+    calibration: CalibrationScore | None = None
+    """Where a calibration was asked for."""
 
     def figure(self, metric: str, threshold: float | None = None) -> Figure:
         """Return the figure of ``metric``, at ``threshold`` where it has several; raises KeyError where none is."""
@@ -75,6 +131,10 @@ class Scores:
             if figure.metric == metric and threshold in {None, figure.threshold}:
                 return figure
         raise KeyError(metric)
+
+    def curves_of(self, kind: CurveKind) -> list[Curve]:
+        """Return the curves of accuracy over thresholds, or of precision over recall."""
+        return [curve for curve in self.curves if (curve.metric == "pxap") == (kind == "precision")]
 
     def rows(self) -> list[dict[str, str | float]]:
         """Return the figures as the rows of a table, keyed by column; an empty text where there is nothing to say."""
@@ -106,6 +166,9 @@ class Scores:
         ]
         notes = "".join(f"- {note}\n" for note in self.notes)
         parts = [f"# {_cell(self.model)}\n", f"{counted}\n", _markdown_table(self.rows()), notes]
+        parts += [f"![{kind}]({file})\n" for kind, file in CURVE_FILES.items() if self.curves_of(kind)]
+        if self.calibration:
+            parts += ["## Calibrated box score\n", f"{self.calibration.sentence()}\n", self.calibration.markdown()]
         return "\n".join([*parts, "## Classes\n", _markdown_table(classes)])
 
     def document(self) -> dict[str, Any]:

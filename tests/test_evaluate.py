@@ -15,6 +15,7 @@ from jobs.console import Screen
 from jobs.evaluate import run
 from pipeline import camlake
 from pipeline.evaluation import evaluate
+from pipeline.storage.calibrations import calibration_path, read_calibration
 from pipeline.storage.commit import Committer, finish_run, start_run
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lease import Lease
@@ -161,7 +162,12 @@ def test_counts_notes_and_curve(scores: Scores) -> None:
     assert (scores.missing_images, scores.pairs_without_rows) == (1, 1)
     assert "1 images of the truth are not among" in scores.notes[0]
     assert "1 of 4 pairs" in scores.notes[1]
-    curve = dict(scores.curve)
+    assert [curve.metric for curve in scores.curves_of("accuracy")] == [
+        "max_box_acc",
+        *(f"max_box_acc_v2_at_{delta}" for delta in (0.3, 0.5, 0.7)),
+    ]
+    assert scores.curves_of("precision") == []
+    curve = dict(scores.curves[0].points)
     assert len(curve) == 50
     assert [curve[t] for t in (0.0, 0.02, 0.28, 0.3, 0.98)] == [0.25, 0.5, 0.5, 0.25, 0.25]
 
@@ -172,6 +178,136 @@ def test_scores_of_each_class(scores: Scores) -> None:
     star = by_name["star"]
     assert (star.pairs, star.top1_accuracy, star.gt_known, star.max_box_acc) == (1, 0, 1, 1)
     assert star.mean_iou == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("accuracy", ["top1_accuracy", "top5_accuracy", "top1_localization", "top5_localization"])
+def test_errors_are_what_is_left_to_one(scores: Scores, accuracy: str) -> None:
+    one, other = scores.figure(accuracy), scores.figure(accuracy.removesuffix("_accuracy") + "_error")
+    assert other.value == pytest.approx(1 - one.value)
+    assert (other.low, other.high, other.threshold) == (1 - one.high, 1 - one.low, one.threshold)
+    assert other.full_image == (None if one.full_image is None else 1 - one.full_image)
+
+
+def coco_truth(folder: Path, **kinds: Any) -> str:
+    """Write a truth of one image, 100×100 pixels, and return its path; ``kinds`` are more columns of the object."""
+    document = {
+        "images": [{"id": 7, "file_name": "a.jpg", "width": 100, "height": 100}],
+        "categories": [{"id": 3, "name": "ring"}],
+        "annotations": [
+            {
+                "image_id": 7,
+                "category_id": 3,
+                "bbox": [0, 0, 50, 100],
+                "segmentation": [[0, 0, 50, 0, 50, 100, 0, 100]],
+            },
+            {"image_id": 7, "category_id": 3, "bbox": [0, 0, 9, 9], "iscrowd": 1, **kinds},
+        ],
+    }
+    (folder / "truth.json").write_text(json.dumps(document))
+    return str(folder / "truth.json")
+
+
+def one_map(heat: np.ndarray) -> Output:
+    output = Output()
+    output.image("a.jpg", 1)
+    output.answer("a.jpg", 0, 1, heat, (0, 0, 50, 100))
+    return output
+
+
+def test_pxap_of_a_map_that_is_half_right(tmp_path: Path) -> None:
+    heat = np.zeros((2, 2), np.uint8)
+    heat[0] = 255
+    # The upper half is 255 to 0, the same left, in the object, and right: precision is 1/2 at every score.
+    one_map(heat).write(str(tmp_path / "out"))
+    document = scores_of_job(tmp_path, coco_truth(tmp_path))
+    found = figure_of(document, "pxap")
+    assert found["value"] == pytest.approx(0.5, abs=0.01)
+    assert found["full_image"] == pytest.approx(0.5, abs=0.01)
+    assert found["central_70"] == pytest.approx(0.5, abs=0.01), "half of the central box is inside, and of the rest"
+    assert (tmp_path / "out/_reports/precision_recall.png").is_file()
+
+
+def test_pxap_leaves_out_what_lies_in_a_crowd(tmp_path: Path) -> None:
+    heat = np.full((1, 4), 255, np.uint8)
+    heat[0, :2] = 0
+    one_map(heat).write(str(tmp_path / "out"))
+    # By columns, background first: the right half is a crowd, so only the object's pixels are left.
+    crowd = {"segmentation": {"size": [100, 100], "counts": [50 * 100, 50 * 100]}}
+    assert figure_of(scores_of_job(tmp_path, coco_truth(tmp_path)), "pxap")["value"] < 0.5
+    assert figure_of(scores_of_job(tmp_path, coco_truth(tmp_path, **crowd)), "pxap")["value"] == pytest.approx(1)
+
+
+def test_a_segmentation_of_another_size_is_named(tmp_path: Path) -> None:
+    one_map(BUMP).write(str(tmp_path / "out"))
+    crowd = {"segmentation": {"size": [10, 10], "counts": [100]}}
+    with pytest.raises(UsageError, match=r"'a.jpg': segmentation of 'ring': is of \[10, 10\] rows and columns"):
+        job(tmp_path, truth=coco_truth(tmp_path, **crowd))
+
+
+def scores_of_job(folder: Path, truth: str) -> dict[str, Any]:
+    job(folder, truth=truth)
+    document: dict[str, Any] = json.loads((folder / "out/_reports/scores.json").read_text())
+    return document
+
+
+def figure_of(document: dict[str, Any], metric: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(figure for figure in document["figures"] if figure["metric"] == metric)
+    return found
+
+
+def many_boxes(rng: np.random.Generator) -> tuple[Output, str]:
+    """Return 200 images with a box each, right as often as class_prob says, and their truth."""
+    output, truth = Output(), ["file,class_id,xmin,ymin,xmax,ymax"]
+    for index in range(200):
+        prob = rng.uniform(0.05, 0.95)
+        output.image(f"{index}.jpg", 1)
+        box = (0, 0, 50, 50) if rng.random() < prob else (60, 60, 100, 100)
+        output.answer(f"{index}.jpg", 0, 1, BUMP, box)
+        output.rows["boxes"][-1] |= {"class_prob": prob, "area_frac": 0.2}
+        truth.append(f"{index}.jpg,1,0,0,50,50")
+    output.answer("0.jpg", 7, 2, BUMP, (0, 0, 9, 9))  # beyond the top 5: only a truth asks for such a class
+    return output, "\n".join(truth)
+
+
+def test_a_calibration_is_kept_reported_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, truth = many_boxes(np.random.default_rng(0))
+    output.write(str(tmp_path / "out"))
+    (tmp_path / "many.csv").write_text(truth)
+    job(tmp_path, truth=str(tmp_path / "many.csv"), calibrate=True)
+    found = json.loads((tmp_path / "out/_reports/scores.json").read_text())["calibration"]
+    assert found["boxes_fitted"] + found["boxes_tested"] == 200
+    assert found["ece"] < 0.15
+    assert sum(boxes for boxes, _, _ in found["reliability"]) == found["boxes_tested"]
+    assert "## Calibrated box score" in (tmp_path / "out/_reports/scores.md").read_text()
+    assert "calibrated box_score: Fitted on" in capsys.readouterr().err
+    fs, root = connect(str(tmp_path / "out"), STORAGE)
+    calibration = read_calibration(fs, root, MODEL)
+    assert calibration is not None
+    likely, unlikely = calibration.scores(
+        {
+            "class_prob": [0.9, 0.1],
+            "area_frac": [0.2, 0.2],
+            "rank": [0, 0],
+            "component": [0, 0],
+            "threshold": [0.2, 0.2],
+        }
+    )
+    assert likely > 0.7
+    assert unlikely < 0.3
+    path = Path(calibration_path(root, MODEL))
+    before = path.read_bytes()
+    job(tmp_path, truth=str(tmp_path / "many.csv"), calibrate=True)
+    assert path.read_bytes() == before
+    assert read_calibration(fs, root, "other-12345678") is None
+    path.write_text("[]")
+    with pytest.raises(StoreError, match="no calibration of this version"):
+        read_calibration(fs, root, MODEL)
+
+
+def test_a_calibration_needs_right_and_wrong_boxes(tmp_path: Path) -> None:
+    one_map(BUMP).write(str(tmp_path / "out"))
+    with pytest.raises(UsageError, match="--calibrate: 1 boxes on the truth's images are too few for two halves"):
+        job(tmp_path, truth=coco_truth(tmp_path), calibrate=True)
 
 
 def test_inclusive_pixels_make_the_truth_one_pixel_larger(tmp_path: Path) -> None:
@@ -227,11 +363,13 @@ def test_an_output_without_heatmaps_says_what_it_leaves_out(tmp_path: Path) -> N
     scores = score(output, tmp_path)
     assert {figure.metric for figure in scores.figures} == {
         "top1_accuracy",
+        "top1_error",
         "gt_known",
         "top1_localization",
+        "top1_localization_error",
         "mean_iou",
     }
-    assert (scores.curve, scores.classes[0].max_box_acc) == ((), None)
+    assert (scores.curves, scores.classes[0].max_box_acc) == ((), None)
     assert any("MaxBoxAcc, MaxBoxAccV2 and the pointing game are left out" in note for note in scores.notes)
     assert any("Top-5 figures are left out" in note for note in scores.notes)
 
@@ -313,7 +451,11 @@ def test_the_job_prints_a_table_and_writes_json_and_markdown(tmp_path: Path) -> 
 def test_the_report_goes_where_it_is_told(tmp_path: Path) -> None:
     example().write(str(tmp_path / "out"))
     job(tmp_path, report=str(tmp_path / "elsewhere"))
-    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["scores.json", "scores.md"]
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == [
+        "curves.png",
+        "scores.json",
+        "scores.md",
+    ]
     assert not (tmp_path / "out/_reports").exists()
 
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
+from sklearn.metrics import average_precision_score
 
 from pipeline.arrays import metrics
 
@@ -143,3 +145,26 @@ def test_interval_of_a_maximum_over_thresholds_takes_it_in_each_resample() -> No
     low, high = metrics.bootstrap_interval(values, np.arange(200), lambda means: means.max(axis=1))
     assert low >= 0.5
     assert 0.53 < high < 0.62
+
+
+COUNTS = hnp.arrays(np.int64, st.tuples(st.just(2), st.integers(1, 6)), elements=st.integers(0, 5))
+
+
+@given(COUNTS.filter(lambda counts: counts[0].sum() > 0))
+def test_pxap_is_scikit_learns_average_precision_of_all_pixels(counts: np.ndarray) -> None:
+    scores = np.concatenate([np.repeat(np.arange(counts.shape[1]), row) for row in counts])
+    inside = np.repeat([1, 0], counts.sum(axis=1))
+    assert metrics.pixel_average_precision(counts) == pytest.approx(average_precision_score(inside, scores))
+
+
+def test_pxap_by_hand() -> None:
+    # At score 2 one pixel inside and one out, at 1 three inside, at 0 nobody else is inside.
+    counts = np.array([[0.0, 3, 1], [6, 0, 1]])
+    assert metrics.pixel_average_precision(counts) == pytest.approx(1 / 4 * 1 / 2 + 3 / 4 * 4 / 5)
+    assert metrics.precision_recall(counts).tolist() == [[1 / 4, 1 / 2], [1, 4 / 5], [1, 4 / 11]]
+    both = metrics.pixel_average_precision(np.stack([counts, 2 * counts, np.zeros((2, 3))]))
+    np.testing.assert_allclose(both, [0.725, 0.725, 0])
+
+
+def test_precision_starts_where_the_first_pixel_is() -> None:
+    assert metrics.precision_recall(np.array([[1.0, 0], [1, 0]])).tolist() == [[1, 0.5]]

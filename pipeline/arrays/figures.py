@@ -70,6 +70,17 @@ class Sweep(NamedTuple):
     """(P,) the map's highest point lies in a true box."""
 
 
+class PixelCounts(NamedTuple):
+    """Pixels inside and outside the objects of K pairs that have masks, by score."""
+
+    pair: Ints
+    """(K,)."""
+    counts: Floats
+    """(K, 2, B) at B ascending scores of the pair's map."""
+    central: Floats
+    """(K, 2, 2) out of and in the central box."""
+
+
 def sweep_maps(pairs: Pairs, chunks: Iterable[tuple[NDArray[np.uint8], Ints]]) -> Sweep:
     """Return what stored maps reach that come in chunks: (n, h, w) uint8, each spanning 0 to 255, with pairs (n,).
 
@@ -114,11 +125,12 @@ class Scorer:
         self.pairs, self.rank = pairs, rank
         self._baselines = pairs.baseline_iou(1.0), pairs.baseline_iou(metrics.CENTRAL_SHARE)
 
-    def accuracy(self, top: int) -> Figure:
-        """Return the share of images with a true class among the first ``top``."""
+    def accuracy(self, top: int) -> Iterator[Figure]:
+        """Yield the share of images with a true class among the first ``top``, and ILSVRC's error, the rest."""
         certain = np.ones(len(self.rank))
         hits = metrics.localization_hits(self.pairs.image, self.rank, certain, self.pairs.n_images, top)
-        return _figure(f"top{top}_accuracy", _Values(hits, (), np.arange(len(hits))))
+        figure = _figure(f"top{top}_accuracy", _Values(hits, (), np.arange(len(hits))))
+        yield from (figure, figure.as_error(f"top{top}_error"))
 
     def box_iou(self, guesses: Guesses) -> Floats:
         """Return (P,): the IoU of the best-ranked class's box, 0 without one."""
@@ -126,11 +138,15 @@ class Scorer:
         return metrics.scatter_max(guesses.iou[best], guesses.pair[best], len(self.rank))
 
     def of_boxes(self, guesses: Guesses, threshold: float, tops: Sequence[int]) -> Iterator[Figure]:
-        """Yield GT-known, the localization of each of ``tops`` and the mean IoU of boxes cut at one threshold."""
+        """Yield GT-known, localization of each of ``tops`` with its error, and mean IoU, of boxes cut at one threshold.
+
+        ILSVRC allows five guesses, each a class and a box: here the box of the class at each rank.
+        """
         iou = self.box_iou(guesses)
         yield _figure("gt_known", self._right(iou, IOU_DELTA), threshold)
         for top in tops:
-            yield _figure(f"top{top}_localization", self._localized(guesses, top), threshold)
+            localization = _figure(f"top{top}_localization", self._localized(guesses, top), threshold)
+            yield from (localization, localization.as_error(f"top{top}_localization_error"))
         yield _figure("mean_iou", _Values(iou, self._baselines, self.pairs.image), threshold)
 
     def of_sweep(self, sweep: Sweep) -> Iterator[Figure]:
@@ -145,6 +161,14 @@ class Scorer:
         every = np.arange(len(self.rank))
         centre = metrics.pointing_hits(self.pairs.sizes_wh / 2, every, self.pairs.boxes, self.pairs.owner)
         yield _figure("pointing_game", _Values(sweep.pointed, (centre, centre), self.pairs.image))
+
+    def of_pixels(self, pixels: PixelCounts) -> Figure:
+        """Return PxAP over all pairs with masks; its baselines score every pixel 1, or those in the central box."""
+        average = metrics.pixel_average_precision
+        low, high = metrics.bootstrap_interval(pixels.counts, self.pairs.image[pixels.pair], average)
+        totals = pixels.counts.sum(axis=0), pixels.central.sum(axis=(0, 2))[:, None], pixels.central.sum(axis=0)
+        value, full_image, central = (float(average(total)) for total in totals)
+        return Figure("pxap", None, value, low, high, full_image, central)
 
     def _best_cut(self, metric: str, iou: Floats, delta: float) -> Figure:
         threshold = metrics.best_threshold(metrics.accuracy_curves(iou, [delta])[0], THRESHOLDS)

@@ -1,11 +1,11 @@
-"""Localization metrics on arrays: IoU, ILSVRC's rule, MaxBoxAcc and V2, pointing game, baselines, intervals.
+"""Localization metrics on arrays: IoU, ILSVRC's rule, MaxBoxAcc and V2, PxAP, pointing game, baselines, intervals.
 
 Boxes are (…, 4) float64, xmin ymin xmax ymax, in pixels of one frame for both sides of a comparison. "Owner" arrays tie
 flat rows to what they belong to (an image, or an image and a class): row i of a table belongs to ``owner[i]``.
 
 References: Russakovsky et al. 2015 (arXiv 1409.0575) for the ILSVRC rule; Choe et al. 2020 (arXiv 2001.07437 and
-2007.04178) for MaxBoxAcc, GT-known over thresholds, and MaxBoxAccV2; Zhang et al. 2018 (arXiv 1608.00507) for the
-pointing game.
+2007.04178) for MaxBoxAcc, GT-known over thresholds, MaxBoxAccV2 and PxAP; Zhang et al. 2018 (arXiv 1608.00507)
+for the pointing game.
 """
 
 from collections.abc import Callable, Sequence
@@ -135,6 +135,30 @@ def max_box_acc_v2(curves: Floats) -> Floats:
 def best_threshold(curve: Floats, thresholds: Floats) -> float:
     """Return the threshold (T,) where ``curve`` (T,) is highest; of equally good ones the lowest."""
     return float(thresholds[int(curve.argmax())])
+
+
+def pixel_average_precision(counts: Floats) -> Floats:
+    """Return (…): PxAP of counts (…, 2, B): pixels inside and outside objects by score, in ascending order of score.
+
+    The average precision of Choe et al., Σ precision · Δrecall from the highest score to the lowest, over the pixels of
+    all images together; pixels of equal score come together. Scaling the counts changes nothing; without a pixel
+    inside it is 0.
+    """
+    found = counts[..., ::-1].cumsum(axis=-1)
+    inside, all_found = found[..., 0, :], found.sum(axis=-2)
+    precision = np.divide(inside, all_found, out=np.zeros(inside.shape), where=all_found > 0)
+    total = inside[..., -1:]
+    gained = np.divide(counts[..., 0, ::-1], total, out=np.zeros(inside.shape), where=total > 0)
+    precisions: Floats = (precision * gained).sum(axis=-1)
+    return precisions
+
+
+def precision_recall(counts: Floats) -> Floats:
+    """Return (B, 2): recall and precision of counts (2, B) at each score, from the highest that a pixel has."""
+    inside, outside = counts[:, ::-1].cumsum(axis=1)
+    reached = inside + outside > 0
+    inside, outside = inside[reached], outside[reached]
+    return np.stack([inside / max(inside[-1], 1), inside / (inside + outside)], axis=1)
 
 
 def pointing_hits(points: Floats, owner: Ints, truth: Floats, truth_owner: Ints) -> Bools:

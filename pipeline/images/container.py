@@ -6,6 +6,7 @@ Nothing here decodes a pixel.
 import io
 import re
 import struct
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -116,6 +117,9 @@ def open_header(data: bytes) -> Header:
     ``data`` is one whole file, not empty. Raises RejectedImage: NOT_AN_IMAGE where no format's signature matches;
     UNSUPPORTED, TRUNCATED or CORRUPT where one does and its header can't be read.
     """
+    # Pillow warns of odd metadata and large pictures; both are settled elsewhere. Set again for each image, because
+    # filters are process-wide and catch_warnings blocks of others undo them.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     prefix = data[:16]
     refused: RejectedImage | None = None
     for name, accepts, opener in _FORMATS:

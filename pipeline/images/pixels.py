@@ -1,5 +1,7 @@
 """From whatever Pillow decoded to upright 8-bit RGB."""
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +12,6 @@ from pipeline.images.ends import DECODER_ERRORS
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS_PER_SAMPLE = 258
 _DEEP_GRAY = ("I", "F")
-_SIXTEEN_BIT_FORMATS = ("PNG", "PPM", "JPEG2000")
 _SIXTEEN_BIT_FORMATS = ("PNG", "PPM", "JPEG2000")
 
 
@@ -65,26 +66,39 @@ def orientation(image: Image.Image) -> int:
         value = Image.Image.getexif(image).get(_EXIF_ORIENTATION)
     except DECODER_ERRORS:
         return 1
-    return value if isinstance(value, int) and value in _UPRIGHT else 1
+    return value if isinstance(value, int) and value in TURNS else 1
 
 
-# EXIF orientation: whether to transpose, and then how to flip (OpenCV's code: 0 upside down, 1 left-right, -1 both).
-# EXIF orientation: whether to transpose, and then how to flip (OpenCV's code: 0 upside down, 1 left-right, -1 both).
-_UPRIGHT: dict[int, tuple[bool, int | None]] = {
-    1: (False, None),
-    2: (False, 1),
-    3: (False, -1),
-    4: (False, 0),
-    5: (True, None),
-    6: (True, 1),
-    7: (True, -1),
-    8: (True, 0),
+class Turn(NamedTuple):
+    """What makes a stored picture upright: rows and columns exchanged, then their order reversed."""
+
+    transpose: bool
+    flip_rows: bool
+    flip_cols: bool
+
+
+TURNS = {
+    1: Turn(False, False, False),
+    2: Turn(False, False, True),
+    3: Turn(False, True, True),
+    4: Turn(False, True, False),
+    5: Turn(True, False, False),
+    6: Turn(True, False, True),
+    7: Turn(True, True, True),
+    8: Turn(True, True, False),
 }
+"""By EXIF orientation."""
+_OPENCV_FLIPS = {(True, False): 0, (False, True): 1, (True, True): -1}
+
+
+def upright_hw(size_hw: tuple[int, int], exif_orientation: int) -> tuple[int, int]:
+    """Return the (height, width) that ``upright`` gives to a picture stored with ``size_hw``."""
+    return size_hw[::-1] if TURNS[exif_orientation].transpose else size_hw
 
 
 def upright(pixels: NDArray[np.uint8], exif_orientation: int) -> NDArray[np.uint8]:
     """Return (H, W, 3) pixels as they are meant to be seen, H and W exchanged by orientations 5 to 8 (of 1 to 8)."""
-    transpose, flip = _UPRIGHT[exif_orientation]
+    transpose, *flips = TURNS[exif_orientation]
     if transpose:
         pixels = np.asarray(cv2.transpose(pixels), np.uint8)
-    return pixels if flip is None else np.asarray(cv2.flip(pixels, flip), np.uint8)
+    return np.asarray(cv2.flip(pixels, _OPENCV_FLIPS[flips[0], flips[1]]), np.uint8) if any(flips) else pixels

@@ -1,5 +1,6 @@
 """From an upright image to the network's square input, and from cells of its map back to pixels of the image."""
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -8,7 +9,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from schemas.config import Resize
 
-_PAD_GRAY = 128
+MARGIN = 2.0
+"""How much larger than the input a JPEG that is decoded at a smaller scale stays, at least.
+
+Measured with MobileNetV2. On photographs enlarged three times 2 moves no score by more than two images in 300, and the
+boxes' mean IoU with those of the whole photograph is .99 (ilsvrc300) and .93 (coco60); with 1 it is .97 and .86. At
+4000×3000 and an input of 224, 2 makes decoding 2.2 times as fast (1/4), and 1 would make it 2.7 times as fast (1/8).
+"""
+
+PAD_GRAY = 128
 """Close to the mean of ImageNet's pixels, so the padding is near zero after normalization."""
 
 
@@ -35,20 +44,36 @@ class ResizePlan:
         longest_px = max(height_px, width_px)
         return max(1, round(rows * height_px / longest_px)), max(1, round(cols * width_px / longest_px))
 
-    def apply(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the network's input, (S, S, 3) uint8 RGB, C-contiguous, of an upright (H, W, 3) uint8 image.
+    def input_hw(self, height_px: int, width_px: int) -> tuple[int, int]:
+        """Return the (height, width) in pixels of the input that an upright image takes, from the top left.
 
-        Scaled with OpenCV's bilinear interpolation, without antialiasing, as published CAM code does. In ``fit`` the
-        image takes the covered cells' share of S, rounded to pixels.
+        That is the covered cells' share of S, rounded to pixels.
         """
-        size = self.image_size
-        rows, cols = self.covered(*pixels.shape[:2])
-        height, width = round(rows * size / self.map_hw[0]), round(cols * size / self.map_hw[1])
-        scaled = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
-        if (height, width) == (size, size):
-            return np.asarray(scaled, np.uint8)
-        square = np.full((size, size, 3), _PAD_GRAY, np.uint8)
-        square[:height, :width] = scaled
+        rows, cols = self.covered(height_px, width_px)
+        return round(rows * self.image_size / self.map_hw[0]), round(cols * self.image_size / self.map_hw[1])
+
+    def least_hw(self, height_px: int, width_px: int) -> tuple[int, int]:
+        """Return the least (height, width) of the pixels that ``apply`` needs of an upright image of that size."""
+        height, width = self.input_hw(height_px, width_px)
+        return math.ceil(MARGIN * height), math.ceil(MARGIN * width)
+
+    def apply(
+        self,
+        pixels: NDArray[np.uint8],
+        size_hw: tuple[int, int] | None = None,
+        out: NDArray[np.uint8] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Return the network's input, (S, S, 3) uint8 RGB, C-contiguous, of an upright (h, w, 3) uint8 image.
+
+        Scaled with OpenCV's bilinear interpolation, without antialiasing, as published CAM code does. ``size_hw``:
+        (height, width) of the original, where ``pixels`` were decoded at a smaller scale; the shape of ``pixels`` by
+        default. ``out``: where to put the input, of its shape and type; a new array by default.
+        """
+        side = self.image_size
+        square = np.empty((side, side, 3), np.uint8) if out is None else out
+        height, width = self.input_hw(*(size_hw or pixels.shape[:2]))
+        square[height:], square[:height, width:] = PAD_GRAY, PAD_GRAY
+        cv2.resize(pixels, (width, height), dst=square[:height, :width], interpolation=cv2.INTER_LINEAR)
         return square
 
 

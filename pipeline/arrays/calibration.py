@@ -1,0 +1,130 @@
+"""Calibrated box scores: a logistic regression from what a box's row says to the probability that the box is right.
+
+Right is a box whose class is true for its image, with IoU >= 0.5 with a true box of that class.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.arrays.metrics import Bools, Floats
+
+COLUMNS = ("class_prob", "area_frac", "rank", "component", "threshold")
+"""Columns of the table boxes that a score is made from."""
+FEATURES = ("logit of class_prob", "log area_frac", "area_frac", "log of 1 + rank", "log of 1 + component", "threshold")
+VERSION = 1
+RIDGE = 1.0
+"""Penalty on half the squared weights of standardized features; scikit-learn's own default."""
+BINS = 10
+_STEPS = 100
+_CLOSE = 1e-10
+_TINY = 1e-6
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted score."""
+
+    means: tuple[float, ...]
+    """Of each of FEATURES over the boxes it was fitted on."""
+    scales: tuple[float, ...]
+    """Their standard deviations; 1 for a feature that is constant there."""
+    weights: tuple[float, ...]
+    """Of the standardized features."""
+    bias: float
+
+    def scores(self, columns: Mapping[str, ArrayLike]) -> NDArray[np.float32]:
+        """Return P(right) (N,) in [0, 1] of N boxes; ``columns`` has those of COLUMNS, as the table boxes does."""
+        standardized = (features(columns) - self.means) / self.scales
+        return _sigmoid(standardized @ np.asarray(self.weights) + self.bias).astype(np.float32)
+
+    def document(self) -> dict[str, Any]:
+        """Return plain JSON values that ``calibration_of`` reads."""
+        return {"version": VERSION, "features": list(FEATURES), **asdict(self)}
+
+
+def calibration_of(document: Mapping[str, Any]) -> Calibration:
+    """Return the calibration that ``document`` was made of; raises ValueError for another version or other features."""
+    if document.get("version") != VERSION or document.get("features") != list(FEATURES):
+        raise ValueError(f"version {document.get('version')} with {document.get('features')}, not {VERSION}")
+    values = {name: tuple(map(float, document[name])) for name in ("means", "scales", "weights")}
+    if any(len(each) != len(FEATURES) for each in values.values()):
+        raise ValueError(f"not {len(FEATURES)} values for each of means, scales and weights")
+    return Calibration(**values, bias=float(document["bias"]))
+
+
+def features(columns: Mapping[str, ArrayLike]) -> Floats:
+    """Return (N, 6) FEATURES of N boxes."""
+    prob, area, rank, component, threshold = (np.asarray(columns[name], np.float64) for name in COLUMNS)
+    prob, area = np.clip(prob, _TINY, 1 - _TINY), np.clip(area, _TINY, 1)
+    logit = np.log(prob) - np.log1p(-prob)
+    return np.stack([logit, np.log(area), area, np.log1p(rank), np.log1p(component), threshold], axis=1)
+
+
+def fit_calibration(columns: Mapping[str, ArrayLike], right: Bools) -> Calibration:
+    """Return the calibration that is most likely given which of N boxes are ``right`` (N,), by Newton's method.
+
+    Raises ValueError where all are right, or none is.
+    """
+    if right.all() or not right.any():
+        raise ValueError("needs right boxes and wrong ones")
+    raw = features(columns)
+    means, deviations = raw.mean(axis=0), raw.std(axis=0)
+    scales = np.where(deviations > _TINY, deviations, 1.0)
+    inputs = np.concatenate([(raw - means) / scales, np.ones((len(raw), 1))], axis=1)
+    weights = _most_likely(inputs, right, np.append(np.full(len(FEATURES), RIDGE), 0.0))
+    return Calibration(tuple(means.tolist()), tuple(scales.tolist()), tuple(weights[:-1].tolist()), float(weights[-1]))
+
+
+def _most_likely(inputs: Floats, right: Bools, penalty: Floats) -> Floats:
+    """Return the weights (F,) of logistic regression; a Newton step that would overshoot is halved."""
+
+    def cost(weights: Floats) -> float:
+        margin = np.where(right, 1, -1) * (inputs @ weights)
+        return float(np.logaddexp(0, -margin).sum() + (penalty * weights**2).sum() / 2)
+
+    weights = np.zeros(len(penalty))
+    for _ in range(_STEPS):
+        likely = _sigmoid(inputs @ weights)
+        gradient = inputs.T @ (likely - right) + penalty * weights
+        curvature = (inputs.T * (likely * (1 - likely))) @ inputs + np.diag(penalty)
+        step = np.linalg.lstsq(curvature, gradient)[0].astype(np.float64)
+        while cost(weights - step) > cost(weights) and np.abs(step).max() > _CLOSE:
+            step = step / 2
+        weights = weights - step
+        if np.abs(step).max() <= _CLOSE:
+            break
+    return weights
+
+
+class Bin(NamedTuple):
+    """Boxes with scores in one tenth of [0, 1]."""
+
+    boxes: int
+    mean_score: float
+    right: float
+    """Share of right ones."""
+
+
+def reliability(scores: ArrayLike, right: Bools) -> tuple[Bin, ...]:
+    """Return the bins of equal width that hold boxes, by score; ``scores`` (N,) in [0, 1], ``right`` (N,)."""
+    values = np.asarray(scores, np.float64)
+    place = np.minimum((values * BINS).astype(np.int64), BINS - 1)
+    return tuple(
+        Bin(int(own.sum()), float(values[own].mean()), float(right[own].mean()))
+        for own in (place == each for each in np.unique(place))
+    )
+
+
+def expected_calibration_error(bins: tuple[Bin, ...]) -> float:
+    """Return ECE: the mean over boxes of how far their bin's mean score is from its share of right ones."""
+    total = sum(each.boxes for each in bins)
+    return sum(each.boxes * abs(each.mean_score - each.right) for each in bins) / total
+
+
+def _sigmoid(values: Floats) -> Floats:
+    result: Floats = 0.5 * (1 + np.tanh(values / 2))
+    return result

@@ -1,15 +1,19 @@
 """One forward pass: classes, maps, boxes and features of a hand-worked network, and the independence of the batch."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
 
+from pipeline.graph.annotating import AnnotateSpec, AnnotateStage
+from pipeline.graph.decoding import DECODED
+from pipeline.images.resize import ResizePlan
 from pipeline.models.heads import LinearHead
 from pipeline.models.localizer import CamRule, Localizer
 from pipeline.models.network import CamNetwork, Preprocessing
 from pipeline.models.registry import load_network
-from pipeline.models.runtime import Runtime, resolve_precision
+from pipeline.models.runtime import Runtime
 
 RUNTIME = Runtime("cpu", "fp32", compile=False, threads=1, batch_size=8)
 RULE = CamRule(topk=2, thresholds=(0.5,), components="largest", min_area=0.0)
@@ -40,8 +44,8 @@ def picture(*rectangles):
 
 
 def localize(network, pixels, rule=RULE, sizes=None, covered=None, classes=None):
-    n = len(pixels)
-    return Localizer(network, rule, RUNTIME)(pixels, sizes or [(80, 40)] * n, covered or [(4, 4)] * n, classes)
+    n, inputs = len(pixels), torch.from_numpy(pixels)
+    return Localizer(network, rule, RUNTIME)(inputs, sizes or [(80, 40)] * n, covered or [(4, 4)] * n, classes)
 
 
 class TestByHand:
@@ -106,7 +110,7 @@ class TestByHand:
         # A picture of 80×40 that `fit` puts into the left two columns; what lies in the padding is no map.
         pixels = picture((0, 0, 4, 0, 2), (0, 0, 8, 4, 8))
         found = localize(by_hand([[1, 0, 0], [0, 1, 0]]), pixels, covered=[(4, 2)])
-        assert found.maps.heat[0].shape == (4, 2)
+        assert found.maps.covered.tolist() == [[4, 2], [4, 2]]
         assert found.boxes.xyxy[0].tolist() == [0, 0, 20, 40]
 
     def test_not_finite_images_have_no_maps(self):
@@ -123,20 +127,81 @@ def test_an_image_does_not_depend_on_its_batch(resize_rows):
     network = load_network("squeezenet1_1", None, 64)
     side = network.map_size(64)[0]
     covered = (min(resize_rows[0], side), min(resize_rows[1], side))
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8))
     localizer = Localizer(network, CamRule(5, (0.2, 0.6), "all", 0.0), RUNTIME)
     together = localizer(pixels, [(100, 50)] * 8, [covered] * 8)
     for index in range(8):
         alone = localizer(pixels[index : index + 1], [(100, 50)], [covered])
         own = together.maps.image == index
         assert together.maps.class_id[own].tolist() == alone.maps.class_id.tolist()
-        assert np.allclose(np.stack(together.maps.heat)[own], np.stack(alone.maps.heat), atol=1e-4)
+        assert np.allclose(together.maps.heat[own], alone.maps.heat, atol=1e-4)
         boxes = together.boxes.xyxy[own[together.boxes.map]]
         assert boxes.shape == alone.boxes.xyxy.shape
         assert np.allclose(boxes, alone.boxes.xyxy, atol=0.05)
 
 
-def test_precision():
-    assert resolve_precision("auto", "cpu") == "fp32"
-    assert resolve_precision("auto", "cuda") == "bf16"
-    assert resolve_precision("fp16", "cpu") == "fp16"
+class TestStage:
+    """Tables of decoded images, of any layout in memory, to rows."""
+
+    PIXELS = np.concatenate([picture((color, 0, 4, 0, 2), (2, 0, 8, 4, 8)) for color in (0, 1, 0)])
+
+    def stage(self):
+        network = by_hand([[1, 0, 0], [0, 1, 0]])
+        spec = AnnotateSpec(
+            load=lambda state: network,
+            labels=("red", "green"),
+            image_size=8,
+            rule=RULE,
+            runtime=RUNTIME,
+            outputs=("boxes", "heatmaps", "features"),
+            feature_type="float32",
+            resize=ResizePlan("fit", 8, (4, 4)),
+        )
+        return AnnotateStage(spec, {})
+
+    def decoded(self, pixels, reasons=(None, None, None)):
+        n = len(reasons)
+        columns = {"image_id": list("abc"), "uri": list("abc"), "etag": [""] * n, "size_bytes": [1] * n}
+        columns |= {"modified_at": [0] * n, "classes": [None] * n, "reason_code": reasons, "detail": reasons}
+        columns |= {"width_px": [40, 80, 20], "height_px": [80] * 3, "format": ["PNG"] * n, "pixels": pixels}
+        return pa.table(columns, schema=DECODED)
+
+    def blobs(self):
+        return [one.tobytes() for one in self.PIXELS]
+
+    @staticmethod
+    def answers(rows):
+        return rows.drop_columns(["decided_at"]).to_pylist()
+
+    def test_maps_are_stored_as_far_as_their_picture_goes(self):
+        rows = self.answers(self.stage()(self.decoded(self.blobs())))
+        assert [row["top1_label"] for row in rows] == ["red", "green", "red"]
+        shapes = [(heat["heat_h"], heat["heat_w"]) for row in rows for heat in row["heatmaps"]]
+        assert shapes == [(4, 2)] * 2 + [(4, 4)] * 2 + [(4, 1)] * 2
+        assert [row["heatmaps"][0]["heat"] for row in rows] == [
+            [255, 0, 255, 0, 0, 0, 0, 0],
+            [255, 0, 0, 0, 255, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            [255, 255, 0, 0],
+        ]
+        assert [row["n_boxes"] for row in rows] == [1, 1, 1]
+
+    def test_slices_and_chunks_of_a_table_give_the_rows_of_the_whole(self):
+        stage, decoded = self.stage(), self.decoded(self.blobs())
+        rows = self.answers(stage(decoded))
+        assert self.answers(stage(decoded.slice(1))) == rows[1:]
+        assert self.answers(stage(pa.concat_tables([decoded.slice(2), decoded.slice(0, 2)]))) == [rows[2], *rows[:2]]
+
+    @pytest.mark.parametrize("left", [b"", bytes(192)])
+    def test_rejected_rows_keep_their_place_whatever_pixels_they_have(self, left):
+        first, _, last = self.blobs()
+        rows = self.answers(self.stage()(self.decoded([first, left, last], [None, "corrupt", None])))
+        whole = self.answers(self.stage()(self.decoded(self.blobs())))
+        assert [rows[0], rows[2]] == [whole[0], whole[2]]
+        assert (rows[1]["stage"], rows[1]["reason_code"], rows[1]["permanent"]) == ("decode", "corrupt", True)
+        assert rows[1]["boxes"] is rows[1]["top1_label"] is rows[1]["width_px"] is None
+
+    def test_pixels_of_the_device_stand_in_for_the_columns(self):
+        stage, reasons = self.stage(), [None, "corrupt", None]
+        expected = self.answers(stage(self.decoded(self.blobs(), reasons)))
+        given = torch.from_numpy(self.PIXELS[[0, 2]])
+        assert self.answers(stage.annotate(self.decoded([b""] * 3, reasons), given)) == expected

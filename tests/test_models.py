@@ -13,20 +13,30 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline.models.architecture import Architecture
+from pipeline.models.catalog import describe
 from pipeline.models.families import FAMILIES, REFUSED
 from pipeline.models.heads import ConvHead, Head, LinearHead, NormedHead
 from pipeline.models.network import Preprocessing
-from pipeline.models.registry import DEMO, _without_values, describe, load_network, model_names
+from pipeline.models.registry import (
+    DEMO,
+    classifier_names,
+    default_architecture,
+    load_network,
+    model_names,
+    without_values,
+)
 from pipeline.models.tiny import TinyCam
+from pipeline.models.zoo import DESIGNS
 from schemas.errors import ModelError
 
-SMALL_PX = {"inception_v3": 107}
+SMALL_PX = {"inception_v3": 107, "alexnet_plus_gap": 107, "nin": 107}
 """The smallest inputs with more than one map cell; 64 does for the others."""
 
 
-def original(name: str, size: int) -> nn.Module:
-    """Return the network as torchvision, or the demo, builds it: random weights, BatchNorm's statistics as trained."""
-    module = _without_values(name, classes=None)
+def original(architecture: Architecture, size: int) -> nn.Module:
+    """Return the whole network, as torchvision builds its own: random weights, BatchNorm's statistics as trained."""
+    module = without_values(architecture)
     noise = torch.randn(1_000_003, generator=torch.Generator().manual_seed(7))
     state = module.state_dict()
     for key, value in state.items():
@@ -70,7 +80,7 @@ def assert_same_logits(actual: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("name", model_names())
 def test_the_map_of_every_class_averages_to_the_original_networks_logit(name: str) -> None:
     size = SMALL_PX.get(name, 64)
-    module = original(name, size)
+    module = original(Architecture(name, width=0.125) if name in DESIGNS else default_architecture(name), size)
     network = load_network(name, module.state_dict(), size)
     images = pictures(size)
     with torch.inference_mode():
@@ -92,7 +102,7 @@ def test_the_map_of_every_class_averages_to_the_original_networks_logit(name: st
 def test_pretrained_inceptions_own_input_transform_is_kept(name: str) -> None:
     """torchvision's pretrained ones take ImageNet-normalized input and undo it inside; camlake normalizes once."""
     size = SMALL_PX.get(name, 64)
-    module = original(name, size)
+    module = original(Architecture(name), size)
     network = load_network(name, module.state_dict(), size)
     module.transform_input = True
     transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
@@ -189,8 +199,11 @@ def test_a_broken_image_leaves_the_others_of_its_batch_alone() -> None:
 def test_every_network_of_torchvision_is_supported_or_refused() -> None:
     names = torchvision.models.list_models(module=torchvision.models)
     kinds = {name: inspect.signature(torchvision.models.get_model_builder(name)).return_annotation for name in names}
-    assert {name for name, kind in kinds.items() if kind in FAMILIES} == set(model_names()) - {DEMO}
-    assert {name for name, kind in kinds.items() if kind in REFUSED} == set(names) - set(model_names())
+    own = {DEMO, *DESIGNS}
+    assert {name for name, kind in kinds.items() if kind in FAMILIES} == set(model_names()) - own
+    known = {*model_names(), *classifier_names()}
+    assert {name for name, kind in kinds.items() if kind in REFUSED} == set(names) - known
+    assert set(names) & own == {name for name, kind in kinds.items() if kind.__name__ in {"AlexNet", "VGG"}}
 
 
 REFUSALS = {
@@ -244,15 +257,16 @@ def test_an_input_too_small_for_the_trunk_is_refused() -> None:
         (DEMO, (14, 14), 112, 112),
     ],
 )
-def test_cards(name: str, map_hw: tuple[int, int], channels: int, image_size: int) -> None:
-    card = describe(name)
-    assert (card.name, card.map_hw, card.channels, card.image_size) == (name, map_hw, channels, image_size)
-    assert card.weights[0] == "DEFAULT"
-    assert card.head
+def test_catalog(name: str, map_hw: tuple[int, int], channels: int, image_size: int) -> None:
+    entry = describe(name)
+    assert (entry.name, entry.map_hw, entry.channels, entry.image_size) == (name, map_hw, channels, image_size)
+    assert entry.weights[0] == "DEFAULT"
+    assert entry.poolings == ("gap",)
+    assert entry.head
 
 
-@pytest.mark.parametrize("name", ["resnet18", "regnet_y_16gf", "swin_t", "convnext_tiny", "squeezenet1_0"])
-def test_cards_count_parameters_as_torchvision_states_them(name: str) -> None:
+@pytest.mark.parametrize("name", ["resnet18", "regnet_y_16gf", "swin_t", "convnext_tiny", "squeezenet1_0", "alexnet"])
+def test_the_catalog_counts_parameters_as_torchvision_states_them(name: str) -> None:
     weights = torchvision.models.get_model_weights(name)
     assert describe(name).parameters == weights.DEFAULT.meta["num_params"]
     assert describe(name).weights == ("DEFAULT", *(entry.name for entry in weights))

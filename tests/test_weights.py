@@ -6,6 +6,7 @@ import json
 import pickle
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -19,10 +20,13 @@ import torchvision
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
+from pipeline.models.architecture import Architecture
+from pipeline.models.checkpoint import CARD_KEY, Card, checkpoint_bytes, shown
+from pipeline.models.convert import build_network
 from pipeline.models.network import Preprocessing
-from pipeline.models.registry import DEMO, load_network, preprocessing_of
+from pipeline.models.registry import DEMO, load_network, preprocessing_of, without_values
 from pipeline.models.tiny import TinyCam
-from pipeline.models.weights import load_weights, model_digest, shown
+from pipeline.models.weights import load_pretrained, load_weights, model_digest
 from pipeline.storage.filesystems import read_url
 from schemas.config import StorageConfig
 from schemas.errors import InputError, ModelError
@@ -261,6 +265,128 @@ def test_an_unknown_or_refused_network_is_named_before_anything_is_fetched() -> 
         load_weights("vgg16", "nowhere/net.pt", None)
 
 
+CARD = Card(
+    Architecture("vgg16_gap", "gmp", 0.125, 3),
+    LABELS,
+    Preprocessing(64, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)),
+    multi_label=True,
+    facts={"data": "ab12", "metrics": {"top1": 0.75}},
+)
+
+
+def trained() -> dict[str, Tensor]:
+    torch.manual_seed(8)
+    return build_network(CARD.architecture).state_dict()
+
+
+def test_the_card_is_all_that_a_checkpoint_needs() -> None:
+    state = trained()
+    content = checkpoint_bytes(state, CARD)
+    for model in (None, "vgg16_gap"):
+        weights = load_weights(model, "s3://nets/best.safetensors", None, lambda _: content)
+        assert same(weights.state, state)
+        assert weights.architecture == CARD.architecture
+        assert weights.labels == LABELS
+        assert weights.preprocessing == CARD.preprocessing
+        assert weights.multi_label
+    network = load_network(weights.architecture.name, weights.state, None, preprocessing=weights.preprocessing)
+    assert network.preprocessing == CARD.preprocessing
+    assert network.head.pooling == "gmp"
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    module = build_network(CARD.architecture, state).eval()
+    mean, std = torch.tensor(CARD.preprocessing.mean), torch.tensor(CARD.preprocessing.std)
+    with torch.inference_mode():
+        expected = module(((images / 255 - mean) / std).permute(0, 3, 1, 2))
+        torch.testing.assert_close(network(images).logits, expected)
+
+
+def test_labels_of_the_user_and_another_size_win_over_the_card(labels: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(checkpoint_bytes(trained(), replace(CARD, labels=("x", "y", "z"))))
+    weights = load_weights(None, str(path), labels)
+    assert weights.labels == LABELS
+    network = load_network("vgg16_gap", weights.state, 96, preprocessing=weights.preprocessing)
+    assert network.preprocessing == replace(CARD.preprocessing, image_size=96)
+
+
+def test_the_card_can_be_read_beside_its_weights() -> None:
+    assert json.loads(CARD.json()) == {
+        "architecture": {"name": "vgg16_gap", "pooling": "gmp", "width": 0.125, "classes": 3},
+        "labels": list(LABELS),
+        "preprocessing": {"image_size": 64, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]},
+        "multi_label": True,
+        "facts": {"data": "ab12", "metrics": {"top1": 0.75}},
+    }
+
+
+def test_a_card_has_a_label_for_each_class() -> None:
+    with pytest.raises(ValueError, match="2 labels for 3 classes"):
+        checkpoint_bytes(trained(), replace(CARD, labels=LABELS[:2]))
+
+
+def test_a_card_that_contradicts_is_refused() -> None:
+    content = checkpoint_bytes(trained(), CARD)
+    with pytest.raises(ModelError, match=r"^--model vgg13_gap: net.safetensors holds vgg16_gap, as its card says; "):
+        load_weights("vgg13_gap", "net.safetensors", None, lambda _: content)
+    other = checkpoint_bytes(trained(), replace(CARD, architecture=Architecture("vgg16_gap", "gap", 0.125, 3)))
+    message = (
+        r"^net.safetensors holds vgg16_gap \(gmp, .*\), but its card says vgg16_gap \(gap, width 0.125, 3 classes\)$"
+    )
+    with pytest.raises(ModelError, match=message):
+        load_weights(None, "net.safetensors", None, lambda _: other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda card: "{", "the card of net.safetensors can't be read: : Invalid JSON"),
+        (
+            lambda card: card.replace('"classes":3', '"classes":"x"'),
+            "can't be read: architecture.classes: Input should",
+        ),
+        (lambda card: card.replace('"labels":', '"names":'), "can't be read: labels: Field required"),
+        (lambda card: card.replace("vgg16_gap", "vgg16_gsp"), "unknown network 'vgg16_gsp'; did you mean 'vgg16_gap'?"),
+        (lambda card: card.replace('"image_size":64', '"image_size":0'), "a preprocessing that can't be meant"),
+        (lambda card: card.replace("[0.2,0.2,0.1]", "[0.2,0,0.1]"), "a preprocessing that can't be meant"),
+    ],
+)
+def test_a_broken_card_is_one_line(change: Callable[[str], str], message: str) -> None:
+    card = json.dumps(json.loads(CARD.json()), separators=(",", ":"))
+    content = save(trained(), metadata={CARD_KEY: change(card)})
+    with pytest.raises(ModelError) as refusal:
+        load_weights(None, "net.safetensors", None, lambda _: content)
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_without_card_needs_the_name_of_its_network(labels: str) -> None:
+    with pytest.raises(ModelError, match=r"^net.safetensors has no card that names its network: name it with --model$"):
+        load_weights(None, "net.safetensors", labels, lambda _: save(demo_state()))
+
+
+def test_cam_forms_have_no_trained_weights_to_download() -> None:
+    with pytest.raises(
+        ModelError, match=r"^--weights DEFAULT: there are no trained ones of vgg16_gap; `camlake train` "
+    ):
+        load_weights("vgg16_gap", "DEFAULT", None)
+    with pytest.raises(
+        ModelError, match=r"^--weights DEFAULT: torchvision has none for vgg16c_gap; start it from random"
+    ):
+        load_pretrained(Architecture("vgg16c_gap"))
+    with pytest.raises(ModelError, match=r"^--weights 'V2' of alexnet: allowed: DEFAULT, IMAGENET1K_V1, or a "):
+        load_pretrained(Architecture("alexnet_gap"), "V2")
+
+
+def test_training_goes_on_from_a_checkpoint_or_the_demos_weights() -> None:
+    state = trained()
+    content = checkpoint_bytes(state, CARD)
+    found = load_pretrained(Architecture("vgg16_gap", width=0.125, classes=9), "a.safetensors", lambda _: content)
+    assert found.new == ("classifier.gap.weight", "classifier.gap.bias")
+    assert torch.equal(found.state["features.0.weight"], state["features.0.weight"])
+    assert (found.source, found.preprocessing) == ("a.safetensors", CARD.preprocessing)
+    assert load_pretrained(Architecture(DEMO, classes=4)).new == ("classifier.weight", "classifier.bias")
+
+
 class Forbidding(BaseHTTPRequestHandler):
     """Answers 403 to everything."""
 
@@ -319,6 +445,18 @@ def test_official_weights_come_from_torchs_cache_with_their_labels(hub: Path, mo
     assert first.sha256 == hashlib.sha256((hub / "squeezenet1_1-b8a52dc0.pth").read_bytes()).hexdigest()
     assert first.labels[0] == "tench"
     assert same(first.state, state)
+
+
+def test_training_starts_from_torchvisions_convolutions(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = without_values(Architecture("googlenet")).state_dict()
+    zeros = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in shapes.items()}
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, dst, *_, **__: torch.save(zeros, dst))
+    found = load_pretrained(Architecture("googlenet_gap", classes=3))
+    assert found.source == "GoogLeNet_Weights.IMAGENET1K_V1"
+    assert found.preprocessing == preprocessing_of("googlenet")
+    assert found.new[0] == "features.cam_conv.weight"
+    assert not found.state["features.inception4e.branch1.conv.weight"].any()
+    assert found.state["features.cam_conv.weight"].any()
 
 
 def test_a_failed_download_is_one_line_that_says_what_to_do(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:

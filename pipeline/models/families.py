@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torchvision import models as tv
 
-from pipeline.models.heads import ConvHead, Head, LinearHead, NormedHead
+from pipeline.models.heads import ClassifierHead, ConvHead, Head, LinearHead, NormedHead, Pooling
 from pipeline.models.tiny import TinyCam
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -37,12 +37,15 @@ class Family:
     """Prefixes of state-dict keys of auxiliary classifiers, which only training needs."""
     half_range: bool = False
     """Whether the network wants (value/255 − 0.5)/0.5, whatever the transforms of its weights say."""
+    pooling: Pooling = "gap"
+    refusal: str | None = None
+    """Why the network only classifies and has no exact class activation map, and what to use instead."""
 
 
 def cut(module: nn.Module, family: Family) -> tuple[nn.Module, Head]:
     """Return the trunk, images (B, 3, H, W) to feature maps (B, K, h, w), and the head of a torchvision ``module``.
 
-    Both consist of the module's own layers, so they share its weights.
+    Both consist of the module's own layers, so they share its weights, but for dropout in front of a linear head.
     """
     children = list(module.named_children())
     names = [name for name, _ in children]
@@ -56,12 +59,15 @@ def cut(module: nn.Module, family: Family) -> tuple[nn.Module, Head]:
 
 def _head(module: nn.Module, family: Family) -> Head:
     match module.get_submodule(family.linear), family.norm and module.get_submodule(family.norm):
+        case nn.Linear() as linear, None if family.refusal:
+            *hidden, _ = module.get_submodule(family.linear.rpartition(".")[0]).children()
+            return ClassifierHead(nn.Sequential(module.get_submodule(family.head), nn.Flatten(), *hidden), linear)
         case nn.Linear() as linear, None:
-            return LinearHead(linear)
+            return LinearHead(linear, family.pooling)
         case nn.Linear() as linear, nn.LayerNorm() as norm:
             return NormedHead(norm, linear)
         case nn.Conv2d() as conv, None:
-            return ConvHead(conv)
+            return ConvHead(conv, family.pooling)
         case layers:
             raise TypeError(f"no head for {layers}: the family's entry names the wrong layers")
 
@@ -107,8 +113,6 @@ FAMILIES: dict[type[nn.Module], Family] = {
 }
 
 REFUSED: dict[type[nn.Module], str] = {
-    tv.AlexNet: "three fully connected layers stand behind its last maps; use squeezenet1_1",
-    tv.VGG: "three fully connected layers stand behind its last maps; use resnet50 or densenet121",
     tv.MobileNetV3: "two layers around a Hardswish stand behind its last maps; use mobilenet_v2 or efficientnet_b0",
     tv.VisionTransformer: "it classifies by its class token, not by a mean over positions; use swin_t or convnext_tiny",
     tv.MaxVit: "two layers around a Tanh stand behind its last maps; use swin_t or convnext_tiny",

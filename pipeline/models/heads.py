@@ -1,19 +1,29 @@
 """What stands behind the last feature maps f_k(x, y) of a CAM network, and the class activation maps that follow.
 
-Every head here is linear in the maps of one image, so that for each class c, exactly,
+Behind global average pooling (GAP) every head is linear in the maps of one image, so that for each class c, exactly,
 
     logit_c = mean_xy M_c(x, y) + bias_c        (Zhou et al. 2016, arXiv 1512.04150, eq. 1 and 2)
+
+Behind global max pooling (GMP) the class maps are the same sums M_c = Σ_k w_k^c f_k, as the paper compares them, but
+the logit sees the greatest value of each feature map alone, which may stand at another place for each k:
+
+    logit_c = Σ_k w_k^c max_xy f_k(x, y) + b_c
 
 Shapes: B images, K feature maps of h×w cells, C classes, n chosen classes an image. ``features`` have the number type
 of the head's weights. A NaN in an image's features makes its logits and maps NaN, and those of no other image.
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from schemas.errors import ModelError
+
+Pooling = Literal["gap", "gmp"]
+"""Global average pooling or global max pooling."""
 
 
 class HeadOutput(NamedTuple):
@@ -23,6 +33,11 @@ class HeadOutput(NamedTuple):
     """(B, C)."""
     pooled: Tensor
     """(B, K) the vector that the linear layer saw."""
+
+
+def pooled(maps: Tensor, pooling: Pooling) -> Tensor:
+    """Return the mean, or the greatest value, of each of the ``maps`` (B, K, h, w), of shape (B, K)."""
+    return maps.mean((2, 3)) if pooling == "gap" else maps.amax((2, 3))
 
 
 class Head(nn.Module, ABC):
@@ -57,12 +72,13 @@ def _weighted_sums(weights: Tensor, features: Tensor) -> Tensor:
 
 
 class LinearHead(Head):
-    """Global average pooling, then one linear layer: M_c = Σ_k w_k^c f_k, bias_c = b_c."""
+    """Global pooling, then one linear layer: M_c = Σ_k w_k^c f_k, bias_c = b_c."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, pooling: Pooling = "gap") -> None:
         """``linear`` must have a bias."""
         super().__init__()
         self.linear = linear
+        self.pooling = pooling
 
     @property
     def channels(self) -> int:
@@ -75,9 +91,9 @@ class LinearHead(Head):
         return self.linear.out_features
 
     def forward(self, features: Tensor) -> HeadOutput:
-        """Return the logits and the averages of the feature maps."""
-        pooled = features.mean((2, 3))
-        return HeadOutput(self.linear(pooled), pooled)
+        """Return the logits and the pooled feature maps."""
+        vectors = pooled(features, self.pooling)
+        return HeadOutput(self.linear(vectors), vectors)
 
     def class_maps(self, features: Tensor, class_ids: Tensor) -> Tensor:
         """Return M_c."""
@@ -89,16 +105,18 @@ class LinearHead(Head):
 
 
 class ConvHead(Head):
-    """One 1×1 convolution to C maps, ReLU, then global average pooling (SqueezeNet, NIN).
+    """One 1×1 convolution to C maps, ReLU, then global pooling (SqueezeNet, NIN).
 
     The class maps are the convolution's own, after the ReLU: M_c = max(0, Σ_k w_k^c f_k + b_c), nowhere negative, and
-    bias_c = 0. No layer sees a pooled vector; ``pooled`` is the average of the maps that the convolution sees.
+    bias_c = 0. With max pooling logit_c = max_xy M_c(x, y). No layer sees a pooled vector; ``pooled`` is that of the
+    maps that the convolution sees.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, pooling: Pooling = "gap") -> None:
         """``conv`` is 1×1, with or without a bias."""
         super().__init__()
         self.conv = conv
+        self.pooling = pooling
 
     @property
     def channels(self) -> int:
@@ -111,8 +129,9 @@ class ConvHead(Head):
         return self.conv.out_channels
 
     def forward(self, features: Tensor) -> HeadOutput:
-        """Return the averages of all C class maps and of the K feature maps."""
-        return HeadOutput(F.relu(self.conv(features)).mean((2, 3)), features.mean((2, 3)))
+        """Return all C class maps and the K feature maps, pooled."""
+        maps = F.relu(self.conv(features))
+        return HeadOutput(pooled(maps, self.pooling), pooled(features, self.pooling))
 
     def class_maps(self, features: Tensor, class_ids: Tensor) -> Tensor:
         """Return M_c, of the chosen classes alone."""
@@ -141,8 +160,8 @@ class NormedHead(LinearHead):
     def forward(self, features: Tensor) -> HeadOutput:
         """Return the logits and the normalized averages of the feature maps."""
         norm = self.norm
-        pooled = F.layer_norm(features.mean((2, 3)), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        return HeadOutput(self.linear(pooled), pooled)
+        vectors = F.layer_norm(features.mean((2, 3)), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return HeadOutput(self.linear(vectors), vectors)
 
     def class_maps(self, features: Tensor, class_ids: Tensor) -> Tensor:
         """Return M_c; σ is that of each image."""
@@ -154,3 +173,39 @@ class NormedHead(LinearHead):
     def bias_of(self, class_ids: Tensor) -> Tensor:
         """Return b_c + Σ_k w_k^c β_k."""
         return self.linear.bias[class_ids] + self.linear.weight[class_ids] @ self.norm.bias
+
+
+class ClassifierHead(Head):
+    """Fully connected layers (AlexNet, VGG): logits alone. No class map follows from them exactly.
+
+    ``channels`` is the length of the last hidden layer, whose values ``pooled`` holds.
+    """
+
+    def __init__(self, hidden: nn.Module, linear: nn.Linear) -> None:
+        """``hidden`` turns feature maps into what ``linear`` takes."""
+        super().__init__()
+        self.hidden = hidden
+        self.linear = linear
+
+    @property
+    def channels(self) -> int:
+        """K, the units of the last hidden layer."""
+        return self.linear.in_features
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.linear.out_features
+
+    def forward(self, features: Tensor) -> HeadOutput:
+        """Return the logits and the values of the last hidden layer."""
+        vectors = self.hidden(features)
+        return HeadOutput(self.linear(vectors), vectors)
+
+    def class_maps(self, features: Tensor, class_ids: Tensor) -> Tensor:
+        """Raise ModelError: there is none."""
+        raise ModelError("fully connected layers have no exact class activation map")
+
+    def bias_of(self, class_ids: Tensor) -> Tensor:
+        """Raise ModelError: no map, hence nothing to add to its mean."""
+        raise ModelError("fully connected layers have no exact class activation map")

@@ -18,6 +18,30 @@ class Preprocessing:
     std: tuple[float, float, float]
 
 
+class Normalization(nn.Module):
+    """Turns pixels into what a trunk takes: (value / 255 − mean) / std for each channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        for buffer, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
+            self.register_buffer(buffer, 255 * torch.tensor(values), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (B, 3, H, W) float32, channels last in memory, of RGB ``images`` (B, H, W, 3) uint8.
+
+        Raises ValueError where shape or type are others.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise ValueError(f"images: {images.dtype} of shape {tuple(images.shape)}; allowed: uint8 (B, H, W, 3)")
+        # By whole rows of pixels: loops over three values take three times as long on CPU, a twentieth of MobileNetV2.
+        width = images.shape[2]
+        rows = images.flatten(2) - self.mean.repeat(width)
+        return rows.div_(self.std.repeat(width)).view(images.shape).permute(0, 3, 1, 2)
+
+
 class CamNetwork(nn.Module):
     """A trunk that ends in feature maps, and a head that is linear in them.
 
@@ -28,9 +52,6 @@ class CamNetwork(nn.Module):
         maps = network.head.class_maps(features, logits.topk(5).indices)
     """
 
-    _mean: Tensor
-    _std: Tensor
-
     def __init__(self, name: str, trunk: nn.Module, head: Head, preprocessing: Preprocessing) -> None:
         """``trunk`` takes normalized images (B, 3, H, W) and gives the feature maps that ``head`` takes."""
         super().__init__()
@@ -38,19 +59,15 @@ class CamNetwork(nn.Module):
         self.trunk = trunk
         self.head = head
         self.preprocessing = preprocessing
+        self._normalization = Normalization(preprocessing)
         self._map_sizes: dict[int, tuple[int, int]] = {}
-        for buffer, values in (("_mean", preprocessing.mean), ("_std", preprocessing.std)):
-            self.register_buffer(buffer, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the last feature maps (B, K, h, w) of RGB ``images`` (B, H, W, 3) uint8 on the network's device.
 
         H and W are free within what the trunk takes; raises ValueError where shape or type are others.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise ValueError(f"images: {images.dtype} of shape {tuple(images.shape)}; allowed: uint8 (B, H, W, 3)")
-        normalized = (images.permute(0, 3, 1, 2) - self._mean) / self._std
-        result: Tensor = self.trunk(normalized)
+        result: Tensor = self.trunk(self._normalization(images))
         return result
 
     def forward(self, images: Tensor) -> HeadOutput:

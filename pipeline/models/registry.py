@@ -1,11 +1,11 @@
-"""Networks by name: every classification network of torchvision that has exact maps, and camlake's own."""
+"""Networks by name: every classification network of torchvision that camlake can cut, and camlake's own."""
 
 import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import torch
 import torchvision
@@ -13,92 +13,143 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models import WeightsEnum
 
+from pipeline.models.architecture import GREATEST_WIDTH, WIDTH_STEPS, Architecture
 from pipeline.models.families import FAMILIES, IMAGENET_MEAN, IMAGENET_STD, REFUSED, Family, cut
+from pipeline.models.heads import Pooling
 from pipeline.models.network import CamNetwork, Preprocessing
-from pipeline.models.tiny import IMAGE_SIZE, TinyCam
+from pipeline.models.tiny import IMAGE_SIZE, SCENE_CLASSES, TinyCam
+from pipeline.models.zoo import DESIGNS
 from schemas.errors import ModelError
 
 DEMO = "camlake_demo"
-"""The project's own network, in the place of torchvision's names."""
+"""The demo's network, trained by ``jobs.train_demo``; its weights ship with camlake."""
+OWN_SIZE = 224
+"""Side in pixels of the input of camlake's own networks where no weights say another."""
 
 State = dict[str, Tensor]
 """A state dict: names of parameters and buffers to their values."""
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """What is known of a network without its weights."""
-
-    name: str
-    map_hw: tuple[int, int]
-    """Rows and columns of the class activation map at ``image_size``."""
-    channels: int
-    """K, the length of the feature vector."""
-    parameters: int
-    image_size: int
-    """Side of the input in pixels, as the default weights want it."""
-    head: str
-    """The head, and where the last ReLU stands."""
-    weights: tuple[str, ...]
-    """What ``--weights`` takes by name, the default first."""
-
-
 def model_names() -> list[str]:
-    """Return the names of all networks that ``load_network`` takes, camlake's own first, then by the alphabet."""
-    return [DEMO, *(name for name in _torchvision_names() if _class_of(name) in FAMILIES)]
+    """Return the names of all networks that have exact class activation maps.
+
+    camlake's own stand first, the demo's at their head, then torchvision's by the alphabet.
+    """
+    own = [name for name, design in DESIGNS.items() if not design.family.refusal]
+    return [DEMO, *own, *(name for name in _torchvision_names() if _class_of(name) in FAMILIES)]
 
 
-def describe(name: str) -> ModelCard:
-    """Return the card of a network; computes shapes only and loads nothing. Raises ModelError as ``load_network``."""
-    network = _network(name, _without_values(name, classes=None), image_size=None)
-    size = network.preprocessing.image_size
-    return ModelCard(
-        name=name,
-        map_hw=network.map_size(size),
-        channels=network.channels,
-        parameters=network.n_parameters,
-        image_size=size,
-        head=family_of(name).about,
-        weights=("DEFAULT", *(entry.name for entry in official_weights(name))),
-    )
+def classifier_names() -> list[str]:
+    """Return the names of the networks that only classify: fully connected layers stand behind their maps."""
+    return [name for name, design in DESIGNS.items() if design.family.refusal]
 
 
-def load_network(name: str, state: Mapping[str, Tensor] | None, image_size: int | None) -> CamNetwork:
+def check(architecture: Architecture) -> None:
+    """Raise ModelError where no such network can be built, for the first thing that is wrong with it."""
+    name, width = architecture.name, architecture.width
+    family_of(name, exact_maps=False)
+    design = DESIGNS.get(name)
+    if architecture.pooling not in get_args(Pooling):
+        raise ModelError(f"--pooling {architecture.pooling}: allowed: {', '.join(get_args(Pooling))}")
+    if architecture.pooling not in poolings_of(name):
+        able = ", ".join(other for other, design in DESIGNS.items() if len(design.poolings) > 1)
+        raise ModelError(f"--pooling {architecture.pooling}: {name} has no choice of pooling; these have: {able}")
+    if design is None and width != 1:
+        raise ModelError(f"--width {width:g}: {name} is built at width 1 alone; {', '.join(DESIGNS)} at any")
+    if not (0 < width <= GREATEST_WIDTH and width * WIDTH_STEPS == int(width * WIDTH_STEPS)):
+        raise ModelError(
+            f"--width {width:g}: allowed: multiples of 1/{WIDTH_STEPS} up to {GREATEST_WIDTH:g}, such as 0.125 or 0.5"
+        )
+    if architecture.classes < 1:
+        raise ModelError(f"{architecture.classes} classes: allowed: 1 or more")
+
+
+def default_architecture(name: str) -> Architecture:
+    """Return GAP, width 1 and the usual number of classes: ImageNet's 1000, of the demo's network its scenes'."""
+    return Architecture(name, classes=SCENE_CLASSES) if name == DEMO else Architecture(name)
+
+
+def poolings_of(name: str) -> tuple[Pooling, ...]:
+    """Return what ``Architecture.pooling`` may be."""
+    return DESIGNS[name].poolings if name in DESIGNS else ("gap",)
+
+
+def load_network(
+    name: str,
+    state: Mapping[str, Tensor] | None,
+    image_size: int | None,
+    *,
+    preprocessing: Preprocessing | None = None,
+    exact_maps: bool = True,
+) -> CamNetwork:
     """Return a network on the CPU, float32, in evaluation mode and without gradients.
 
-    ``state`` is a state dict under torchvision's names; the number of classes is that of its last layer, and float32
-    values are shared, not copied. None: random values from torch's generator. ``image_size`` is the side of the input
-    in pixels, None the size that the default weights want.
+    ``state`` is a state dict under the network's own names, which are torchvision's where it has the network; pooling,
+    width and number of classes are those of its last layer, and float32 values are shared, not copied. None: random
+    values from torch's generator. ``image_size`` is the side of the input in pixels, None the size of
+    ``preprocessing``, which is what the weights expect, None what the default weights do. ``exact_maps`` false admits
+    networks that only classify, for methods that need no exact class activation map.
 
     Raises ModelError for an unknown name (with the nearest known one), a head that has no exact map (with a network to
     use instead), a state that is another network's, and an ``image_size`` too small for the trunk.
     """
+    family_of(name, exact_maps)
     if state is None:
-        module = _build(name, classes=None)
+        architecture = default_architecture(name)
+        module = build(architecture)
     else:
         fitting = fit_state(name, state)
-        module = _without_values(name, classes=count_classes(name, fitting))
-        # Older files lack BatchNorm's step counters; those of the new module stand in. It also carries the versions
-        # that torchvision's loaders ask for.
-        complete = module.state_dict()
-        complete.update(fitting)
-        module.load_state_dict(complete, assign=True)
-    return _network(name, module, image_size)
+        architecture = architecture_of(name, fitting)
+        module = with_values(architecture, fitting)
+    own = preprocessing or preprocessing_of(name)
+    network = cam_network(architecture, module, replace(own, image_size=image_size or own.image_size))
+    network.eval().requires_grad_(False)
+    size = network.preprocessing.image_size
+    try:
+        network.map_size(size)
+    except RuntimeError as error:
+        raise ModelError(f"--image-size {size} is too small for {name}, whose own is {own.image_size}") from error
+    return network
+
+
+def cam_network(architecture: Architecture, module: nn.Module, preprocessing: Preprocessing) -> CamNetwork:
+    """Return ``module``, a network that ``build`` or ``build_network`` made, cut into trunk and head.
+
+    It shares the module's layers, so a module in training can be asked for maps at any time. The trunk of a network
+    that only classifies ends in the maps in front of its fully connected layers, and its head has no class maps.
+    """
+    trunk, head = cut(module, family_of(architecture.name, exact_maps=False, pooling=architecture.pooling))
+    return CamNetwork(architecture.name, trunk, head, preprocessing)
 
 
 def preprocessing_of(name: str, entry: WeightsEnum | None = None) -> Preprocessing:
-    """Return what a network expects of its input with torchvision's weights ``entry``, by default its default ones."""
+    """Return what a network expects of its input with torchvision's weights ``entry``, by default its default ones.
+
+    Of camlake's own networks with torchvision's weights in their convolutions it is what those expect.
+    """
     if name == DEMO:
         return Preprocessing(IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD)
-    transforms = (entry or torchvision.models.get_model_weights(name).DEFAULT).transforms()
-    if family_of(name).half_range:
+    source = source_of(name)
+    if source is None:
+        return Preprocessing(OWN_SIZE, IMAGENET_MEAN, IMAGENET_STD)
+    transforms = (entry or torchvision.models.get_model_weights(source).DEFAULT).transforms()
+    if family_of(name, exact_maps=False).half_range:
         return Preprocessing(transforms.crop_size[0], (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     return Preprocessing(transforms.crop_size[0], tuple(transforms.mean), tuple(transforms.std))
 
 
+def source_of(name: str) -> str | None:
+    """Return the torchvision network whose weights a network can start from; None where there is none."""
+    if name == DEMO:
+        return None
+    return DESIGNS[name].source if name in DESIGNS else name
+
+
 def official_weights(name: str) -> list[WeightsEnum]:
-    """Return torchvision's weights of a network, none for camlake's own."""
-    return [] if name == DEMO else list(torchvision.models.get_model_weights(name))
+    """Return torchvision's weights of a whole network, its classifier too; none for camlake's own."""
+    if source_of(name) != name:
+        return []
+    return [entry for entry in torchvision.models.get_model_weights(name) if entry.meta["categories"]]
 
 
 def fit_state(name: str, state: Mapping[str, Tensor]) -> State:
@@ -116,27 +167,46 @@ def fit_state(name: str, state: Mapping[str, Tensor]) -> State:
     return {key: value.float() if value.is_floating_point() else value for key, value in fitting.items()}
 
 
-def count_classes(name: str, fitting: Mapping[str, Tensor]) -> int:
-    """Return the number of classes of a state that ``fit_state`` gave."""
-    return len(fitting[f"{family_of(name).linear}.weight"])
+def architecture_of(name: str, fitting: Mapping[str, Tensor]) -> Architecture:
+    """Return pooling, width and number of classes of a state that ``fit_state`` gave; the last layer tells them."""
+    for pooling in poolings_of(name):
+        last = fitting.get(f"{family_of(name, exact_maps=False, pooling=pooling).linear}.weight")
+        if last is not None and last.ndim > 1 and len(last):
+            width = DESIGNS[name].width_of(last.shape[1]) if name in DESIGNS else 1.0
+            return Architecture(name, pooling, width, len(last))
+    raise ModelError(f"the weights don't fit {name}: no last layer")
 
 
-def family_of(name: str) -> Family:
-    """Return how the network is cut; raises ModelError for an unknown name and for a head that has no exact map."""
-    if name != DEMO and name not in _torchvision_names():
-        near = difflib.get_close_matches(name.lower(), [DEMO, *_torchvision_names()], n=1)
+def family_of(name: str, exact_maps: bool = True, pooling: Pooling = "gap") -> Family:
+    """Return how the network is cut under one of its poolings.
+
+    Raises ModelError for an unknown name, for a network that camlake can't cut, and, with ``exact_maps``, for one that
+    only classifies.
+    """
+    known = _known_names()
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`camlake models` lists all"
         raise ModelError(f"unknown network {name!r}; {hint}")
-    kind = _class_of(name)
-    if kind not in FAMILIES:
-        reason = REFUSED.get(kind, "camlake does not know its head; `camlake models` lists the networks it knows")
-        raise ModelError(f"{name} has no exact class activation map: {reason}")
-    return FAMILIES[kind]
+    family = DESIGNS[name].family_under(pooling) if name in DESIGNS else FAMILIES.get(_class_of(name))
+    if family is None:
+        reason = REFUSED.get(
+            _class_of(name), "camlake does not know its head; `camlake models` lists the networks it knows"
+        )
+    elif exact_maps and family.refusal:
+        reason = family.refusal
+    else:
+        return family
+    raise ModelError(f"{name} has no exact class activation map: {reason}")
+
+
+def _known_names() -> list[str]:
+    return [DEMO, *DESIGNS, *_torchvision_names()]
 
 
 def _torchvision_names() -> list[str]:
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return names
+    """Return the networks that torchvision builds; those that camlake builds under the same name are left out."""
+    return [name for name in torchvision.models.list_models(module=torchvision.models) if name not in DESIGNS]
 
 
 def _builder(name: str) -> Callable[..., nn.Module]:
@@ -150,11 +220,23 @@ def _class_of(name: str) -> type[nn.Module]:
     return kind
 
 
-def _build(name: str, classes: int | None) -> nn.Module:
-    options: dict[str, Any] = dict(family_of(name).options)
-    if classes is not None:
-        options["num_classes"] = classes
-    return _builder(name)(**options)
+def build(architecture: Architecture) -> nn.Module:
+    """Return the network with random values from torch's generator: normalized images (B, 3, H, W) to logits (B, C)."""
+    if architecture.name in DESIGNS:
+        return DESIGNS[architecture.name].build(architecture)
+    options = dict(family_of(architecture.name).options)
+    return _builder(architecture.name)(**options, num_classes=architecture.classes)
+
+
+def with_values(architecture: Architecture, fitting: Mapping[str, Tensor]) -> nn.Module:
+    """Return the network with the values of a state that ``fit_state`` gave; they are shared, not copied."""
+    module = without_values(architecture)
+    # Older files lack BatchNorm's step counters; those of the new module stand in. It also carries the versions
+    # that torchvision's loaders ask for.
+    complete = module.state_dict()
+    complete.update(fitting)
+    module.load_state_dict(complete, assign=True)
+    return module
 
 
 class _EmptyTensors(TorchFunctionMode):
@@ -168,26 +250,14 @@ class _EmptyTensors(TorchFunctionMode):
         return func(*args, **{**(kwargs or {}), **place})
 
 
-def _without_values(name: str, classes: int | None) -> nn.Module:
+def without_values(architecture: Architecture) -> nn.Module:
     """Return the module with parameters on the meta device: right shapes in milliseconds, even of 600 M parameters."""
     with _EmptyTensors():
-        return _build(name, classes)
-
-
-def _network(name: str, module: nn.Module, image_size: int | None) -> CamNetwork:
-    own = preprocessing_of(name)
-    size = image_size or own.image_size
-    trunk, head = cut(module, family_of(name))
-    network = CamNetwork(name, trunk, head, Preprocessing(size, own.mean, own.std)).eval().requires_grad_(False)
-    try:
-        network.map_size(size)
-    except RuntimeError as error:
-        raise ModelError(f"--image-size {size} is too small for {name}, whose own is {own.image_size}") from error
-    return network
+        return build(architecture)
 
 
 def _renamed(name: str, state: Mapping[str, Tensor]) -> State:
-    unused = family_of(name).unused
+    unused = family_of(name, exact_maps=False).unused
     prefix = "module." if state and all(key.startswith("module.") for key in state) else ""
     named = {_DOTTED_LAYER.sub(r"\1\2.", key.removeprefix(prefix)): value for key, value in state.items()}
     return {key: value for key, value in named.items() if not key.startswith(unused)}
@@ -198,10 +268,13 @@ _DOTTED_LAYER = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 
 def _misfit(name: str, fitting: Mapping[str, Tensor]) -> str | None:
     """Return what first contradicts the network's architecture, None where all of the state fits."""
-    last = f"{family_of(name).linear}.weight"
-    if last not in fitting:
-        return f"{last!r} is missing"
-    expected = _without_values(name, classes=len(fitting[last])).state_dict()
+    lasts = [f"{family_of(name, exact_maps=False, pooling=pooling).linear}.weight" for pooling in poolings_of(name)]
+    last = next((key for key in lasts if key in fitting), None)
+    if last is None:
+        return f"{lasts[0]!r} is missing"
+    if fitting[last].ndim < 2 or not len(fitting[last]):
+        return f"{last!r} is {tuple(fitting[last].shape)}, expected a row a class"
+    expected = without_values(architecture_of(name, fitting)).state_dict()
     for key, value in expected.items():
         if key not in fitting and not key.endswith(".num_batches_tracked"):
             return f"{key!r} is missing"
@@ -212,6 +285,13 @@ def _misfit(name: str, fitting: Mapping[str, Tensor]) -> str | None:
 
 def _owner(state: Mapping[str, Tensor], others_than: str) -> str | None:
     """Return another network that all of ``state`` fits."""
-    names = sorted(model_names(), key=lambda name: _class_of(name) is not _class_of(others_than))
+    names = [*model_names(), *classifier_names()]
     names.remove(others_than)
+    source, kind = source_of(others_than), family_of(others_than, exact_maps=False)
+
+    def distance(name: str) -> tuple[bool, bool, bool]:
+        family = family_of(name, exact_maps=False)
+        return name != source, family != kind, family.linear != kind.linear
+
+    names.sort(key=distance)
     return next((name for name in names if _misfit(name, _renamed(name, state)) is None), None)

@@ -4,6 +4,8 @@ from torch import Tensor, nn
 
 IMAGE_SIZE = 112
 """Side of the input in pixels; three halvings leave a 14×14 map, the size that the paper's networks have."""
+SCENE_CLASSES = 10
+"""Number of classes of the demo's scenes."""
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
@@ -49,7 +51,7 @@ class TinyCam(nn.Module):
     end in 1×1 kernels: with 3×3 ones a unit sees nearly the whole image, and maps of small objects spread beyond them.
     """
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = SCENE_CLASSES) -> None:
         """Start from PyTorch's own random values."""
         super().__init__()
         self.features = nn.Sequential(

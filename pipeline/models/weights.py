@@ -1,61 +1,50 @@
-"""Weights and class labels: torchvision's by name, or a file at any URL. Nothing but tensors is ever unpickled."""
+"""Weights and class labels: torchvision's by name, or a file at any URL that may say itself what it is."""
 
 import hashlib
-import io
 import json
-import pickle
 import re
-import struct
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor
+import torchvision
 from torchvision.models import ResNet50_Weights, WeightsEnum
 
+from pipeline.models.architecture import Architecture
+from pipeline.models.checkpoint import WeightsFile, label_list, read_checkpoint, read_local, shown
+from pipeline.models.convert import convert
 from pipeline.models.network import Preprocessing
 from pipeline.models.registry import (
     DEMO,
     State,
-    count_classes,
+    architecture_of,
+    check,
     family_of,
     fit_state,
     official_weights,
     preprocessing_of,
+    source_of,
 )
 from schemas.errors import ModelError
 
+DEFAULT_MODEL = "resnet50"
+"""The network where neither the user nor a card names one."""
 DEMO_WEIGHTS = Path(__file__).with_name(f"{DEMO}.safetensors")
-STATE_KEYS = ("state_dict", "model")
-"""Keys under which training scripts put the state dict, beside optimizer and epoch."""
 
-
-_NOT_TORCH_SAVE = (
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    EOFError,
-    struct.error,
-)
-"""What torch.load was seen to raise over cut and garbled files, beside UnpicklingError: it checks as it goes."""
+Read = Callable[[str], bytes]
+"""Returns the bytes of a file at a URL."""
 
 
 @dataclass(frozen=True)
 class Weights:
     """Weights that fit their network, and where they come from."""
 
+    architecture: Architecture
     state: State
-    """Float32 under torchvision's names, on the CPU."""
+    """Float32 under the network's own names, on the CPU."""
     source: str
     """URL without query and credentials, or torchvision's name of the weights."""
     sha256: str
@@ -64,56 +53,96 @@ class Weights:
     """Names of the C classes, in the order of the logits."""
     preprocessing: Preprocessing
     """What these weights expect of the input."""
+    multi_label: bool = False
+    """Whether the sigmoid of each logit is its probability, rather than the softmax over all."""
 
 
 @dataclass(frozen=True)
-class _File:
-    """A weights file as read."""
+class Pretrained:
+    """Values that training starts from."""
 
     state: State
-    labels: tuple[str, ...] | None
+    """Whole, for just the architecture that was asked for."""
+    new: tuple[str, ...]
+    """Keys of the parameters that have random values."""
+    source: str
     sha256: str
-
-
-def read_local(path: str) -> bytes:
-    """Return the bytes of a local file; raises ModelError where it can't be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path} can't be read: {error.strerror}") from error
+    preprocessing: Preprocessing
+    """What the layers that were taken expect of the input."""
 
 
 def load_weights(
-    model: str, weights: str, labels_path: str | None, read: Callable[[str], bytes] = read_local
+    model: str | None,
+    weights: str,
+    labels_path: str | None,
+    read: Read = read_local,
+    *,
+    exact_maps: bool = True,
 ) -> Weights:
     """Return the weights of ``model``, checked against its architecture, with one label for each class.
 
     ``weights`` is DEFAULT or another of torchvision's names (the official download, kept in torch's cache), or the URL
-    of a .safetensors file or of a .pt or .pth state dict. ``labels_path`` is a file of names, one a line or a JSON
-    list; without it the labels are those of torchvision, of the safetensors file's metadata key ``labels`` (a JSON
-    list), or, for 1000 classes, ImageNet's. ``read`` returns the bytes of both files; what it raises passes through.
+    of a .safetensors file or of a .pt or .pth state dict. ``model`` None is the one that the file's card names, or
+    resnet50. ``labels_path`` is a file of names, one a line or a JSON list; without it the labels are those of
+    torchvision, of the file's card, of a safetensors file's metadata key ``labels`` (a JSON list), or, for 1000
+    classes, ImageNet's. ``read`` returns the bytes of both files; what it raises passes through. ``exact_maps`` false
+    admits networks that only classify.
 
     Raises ModelError where the network is unknown or refused, a file can't be reached or read or holds anything but
-    tensors, the tensors are another network's, or labels are missing or of another number than the classes.
+    tensors, the tensors are another network's or not what their card says, or labels are missing or of another number
+    than the classes.
     """
-    family_of(model)
-    entry = _official(model, weights)
-    if entry is not None:
-        file, source = _parsed(str(_downloaded(model, entry)), read_local), str(entry)
-    elif model == DEMO and weights == "DEFAULT":
-        file, source = _read_demo(), DEMO_WEIGHTS.name
+    if model is not None:
+        family_of(model, exact_maps)
+    if _is_name(weights):
+        model = model or DEFAULT_MODEL
+        file, source, entry = _by_name(model, weights)
     else:
-        file, source = _parsed(weights, read), shown(weights)
+        file, source, entry = read_checkpoint(weights, read), shown(weights), None
+        model = _named_by(file, model, source)
+        family_of(model, exact_maps)
     state = fit_state(model, file.state)
+    architecture = architecture_of(model, state)
+    if file.card and file.card.architecture != architecture:
+        raise ModelError(f"{source} holds {architecture}, but its card says {file.card.architecture}")
     labels = _read_labels(labels_path, read) if labels_path else file.labels
-    classes = count_classes(model, state)
     if labels is None:
-        labels = _known_labels(entry, classes, source)
-    if len(labels) != classes:
+        labels = _known_labels(entry, architecture.classes, source)
+    if len(labels) != architecture.classes:
         raise ModelError(
-            f"{len(labels)} labels for the {classes} classes of {source}: give one name a class with --labels"
+            f"{len(labels)} labels for the {architecture.classes} classes of {source}: "
+            "give one name a class with --labels"
         )
-    return Weights(state, source, file.sha256, labels, preprocessing_of(model, entry))
+    return Weights(
+        architecture,
+        state,
+        source,
+        file.sha256,
+        labels,
+        file.card.preprocessing if file.card else preprocessing_of(model, entry),
+        multi_label=file.card is not None and file.card.multi_label,
+    )
+
+
+def load_pretrained(architecture: Architecture, weights: str = "DEFAULT", read: Read = read_local) -> Pretrained:
+    """Return values to start training ``architecture`` from: pretrained layers, and a last layer that is always new.
+
+    ``weights`` is DEFAULT or another of torchvision's names for the network that ``source_of`` names, or the URL of a
+    file with that network's state or with an earlier checkpoint of the network itself. Raises ModelError where there
+    are no such weights, they can't be read, or they fit no layer of the network.
+    """
+    check(architecture)
+    name = architecture.name
+    if _is_name(weights):
+        origin = name if name == DEMO else source_of(name)
+        if origin is None:
+            raise ModelError(f"--weights {weights}: torchvision has none for {name}; start it from random values")
+        file, source, entry = _by_name(origin, weights, whole=origin == name)
+    else:
+        file, source, entry = read_checkpoint(weights, read), shown(weights), None
+    converted = convert(architecture, file.state)
+    preprocessing = file.card.preprocessing if file.card else preprocessing_of(name, entry)
+    return Pretrained(converted.state, converted.new, source, file.sha256, preprocessing)
 
 
 def model_digest(model: str, weights_sha256: str, preprocessing: Preprocessing, resize: str) -> str:
@@ -122,26 +151,40 @@ def model_digest(model: str, weights_sha256: str, preprocessing: Preprocessing, 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def shown(url: str) -> str:
-    """Return ``url`` as messages and lineage may show it: without user and password, over HTTP without the query."""
-    bare = re.sub(r"(://)[^/@]*@", r"\1", url)
-    return re.sub(r"(https?://[^?#]*)[?#].*", r"\1", bare)
+def _is_name(weights: str) -> bool:
+    """Return whether ``weights`` can only be a name, not a file."""
+    return not ("." in weights or "/" in weights)
 
 
-def _official(model: str, weights: str) -> WeightsEnum | None:
-    """Return the torchvision weights of that name; None where ``weights`` is a file or camlake's own."""
-    if "." in weights or "/" in weights:
-        return None
-    entries = official_weights(model)
-    if weights == "DEFAULT":
-        return type(entries[0]).DEFAULT if entries else None
-    names = [entry.name for entry in entries]
-    if weights in names:
-        return entries[names.index(weights)]
-    raise ModelError(
-        f"--weights {weights!r} of {model}: allowed: {', '.join(['DEFAULT', *names])}, "
-        "or a .safetensors, .pt or .pth file"
-    )
+def _by_name(model: str, weights: str, whole: bool = True) -> tuple[WeightsFile, str, WeightsEnum | None]:
+    """Return torchvision's weights of that name, downloaded where need be, or the demo's; where ``whole``, complete."""
+    if model == DEMO:
+        if weights != "DEFAULT":
+            raise ModelError(f"--weights {weights!r} of {DEMO}: allowed: DEFAULT, or a .safetensors, .pt or .pth file")
+        return _read_demo(), DEMO_WEIGHTS.name, None
+    entries = official_weights(model) if whole else list(torchvision.models.get_model_weights(model))
+    if not entries:
+        raise ModelError(
+            f"--weights {weights}: there are no trained ones of {model}; `camlake train` makes a file for --weights"
+        )
+    names = ["DEFAULT", *(entry.name for entry in entries)]
+    if weights not in names:
+        raise ModelError(
+            f"--weights {weights!r} of {model}: allowed: {', '.join(names)}, or a .safetensors, .pt or .pth file"
+        )
+    entry = type(entries[0]).DEFAULT if weights == "DEFAULT" else entries[names.index(weights) - 1]
+    return read_checkpoint(str(_downloaded(model, entry))), str(entry), entry
+
+
+def _named_by(file: WeightsFile, model: str | None, source: str) -> str:
+    """Return the network of a file: the one asked for, which must be the one on its card, if it has one."""
+    on_card = file.card.architecture.name if file.card else None
+    if model and on_card and model != on_card:
+        raise ModelError(f"--model {model}: {source} holds {on_card}, as its card says; leave --model out")
+    name = model or on_card
+    if name is None:
+        raise ModelError(f"{source} has no card that names its network: name it with --model")
+    return name
 
 
 def _downloaded(model: str, entry: WeightsEnum) -> Path:
@@ -162,75 +205,22 @@ def _downloaded(model: str, entry: WeightsEnum) -> Path:
     return path
 
 
-def _read_demo() -> _File:
+def _read_demo() -> WeightsFile:
     if not DEMO_WEIGHTS.exists():
         raise ModelError(
             f"{DEMO_WEIGHTS} is missing: install camlake anew, or make it with `python -m jobs.train_demo`"
         )
-    return _parsed(str(DEMO_WEIGHTS), read_local)
+    return read_checkpoint(str(DEMO_WEIGHTS))
 
 
-def _parsed(url: str, read: Callable[[str], bytes]) -> _File:
-    suffix = Path(shown(url)).suffix.lower()
-    if suffix not in (".safetensors", ".pt", ".pth"):
-        raise ModelError(f"--weights {shown(url)}: allowed: a .safetensors, .pt or .pth file")
-    content = read(url)
-    digest = hashlib.sha256(content).hexdigest()
-    if suffix == ".safetensors":
-        try:
-            return _File(safetensors.torch.load(content), _labels_inside(content, url), digest)
-        except safetensors.SafetensorError as error:
-            raise ModelError(f"--weights {shown(url)} is no whole safetensors file: {error}") from error
-    try:
-        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"--weights {shown(url)} is no plain state dict, and nothing else is unpickled; save model.state_dict()"
-        ) from error
-    except _NOT_TORCH_SAVE as error:
-        raise ModelError(f"--weights {shown(url)} is no whole file of torch.save") from error
-    return _File(_state_inside(loaded, url), None, digest)
-
-
-def _state_inside(loaded: Any, url: str) -> State:
-    for key in STATE_KEYS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict):
-        raise ModelError(f"--weights {shown(url)} holds a {type(loaded).__name__}, not a state dict")
-    for key, value in loaded.items():
-        if not isinstance(value, Tensor):
-            raise ModelError(
-                f"--weights {shown(url)} is no state dict: {key!r} is a {type(value).__name__}, not a tensor"
-            )
-    return dict(loaded)
-
-
-def _labels_inside(content: bytes, url: str) -> tuple[str, ...] | None:
-    """Return the labels of a safetensors file: its metadata stand in a JSON header behind 8 bytes of its length."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    text = header.get("__metadata__", {}).get("labels")
-    return None if text is None else _label_list(text, f"metadata key 'labels' of {shown(url)}")
-
-
-def _read_labels(path: str, read: Callable[[str], bytes]) -> tuple[str, ...]:
+def _read_labels(path: str, read: Read) -> tuple[str, ...]:
     try:
         text = read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ModelError(f"--labels {shown(path)} is not UTF-8 text") from error
     if text.lstrip().startswith("["):
-        return _label_list(text, f"--labels {shown(path)}")
+        return label_list(text, f"--labels {shown(path)}")
     return tuple(line.strip() for line in text.rstrip().splitlines())
-
-
-def _label_list(text: str, place: str) -> tuple[str, ...]:
-    try:
-        labels = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{place} is no JSON list: {error}") from error
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise ModelError(f"{place} is no JSON list of names")
-    return tuple(labels)
 
 
 def _known_labels(entry: WeightsEnum | None, classes: int, source: str) -> tuple[str, ...]:

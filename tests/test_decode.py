@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.images.decode import DecodedImage, DecodeLimits, Decoder, decode
+from pipeline.images.decode import DecodedImage, DecodeLimits, decode
+from pipeline.images.decoder import Decoder
 from schemas.errors import RejectedImage
 from schemas.reasons import Reason
 from tests.pictures import ORIENTATION, RGB, SMOOTH, encoded, png_chunk, tiff
@@ -200,7 +201,7 @@ def test_broken_exif_is_ignored(broken: bytes) -> None:
     assert pixels_of(encoded(SMOOTH, exif=exif(99))).shape == SMOOTH.shape
 
 
-def size_of(image: DecodedImage) -> tuple[int, ...]:
+def size_of(place: int, image: DecodedImage) -> tuple[int, ...]:
     return image.pixels.shape[:2]
 
 
@@ -218,7 +219,7 @@ def test_decoder_keeps_the_order(threads: int) -> None:
             assert result == (index + 1, 2)
     assert not rejected
     assert Decoder(LIMITS, threads).map([], size_of) == []
-    assert Decoder(LIMITS, threads).map(blobs[:3], lambda image: None) == [None] * 3
+    assert Decoder(LIMITS, threads).map(blobs[:3], lambda place, image: place) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -226,8 +227,8 @@ def test_a_slow_image_times_out_alone(threads: int) -> None:
     blobs = [encoded(np.zeros((height, 2, 3), np.uint8)) for height in range(1, 12)]
     released = threading.Event()
 
-    def stuck_at_three(image: DecodedImage) -> int:
-        height = size_of(image)[0]
+    def stuck_at_three(place: int, image: DecodedImage) -> int:
+        height = size_of(place, image)[0]
         if height == 3:
             released.wait()
         return height
@@ -245,8 +246,8 @@ def test_a_slow_image_times_out_alone(threads: int) -> None:
 def test_the_result_of_a_thread_left_behind_is_dropped() -> None:
     released = threading.Event()
 
-    def first_waits_for_second(image: DecodedImage) -> int:
-        height = size_of(image)[0]
+    def first_waits_for_second(place: int, image: DecodedImage) -> int:
+        height = size_of(place, image)[0]
         if height == 1:
             released.wait()
         else:
@@ -273,7 +274,7 @@ def test_threads_end_with_their_decoder() -> None:
 
 
 def test_another_exception_of_then_reaches_the_caller() -> None:
-    def broken(image: DecodedImage) -> int:
+    def broken(place: int, image: DecodedImage) -> int:
         raise ZeroDivisionError(image.format)
 
     with pytest.raises(ZeroDivisionError, match="PNG"):

@@ -1,0 +1,80 @@
+"""What the suite of stages times: a stage by batches, and the parts of the one that holds the network."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from pipeline.graph.annotating import AnnotateSpec, AnnotateStage
+from pipeline.models.engine import Engine, to_host
+from pipeline.models.localizer import Localizer
+from pipeline.models.network import CamNetwork
+
+
+class Timed(NamedTuple):
+    """Something to time: a call, and how many images it works on."""
+
+    run: Callable[[], Any]
+    images: int
+
+
+def by_batch(stage: Callable[[pa.Table], pa.Table], table: pa.Table, size: int) -> Timed:
+    """Return a stage that takes a table in batches of ``size`` images."""
+    batches = [table.slice(at, size) for at in range(0, len(table), size)]
+    return Timed(lambda: pa.concat_tables(map(stage, batches)), len(table))
+
+
+class _Recalled(nn.Module):
+    """A trunk that gives the feature maps of the first images, whatever it sees, at once."""
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.features: Tensor
+        self.register_buffer("features", features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features[: len(images)]
+
+
+def network_parts(spec: AnnotateSpec, state: dict[str, Tensor], decoded: pa.Table) -> dict[str, Timed]:
+    """Return the forward pass, and how much longer the stage takes when a pass takes no time: less noise than both."""
+    side, size = spec.image_size, spec.runtime.batch_size
+    good = decoded.filter(decoded["reason_code"].is_null())
+    pixels = [np.frombuffer(row, np.uint8).reshape(side, side, 3) for row in good["pixels"].to_pylist()]
+    batches = torch.split(torch.from_numpy(np.stack(pixels)), size)
+    sizes_hw = np.stack([good["height_px"].to_numpy(), good["width_px"].to_numpy()], axis=1).astype(np.int64)
+    covered = np.array([spec.resize.covered(*size_hw) for size_hw in sizes_hw.tolist()])
+    engine = Engine(spec.load(state).eval(), spec.runtime)
+    engine.warm_up()
+    with torch.inference_mode(), engine.at_work():
+        features = torch.from_numpy(to_host([engine(engine.put(batches[0]))])[0])
+
+    def recalled(state: dict[str, Tensor]) -> CamNetwork:
+        real = spec.load(state)
+        return CamNetwork(real.name, _Recalled(features.clone()), real.head, real.preprocessing)
+
+    def forward(engine: Engine) -> None:
+        with torch.inference_mode(), engine.at_work():
+            for batch in batches:
+                to_host([engine(engine.put(batch))[:, 0, 0, 0]])
+
+    def localize() -> None:
+        for at, batch in zip(itertools.count(0, size), batches, strict=False):
+            localizer(batch, sizes_hw[at : at + size], covered[at : at + size])
+
+    idle = Engine(recalled(state), spec.runtime)
+    localizer = Localizer(recalled(state), spec.rule, spec.runtime)
+    stage = AnnotateStage(dataclasses.replace(spec, load=recalled), state)
+    idle.warm_up()
+    localizer.warm_up()
+    return {
+        "network": Timed(lambda: forward(engine), len(good)),
+        "no network": Timed(lambda: forward(idle), len(good)),
+        "no network, maps and boxes": Timed(localize, len(good)),
+        "no network, maps, boxes and answers": by_batch(stage, good, size),
+    }

@@ -1,13 +1,15 @@
 """``camlake annotate``: list → plan → read → decode → annotate → commit."""
 
 import time
+from functools import partial
 
 from jobs.console import Screen, main, verb
 from jobs.estimate import print_estimate
 from pipeline.graph.cluster import ray_cluster
 from pipeline.graph.job import describe, load_model, make_job, open_run, plan_inputs
-from pipeline.graph.resources import plan_compute
+from pipeline.graph.measuring import sample_plan
 from pipeline.graph.stream import run_stream
+from pipeline.graph.tuning import TUNE_FROM, resolve_compute, worth_tuning
 from pipeline.storage.commit import done_images
 from pipeline.storage.filesystems import safe_url
 from pipeline.storage.lake import Layout
@@ -35,8 +37,11 @@ def run(config: AnnotateConfig, screen: Screen) -> None:
     refuse_rejected_share(manifest, config)
 
 
-def annotate(config: AnnotateConfig, screen: Screen) -> RunManifest:
-    """Annotate every listed input that is not done yet, and return the run's account."""
+def annotate(config: AnnotateConfig, screen: Screen, tune_from: int = TUNE_FROM) -> RunManifest:
+    """Annotate every listed input that is not done yet, and return the run's account.
+
+    From ``tune_from`` images on, a few seconds of trials choose what the configuration leaves open.
+    """
     model = load_model(config)
     screen.say(f"model {model.partition} ({model.network.n_parameters / 1e6:.1f} M parameters, {model.weights.source})")
     with open_run(config, model) as opened:
@@ -49,7 +54,10 @@ def annotate(config: AnnotateConfig, screen: Screen) -> RunManifest:
             return opened.begin(plan.counts, None).finish()
         screen.say("starting Ray and the networks")
         with ray_cluster(config.address) as machine:
-            compute = plan_compute(config, machine, len(plan.slices))
+            if worth_tuning(config, plan.counts.planned, tune_from):
+                screen.say("trying for a few seconds what is fastest here")
+            sample = partial(sample_plan, plan.slices, opened.fs, opened.root)
+            compute = resolve_compute(config, model, machine, plan.slices, sample, tune_from)
             screen.say(describe(compute))
             begun = opened.begin(plan.counts, compute)
             job = make_job(config, model, begun, compute, plan.counts.planned)

@@ -15,6 +15,8 @@ def run(config: BenchmarkConfig, screen: Screen) -> None:
     suite = importlib.import_module(f"jobs.suites.{config.suite.replace('-', '_')}")
     figures: Figures = suite.measure(config, screen)
     machine = machine_facts()
+    if config.suite == "peers":
+        machine["peers"] = suite.versions()
     screen.table(
         f"{config.suite} on {machine['cores']} cores of {machine['processor']}", ("figure", "value"), rows(figures)
     )

@@ -13,6 +13,7 @@ Component = Literal["largest", "all"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Resize = Literal["squash", "fit"]
+JpegScaling = Literal["auto", "off"]
 DecodePlace = Literal["auto", "local", "remote", "gpu"]
 Switch = Literal["auto", "on", "off"]
 
@@ -129,6 +130,9 @@ class AnnotateConfig(StorageConfig):
     image_size: int | None = option(
         None, "side of the network's input in pixels; default: the network's own", "Images", ge=32, le=4096
     )
+    jpeg_scaling: JpegScaling = option(
+        "auto", "auto: decode a JPEG much larger than the network's input at 1/2, 1/4 or 1/8 of its size", "Images"
+    )
     limit: int | None = option(None, "annotate at most this many images", "Images", ge=1)
     sample: float = option(1.0, "annotate this share of the images, always the same ones", "Images", gt=0, le=1)
     max_pixels: int = option(100_000_000, "reject images with more pixels", "Images", ge=1)
@@ -163,7 +167,12 @@ class AnnotateConfig(StorageConfig):
     address: str | None = option(None, "a running Ray cluster; default: start one here", "Compute")
 
     dry_run: bool = option(False, "print the resolved plan and an estimate, write nothing", "Run")
-    price_per_hour: float | None = option(None, "what the cluster costs an hour, for the estimate", "Run", ge=0)
+    cluster: str | None = option(
+        None, "Ray cluster file like cluster.yaml for the dry run: what it would take there, all workers up", "Run"
+    )
+    prices: str | None = option(
+        None, "YAML or JSON file for the dry run: per_hour of the cluster, or of each instance type; currency", "Run"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -176,11 +185,13 @@ class AnnotateConfig(StorageConfig):
             raise ValueError(f"--gpus-per-actor {self.gpus_per_actor:g}: allowed: up to 1, or a whole number")
         if self.actors and not 1 <= self.actors[0] <= self.actors[1]:
             raise ValueError(f"--actors {self.actors[0]}:{self.actors[1]}: allowed: 1 <= MIN <= MAX")
+        if self.cluster and (self.address or not self.dry_run):
+            raise ValueError(f"--cluster {self.cluster!r}: allowed: with --dry-run, and without --address")
         return self
 
     def settings(self) -> dict[str, Any]:
         """Return what shapes the rows: all runs of one output and one model must agree on it."""
-        shaping = {"topk", "threshold", "components", "min_area", "outputs", "feature_type"}
+        shaping = {"topk", "threshold", "components", "min_area", "jpeg_scaling", "outputs", "feature_type"}
         return self.model_dump(mode="json", include=shaping)
 
 
@@ -230,6 +241,9 @@ class BenchmarkConfig(JobConfig):
     truth: str | None = option(None, "file of true boxes of these photographs (reference)", "Options")
     model: str = option("squeezenet1_1", "network by name", "Options")
     weights: str | None = option(None, "its weights; default: random ones where scores don't matter", "Options")
+    precision: Precision = option(
+        "auto", "number type of the networks of all sides (end-to-end, peers); auto: as annotate on CPU", "Options"
+    )
     count: int = option(2000, "images of a run; photographs are repeated under new names", "Options", ge=16)
     repeats: int = option(3, "interleaved runs of each side", "Options", ge=1, le=20)
     result: str | None = option(None, "JSON file for the figures, with machine, versions and commit", "Options")
@@ -250,6 +264,82 @@ class EvaluateConfig(StorageConfig):
         "how the truth means xmax and ymax: half-open, or the last pixel inside (ILSVRC, wsolevaluation)",
         "Options",
     )
-    report: str | None = option(
-        None, "folder for scores.json and scores.md, any fsspec URL; default: OUT/_reports", "Options"
+    calibrate: bool = option(
+        False,
+        "fit box_score on half of the truth's images, report its reliability on the others, and keep it in OUT for the"
+        " next `camlake annotate`",
+        "Options",
     )
+    report: str | None = option(
+        None, "folder for scores.json, scores.md and pictures of the curves; default: OUT/_reports", "Options"
+    )
+
+
+TrainedPart = Literal["full", "head"]
+Schedule = Literal["modern", "paper"]
+Augment = Literal["crop", "flip", "none"]
+
+
+class TrainConfig(StorageConfig):
+    """What ``camlake train`` learns, and how."""
+
+    input: str = required(
+        "a folder with a folder of images for each class, or a CSV or Parquet file with columns uri and label; several"
+        " labels of an image are separated by ;"
+    )
+    out: str = required("where weights, metrics and the resume state go: any fsspec URL", flag=True)
+
+    val: str | None = option(None, "validation images, in the same form as INPUT; default: a part of INPUT", "Data")
+    val_share: float = option(0.1, "without --val: share of the images kept for validation", "Data", ge=0, lt=1)
+    labels: str | None = option(
+        None, "file of class names that says their order, one a line or a JSON list; default: sorted", "Data"
+    )
+    max_pixels: int = option(100_000_000, "leave out images with more pixels", "Data", ge=1)
+    max_bytes: int = option(100_000_000, "leave out objects with more bytes", "Data", ge=1)
+    decode_timeout_s: float = option(30.0, "leave out images whose decoding takes longer", "Data", gt=0)
+    max_rejected: float = option(
+        0.05, "share of unusable images above which the job exits with status 3", "Data", ge=0, le=1
+    )
+
+    model: str = option("resnet50", "network by name; `camlake models` lists them", "Network")
+    pooling: Literal["gap", "gmp"] = option("gap", "global average or global max pooling before the linear layer", "Network")
+    width: float = option(1.0, "multiplies the channels of camlake's own networks", "Network", gt=0)
+    weights: str = option(
+        "DEFAULT",
+        "what training starts from: torchvision's name of the weights, a weights file at any URL, or none",
+        "Network",
+    )
+    image_size: int | None = option(
+        None, "side of the network's input in pixels; default: the weights' own", "Network", ge=32, le=4096
+    )
+
+    train: TrainedPart = option("full", "train all layers, or only those that --weights has no values for", "Learning")
+    schedule: Schedule = option(
+        "modern",
+        "modern: AdamW, warm-up, cosine; paper: SGD with momentum, the rate times 0.1 after each third of the epochs",
+        "Learning",
+    )
+    epochs: int = option(30, "runs through the training images", "Learning", ge=1, le=10_000)
+    batch_size: int = option(64, "images of a step, over all workers together", "Learning", ge=1)
+    lr: float | None = option(
+        None, "learning rate of new layers; pretrained ones take a tenth (modern) or the same (paper)", "Learning", gt=0
+    )
+    weight_decay: float | None = option(None, "default: 0.05 (modern) or 5e-4 (paper)", "Learning", ge=0)
+    label_smoothing: float | None = option(
+        None, "default: 0.1 (modern) or 0 (paper); not for several labels an image", "Learning", ge=0, lt=1
+    )
+    augment: Augment = option("crop", "crop: random crops and mirroring; flip: mirroring alone; none", "Learning")
+    patience: int | None = option(None, "stop after so many epochs without a better validation", "Learning", ge=1)
+    seed: int = option(0, "of first values, order, crops and dropout", "Learning", ge=0)
+
+    device: Device = option("auto", "where the network learns; auto takes CUDA where the cluster has it", "Compute")
+    precision: Precision = option("auto", "number type of the network's layers; weights stay fp32", "Compute")
+    workers: int | None = option(
+        None, "processes that share each step; default: one for each GPU, or one", "Compute", ge=1
+    )
+    address: str | None = option(None, "a running Ray cluster; default: start one here", "Compute")
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the outcome: a run goes on only with the same."""
+        aside = {*StorageConfig.model_fields, "out", "workers", "address", "device", "max_rejected"}
+        return self.model_dump(mode="json", exclude=aside)

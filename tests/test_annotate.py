@@ -1,7 +1,6 @@
 """The whole job on one Ray: every input in exactly one table, done means done, the same rows by every way."""
 
 import io
-import json
 import os
 import shutil
 import tarfile
@@ -14,8 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.annotate import refuse_rejected_share
-from jobs.console import Screen
-from jobs.estimate import print_estimate
 from pipeline import camlake
 from pipeline.graph.annotating import AnnotateStage
 from pipeline.graph.decoding import DecodeStage
@@ -179,24 +176,6 @@ class TestOptions:
         assert (again.listed, again.already_done) == (3, 3)
         by_glob = run_annotate(f"{images}/**", images).counts
         assert (by_glob.listed, by_glob.already_done) == (3, 3)
-
-    def test_dry_run_measures_predicts_and_writes_nothing(self, corpus, tmp_path, capsys):
-        config = AnnotateConfig.resolve(
-            {
-                "input": str(corpus / "images"),
-                "out": str(tmp_path / "out"),
-                "model": "camlake_demo",
-                "price_per_hour": 36,
-            }
-        )
-        print_estimate(config, Screen("json"))
-        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        facts = {row["fact"]: row["value"] for row in lines[1]["rows"]}
-        assert (facts["listed"], facts["to do"]) == (N_IMAGES + N_BROKEN, N_IMAGES + N_BROKEN)
-        assert facts["measured on"] == f"{N_IMAGES + N_BROKEN} images, {N_BROKEN} of them rejected"
-        assert facts["images/s"] > 1
-        assert facts["cost"] >= 0
-        assert not (tmp_path / "out").exists()
 
     def test_a_mistake_leaves_no_trace_of_a_run(self, corpus, tmp_path):
         (tmp_path / "classes.csv").write_text("file,class_id\nnone.jpg,1\n")

@@ -1,62 +1,38 @@
-"""Fetching planned images from every kind of input and store: right bytes, true reasons, bounded reads, no secrets."""
+"""Fetching plain objects from every kind of store: right bytes, true reasons, bounded reads, no secrets."""
 
-import io
 import json
 import os
 import pickle
 import socket
-import tarfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from s3fs import S3FileSystem
 
-from pipeline.storage.fetch import Fetched, Fetcher
-from pipeline.storage.listing import image_id, list_inputs
+from pipeline.storage.fetch import Fetcher
 from schemas.config import StorageConfig
 from schemas.errors import RejectedImage
 from schemas.tables import PLAN
-
-LOCAL = StorageConfig()
-MAX_BYTES = 1000
-
-
-def plan_of(url: str, storage: StorageConfig = LOCAL) -> pa.Table:
-    return pa.Table.from_batches(list_inputs(str(url), storage).batches, schema=PLAN)
+from tests.fetching import MAX_BYTES, fetch, plan_of, planned, reason
+from tests.listings import LOCAL
 
 
-def planned(*rows: dict) -> pa.Table:
-    empty = dict.fromkeys(PLAN.names)
-    filled = [{**empty, "image_id": image_id(row["uri"]), "path": row["uri"], **row} for row in rows]
-    return pa.Table.from_pylist(filled, schema=PLAN)
-
-
-def fetch(plan: pa.Table, storage: StorageConfig = LOCAL, max_bytes: int = MAX_BYTES) -> list[Fetched]:
-    return Fetcher(storage, max_bytes, threads=4).fetch(plan)
-
-
-def reason(item: Fetched) -> str:
-    assert isinstance(item, RejectedImage)
-    return str(item.reason)
-
-
-def pack(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-# -- plain objects -----------------------------------------------------------------------------------------------------
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 def test_local_files_in_the_plans_order(tmp_path):
@@ -139,21 +115,62 @@ def test_weird_keys_fetch_their_own_bytes(object_store):
     assert found == {f"{bucket}/{key}": f"bytes of {key}".encode() for key in keys}
 
 
-def test_s3_objects_are_one_request_each(s3, monkeypatch):
-    bucket = s3.bucket()
-    for number in range(20):
-        s3.client.put_object(Bucket=bucket, Key=f"{number:02d}.jpg", Body=b"x" * number)
-    plan = plan_of(f"s3://{bucket}", s3.storage)
-    calls: list[str] = []
-    call = S3FileSystem._call_s3
+class _Bucket(BaseHTTPRequestHandler):
+    """As much of S3 as a GET takes; notes each request and its connection."""
 
-    def counted(self: S3FileSystem, method: str, *args, **kwargs):
-        calls.append(method)
-        return call(self, method, *args, **kwargs)
+    protocol_version = "HTTP/1.1"
+    requests: ClassVar[list[tuple[str, str, str | None]]] = []
+    connections: ClassVar[set[tuple[str, int]]] = set()
+    failures: ClassVar[Counter[str]] = Counter()
 
-    monkeypatch.setattr(S3FileSystem, "_call_s3", counted)
-    assert fetch(plan, s3.storage) == [b"x" * number for number in range(20)]
-    assert calls == ["get_object"] * 20
+    def do_GET(self) -> None:
+        self.requests.append((self.command, self.path, self.headers["Range"]))
+        self.connections.add(self.client_address)
+        self.failures[self.path] -= 1
+        body = self.path.encode()
+        self.send_response(503 if self.failures[self.path] >= 0 else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT")
+        self.send_header("x-amz-bucket-region", "eu-north-1")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815 (the base class's name)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
+        """Keep the tests' output clean."""
+
+
+@pytest.fixture
+def counting() -> Iterator[type[_Bucket]]:
+    _Bucket.requests.clear()
+    _Bucket.connections.clear()
+    _Bucket.failures.clear()
+    with serving(_Bucket) as url:
+        _Bucket.storage = StorageConfig(endpoint_url=url)
+        yield _Bucket
+
+
+def test_s3_objects_are_one_get_each_over_few_connections(counting):
+    plan = planned(*({"uri": f"s3://b/k/{number}", "path": f"b/k/{number}", "size_bytes": 5} for number in range(100)))
+    assert fetch(plan, counting.storage) == [f"/b/k/{number}".encode() for number in range(100)]
+    bucket, *objects = counting.requests
+    assert bucket[:2] == ("HEAD", "/b")  # once: where does it lie?
+    assert sorted(objects) == sorted(("GET", f"/b/k/{number}", None) for number in range(100))
+    assert len(counting.connections) <= 12
+
+
+def test_s3_objects_are_tried_again(counting):
+    counting.failures["/b/k"] = 2
+    assert fetch(planned({"uri": "s3://b/k", "path": "b/k", "size_bytes": 5}), counting.storage) == [b"/b/k"]
+    assert [request[0] for request in counting.requests] == ["HEAD", "GET", "GET", "GET"]
+
+
+def test_keys_that_obstore_has_no_path_for_are_read_by_s3fs(counting):
+    keys = ["a//b", "/a", "a/", "a/../b", "."]
+    plan = planned(*({"uri": f"s3://b/{key}", "path": f"b/{key}", "size_bytes": 5} for key in keys))
+    assert fetch(plan, counting.storage) == [f"/b/{key}".encode() for key in keys]
 
 
 def test_s3_objects_of_unknown_size_are_bounded(s3):
@@ -165,8 +182,8 @@ def test_s3_objects_of_unknown_size_are_bounded(s3):
     found = fetch(plan, s3.storage)
     assert found[:2] == [b"", b"x" * MAX_BYTES]
     assert [str(item) for item in found[2:]] == [
-        "too_many_bytes: 1001 bytes, more than the 1000 that max_bytes allows"
-    ] * 2
+        f"too_many_bytes: {size} bytes, more than the 1000 that max_bytes allows" for size in (1001, 100_000)
+    ]
 
 
 def test_a_changed_object_is_fetched_as_it_is_now(s3):
@@ -232,13 +249,8 @@ class _Web(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Web)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(_Web) as url:
+        yield url
 
 
 def test_signed_urls_fetch_and_their_secrets_stay_in_the_plan(web, tmp_path, monkeypatch):
@@ -254,130 +266,6 @@ def test_signed_urls_fetch_and_their_secrets_stay_in_the_plan(web, tmp_path, mon
     assert [reason(item) for item in found[1:5]] == ["not_found", "access_denied", "fetch_failed", "too_many_bytes"]
     assert not any("hush" in str(item) for item in found[1:])
     assert found[5] == b"flaky "
-
-
-# -- containers --------------------------------------------------------------------------------------------------------
-
-
-def test_members_of_a_shard_share_requests(tmp_path, monkeypatch):
-    members = {f"{number:03d}.jpg": bytes([number]) * (number * 7) for number in range(100)}
-    data = pack(members)
-    (tmp_path / "a.tar").write_bytes(data)
-    plan = plan_of(str(tmp_path / "a.tar"))
-    shuffled = plan.take([(number * 37) % 100 for number in range(100)])
-    reads: list[int] = []
-    cat_file = fsspec.filesystem("file").cat_file
-
-    def counted(self, path: str, start: int, end: int) -> bytes:
-        reads.append(end - start)
-        return cat_file(path, start=start, end=end)
-
-    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.cat_file", counted)
-    assert fetch(shuffled) == [members[f"{(number * 37) % 100:03d}.jpg"] for number in range(100)]
-    assert len(reads) == 1
-    monkeypatch.setattr("pipeline.storage.fetch._MERGED_BYTES", 4000)
-    reads.clear()
-    assert fetch(plan) == list(members.values())
-    assert len(reads) > 5
-    assert max(reads) <= 4000
-    monkeypatch.setattr("pipeline.storage.fetch._MERGE_GAP_BYTES", -1)
-    reads.clear()
-    fetch(plan.slice(1))
-    assert sum(reads) == sum(map(len, members.values()))
-
-
-def test_a_member_that_is_too_large_is_left_out(tmp_path):
-    (tmp_path / "a.tar").write_bytes(pack({"a.jpg": b"1", "b.jpg": b"2" * 5000, "c.jpg": b""}))
-    found = fetch(plan_of(str(tmp_path / "a.tar")))
-    assert (found[0], reason(found[1]), found[2]) == (b"1", "too_many_bytes", b"")
-
-
-def test_a_shard_that_shrank_or_went_since(tmp_path):
-    path = tmp_path / "a.tar"
-    path.write_bytes(pack({"a.jpg": b"1" * 100, "b.jpg": b"2" * 100}))
-    plan = plan_of(str(path))
-    path.write_bytes(path.read_bytes()[:1100])
-    assert [item if isinstance(item, bytes) else str(item) for item in fetch(plan)] == [
-        b"1" * 100,
-        "fetch_failed: the shard changed since it was listed",
-    ]
-    path.unlink()
-    assert [reason(item) for item in fetch(plan)] == ["not_found", "not_found"]
-
-
-def test_shards_and_parquet_on_s3(s3):
-    bucket = s3.bucket()
-    members = {f"{number}.jpg": bytes([number]) * 100 for number in range(10)}
-    s3.client.put_object(Bucket=bucket, Key="w/ü#1.tar", Body=pack(members))
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({"jpg": list(members.values())}), buffer, row_group_size=3)
-    s3.client.put_object(Bucket=bucket, Key="p/a.parquet", Body=buffer.getvalue())
-    for prefix in ("w", "p"):
-        plan = plan_of(f"s3://{bucket}/{prefix}", s3.storage)
-        assert fetch(plan, s3.storage) == list(members.values())
-
-
-HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-def test_parquet_rows_read_each_row_group_once(tmp_path, monkeypatch):
-    values = [{"bytes": bytes([number]) * number, "path": f"{number}.jpg"} for number in range(100)]
-    path = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"image": pa.array(values, HF)}), path, row_group_size=30)
-    plan = plan_of(str(path))
-    read: list[list[int]] = []
-    iter_batches = pq.ParquetFile.iter_batches
-
-    def counted(self, *args, **kwargs):
-        read.append(kwargs["row_groups"])
-        return iter_batches(self, *args, **kwargs)
-
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
-    wanted = [95, 3, 29, 28, 4, 90]
-    assert fetch(plan.take(wanted)) == [values[number]["bytes"] for number in wanted]
-    assert read == [[0], [3]]
-
-
-def test_parquet_rows_with_every_reason(tmp_path):
-    (tmp_path / "far.jpg").write_bytes(b"far")
-    values = [
-        {"bytes": b"1", "path": None},
-        {"bytes": None, "path": "far.jpg"},
-        {"bytes": None, "path": None},
-        {"bytes": b"x" * 2000, "path": None},
-        {"bytes": b"", "path": None},
-    ]
-    path = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"image": pa.array(values, HF)}), path)
-    found = fetch(plan_of(str(path)))
-    assert found[:2] == [b"1", b"far"]
-    assert [reason(item) for item in found[2:4]] == ["empty", "too_many_bytes"]
-    assert found[4] == b""
-    pq.write_table(pa.table({"jpg": pa.array([b"1", None])}), path)
-    assert [item if isinstance(item, bytes) else str(item) for item in fetch(planned(*_rows_of(path, 2)))] == [
-        b"1",
-        "empty: the row has no bytes",
-    ]
-
-
-def _rows_of(path: Path, count: int) -> list[dict]:
-    return [{"uri": f"{path}#{row}", "path": str(path), "offset": row} for row in range(count)]
-
-
-def test_a_parquet_file_that_is_damaged_after_its_footer_was_written(tmp_path):
-    path = tmp_path / "t.parquet"
-    values = [os.urandom(200) for _ in range(60)]
-    pq.write_table(pa.table({"jpg": values}), path, row_group_size=20, compression="zstd", use_dictionary=False)
-    group = pq.ParquetFile(path).metadata.row_group(1).column(0)
-    with path.open("r+b") as file:
-        file.seek(group.data_page_offset)
-        file.write(b"\xff" * 64)
-    found = fetch(planned(*_rows_of(path, 60)))
-    assert found[:20] == values[:20]
-    assert {reason(item) for item in found[20:]} == {"unreadable_container"}
-    assert [reason(item) for item in fetch(planned(*_rows_of(path, 61)[60:]))] == ["unreadable_container"]
-    path.write_bytes(b"no Parquet")
-    assert [reason(item) for item in fetch(planned(*_rows_of(path, 1)))] == ["unreadable_container"]
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------

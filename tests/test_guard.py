@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,3 +49,30 @@ def test_the_culprit_alone_is_rejected(tmp_path):
     assert rows["reason_code"].to_pylist() == [None, "crashed", None]
     assert diary.read_text().split() == ["3"] * TRIES + ["1"] * TRIES
     assert ray.get(worker.run.remote(table("a", "b")))["reason_code"].null_count == 2
+
+
+def test_a_suspicious_table_waits_until_nothing_is_beside_it():
+    tally, order = start_tally(), []
+    guard = Guard(tally)
+    ray.get([tally.begin.remote("1 from suspicious") for _ in range(TRIES)])
+    is_at_work, may_end = threading.Event(), threading.Event()
+
+    def slow(images):
+        is_at_work.set()
+        may_end.wait(60)
+        order.append("slow")
+        return images
+
+    def quick(images):
+        order.append("suspicious")
+        return images
+
+    with ThreadPoolExecutor(2) as pool:
+        beside = pool.submit(guard.run, table("innocent"), slow)
+        is_at_work.wait(60)
+        alone = pool.submit(guard.run, table("suspicious"), quick)
+        with pytest.raises(TimeoutError):
+            alone.result(timeout=0.5)
+        may_end.set()
+        assert len(alone.result(60)) == len(beside.result(60)) == 1
+    assert order == ["slow", "suspicious"]

@@ -73,13 +73,34 @@ def test_rows_arrive_as_they_were_listed(tmp_path):
     assert plan.counts.model_dump(exclude_defaults=True) == {"listed": 3, "skipped_files": 2, "planned": 3}
 
 
-def test_slices_are_row_groups_of_files_of_64(tmp_path):
-    plan = plan_of(tmp_path, listing_of(named(*map(str, range(150)))), rows_per_slice=2)
-    assert len(plan.slices) == 75
-    assert [one.row_group for one in plan.slices[:SLICES_PER_FILE]] == list(range(64))
-    assert plan.slices[64].file == "_runs/r/plan/part-00001.parquet"
-    assert pq.ParquetFile(tmp_path / "out" / plan.slices[0].file).num_row_groups == 64
-    assert uris(tmp_path, plan) == list(map(str, range(150)))
+def test_slices_are_row_groups_of_files_of_16(tmp_path):
+    plan = plan_of(tmp_path, listing_of(named(*map(str, range(90)))), rows_per_slice=2)
+    assert len(plan.slices) == 45
+    assert [one.row_group for one in plan.slices[:SLICES_PER_FILE]] == list(range(16))
+    assert plan.slices[16].file == "_runs/r/plan/part-00001.parquet"
+    assert pq.ParquetFile(tmp_path / "out" / plan.slices[0].file).num_row_groups == 16
+    assert uris(tmp_path, plan) == list(map(str, range(90)))
+
+
+@pytest.mark.parametrize(
+    ("starts", "done", "sizes"),
+    [
+        ([0, 3, 6, 9], [], [3, 3, 3, 1]),
+        ([0, 5], [], [5, 5]),
+        ([0], [], [6, 4]),
+        ([0, 1, 2, 9], [], [2, 6, 2]),
+        ([0, 3, 6, 9], [1, 2, 3], [3, 3, 1]),
+        ([0, 3, 6, 9], [0, 1, 2, 3, 4, 5, 6, 7, 8], [1]),
+    ],
+)
+def test_slices_do_not_cut_row_groups(tmp_path, monkeypatch, starts, done, sizes):
+    """Slices of two, of ten rows; ``starts`` are the first rows of row groups, of which six rows are the most."""
+    monkeypatch.setattr("pipeline.storage.planning.MAX_CHUNK_ROWS", 6)
+    listing = listing_of(named(*map(str, range(10))))
+    listing.chunk_starts.extend(starts)
+    plan = plan_of(tmp_path, listing, done_of(*named(*map(str, done))), rows_per_slice=2)
+    assert [one.rows for one in plan.slices] == sizes
+    assert uris(tmp_path, plan) == [str(number) for number in range(10) if number not in done]
 
 
 def test_the_number_of_inputs_may_choose_the_slice(tmp_path):

@@ -1,17 +1,21 @@
 """What the suites share: the machine, pictures to work on, weights, and a silent screen."""
 
+import multiprocessing
 import os
 import platform
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 import torchvision
@@ -19,14 +23,16 @@ import torchvision
 from jobs.console import Advance, Screen
 from pipeline.images.scenes import CLASSES, render_scene
 from pipeline.models.registry import DEMO
+from pipeline.models.runtime import resolve_precision
 from pipeline.storage import lineage
-from schemas.config import BenchmarkConfig
+from schemas.config import BenchmarkConfig, Precision
 from schemas.errors import UsageError
 
 PHOTO_HW = (375, 500)
 """The usual size of an ImageNet photograph."""
 
 Figures = dict[str, Any]
+T = TypeVar("T")
 
 
 def machine_facts() -> Figures:
@@ -107,8 +113,35 @@ class Watch(Screen):
 
         yield advance
 
-    def steady_per_s(self, total: int) -> float:
-        """Return images/s between the first fifth and the last tenth of the run, when all actors are at work."""
-        inner = [point for point in self.points if 0.2 * total <= point[1] <= 0.9 * total]
-        (start_s, start), (end_s, end) = inner[0], inner[-1]
-        return (end - start) / (end_s - start_s)
+
+def resolved_precision(config: BenchmarkConfig) -> Precision:
+    """Return the number type of the networks of all sides: the given one, or what ``annotate`` takes on CPU."""
+    return resolve_precision(config.precision, "cpu")
+
+
+def in_new_process(work: Callable[..., T], *arguments: Any) -> T:
+    """Return ``work(*arguments)`` of a fresh process: no side profits from what another has imported or started."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def annotated_s(out: Path) -> list[float]:
+    """Return when each image was annotated, in seconds since 1970, sorted: the column of whatever Parquet has it."""
+    columns = [
+        pq.read_table(path, columns=[name], partitioning=None)[name]
+        for path in out.rglob("*.parquet")
+        for name in pq.read_schema(path).names
+        if name == "annotated_at"
+    ]
+    return sorted(pa.chunked_array(columns).cast(pa.int64()).to_numpy() / 1e6) if columns else []
+
+
+def steady_per_s(times_s: Sequence[float]) -> float:
+    """Return images/s between the first fifth and the last tenth of the sorted times, when all workers are at work.
+
+    Raises UsageError where nothing lies between them.
+    """
+    start_s, end_s = times_s[len(times_s) // 5], times_s[len(times_s) * 9 // 10]
+    if end_s == start_s:
+        raise UsageError(f"--count {len(times_s)}: too few images for a steady state")
+    return sum(start_s < time_s <= end_s for time_s in times_s) / (end_s - start_s)

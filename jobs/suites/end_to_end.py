@@ -1,74 +1,91 @@
-"""Images/s of the whole job at steady state, against a plain loop without output, interleaved."""
+"""Images/s of the whole job at steady state, against loops in one process on all cores, interleaved.
 
-import multiprocessing
-import os
+One loop writes the same tables with boxes cut by OpenCV, the other keeps nothing; both in the job's number type.
+"""
+
+import dataclasses
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
-import cv2
-import numpy as np
-import torch
-
-from jobs.annotate import annotate
 from jobs.console import Screen
-from jobs.suites.common import Figures, Watch, make_photographs, spread, weights_file
-from pipeline.graph.resources import CPU_BATCH
-from pipeline.models.registry import load_network
-from pipeline.models.weights import load_weights
-from schemas.config import AnnotateConfig, BenchmarkConfig
+from jobs.suites.common import (
+    Figures,
+    annotated_s,
+    in_new_process,
+    make_photographs,
+    resolved_precision,
+    spread,
+    steady_per_s,
+    weights_file,
+)
+from jobs.suites.peers import own_job
+from jobs.suites.peers.by_hand import Setup
+from jobs.suites.peers.loops import bare_loop, hand_loop
+from schemas.config import BenchmarkConfig
 
 LOOP_IMAGES = 640
-"""Images of one run of the plain loop: enough for a few seconds, since it has no start-up to leave out."""
+"""Images of one run of a loop: enough for a few seconds, since it has no start-up to leave out."""
+
+
+class JobRun(NamedTuple):
+    """What one run of the job gave."""
+
+    images_per_s: float
+    """At steady state."""
+    first_image_s: float
+    """From the start of the process to the first annotated image."""
+    first_commit_s: float
 
 
 def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
-    """Return images/s of ``camlake annotate`` (all tables) and of the loop, and their ratio run by run."""
+    """Return images/s of ``camlake annotate`` (all tables) and of both loops, and their ratios run by run."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        photographs = make_photographs(config, folder / "photographs", config.count)
-        weights = weights_file(config, folder)
-        job, loop = [], []
-        for repeat in range(config.repeats):
-            loop.append(_in_new_process(photographs[:LOOP_IMAGES], config.model, weights))
-            job.append(_annotate(config, folder, weights, repeat))
-            loop[-1] = (loop[-1] + _in_new_process(photographs[:LOOP_IMAGES], config.model, weights)) / 2
-            screen.say(f"run {repeat + 1}: {job[-1]:.1f} images/s, plain loop {loop[-1]:.1f} images/s")
-    ratio = [ours / theirs for ours, theirs in zip(job, loop, strict=True)]
-    return {"images": config.count, "job images/s": spread(job), "loop images/s": spread(loop), "ratio": spread(ratio)}
-
-
-def _annotate(config: BenchmarkConfig, folder: Path, weights: str, repeat: int) -> float:
-    watch = Watch()
-    annotate(
-        AnnotateConfig(
-            input=str(folder / "photographs"),
-            out=str(folder / f"out-{repeat}"),
+        make_photographs(config, folder / "photographs", config.count)
+        make_photographs(config, folder / "few", min(config.count, LOOP_IMAGES))
+        setup = Setup(
+            photographs=folder / "photographs",
+            out=folder / "out",
             model=config.model,
-            weights=weights,
-        ),
-        watch,
-    )
-    return watch.steady_per_s(config.count)
+            weights=weights_file(config, folder),
+            precision=resolved_precision(config),
+        )
+        jobs, tables, bare = [], [], []
+        for repeat in range(config.repeats):
+            before = _loops(setup, folder / "few", f"{repeat}-before")
+            jobs.append(_job(dataclasses.replace(setup, out=folder / f"job-{repeat}")))
+            after = _loops(setup, folder / "few", f"{repeat}-after")
+            tables.append((before[0] + after[0]) / 2)
+            bare.append((before[1] + after[1]) / 2)
+            screen.say(
+                f"run {repeat + 1}: {jobs[-1].images_per_s:.1f} images/s, by hand {tables[-1]:.1f}, "
+                f"by hand without outputs {bare[-1]:.1f}"
+            )
+    rates = [run.images_per_s for run in jobs]
+    return {
+        "images": config.count,
+        "precision": setup.precision,
+        "job images/s": spread(rates),
+        "loop images/s": spread(tables),
+        "loop without outputs images/s": spread(bare),
+        "ratio": spread([ours / theirs for ours, theirs in zip(rates, tables, strict=True)]),
+        "ratio to the loop without outputs": spread([ours / theirs for ours, theirs in zip(rates, bare, strict=True)]),
+        "first image s": spread([run.first_image_s for run in jobs]),
+        "first commit s": spread([run.first_commit_s for run in jobs]),
+    }
 
 
-def _in_new_process(photographs: list[Path], model: str, weights: str) -> float:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(plain_loop, photographs, model, weights).result()
+def _loops(setup: Setup, photographs: Path, name: str) -> tuple[float, float]:
+    """Return images/s with tables and without outputs."""
+    setup = dataclasses.replace(setup, photographs=photographs, out=setup.out / name)
+    return in_new_process(hand_loop, setup), in_new_process(bare_loop, setup)
 
 
-def plain_loop(photographs: list[Path], model: str, weights: str) -> float:
-    """Return images/s of what one would write by hand: read, decode, resize, stack, run the network on all cores."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    network = load_network(model, load_weights(model, weights, None).state, None)
-    network = network.to(memory_format=torch.channels_last)
-    side = network.preprocessing.image_size
-    with torch.inference_mode():
-        network(torch.zeros(CPU_BATCH, side, side, 3, dtype=torch.uint8))
-        started = time.perf_counter()
-        for at in range(0, len(photographs), CPU_BATCH):
-            pictures = [cv2.imread(str(path), cv2.IMREAD_COLOR_RGB) for path in photographs[at : at + CPU_BATCH]]
-            inputs = np.stack([cv2.resize(picture, (side, side)) for picture in pictures])
-            network(torch.from_numpy(inputs))
-        return len(photographs) / (time.perf_counter() - started)
+def _job(setup: Setup) -> JobRun:
+    started_s = time.time()
+    in_new_process(own_job.run, setup)
+    times_s = annotated_s(setup.out)
+    commits_s = [path.stat().st_mtime for path in setup.out.glob("_runs/*/commits/*.json")]
+    return JobRun(steady_per_s(times_s), times_s[0] - started_s, min(commits_s) - started_s)

@@ -1,43 +1,115 @@
-"""The driver's peak memory at 1,000 and at 10,000 tiny images."""
+"""The job at 100, 10,000 and 100,000 tiny images: the driver's peak memory, the time an image takes, the first results.
 
+Each size is a process of its own, as ``camlake annotate`` would be; times count from before it is started.
+"""
+
+import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from jobs.console import Screen
-from jobs.suites.common import Figures, make_photographs
-from schemas.config import BenchmarkConfig
+from jobs.annotate import annotate
+from jobs.console import Advance, Screen
+from jobs.suites.common import Figures, Watch, make_photographs
+from jobs.suites.usage import peak_bytes
+from pipeline.models.registry import DEMO
+from schemas.config import AnnotateConfig, BenchmarkConfig
 from schemas.errors import CamlakeError
 
-SIZES = (1_000, 10_000)
+SIZES = (100, 10_000, 100_000)
 TINY_HW = (48, 48)
+IMAGE_SIZE = 32
+PICTURES = 64
+"""Different pictures; they are repeated under new names."""
 
 
 def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
-    """Return the peak resident bytes of the driver for each size, and their ratio."""
-    peaks = {}
+    """Return for each size what one run took; the driver's memory must not grow with it, nor the time of an image."""
+    figures: Figures = {}
+    peaks, times_s = [], []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        pictures = make_photographs(BenchmarkConfig(suite="memory"), folder / "pictures", PICTURES, TINY_HW)
         for count in SIZES:
-            tiny = BenchmarkConfig(suite="memory")
-            make_photographs(tiny, folder / f"images-{count}", count, TINY_HW)
-            peaks[count] = _peak_bytes(folder / f"images-{count}", folder / f"out-{count}")
-            screen.say(f"{count} images: {peaks[count] / 2**20:.0f} MiB")
-    low, high = (peaks[count] for count in SIZES)
-    return {f"peak MiB at {count}": peak / 2**20 for count, peak in peaks.items()} | {"ratio": high / low}
+            seen = _annotate(_linked(pictures, folder / f"images-{count}", count), folder / f"out-{count}")
+            screen.say(f"{count} images: {seen}")
+            peaks.append(seen["peak_bytes"])
+            times_s.append(seen["took_s"] / count)
+            figures |= {
+                f"{count} images: driver's peak MiB": peaks[-1] / 2**20,
+                f"{count} images: ms an image, start included": 1e3 * times_s[-1],
+                f"{count} images: s to the first annotated image": seen["first_annotated_s"],
+                f"{count} images: s to the first commit": seen["first_commit_s"],
+                f"{count} images: start": seen["steps"],
+            }
+    figures |= {f"memory at {SIZES[-1]} to {count}": peaks[-1] / peak for count, peak in zip(SIZES, peaks, strict=True)}
+    return figures | {"time an image at 100000 to 10000": times_s[-1] / times_s[-2]}
 
 
-def _peak_bytes(images: Path, out: Path) -> int:
-    command = [sys.executable, "-m", "jobs.annotate", str(images), "--out", str(out), "--model", "camlake_demo"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    status = Path(f"/proc/{process.pid}/status")
-    peak = 0
-    while process.poll() is None:
-        lines = status.read_text().splitlines() if status.exists() else []
-        peak = max([peak, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))])
-        time.sleep(0.2)
-    if process.returncode:
-        raise CamlakeError(f"annotate failed: {process.stderr.read().strip() if process.stderr else ''}")
-    return peak
+def _linked(pictures: Sequence[Path], folder: Path, count: int) -> Path:
+    """Return a new folder with so many names for the pictures."""
+    folder.mkdir()
+    for index in range(count):
+        os.link(pictures[index % len(pictures)], folder / f"{index:07d}.jpg")
+    return folder
+
+
+def _annotate(images: Path, out: Path) -> Figures:
+    """Run the job in a fresh process and return what it saw of itself."""
+    command = [sys.executable, "-m", "jobs.suites.memory", str(images), str(out), str(time.time())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CamlakeError(f"annotate failed: {done.stderr.strip()}")
+    seen: Figures = json.loads(done.stdout.splitlines()[-1])
+    return seen
+
+
+class _Timeline(Watch):
+    """Remembers when each step of the job was reported, in seconds since ``started``."""
+
+    def __init__(self, started: float) -> None:
+        super().__init__()
+        self._started = started
+        self.steps: dict[str, float] = {}
+
+    def say(self, text: str, **facts: Any) -> None:
+        """Remember the step by its first words."""
+        self.steps[" ".join(text.split()[:3])] = round(time.time() - self._started, 2)
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Advance]:
+        """Remember when the first image was done."""
+
+        def advance(done: int, rejected: int = 0) -> None:
+            if done:
+                self.steps.setdefault("first annotated image", round(time.time() - self._started, 2))
+
+        yield advance
+
+
+def main() -> None:
+    """Annotate a folder and print, as JSON, what it took: arguments are the folder, the output, and the start."""
+    images, out, started = sys.argv[1], sys.argv[2], float(sys.argv[3])
+    timeline = _Timeline(started)
+    timeline.say("imports")
+    annotate(AnnotateConfig(input=images, out=out, model=DEMO, image_size=IMAGE_SIZE), timeline)
+    took_s = time.time() - started
+    commits_s = [path.stat().st_mtime - started for path in Path(out).glob("_runs/*/commits/*.json")]
+    seen = {
+        "took_s": took_s,
+        "peak_bytes": peak_bytes(),
+        "first_annotated_s": timeline.steps.get("first annotated image", took_s),
+        "first_commit_s": min(commits_s),
+        "steps": timeline.steps,
+    }
+    print(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,101 +1,146 @@
-"""What a run would take, measured on a few of its own images where its actors would run, by the same stages."""
+"""What a run would take: the stages' own times, and how they share the actors and CPUs of a cluster."""
 
-import time
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import pyarrow as pa
-import ray
-from torch import Tensor
-
-from pipeline.graph.annotating import AnnotateSpec, AnnotateStage
-from pipeline.graph.decoding import DecodeSpec, DecodeStage
-from pipeline.graph.job import Model, annotate_spec, decode_spec, storage_of
 from pipeline.graph.resources import Compute, Machine
-from pipeline.graph.source import ImageReader
-from pipeline.storage.commit import to_parquet
-from pipeline.storage.rows import split_rows
-from schemas.config import AnnotateConfig
+from pipeline.graph.timing import Timed
+from schemas.tables import Table
 
-SAMPLE = 64
-"""Images that the estimate reads, decodes and annotates."""
-WARM_UP = 8
-"""Images of a first pass that does not count: it allocates and chooses kernels."""
+RAY_CORES = 0.12
+"""Cores that Ray's own processes and the driver keep busy, whatever the images."""
+RAY_START_S = 1.0
+"""Seconds that Ray Data takes to plan a run and to start its pool, beside what the actors take."""
 
 
 @dataclass(frozen=True)
-class Timed:
-    """What the stages took for a sample of n images, one after the other, and what came out."""
+class Stage:
+    """A stage, or what several share, with its own limit."""
 
-    images: int
-    rejected: int
-    fetch_s: float
-    decode_s: float
-    network_s: float
-    output_bytes: int
-    """Of all tables, as Parquet."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A sample's times, and what follows for the whole run."""
-
-    planned: int
-    timed: Timed
-    compute: Compute
-    cpus: float
+    name: str
+    image_s: float
+    """Seconds that an image takes one worker."""
+    workers: float
+    unit: str
+    """What the workers are."""
 
     @property
     def images_per_s(self) -> float:
-        """Return the predicted speed: that of the slowest stage, each with all of its workers."""
-        timed, compute = self.timed, self.compute
-        actors = compute.actors[1]
-        if compute.decode == "local":
-            return actors * timed.images / (timed.decode_s + timed.network_s)
-        decoders = max(1.0, (self.cpus - actors * compute.actor_cpus) // compute.decode_cpus)
-        return min(actors * timed.images / timed.network_s, decoders * timed.images / timed.decode_s)
+        """Return the speed of all workers, if nothing else held them up."""
+        return self.workers / self.image_s if self.image_s else math.inf
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run of ``planned`` images would take."""
+
+    planned: int
+    whole: bool
+    """False where the network's device was not at hand: speeds are upper bounds then, times lower ones."""
+    stages: tuple[Stage, ...]
+    start_s: float
+    """Until the first images: actors with loaded networks."""
+    drain_s: float
+    """What the last tables take after the others are done."""
+    sizes: Mapping[Table, float]
+    """Bytes of each table."""
+    cores: float
+    gpus: float
+    """That the actors take."""
+
+    @property
+    def limit(self) -> Stage:
+        """Return what limits the speed."""
+        return min(self.stages, key=lambda stage: stage.images_per_s)
+
+    @property
+    def images_per_s(self) -> float:
+        """Return the speed once all actors are at work; rejected images count."""
+        return self.limit.images_per_s
 
     @property
     def duration_s(self) -> float:
-        """Return the predicted time of the run without its start."""
-        return self.planned / self.images_per_s
+        """Return seconds from the start of the stream to its end."""
+        return self.start_s + self.planned / self.images_per_s + self.drain_s
 
     @property
-    def bytes_per_image(self) -> float:
-        """Return the size of an image's rows in Parquet."""
-        return self.timed.output_bytes / self.timed.images
+    def output_bytes(self) -> float:
+        """Return the size of all tables."""
+        return sum(self.sizes.values())
 
 
-def estimate(
-    config: AnnotateConfig, model: Model, compute: Compute, machine: Machine, planned: int, sample: pa.Table
-) -> Estimate:
-    """Run planned inputs (PLAN) through the stages in one Ray task with an actor's resources; ``sample`` has some."""
-    reader = ImageReader(storage_of(config), config.out, config.max_bytes)
-    task = ray.remote(num_cpus=compute.actor_cpus, num_gpus=compute.gpus_per_actor)(measure)
-    specs = decode_spec(config, model), annotate_spec(config, model, compute)
-    timed: Timed = ray.get(task.remote(reader, *specs, ray.put(model.weights.state), sample))
-    return Estimate(planned, timed, compute, machine.cpus)
+def stages(compute: Compute, machine: Machine, timed: Timed) -> tuple[Stage, ...]:
+    """Return the limits of a pipeline: each stage's own, the actors' and that of all cores together.
+
+    A network that was timed on another device than the run's has none: nobody can tell a GPU's speed from a CPU's.
+    """
+    actors, cores = compute.actors[1], cores_of(machine, timed)
+    free_cpus = machine.cpus - actors * compute.actor_cpus
+    decode_s, network_s = timed.decode.image_s, timed.network.image_s
+    local, known = compute.decode != "remote", timed.device == compute.runtime.device
+    found = [
+        Stage("fetching", timed.fetch.image_s, max(1.0, free_cpus // compute.read_cpus), "tasks"),
+        Stage("encoding the output", timed.encode.image_s, max(1.0, free_cpus // compute.write_cpus), "tasks"),
+    ]
+    if local:
+        found.append(Stage("decoding", decode_s, actors, "actors"))
+    else:
+        found.append(Stage("decoding", decode_s, max(1.0, free_cpus // compute.decode_cpus), "tasks"))
+    if known:
+        found.append(Stage("network, maps, boxes", network_s, actors, "actors"))
+    if known and local:
+        found.append(Stage("decoding, then the network", decode_s + network_s, actors, "actors"))
+    found.append(Stage("all of it on the CPUs", core_s(compute, timed), max(cores - RAY_CORES, cores / 2), "cores"))
+    return tuple(found)
 
 
-def measure(
-    reader: ImageReader,
-    decode: DecodeSpec,
-    annotate: AnnotateSpec,
-    state: dict[str, Tensor],
-    sample: pa.Table,
-) -> Timed:
-    """Fetch, decode and annotate a sample (PLAN) and return what each stage took."""
-    batch_size = annotate.runtime.batch_size
-    decoding, annotating = DecodeStage(decode), AnnotateStage(annotate, state)
-    started = time.perf_counter()
-    fetched = reader.fetch(sample)
-    fetch_s = time.perf_counter() - started
-    annotating(decoding(fetched.slice(0, WARM_UP)))
-    started = time.perf_counter()
-    decoded = decoding(fetched)
-    decode_s = time.perf_counter() - started
-    started = time.perf_counter()
-    rows = pa.concat_tables([annotating(decoded.slice(at, batch_size)) for at in range(0, len(decoded), batch_size)])
-    network_s = time.perf_counter() - started
-    tables = split_rows(rows, "estimate", annotate.outputs)
-    output_bytes = sum(len(to_parquet(table)) for table in tables.values() if len(table))
-    return Timed(len(sample), len(tables["quarantine"]), fetch_s, decode_s, network_s, output_bytes)
+def core_s(compute: Compute, timed: Timed) -> float:
+    """Return the seconds of one core that an image takes in all stages.
+
+    Where workers fill their cores the time on the clock counts, since it holds what they take from each other; where
+    they wait, for a store or a GPU, what their processes used.
+    """
+    if timed.device != compute.runtime.device:
+        network = 0.0
+    elif timed.device == "cuda":
+        network = timed.network.image_cpu_s
+    else:
+        network = timed.network.image_s * _cores_each(timed, timed.actors, compute.runtime.threads)
+    if compute.decode == "gpu":
+        decode = timed.decode.image_cpu_s
+    else:
+        decode = timed.decode.image_s * _cores_each(timed, timed.decoders, compute.decode_threads)
+    return timed.fetch.image_cpu_s + decode + network + timed.encode.image_cpu_s
+
+
+def _cores_each(timed: Timed, workers: int, threads: int) -> float:
+    return min(float(threads), timed.cores / workers)
+
+
+def cores_of(machine: Machine, timed: Timed) -> float:
+    """Return the cores of a cluster: as many as CPUs, unless Ray hands out more of them than there are."""
+    return machine.cores or machine.cpus * min(1.0, timed.cores / timed.cpus)
+
+
+def predict_images_per_s(compute: Compute, machine: Machine, timed: Timed) -> float:
+    """Return the speed of a pipeline: that of its narrowest place."""
+    return min(stage.images_per_s for stage in stages(compute, machine, timed))
+
+
+def predict(
+    compute: Compute, machine: Machine, timed: Timed, planned: int, per_slice: int, per_commit: int
+) -> Prediction:
+    """Return what a run of ``planned`` images takes, read ``per_slice`` and committed ``per_commit`` at a time."""
+    commits = math.ceil(planned / per_commit)
+    last = min(per_slice, planned / compute.actors[1])
+    return Prediction(
+        planned=planned,
+        whole=timed.device == compute.runtime.device,
+        stages=stages(compute, machine, timed),
+        start_s=timed.start_s + RAY_START_S,
+        drain_s=last / 2 * (timed.decode.image_s + timed.network.image_s) + per_commit * timed.encode.image_s,
+        sizes={table: commits * size.fixed + planned * size.per_image for table, size in timed.sizes.items()},
+        cores=cores_of(machine, timed),
+        gpus=compute.actors[1] * compute.gpus_per_actor,
+    )

@@ -4,7 +4,9 @@ Ray restarts a dead worker and hands it the same table again, which is right whe
 decoder crashes on one of the images. The tally remembers what was begun and not finished.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -17,32 +19,56 @@ TRIES = 3
 
 
 class Guard:
-    """Runs a stage on tables, and image by image on one that has killed TRIES processes."""
+    """Runs a stage on tables, and image by image on one that has killed TRIES processes.
+
+    Threads may call it side by side. An image of such a table is then worked on with nothing beside it, so that no
+    other one is taken for the culprit.
+    """
 
     def __init__(self, tally: Any) -> None:
         self._tally = tally
+        self._changed = threading.Condition()
+        self._tables_at_work = 0
 
     def run(self, images: pa.Table, work: Callable[[pa.Table], pa.Table]) -> pa.Table:
         """Return ``work(images)``; an image that keeps killing its process goes through ``work`` as rejected."""
         if not len(images):
             return work(images)
         key = f"{len(images)} from {images['image_id'][0]}"
-        if self._begin(key) <= TRIES:
-            rows = work(images)
-        else:
+        with self._beside_others():
+            rows = work(images) if self._begin(key) <= TRIES else None
+        if rows is None:
             rows = pa.concat_tables([self._run_alone(images.slice(row, 1), work) for row in range(len(images))])
         self._tally.finish.remote(key)
         return rows
 
     def _run_alone(self, image: pa.Table, work: Callable[[pa.Table], pa.Table]) -> pa.Table:
         key = image["image_id"][0].as_py()
-        if self._begin(key) > TRIES and image["reason_code"][0].as_py() is None:
-            rows = work(_rejected(image))
-        else:
-            rows = work(image)
-        # Finished before the next image begins, so that only the culprit's count goes on rising.
-        ray.get(self._tally.finish.remote(key))
+        with self._with_nothing_beside():
+            if self._begin(key) > TRIES and image["reason_code"][0].as_py() is None:
+                rows = work(_rejected(image))
+            else:
+                rows = work(image)
+            # Finished before the next image begins, so that only the culprit's count goes on rising.
+            ray.get(self._tally.finish.remote(key))
         return rows
+
+    @contextmanager
+    def _beside_others(self) -> Iterator[None]:
+        with self._changed:
+            self._tables_at_work += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._tables_at_work -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def _with_nothing_beside(self) -> Iterator[None]:
+        with self._changed:  # held to the end, so that nothing begins meanwhile
+            self._changed.wait_for(lambda: not self._tables_at_work)
+            yield
 
     def _begin(self, key: str) -> int:
         count: int = ray.get(self._tally.begin.remote(key))

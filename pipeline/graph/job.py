@@ -157,7 +157,8 @@ def _lineage(config: AnnotateConfig, model: Model) -> Lineage:
 
 def decode_spec(config: AnnotateConfig, model: Model) -> DecodeSpec:
     """Return how images are decoded."""
-    return DecodeSpec(DecodeLimits(config.max_pixels, config.max_bytes, config.decode_timeout_s), model.resize)
+    limits = DecodeLimits(config.max_pixels, config.max_bytes, config.decode_timeout_s)
+    return DecodeSpec(limits, model.resize, config.jpeg_scaling)
 
 
 def annotate_spec(config: AnnotateConfig, model: Model, compute: Compute) -> AnnotateSpec:
@@ -232,10 +233,13 @@ def plan_inputs(
 
 
 def describe(compute: Compute) -> str:
-    """Say in one line what ``auto`` chose: actors, device, number type, batch size, place of decoding."""
+    """Say in one line what was chosen and why: actors, threads, device, number type, batch size, place of decoding."""
     actors = "–".join(map(str, dict.fromkeys(compute.actors)))
     runtime = compute.runtime
+    threads = f" of {runtime.threads} threads" if runtime.threads > 1 else ""
     precision = resolve_precision(runtime.precision, runtime.device)
+    compiled = "compiled, " if runtime.compile else ""
     return (
-        f"{actors} actors on {runtime.device}, {precision}, batches of {runtime.batch_size}, decoding {compute.decode}"
+        f"{actors} actors{threads} on {runtime.device}, {precision}, {compiled}batches of {runtime.batch_size}, "
+        f"decoding {compute.decode} ({compute.why})"
     )

@@ -12,8 +12,12 @@ from schemas.errors import UsageError
 CPU_BATCH = 32
 """Images a forward pass on CPU; larger ones leave the caches."""
 GPU_BATCH = 256
+GPU_CALLS = 2
+"""Batches of an actor on a GPU: the copies, small kernels and Python of one run beside the other's forward pass."""
 MIN_SHARE = 0.05
 """Least share of a CPU that an actor may be planned with."""
+MAX_DECODE_THREADS = 16
+"""Threads of one actor's decoding; more would wait for Python's lock."""
 COMMIT_BYTES = 256 * 2**20
 """Rows that one commit holds in memory."""
 IMAGES_PER_SLICE = 128
@@ -39,18 +43,26 @@ class Compute:
 
     runtime: Runtime
     actors: tuple[int, int]
+    calls: int
+    """Batches that an actor works on at the same time."""
     actor_cpus: float
     gpus_per_actor: float
     decode: Literal["local", "remote", "gpu"]
+    decode_threads: int
+    """Images that an actor decodes at the same time, where it decodes."""
     decode_cpus: float
+    """CPUs of a decode task, where actors don't decode."""
     read_cpus: float
     write_cpus: float
+    why: str = "defaults"
+    """Where the choices come from that the user left open, in a few words for people."""
 
 
 def plan_compute(config: AnnotateConfig, machine: Machine, n_slices: int | None = None) -> Compute:
-    """Return where everything runs; raises UsageError for CUDA on a cluster without GPUs.
+    """Return where everything runs, by rules alone; raises UsageError for CUDA on a cluster without GPUs.
 
-    There are never more actors than ``n_slices``, the tables that are to be worked on.
+    There are never more actors than ``n_slices``, the tables that are to be worked on. What the user left open gets
+    the value that is safe everywhere; ``pipeline.graph.tuning`` fills in measured values first where a run repays it.
 
     On CPU each actor has one core and one thread: side by side they keep all cores at work while another one decodes,
     which a single network with many threads does not. A quarter of the logical CPUs stays free for reading and
@@ -62,19 +74,20 @@ def plan_compute(config: AnnotateConfig, machine: Machine, n_slices: int | None 
     spare = max(0.5, machine.cpus / 4)
     if cuda:
         default = max(1, math.floor(machine.gpus / config.gpus_per_actor))
-        actors = config.actors or (default, default)
-        actor_cpus = min(1.0, (machine.cpus - spare) / actors[0])
     else:
         room = max(1, math.floor(machine.cpus - spare))
         default = min(machine.cores or room, room)
-        actors = config.actors or (default, default)
-        actor_cpus = min(1.0, (machine.cpus - spare) / actors[0])
-    if actor_cpus < MIN_SHARE:
+    actors = config.actors or (default, default)
+    share = (machine.cpus - spare) / actors[0]
+    if share < MIN_SHARE:
         raise UsageError(
             f"--actors {actors[0]}:{actors[1]}: this Ray has {machine.cpus:g} CPUs, too few for {actors[0]} actors"
         )
     actors = (min(actors[0], n_slices or actors[0]), min(actors[1], n_slices or actors[1]))
     decode = config.decode if config.decode != "auto" else ("remote" if cuda else "local")
+    # On a cluster the share says nothing: CPUs of nodes without a GPU are in it, where no actor can be.
+    alone = cuda and decode != "remote" and machine.cores is not None
+    decode_threads = max(1, min(MAX_DECODE_THREADS, math.floor(share))) if alone else 1
     return Compute(
         runtime=Runtime(
             device="cuda" if cuda else "cpu",
@@ -84,13 +97,23 @@ def plan_compute(config: AnnotateConfig, machine: Machine, n_slices: int | None 
             batch_size=config.batch_size or (GPU_BATCH if cuda else CPU_BATCH),
         ),
         actors=actors,
-        actor_cpus=math.floor(actor_cpus * 100) / 100,
+        calls=GPU_CALLS if cuda else 1,
+        actor_cpus=math.floor(min(float(decode_threads), share) * 100) / 100,
         gpus_per_actor=config.gpus_per_actor if cuda else 0.0,
         decode=decode,
+        decode_threads=decode_threads,
         decode_cpus=min(1.0, spare / 2),
         read_cpus=min(0.5, spare / 4),
         write_cpus=min(0.5, spare / 4),
     )
+
+
+def decoders(compute: Compute, machine: Machine) -> int:
+    """Return how many workers decode at the same time: the actors, or the tasks for which they leave CPUs."""
+    actors = compute.actors[1]
+    if compute.decode != "remote":
+        return actors
+    return max(1, math.floor((machine.cpus - actors * compute.actor_cpus) / compute.decode_cpus))
 
 
 def images_per_commit(config: AnnotateConfig, n_images: int, actors: int, row_bytes: int) -> int:

@@ -5,14 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from pipeline.storage.fetch import Fetcher, read_plan_slice
 from pipeline.storage.filesystems import connect
+from pipeline.storage.objects import Fetched
 from pipeline.storage.planning import PlanSlice
 from schemas.config import StorageConfig
 from schemas.errors import RejectedImage
@@ -36,24 +35,24 @@ class ImageReader:
 
     def read_slice(self, one: PlanSlice) -> Iterator[pa.Table]:
         """Yield the images of a slice (FETCHED), in tables that a worker's memory can take."""
-        fs, root = connect(self.out, self.storage)
-        plan = read_plan_slice(fs, root, one)
-        size_bytes = pc.fill_null(plan["size_bytes"], UNKNOWN_BYTES).to_numpy()
-        part_of = np.cumsum(size_bytes) // FETCH_BYTES
-        for part in np.unique(part_of):
-            rows = np.flatnonzero(part_of == part)
-            yield self.fetch(plan.slice(rows[0], len(rows)))
+        plan = read_plan_slice(*connect(self.out, self.storage), one)
+        fetcher = Fetcher(self.storage, self.max_bytes)
+        for part, fetched in fetcher.fetch_in_parts(plan, FETCH_BYTES, UNKNOWN_BYTES):
+            yield _table(part, fetched)
 
     def fetch(self, plan: pa.Table) -> pa.Table:
         """Return planned inputs (PLAN) with their encoded bytes (FETCHED), or why they can't be fetched."""
-        fetched = Fetcher(self.storage, self.max_bytes).fetch(plan)
-        rejections = [item if isinstance(item, RejectedImage) else None for item in fetched]
-        columns = {name: plan[name] for name in plan.schema.names}
-        columns["reason_code"] = pa.array([str(item.reason) if item else None for item in rejections], pa.string())
-        columns["detail"] = pa.array([item.detail if item else None for item in rejections], pa.string())
-        blobs = [None if isinstance(item, RejectedImage) else item for item in fetched]
-        columns["data"] = pa.array(blobs, pa.large_binary())
-        return pa.table({name: columns[name] for name in FETCHED.names}, schema=FETCHED)
+        return _table(plan, Fetcher(self.storage, self.max_bytes).fetch(plan))
+
+
+def _table(plan: pa.Table, fetched: Sequence[Fetched]) -> pa.Table:
+    rejections = [item if isinstance(item, RejectedImage) else None for item in fetched]
+    columns = {name: plan[name] for name in plan.schema.names}
+    columns["reason_code"] = pa.array([str(item.reason) if item else None for item in rejections], pa.string())
+    columns["detail"] = pa.array([item.detail if item else None for item in rejections], pa.string())
+    blobs = [None if isinstance(item, RejectedImage) else item for item in fetched]
+    columns["data"] = pa.array(blobs, pa.large_binary())
+    return pa.table({name: columns[name] for name in FETCHED.names}, schema=FETCHED)
 
 
 class PlannedImages(Datasource):

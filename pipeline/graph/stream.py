@@ -1,6 +1,7 @@
 """The streaming plan on Ray Data: read → decode → annotate → commit."""
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from torch import Tensor
 
 from pipeline.graph.annotating import AnnotateSpec, AnnotateStage
-from pipeline.graph.decoding import DecodeSpec, DecodeStage
+from pipeline.graph.decoding import DecodeSpec, DecodeStage, GpuDecodeStage
 from pipeline.graph.guard import Guard
 from pipeline.graph.progress import Done, following, start_tally
 from pipeline.graph.resources import Compute
@@ -20,6 +21,7 @@ from pipeline.graph.sink import LakeSink
 from pipeline.graph.source import ImageReader, PlannedImages
 from pipeline.storage.commit import Committer
 from pipeline.storage.planning import PlanSlice
+from schemas import errors
 from schemas.errors import CamlakeError
 
 
@@ -60,7 +62,7 @@ def run_stream(
         batch_size=compute.runtime.batch_size,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        compute=ActorPoolStrategy(min_size=compute.actors[0], max_size=compute.actors[1]),
+        compute=_pool(compute),
         num_cpus=compute.actor_cpus,
         num_gpus=compute.gpus_per_actor,
     )
@@ -71,8 +73,15 @@ def run_stream(
                 ray_remote_args={"num_cpus": compute.write_cpus},
             )
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-            raise _in_one_line(error) from error
+            raise in_one_line(error) from error
     return done()
+
+
+TABLES_AT_A_TIME = 2
+"""Tables that an actor with a GPU works on, each in a thread: while one is in the network, Python has the other.
+
+On CPU a second table would only take the core away from the first.
+"""
 
 
 @functools.cache
@@ -84,33 +93,65 @@ def _decode(spec: DecodeSpec, tally: Any, fetched: pa.Table) -> pa.Table:
     return Guard(tally).run(fetched, _decoder(spec))
 
 
+def _pool(compute: Compute) -> ActorPoolStrategy:
+    cuda = compute.runtime.device == "cuda"
+    return ActorPoolStrategy(
+        min_size=compute.actors[0],
+        max_size=compute.actors[1],
+        max_concurrent_calls_per_actor=TABLES_AT_A_TIME if cuda else None,
+        enable_true_multi_threading=cuda,
+    )
+
+
 class Annotator:
-    """The actor: loads the network once, then turns tables of images into wide rows."""
+    """The actor: loads the network once, then turns tables of images into wide rows. Threads may call it."""
 
     def __init__(self, job: Job, state: Any, tally: Any) -> None:
         """``state`` holds the reference to the network's weights, one copy a node in Ray's object store."""
-        self._annotate = AnnotateStage(job.annotate, ray.get(state[0]))
-        self._decode = DecodeStage(job.decode) if job.compute.decode == "local" else None
         self._tally, self._guard = tally, Guard(tally)
+        self._decode = _decoding_beside_the_network(job)
+        self._failure: CamlakeError | None = None
+        try:
+            self._annotate = AnnotateStage(job.annotate, ray.get(state[0]))
+        except CamlakeError as error:
+            self._failure = error  # for the first call: of a failed constructor Ray only says that the actor died
 
     def __call__(self, images: pa.Table) -> pa.Table:
-        """Annotate one table of images, fetched or decoded."""
-        before_s = self._annotate.busy_s
+        """Annotate one table of images, fetched or decoded; raises what the network could not be loaded for."""
+        if self._failure:
+            raise self._failure
         rows = self._guard.run(images, self._stages)
         rejected = len(rows) - rows["reason_code"].null_count
-        self._tally.add.remote(len(rows) - rejected, rejected, self._annotate.busy_s - before_s)
+        self._tally.add.remote(len(rows) - rejected, rejected, self._annotate.busy.lap_s())
         return rows
 
     def _stages(self, images: pa.Table) -> pa.Table:
-        return self._annotate(self._decode(images) if self._decode else images)
+        return self._annotate.annotate(*self._decode(images))
 
 
-def _in_one_line(error: Exception) -> CamlakeError:
+def _decoding_beside_the_network(job: Job) -> Callable[[pa.Table], tuple[pa.Table, Tensor | None]]:
+    """Return what an actor does to a table before it annotates it: (decoded, its pixels where they are on the GPU)."""
+    compute = job.compute
+    if compute.decode == "gpu":
+        return GpuDecodeStage(job.decode, compute.runtime.device, compute.decode_threads)
+    if compute.decode == "local":
+        stage = DecodeStage(job.decode, compute.decode_threads)
+        return lambda fetched: (stage(fetched), None)
+    return lambda decoded: (decoded, None)
+
+
+def in_one_line(error: Exception) -> CamlakeError:
     """Return the first cause of a failure inside Ray, which wraps it several times."""
     cause: BaseException = error
     while (inner := getattr(cause, "cause", None) or cause.__cause__) and not isinstance(inner, SystemException):
         cause = inner
     if isinstance(cause, CamlakeError):
         return cause
+    # Of what a stage raised Ray Data hands on the text alone.
+    told = re.findall(r"^schemas\.errors\.(\w+): (.+)$", str(error), re.MULTILINE)
+    if told:
+        kind, message = told[-1]
+        raised: CamlakeError = getattr(errors, kind)(message)
+        return raised
     text = str(cause).strip().splitlines()
     return CamlakeError(f"{type(cause).__name__}: {text[0] if text else 'no message'} (--debug shows where)")

@@ -24,7 +24,7 @@ from schemas.reasons import Reason
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MODIFIED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
 """What fsspec's filesystems call the time of an object's last change."""
-STAT_THREADS = 32
+STAT_THREADS = 16
 _STAT_CHUNK = 1024
 
 
@@ -51,6 +51,8 @@ class Entry(NamedTuple):
     """Byte of a tar shard or row of a Parquet file; null for a file that is the image itself."""
     reason: Reason | None = None
     detail: str | None = None
+    begins_chunk: bool = False
+    """Whether it is the first of a row group, which can only be read from its beginning."""
 
 
 class Container(NamedTuple):

@@ -153,6 +153,13 @@ def is_s3(fs: AbstractFileSystem) -> bool:
     return "s3" in fs.protocol and hasattr(fs, "call_s3")
 
 
+def read_object(fs: AbstractFileSystem, path: str) -> bytes:
+    """Return an object's bytes, on S3 by one request; raises what the filesystem raises."""
+    # s3fs would ask for the size first, to read what is large in several requests.
+    data: bytes = fs.cat_file(path, max_concurrency=1) if is_s3(fs) else fs.cat_file(path)
+    return data
+
+
 def canonical_url(url: str) -> str:
     """Return the spelling of ``url`` that ids are made of: without secrets; a local path absolute, without protocol."""
     protocol = protocol_of(url)
@@ -218,5 +225,4 @@ def read_url(url: str, storage: StorageConfig) -> bytes:
     """Return the bytes of one small file, such as weights or labels; raises InputError where it can't be read."""
     fs, path = connect(url, storage)
     with store_errors(f"{safe_url(url)} can't be read", InputError):
-        content: bytes = fs.cat_file(path)
-    return content
+        return read_object(fs, path)

@@ -5,13 +5,20 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
 
 from fsspec import AbstractFileSystem
 from fsspec.utils import glob_translate
 
-from pipeline.storage.entries import Entry, Version, local_version, version_of
+from pipeline.storage.ahead import map_ahead
+from pipeline.storage.entries import STAT_THREADS, Entry, Version, local_version, microseconds, version_of
 from pipeline.storage.filesystems import is_local, is_s3, protocol_of, safe_url
+from pipeline.storage.s3_pages import list_bucket
+
+_STAT_CHUNK = 128
+"""Files whose versions one thread asks for in a row: fewer, and the threads would cost more than a local disk does."""
+_FOLDER_THREADS = 8
 
 _MAGIC = re.compile(r"[*?\[]")
 Found = tuple[str, Version]
@@ -74,22 +81,35 @@ def _walk(fs: AbstractFileSystem, scope: _Scope, skipped: Counter[str]) -> Itera
 
 
 def _walk_s3(fs: AbstractFileSystem, scope: _Scope) -> Iterator[Found]:
-    """List page by page, 1,000 keys a request, folders and all."""
     bucket, key, _ = fs.split_path(scope.root)
     folder = f"{key.rstrip('/')}/" if key else ""
-    request = {"Bucket": bucket, "Prefix": folder + scope.begin}
-    while True:
-        page = fs.call_s3("list_objects_v2", **request)
-        for item in page.get("Contents", []):
-            name = item["Key"]
-            if not name.endswith("/") and (scope.hidden or not _is_hidden(name[len(folder) :])):
-                yield f"{bucket}/{name}", version_of(item | {"size": item["Size"]})
-        if not page["IsTruncated"]:
-            return
-        request["ContinuationToken"] = page["NextContinuationToken"]
+    for item in list_bucket(fs, bucket, folder + scope.begin):
+        name = item["Key"]
+        if not name.endswith("/") and (scope.hidden or not _is_hidden(name[len(folder) :])):
+            tag = item.get("ETag")
+            yield (
+                f"{bucket}/{name}",
+                Version(tag and tag.strip('"'), item.get("Size"), microseconds(item.get("LastModified"))),
+            )
 
 
 def _walk_local(scope: _Scope, skipped: Counter[str]) -> Iterator[Found]:
+    """List folder by folder, and ask for the versions in threads.
+
+    That costs nothing on a disk of this machine, and on a network drive with 1 ms an answer it is six times as fast.
+    """
+    entries = _local_entries(scope)
+    chunks = iter(lambda: list(islice(entries, _STAT_CHUNK)), [])
+    for chunk, statuses in map_ahead(lambda chunk: (chunk, [_status(entry) for entry in chunk]), chunks, STAT_THREADS):
+        for entry, status in zip(chunk, statuses, strict=True):
+            if status is None or stat.S_ISREG(status.st_mode):
+                yield entry.path, local_version(status) if status else Version()
+            else:
+                skipped["link to a folder" if stat.S_ISDIR(status.st_mode) else "special file"] += 1
+
+
+def _local_entries(scope: _Scope) -> Iterator[os.DirEntry[str]]:
+    """Yield what lies in the folders and is none itself; links to folders, too."""
     pending = [(scope.root, 0)]
     while pending:
         folder, level = pending.pop()
@@ -97,15 +117,10 @@ def _walk_local(scope: _Scope, skipped: Counter[str]) -> Iterator[Found]:
             for entry in entries:
                 if _is_left_out(entry.name, level, scope):
                     continue
-                if entry.is_dir(follow_symlinks=False):
-                    if scope.depth is None or level < scope.depth:
-                        pending.append((entry.path, level + 1))
-                    continue
-                status = _status(entry)
-                if status is None or stat.S_ISREG(status.st_mode):
-                    yield entry.path, local_version(status) if status else Version()
-                else:
-                    skipped["link to a folder" if stat.S_ISDIR(status.st_mode) else "special file"] += 1
+                if not entry.is_dir(follow_symlinks=False):
+                    yield entry
+                elif scope.depth is None or level < scope.depth:
+                    pending.append((entry.path, level + 1))
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
@@ -116,12 +131,27 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
         return None
 
 
+class _Pending(list[tuple[str, int]]):
+    """Folders to list, with their depth: an iterator that goes on when more folders are found."""
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return self
+
+    def __next__(self) -> tuple[str, int]:
+        if not self:
+            raise StopIteration
+        return self.pop()
+
+
 def _walk_any(fs: AbstractFileSystem, scope: _Scope) -> Iterator[Found]:
-    """List folder by folder; one folder's names are in memory."""
-    pending = [(scope.root, 0)]
-    while pending:
-        folder, level = pending.pop()
-        for info in fs.ls(folder, detail=True):
+    """List folder by folder, several at once where the filesystem is made for it; their names are in memory."""
+    pending = _Pending([(scope.root, 0)])
+
+    def list_one(place: tuple[str, int]) -> tuple[str, int, list[dict[str, Any]]]:
+        return *place, fs.ls(place[0], detail=True)
+
+    for folder, level, infos in map_ahead(list_one, pending, _FOLDER_THREADS if fs.async_impl else 1):
+        for info in infos:
             path = info["name"]
             name = path.rstrip("/").rpartition("/")[2]
             itself = path.rstrip("/") == folder.rstrip("/")

@@ -1,6 +1,6 @@
 """Where everything of an output lies, how its objects are written whole, and what its runs say of themselves.
 
-<root>/<table>/model=<name>-<digest8>/date=<YYYY-MM-DD>/part-<run_id>-<task>.parquet
+<root>/<table>/model=<name>-<digest8>/date=<YYYY-MM-DD>/part-<run_id>-<task>-<digest of its content>.parquet
 <root>/_runs/<run_id>/{lineage.json, manifest.json, plan/*.parquet, commits/<task>.json}
 <root>/_runs/lease/<generation>.json
 """
@@ -19,7 +19,7 @@ from typing import TypeVar
 from fsspec import AbstractFileSystem
 from pydantic import ValidationError
 
-from pipeline.storage.filesystems import is_local, store_errors
+from pipeline.storage.filesystems import is_local, read_object, store_errors
 from schemas.errors import StoreError
 from schemas.runs import CommitRecord, Counts, DataFile, Record, RunManifest
 from schemas.tables import SCHEMA_VERSION, TABLES, Table
@@ -152,7 +152,7 @@ def read_whole(fs: AbstractFileSystem, path: str) -> bytes | None:
     """Return an object's bytes, None where there is no such object; raises StoreError where the store refuses."""
     with store_errors(f"{path} can't be read"):
         try:
-            return bytes(fs.cat_file(path))
+            return read_object(fs, path)
         except FileNotFoundError:
             return None
 

@@ -2,28 +2,25 @@
 
 import hashlib
 import os
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from threading import Lock
 from typing import Literal
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.containers import (
-    find_image_column,
-    has_usual_image_column,
-    is_damage,
-    list_parquet,
-    list_shard,
-    open_parquet,
-    suffix_of,
-)
+from pipeline.storage.ahead import chain_ahead
+from pipeline.storage.containers import CONTAINER_THREADS, is_damage, open_parquet, suffix_of
 from pipeline.storage.entries import Container, Entry, Version, version_at, with_versions
 from pipeline.storage.filesystems import Stores, canonical_url, connect, is_local, protocol_of, safe_url, store_errors
 from pipeline.storage.folders import is_glob, iter_glob, iter_objects
 from pipeline.storage.manifests import MANIFEST_SUFFIXES, has_uris, list_manifest
+from pipeline.storage.parquet_images import find_image_column, has_usual_image_column, list_parquet
+from pipeline.storage.shards import list_shard
 from schemas.config import StorageConfig
 from schemas.errors import InputError
 from schemas.reasons import Reason
@@ -52,6 +49,8 @@ class Listing:
     """Whether the order is the input's own; a folder comes in whatever order its store lists it."""
     skipped_kinds: Counter[str] = field(default_factory=Counter)
     """Files that are no images, by extension."""
+    chunk_starts: "array[int]" = field(default_factory=lambda: array("q"))
+    """Places of the inputs that are the first of a row group, ascending: who reads one of its rows reads all before."""
 
     @property
     def skipped_files(self) -> int:
@@ -75,8 +74,9 @@ def list_inputs(input_url: str, storage: StorageConfig, *, out: str | None = Non
     skipped: Counter[str] = Counter()
     with store_errors(f"can't list {safe_url(input_url)}", InputError):
         kind, entries = _open(input_url, out, stores, skipped)
-    batches = _batches(entries, f"can't list {safe_url(input_url)}")
-    return Listing(kind, batches, kind != "folder", skipped)
+    chunk_starts = array("q")
+    batches = _batches(entries, chunk_starts, f"can't list {safe_url(input_url)}")
+    return Listing(kind, batches, kind != "folder", skipped, chunk_starts)
 
 
 def _open(url: str, out: str | None, stores: Stores, skipped: Counter[str]) -> tuple[Kind, Iterator[Entry]]:
@@ -117,7 +117,7 @@ def _open_file(
 ) -> tuple[Kind, Iterator[Entry]]:
     suffix = suffix_of(file.path)
     if suffix == ".tar":
-        return "webdataset", list_shard(fs, file, skipped)
+        return "webdataset", _list_shards(fs, [file], skipped)
     if suffix == ".parquet":
         return _open_parquets(fs, [file], stores)
     if suffix in MANIFEST_SUFFIXES:
@@ -150,7 +150,19 @@ def _open_folder(
     fs = stores.filesystem(url)
     if kinds[0] == ".parquet":
         return _open_parquets(fs, files, stores)
-    return "webdataset", chain.from_iterable(list_shard(fs, shard, skipped) for shard in files)
+    return "webdataset", _list_shards(fs, files, skipped)
+
+
+def _list_shards(fs: AbstractFileSystem, shards: Iterable[Container], skipped: Counter[str]) -> Iterator[Entry]:
+    counting = Lock()
+
+    def list_one(shard: Container) -> Iterator[Entry]:
+        own: Counter[str] = Counter()
+        yield from list_shard(fs, shard, own)
+        with counting:
+            skipped.update(own)
+
+    return chain_ahead(map(list_one, shards), CONTAINER_THREADS)
 
 
 def _without(sidecars: frozenset[str], objects: Iterable[Entry], skipped: Counter[str]) -> Iterator[Entry]:
@@ -186,16 +198,24 @@ def _open_parquets(fs: AbstractFileSystem, files: list[Container], stores: Store
         if not has_usual_image_column(schema) and has_uris(schema.names):
             return "manifest", chain.from_iterable(list_manifest(fs, each, stores) for each in files)
         if find_image_column(schema) is not None:
-            rows = chain.from_iterable(list_parquet(fs, each, stores) for each in files)
+            rows = chain_ahead((list_parquet(fs, each, stores) for each in files), CONTAINER_THREADS)
             return "parquet images", with_versions(rows, stores)
         raise InputError(f"{file.uri} has neither a column uri nor image bytes; it has {', '.join(schema.names)}")
     raise InputError(problem)
 
 
-def _batches(entries: Iterator[Entry], doing: str) -> Iterator[pa.RecordBatch]:
+def _batches(entries: Iterator[Entry], chunk_starts: "array[int]", doing: str) -> Iterator[pa.RecordBatch]:
+    """Yield the entries as rows of PLAN, and note where chunks begin."""
+    start = 0
     with store_errors(doing, InputError):
         while chunk := list(islice(entries, BATCH_ROWS)):
-            yield _to_batch([_in_unicode(entry) for entry in chunk])
+            chunk_starts.extend(start + place for place, entry in enumerate(chunk) if entry.begins_chunk)
+            start += len(chunk)
+            try:
+                batch = _to_batch(chunk)
+            except UnicodeEncodeError:
+                batch = _to_batch([_in_unicode(entry) for entry in chunk])
+            yield batch
 
 
 def _in_unicode(entry: Entry) -> Entry:
@@ -210,7 +230,7 @@ def _in_unicode(entry: Entry) -> Entry:
 
 
 def _to_batch(entries: list[Entry]) -> pa.RecordBatch:
-    uri, path, etag, size_bytes, modified_us, offset, reason, detail = zip(*entries, strict=True)
+    uri, path, etag, size_bytes, modified_us, offset, reason, detail, _ = zip(*entries, strict=True)
     columns = {
         "image_id": pa.array(map(image_id, uri), pa.string()),
         "uri": pa.array(uri, pa.string()),

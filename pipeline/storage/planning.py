@@ -5,17 +5,21 @@ The work is DuckDB's, in a temporary database that spills to disk, so memory doe
 
 import io
 import tempfile
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import chain, islice
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
+from numpy.typing import NDArray
 
+from pipeline.storage.ahead import map_ahead
 from pipeline.storage.classes import ClassTable, append_rows, join_classes
 from pipeline.storage.lake import write_whole
 from pipeline.storage.listing import Listing
@@ -24,7 +28,11 @@ from schemas.runs import Counts
 from schemas.tables import PLAN
 
 DONE_COLUMNS = ("image_id", "etag", "size_bytes", "modified_at")
-SLICES_PER_FILE = 64
+SLICES_PER_FILE = 16
+"""A reader takes a plan's file whole, by one request: this many slices are 1 % of the bytes of one slice's images."""
+MAX_CHUNK_ROWS = 2_048
+"""Longest row group that is one slice's whole: of a longer one each slice reads again what stands before its rows."""
+_WRITE_THREADS = 4
 _MEMORY_LIMIT = "256MB"
 """Of DuckDB's buffers: what is beyond spills to disk."""
 _READ_ROWS = 10_000
@@ -82,7 +90,7 @@ def make_plan(
         slices: tuple[PlanSlice, ...] = ()
         if planned:
             rows = rows_per_slice(planned) if callable(rows_per_slice) else rows_per_slice
-            slices = tuple(_write_slices(con, fs, root, plan_dir, rows))
+            slices = tuple(_write_slices(con, fs, root, plan_dir, rows, listing.chunk_starts))
         named = _number(con, "SELECT count(classes) FROM planned LEFT JOIN named USING (seq)")
     counts = Counts(
         listed=firsts,
@@ -172,30 +180,45 @@ def _subtract_done(con: duckdb.DuckDBPyConnection) -> int:
 
 
 def _write_slices(
-    con: duckdb.DuckDBPyConnection, fs: AbstractFileSystem, root: str, plan_dir: str, rows: int
+    con: duckdb.DuckDBPyConnection, fs: AbstractFileSystem, root: str, plan_dir: str, rows: int, starts: "array[int]"
 ) -> Iterator[PlanSlice]:
     columns = ", ".join("classes" if name == "classes" else f'planned."{name}"' for name in PLAN.names)
-    found = con.sql(f"SELECT {columns} FROM planned LEFT JOIN named USING (seq) ORDER BY place")
-    slices = _in_slices(found.to_arrow_reader(_READ_ROWS), rows)
-    for index in count():
-        group = list(islice(slices, SLICES_PER_FILE))
-        if not group:
-            return
+    found = con.sql(f"SELECT seq, {columns} FROM planned LEFT JOIN named USING (seq) ORDER BY place")
+    slices = _in_slices(found.to_arrow_reader(_READ_ROWS), rows, np.frombuffer(starts, np.int64))
+    groups = enumerate(iter(lambda: list(islice(slices, SLICES_PER_FILE)), []))
+
+    def write(numbered: tuple[int, list[pa.Table]]) -> list[PlanSlice]:
+        index, group = numbered
         file, buffer = f"{plan_dir}/part-{index:05d}.parquet", io.BytesIO()
         with pq.ParquetWriter(buffer, PLAN, compression="zstd") as writer:
             for table in group:
                 writer.write_table(table, row_group_size=len(table))
         write_whole(fs, f"{root.rstrip('/')}/{file}", buffer.getvalue())
-        yield from (PlanSlice(file, number, len(table)) for number, table in enumerate(group))
+        return [PlanSlice(file, number, len(table)) for number, table in enumerate(group)]
+
+    return chain.from_iterable(map_ahead(write, groups, _WRITE_THREADS))
 
 
-def _in_slices(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """Yield the same rows in tables of ``rows`` each, the last one shorter."""
-    waiting = PLAN.empty_table()
-    for batch in batches:
-        waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch]).cast(PLAN)])
-        while len(waiting) >= rows:
-            yield waiting.slice(0, rows)
-            waiting = waiting.slice(rows)
-    if len(waiting):
-        yield waiting
+def _in_slices(batches: Iterable[pa.RecordBatch], rows: int, chunk_starts: NDArray[np.int64]) -> Iterator[pa.Table]:
+    """Yield the same rows, without ``seq``, in tables of ``rows`` each, the last one shorter.
+
+    A table is longer where it would else end inside of a chunk, unless that has more than MAX_CHUNK_ROWS rows.
+    """
+    waiting = pa.schema([pa.field("seq", pa.int64()), *PLAN]).empty_table()
+    most = max(rows, MAX_CHUNK_ROWS) if len(chunk_starts) else rows
+    for batch in chain(batches, [None]):
+        if batch is not None:
+            waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch]).cast(waiting.schema)])
+        while len(waiting) > (0 if batch is None else most):
+            end = _end_of_chunk(waiting["seq"].to_numpy(), rows, most, chunk_starts)
+            yield waiting.slice(0, end).drop_columns("seq")
+            waiting = waiting.slice(end)
+
+
+def _end_of_chunk(seq: NDArray[np.int64], rows: int, most: int, chunk_starts: NDArray[np.int64]) -> int:
+    """Return how many rows to take: at least ``rows``, then up to the end of a chunk, at most ``most``."""
+    if rows >= len(seq) or not len(chunk_starts):
+        return min(rows, len(seq))
+    chunk = np.searchsorted(chunk_starts, seq[rows - 1 : most + 1], side="right")
+    ends = np.flatnonzero(chunk != chunk[0])
+    return rows - 1 + int(ends[0]) if len(ends) else min(most, len(seq))

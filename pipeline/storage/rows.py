@@ -58,10 +58,11 @@ def nest(table: Table, columns: Mapping[str, Any], counts: NDArray[np.integer[An
 
 
 def split_rows(rows: pa.Table, run_id: str, outputs: Sequence[str]) -> dict[Table, pa.Table]:
-    """Return the output tables of wide rows; ``outputs`` says which of the optional ones."""
+    """Return the output tables of wide rows, ordered by image_id; ``outputs`` says which of the optional ones."""
     rows = rows.append_column("run_id", pa.array([run_id], pa.string()).take(pa.array([0] * len(rows), pa.int32())))
-    rejected = pc.is_valid(rows["reason_code"])
-    images, quarantine = rows.filter(pc.invert(rejected)), rows.filter(rejected)
+    order = pc.sort_indices(rows["image_id"])
+    rejected = pc.is_valid(rows["reason_code"]).take(order)
+    images, quarantine = rows.take(order.filter(pc.invert(rejected))), rows.take(order.filter(rejected))
     tables: dict[Table, pa.Table] = {
         "images": _select(images, IMAGES, {"annotated_at": "decided_at"}),
         "quarantine": _select(quarantine, QUARANTINE, {"rejected_at": "decided_at"}),

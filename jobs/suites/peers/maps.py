@@ -1,0 +1,46 @@
+"""Top-5 maps of pictures in memory, images/s: camlake's localizer, pytorch-grad-cam and torch-cam; fp32, all cores."""
+
+import importlib
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jobs.suites.peers.by_hand import BATCH, THRESHOLD, TOPK, Setup, load, normalized, read_image
+from pipeline.models.localizer import CamRule, Localizer
+from pipeline.models.network import CamNetwork
+from pipeline.models.runtime import Runtime
+
+Pixels = NDArray[np.uint8]
+
+
+def images_per_s(library: str, setup: Setup) -> float:
+    """Return images/s of ``library``: camlake, or a module of this package; a first batch warms up."""
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(cores)
+    network, _ = load(setup.model, setup.weights)
+    side = network.preprocessing.image_size
+    pixels = np.stack([read_image(path, side)[0] for path in setup.paths()])
+    batches = [pixels[at : at + BATCH] for at in range(0, len(pixels), BATCH)]
+    work = _camlake(network, cores) if library == "camlake" else _peer(network, library)
+    work(batches[0])
+    started = time.perf_counter()
+    for batch in batches:
+        work(batch)
+    return len(pixels) / (time.perf_counter() - started)
+
+
+def _camlake(network: CamNetwork, cores: int) -> Callable[[Pixels], object]:
+    runtime = Runtime(device="cpu", precision="fp32", compile=False, threads=cores, batch_size=BATCH)
+    localizer = Localizer(network, CamRule(TOPK, (THRESHOLD,), "largest", 0.0), runtime)
+    side = network.preprocessing.image_size
+    map_hw = network.map_size(side)
+    return lambda pixels: localizer(torch.from_numpy(pixels), [(side, side)] * len(pixels), [map_hw] * len(pixels))
+
+
+def _peer(network: CamNetwork, library: str) -> Callable[[Pixels], object]:
+    maps = importlib.import_module(f"jobs.suites.peers.{library}").maps_of(network)
+    return lambda pixels: maps(normalized(pixels, network.preprocessing))

@@ -1,0 +1,161 @@
+"""What a training leaves at its output, written whole by one process; the resume state comes last and makes it count.
+
+last.safetensors, best.safetensors   weights with their card, for --weights
+metrics.jsonl, curves.png            one line and one point an epoch
+rejected.jsonl                       images that could not be used, with the reason
+resume.pt                            weights, optimizer and history: all that the next start goes on from
+training.json                        the settings, written when the training begins
+"""
+
+import io
+import json
+import math
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pipeline.images.charts import Line, chart_png
+from pipeline.models.checkpoint import Card, checkpoint_bytes
+from pipeline.storage.filesystems import connect, safe_url
+from pipeline.storage.lake import read_whole, write_whole
+from schemas.config import StorageConfig
+from schemas.errors import StoreError, UsageError
+
+Epoch = dict[str, float]
+"""An epoch's figures by name, as metrics.jsonl has them."""
+
+
+@dataclass
+class Progress:
+    """How far a training has come."""
+
+    history: list[Epoch] = field(default_factory=list)
+    best_epoch: int = 0
+    """From 1; 0 before the first."""
+    rejected: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Reason code and detail of every image that could not be used, by uri."""
+
+    @property
+    def best(self) -> Epoch | None:
+        """The epoch with the best weights."""
+        return self.history[self.best_epoch - 1] if self.best_epoch else None
+
+    def add(self, epoch: Epoch) -> bool:
+        """Note an epoch and return whether it is the best so far; of equal ones the first is."""
+        self.history.append(epoch)
+        better = self.best is None or _goodness(epoch) > _goodness(self.best)
+        if better:
+            self.best_epoch = len(self.history)
+        return better
+
+    def ended(self, epochs: int, patience: int | None) -> bool:
+        """Return whether the last epoch is done, the loss is lost, or ``patience`` epochs brought nothing better."""
+        done = len(self.history)
+        lost = bool(done) and not math.isfinite(self.history[-1]["train_loss"])
+        return done >= epochs or lost or (patience is not None and done - self.best_epoch >= patience)
+
+
+def _goodness(epoch: Epoch) -> tuple[float, float]:
+    """Return what the best epoch has most of: validation score, then a small loss; without validation a small loss."""
+    scores = [epoch[name] for name in ("val_top1", "val_map") if name in epoch and not math.isnan(epoch[name])]
+    return (*scores, 0.0)[0], -epoch.get("val_loss", epoch["train_loss"])
+
+
+@dataclass(frozen=True)
+class TrainingFiles:
+    """The files of one training."""
+
+    out: str
+    storage: StorageConfig
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Write the settings; raises UsageError where a training with others has begun here."""
+        known = self._read("training.json")
+        if known is None:
+            self._write("training.json", json.dumps(settings, indent=1).encode())
+            return
+        before = json.loads(known)
+        for name, value in settings.items():
+            if before.get(name) != value:
+                what = "INPUT or --val" if name == "data" else f"--{name.replace('_', '-')}"
+                raise UsageError(
+                    f"{what}: the training in {safe_url(self.out)} has {before.get(name)}, not {value}; go on with the"
+                    " same, or use another --out"
+                )
+
+    def write(self, progress: Progress, learner: dict[str, Any], card: Card, better: bool) -> None:
+        """Write all that an epoch changes; raises StoreError where the store refuses."""
+        weights = checkpoint_bytes(learner["network"], card)
+        if better:
+            self._write("best.safetensors", weights)
+        self._write("last.safetensors", weights)
+        self._write("metrics.jsonl", _lines(progress.history))
+        rows = [
+            {"uri": uri, "reason_code": reason, "detail": detail}
+            for uri, (reason, detail) in sorted(progress.rejected.items())
+        ]
+        if rows:
+            self._write("rejected.jsonl", _lines(rows))
+        self._write("curves.png", curves_png(progress.history, card.architecture.name))
+        buffer = io.BytesIO()
+        torch.save({"learner": learner, **vars(progress)}, buffer)
+        self._write("resume.pt", buffer.getvalue())
+
+    def resume(self) -> tuple[Progress, dict[str, Any] | None]:
+        """Return how far the training came and the learner's state, None at its beginning.
+
+        Raises StoreError where the state can't be read.
+        """
+        content = self._read("resume.pt")
+        if content is None:
+            return Progress(), None
+        try:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return Progress(state["history"], state["best_epoch"], state["rejected"]), state["learner"]
+        except (RuntimeError, KeyError, TypeError, EOFError) as error:
+            raise StoreError(f"{safe_url(self.out)}/resume.pt is none of camlake's; use another --out") from error
+
+    def _read(self, name: str) -> bytes | None:
+        fs, root = connect(self.out, self.storage)
+        return read_whole(fs, posixpath.join(root, name))
+
+    def _write(self, name: str, content: bytes) -> None:
+        fs, root = connect(self.out, self.storage)
+        write_whole(fs, posixpath.join(root, name), content)
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def curves_png(history: Sequence[Epoch], title: str) -> bytes:
+    """Return a chart of accuracies and losses over the epochs; losses as shares of the greatest one."""
+    finite = [epoch[name] for epoch in history for name in _LOSSES if math.isfinite(epoch.get(name, math.nan))]
+    greatest = max(finite, default=1.0) or 1.0
+    lines = [
+        Line(words + (f" / {greatest:.3g}" if name in _LOSSES else ""), points)
+        for name, words in _CURVES.items()
+        if (points := _points(history, name, greatest if name in _LOSSES else 1.0))
+    ]
+    return chart_png(title, f"epochs / {len(history)}", "share", lines)
+
+
+_LOSSES = ("train_loss", "val_loss")
+_CURVES = {
+    "val_top1": "validation accuracy",
+    "val_map": "validation mAP",
+    "train_top1": "training accuracy",
+    "val_loss": "validation loss",
+    "train_loss": "training loss",
+}
+
+
+def _points(history: Sequence[Epoch], name: str, greatest: float) -> list[tuple[float, float]]:
+    return [
+        ((number + 1) / len(history), epoch[name] / greatest)
+        for number, epoch in enumerate(history)
+        if math.isfinite(epoch.get(name, math.nan))
+    ]

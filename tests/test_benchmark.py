@@ -1,0 +1,190 @@
+"""The suites' own code: hand-written maps, boxes and tables against camlake's, the peers' maps, the arithmetic."""
+
+import dataclasses
+import importlib
+import json
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from jobs import benchmark
+from jobs.console import Screen
+from jobs.suites import peers
+from jobs.suites.common import annotated_s, make_photographs, steady_per_s, weights_file
+from jobs.suites.peers import ray_pattern
+from jobs.suites.peers.by_hand import BATCH, ByHand, Setup, boxes_of, load, normalized, opencv_box, read_image
+from jobs.suites.peers.loops import hand_loop
+from pipeline.models.localizer import CamRule, Localizer
+from pipeline.models.registry import load_network
+from pipeline.models.runtime import Runtime
+from schemas.config import BenchmarkConfig
+from schemas.errors import UsageError
+from schemas.tables import table_schema
+
+SIZE_HW = (120, 160)
+RULE = CamRule(topk=5, thresholds=(0.2,), components="largest", min_area=0.0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Undo what the loops do to their process: they take all cores."""
+    yield
+    torch.set_num_threads(1)
+    cv2.setNumThreads(-1)
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory) -> Setup:
+    """Three rendered photographs and the trained demo network."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    make_photographs(BenchmarkConfig(suite="peers"), folder / "photographs", 3, SIZE_HW)
+    return Setup(folder / "photographs", folder / "out", "camlake_demo", "DEFAULT", "fp32")
+
+
+def localize(network, pixels):
+    runtime = Runtime(device="cpu", precision="fp32", compile=False, threads=1, batch_size=BATCH)
+    map_hw = network.map_size(network.preprocessing.image_size)
+    return Localizer(network, RULE, runtime)(torch.from_numpy(pixels), [SIZE_HW] * len(pixels), [map_hw] * len(pixels))
+
+
+def heat_of(localized):
+    """Return the maps (B, 5, h, w)."""
+    heat = localized.maps.heat
+    return heat.reshape(-1, RULE.topk, *heat.shape[1:])
+
+
+def scaled(maps):
+    """Return each map in [0, 1], as both libraries of maps give them."""
+    shifted = maps - maps.min(axis=(2, 3), keepdims=True)
+    return shifted / (shifted.max(axis=(2, 3), keepdims=True) + 1e-7)
+
+
+@pytest.fixture(scope="module")
+def pixels(setup):
+    side = load(setup.model, setup.weights)[0].preprocessing.image_size
+    return np.stack([read_image(path, side)[0] for path in setup.paths()])
+
+
+class TestByHand:
+    def test_says_what_camlake_says(self, setup, pixels):
+        found = ByHand.of(setup)(normalized(pixels, load_network("camlake_demo", None, None).preprocessing))
+        ours = localize(load(setup.model, setup.weights)[0], pixels)
+        assert found.class_ids.reshape(-1).tolist() == ours.maps.class_id.tolist()
+        assert np.allclose(found.probs.reshape(-1), ours.maps.class_prob, atol=1e-5)
+        assert np.allclose(found.pooled, ours.pooled, atol=1e-5)
+        assert np.allclose(found.maps, heat_of(ours), atol=1e-4)
+        boxes = boxes_of(found.maps, np.array([SIZE_HW] * 3)).reshape(-1, 4)
+        with_box = np.isfinite(boxes[:, 0])
+        assert np.flatnonzero(with_box).tolist() == ours.boxes.map.tolist()
+        # camlake's edges lie where the surface crosses the threshold, OpenCV's at whole pixels; tips of the surface
+        # that are thinner than a pixel fall between OpenCV's.
+        apart_px = np.abs(boxes[with_box] - ours.boxes.xyxy)
+        assert apart_px.max() <= 1.5
+        assert apart_px.mean() <= 0.5
+
+    def test_a_convolution_has_its_bias_and_relu_inside_the_maps(self):
+        torch.manual_seed(0)
+        network = load_network("squeezenet1_1", None, 64)
+        pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+        by_hand = ByHand(network, [""] * 1000, "fp32")
+        assert np.allclose(by_hand(by_hand.normalized(pixels)).maps, heat_of(localize(network, pixels)), atol=1e-4)
+
+    def test_a_head_with_a_normalization_is_refused(self, tmp_path):
+        weights = weights_file(BenchmarkConfig(suite="peers", model="convnext_tiny"), tmp_path)
+        with pytest.raises(UsageError, match="--model convnext_tiny: its head"):
+            load("convnext_tiny", weights)
+
+    def test_box_by_hand(self):
+        heat = np.zeros((4, 4), np.float32)
+        heat[0, 0] = 1
+        heat[2:, 2:] = 1
+        # Halfway between the centres 15 and 25 the surface is 0.5; a fifth of 1 is crossed at 17.
+        assert opencv_box(heat, (40, 40)) == (17, 17, 40, 40)
+        assert np.isnan(opencv_box(-heat, (40, 40))).all()
+
+
+class TestPeers:
+    def test_grad_cam_gives_camlakes_maps_upsampled(self, setup, pixels):
+        grad_cam = peer("pytorch_grad_cam", "grad_cam")
+        network = load(setup.model, setup.weights)[0]
+        side = network.preprocessing.image_size
+        heat = scaled(heat_of(localize(network, pixels)).clip(min=0))
+        upsampled = np.array([[cv2.resize(one, (side, side)) for one in image] for image in heat])
+        assert np.allclose(
+            grad_cam.maps_of(network)(normalized(pixels, network.preprocessing)), scaled(upsampled), atol=1e-3
+        )
+
+    def test_torch_cam_gives_camlakes_maps(self, setup, pixels):
+        torch_cam = peer("torchcam", "torch_cam")
+        network = load(setup.model, setup.weights)[0]
+        maps = torch_cam.maps_of(network)(normalized(pixels, network.preprocessing))
+        assert np.allclose(maps, scaled(heat_of(localize(network, pixels))), atol=1e-4)
+
+    def test_daft_finds_what_camlake_finds(self, setup, pixels):
+        daft_pattern = peer("daft", "daft_pattern")
+        daft_pattern.run(setup)
+        rows = pq.read_table(setup.out)
+        ours = localize(load(setup.model, setup.weights)[0], pixels)
+        assert rows["path"].to_pylist() == setup.paths()
+        assert rows["class_ids"].combine_chunks().flatten().to_pylist()[::5] == ours.top1_class_id.tolist()
+        assert len(annotated_s(setup.out)) == 3
+
+    def test_ray_pattern_finds_what_camlake_finds(self, setup, pixels):
+        transform, annotator = ray_pattern.Transform(setup.model), ray_pattern.Annotator(setup)
+        images = [cv2.imread(path, cv2.IMREAD_COLOR_RGB) for path in setup.paths()]
+        rows = [transform({"path": "", "image": image}) for image in images]
+        found = annotator({name: np.stack([row[name] for row in rows]) for name in rows[0]})
+        ours = localize(load(setup.model, setup.weights)[0], pixels)
+        # torchvision's resizing smooths where OpenCV's does not, so the maps are alike, not the same.
+        assert found["class_ids"][:, 0].tolist() == ours.top1_class_id.tolist()
+        assert np.corrcoef(found["maps"][:, 0].ravel(), heat_of(ours)[:, 0].ravel())[0, 1] > 0.95
+
+    def test_a_missing_extra_is_one_line(self):
+        with pytest.raises(UsageError, match=r"no-such is not installed; pip install 'camlake\[benchmark\]'"):
+            peers.require_extra({"no-such": "no_such_module"})
+
+
+def peer(module, name):
+    """Return a peer's own module; skips where the library is not installed."""
+    pytest.importorskip(module, reason=f"{module} is missing: pip install -e '.[benchmark]'")
+    return importlib.import_module(f"jobs.suites.peers.{name}")
+
+
+def test_the_loop_writes_the_same_tables(setup):
+    setup = dataclasses.replace(setup, out=setup.out / "loop")
+    assert hand_loop(setup) > 0
+    tables = {
+        name: pq.read_table(setup.out / f"{name}.parquet") for name in ("images", "boxes", "heatmaps", "features")
+    }
+    channels = tables["features"].schema.field("feature").type.list_size
+    assert all(table.schema.equals(table_schema(name, channels, "float32")) for name, table in tables.items())
+    assert [len(tables[name]) for name in ("images", "heatmaps", "features")] == [3, 15, 3]
+    assert sum(tables["images"]["n_boxes"].to_pylist()) == len(tables["boxes"])
+    assert tables["images"]["height_px"].to_pylist() == [SIZE_HW[0]] * 3
+    assert len(annotated_s(setup.out)) == 3
+
+
+class TestSteadyState:
+    def test_is_measured_between_the_first_fifth_and_the_last_tenth(self):
+        # Two a second from the 20th to the 90th image, whatever came before and after.
+        times = [0.0] * 20 + [index / 2 for index in range(71)] + [1e3] * 9
+        assert steady_per_s(times) == 2.0
+
+    def test_needs_more_than_a_batch(self):
+        with pytest.raises(UsageError, match="too few images"):
+            steady_per_s([1.0] * 32)
+
+
+def test_boxes_from_start_to_file(tmp_path, monkeypatch):
+    for constant in ("MAPS", "SAMPLE"):
+        monkeypatch.setattr(f"jobs.suites.boxes.{constant}", 8)
+    config = BenchmarkConfig(suite="boxes", repeats=1, result=str(tmp_path / "result.json"))
+    benchmark.run(config, Screen())
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["suite"] == "boxes"
+    assert {"processor", "cores", "packages", "commit"} <= set(result["machine"])
+    ratio = result["figures"]["7×7 ratio"]
+    assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]

@@ -102,7 +102,11 @@ class AnnotateConfig(StorageConfig):
     )
     out: str = required("where the tables go: any fsspec URL", flag=True)
 
-    model: str = option("resnet50", "network by name; `camlake models` lists them", "Network")
+    model: str | None = option(
+        None,
+        "network by name (`camlake models`); default: the one that the weights' card names, or resnet50",
+        "Network",
+    )
     weights: str = option(
         "DEFAULT", "torchvision's name of the weights, or a safetensors or state-dict file at any URL", "Network"
     )
@@ -152,7 +156,11 @@ class AnnotateConfig(StorageConfig):
     )
 
     device: Device = option("auto", "where the network runs; auto takes CUDA where the cluster has it", "Compute")
-    precision: Precision = option("auto", "number type of the network; auto: bf16 on CUDA, fp32 on CPU", "Compute")
+    precision: Precision = option(
+        "auto",
+        "number type of the network; auto: bf16 where the device multiplies it, else fp16 on CUDA and fp32 on CPU",
+        "Compute",
+    )
     compile: Switch = option("auto", "run the network through torch.compile; auto: where it pays", "Compute")
     batch_size: int | None = option(None, "images a forward pass; default: chosen by device", "Compute", ge=1, le=4096)
     actors: Annotated[tuple[int, int] | None, BeforeValidator(_actor_range)] = option(
@@ -242,7 +250,9 @@ class BenchmarkConfig(JobConfig):
     model: str = option("squeezenet1_1", "network by name", "Options")
     weights: str | None = option(None, "its weights; default: random ones where scores don't matter", "Options")
     precision: Precision = option(
-        "auto", "number type of the networks of all sides (end-to-end, peers); auto: as annotate on CPU", "Options"
+        "auto",
+        "number type of the networks of all sides; auto: as annotate (end-to-end, peers, gpu), fp32 (reference)",
+        "Options",
     )
     count: int = option(2000, "images of a run; photographs are repeated under new names", "Options", ge=16)
     repeats: int = option(3, "interleaved runs of each side", "Options", ge=1, le=20)
@@ -302,7 +312,9 @@ class TrainConfig(StorageConfig):
     )
 
     model: str = option("resnet50", "network by name; `camlake models` lists them", "Network")
-    pooling: Literal["gap", "gmp"] = option("gap", "global average or global max pooling before the linear layer", "Network")
+    pooling: Literal["gap", "gmp"] = option(
+        "gap", "global average or global max pooling before the linear layer", "Network"
+    )
     width: float = option(1.0, "multiplies the channels of camlake's own networks", "Network", gt=0)
     weights: str = option(
         "DEFAULT",

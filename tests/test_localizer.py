@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.arrays.calibration import Calibration
 from pipeline.graph.annotating import AnnotateSpec, AnnotateStage
 from pipeline.graph.decoding import DECODED
 from pipeline.images.resize import ResizePlan
@@ -74,6 +75,12 @@ class TestByHand:
         for row, (image, class_id) in enumerate(zip(found.maps.image, found.maps.class_id, strict=True)):
             bias = network.head.linear.bias[class_id]
             assert means[row] + bias.item() == pytest.approx(logits[image, class_id].item(), abs=1e-5)
+
+    def test_with_several_labels_an_image_each_class_has_its_own_probability(self):
+        network = by_hand([[1, 0, 0], [0, 1, 0], [0, 0, 1]])
+        localizer = Localizer(network, RULE, RUNTIME, multi_label=True)
+        found = localizer(torch.from_numpy(picture((0, 0, 8, 0, 8))), [(80, 40)], [(4, 4)])
+        assert found.maps.class_prob.tolist() == pytest.approx([1 / (1 + np.exp(-1)), 0.5])
 
     def test_equal_classes_stand_in_the_order_of_their_ids(self):
         found = localize(by_hand([[0, 0, 1], [1, 0, 0], [1, 0, 0], [0, 1, 0]]), picture((0, 0, 8, 0, 8)))
@@ -145,7 +152,7 @@ class TestStage:
 
     PIXELS = np.concatenate([picture((color, 0, 4, 0, 2), (2, 0, 8, 4, 8)) for color in (0, 1, 0)])
 
-    def stage(self):
+    def stage(self, calibration=None):
         network = by_hand([[1, 0, 0], [0, 1, 0]])
         spec = AnnotateSpec(
             load=lambda state: network,
@@ -156,6 +163,8 @@ class TestStage:
             outputs=("boxes", "heatmaps", "features"),
             feature_type="float32",
             resize=ResizePlan("fit", 8, (4, 4)),
+            multi_label=False,
+            calibration=calibration,
         )
         return AnnotateStage(spec, {})
 
@@ -205,3 +214,11 @@ class TestStage:
         expected = self.answers(stage(self.decoded(self.blobs(), reasons)))
         given = torch.from_numpy(self.PIXELS[[0, 2]])
         assert self.answers(stage.annotate(self.decoded([b""] * 3, reasons), given)) == expected
+
+    def test_a_calibration_makes_the_box_score(self):
+        # The score is the sigmoid of -1, whatever the box: all weights but the bias are 0.
+        calibration = Calibration(means=(0.0,) * 6, scales=(1.0,) * 6, weights=(0.0,) * 6, bias=-1.0)
+        rows = self.stage(calibration)(self.decoded(self.blobs()))
+        scores = [box["box_score"] for row in rows["boxes"].to_pylist() for box in row]
+        assert scores
+        assert scores == pytest.approx([1 / (1 + np.e)] * len(scores))

@@ -12,13 +12,16 @@ import torch
 import torchvision
 from torch import nn
 
+from jobs.console import Screen
+from jobs.suites import gpu
 from pipeline.graph.annotating import BusyClock
 from pipeline.models.engine import Engine
 from pipeline.models.heads import LinearHead
 from pipeline.models.network import CamNetwork, Preprocessing
 from pipeline.models.registry import load_network, model_names
 from pipeline.models.runtime import Runtime, resolve_precision
-from schemas.errors import ModelError
+from schemas.config import BenchmarkConfig
+from schemas.errors import ModelError, UsageError
 
 MEMBERS = {
     "camlake_demo": 48,
@@ -152,6 +155,13 @@ def test_compiled_batches_have_one_shape_and_the_same_features():
             thread.join()
     for n in (2, 1, 5):
         torch.testing.assert_close(found[n], expected[:n], rtol=1e-4, atol=1e-5)
+
+
+def test_the_suite_of_the_gpu_says_what_it_needs():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device: `camlake benchmark gpu` measures it")
+    with pytest.raises(UsageError, match="needs a CUDA device, and this machine has none"):
+        gpu.measure(BenchmarkConfig(suite="gpu"), Screen())
 
 
 def test_time_counts_once_however_many_threads_are_at_work():

@@ -1,4 +1,4 @@
-"""What the suites share: the machine, pictures to work on, weights, and a silent screen."""
+"""What the suites share: the machine, pictures to work on, weights, fresh processes, images/s at steady state."""
 
 import multiprocessing
 import os
@@ -133,7 +133,7 @@ def annotated_s(out: Path) -> list[float]:
         for name in pq.read_schema(path).names
         if name == "annotated_at"
     ]
-    return sorted(pa.chunked_array(columns).cast(pa.int64()).to_numpy() / 1e6) if columns else []
+    return sorted((pa.chunked_array(columns).cast(pa.int64()).to_numpy() / 1e6).tolist()) if columns else []
 
 
 def steady_per_s(times_s: Sequence[float]) -> float:

@@ -48,10 +48,10 @@ def network_parts(spec: AnnotateSpec, state: dict[str, Tensor], decoded: pa.Tabl
     pixels = [np.frombuffer(row, np.uint8).reshape(side, side, 3) for row in good["pixels"].to_pylist()]
     batches = torch.split(torch.from_numpy(np.stack(pixels)), size)
     sizes_hw = np.stack([good["height_px"].to_numpy(), good["width_px"].to_numpy()], axis=1).astype(np.int64)
-    covered = np.array([spec.resize.covered(*size_hw) for size_hw in sizes_hw.tolist()])
+    covered = spec.resize.covered(sizes_hw)
     engine = Engine(spec.load(state).eval(), spec.runtime)
     engine.warm_up()
-    with torch.inference_mode(), engine.at_work():
+    with torch.no_grad(), engine.at_work():
         features = torch.from_numpy(to_host([engine(engine.put(batches[0]))])[0])
 
     def recalled(state: dict[str, Tensor]) -> CamNetwork:
@@ -59,7 +59,7 @@ def network_parts(spec: AnnotateSpec, state: dict[str, Tensor], decoded: pa.Tabl
         return CamNetwork(real.name, _Recalled(features.clone()), real.head, real.preprocessing)
 
     def forward(engine: Engine) -> None:
-        with torch.inference_mode(), engine.at_work():
+        with torch.no_grad(), engine.at_work():
             for batch in batches:
                 to_host([engine(engine.put(batch))[:, 0, 0, 0]])
 

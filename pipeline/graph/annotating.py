@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from pipeline.arrays.calibration import Calibration
 from pipeline.arrays.maps import quantize
 from pipeline.images.resize import ResizePlan
 from pipeline.models.localizer import Boxes, CamRule, Localized, Localizer, Maps
@@ -46,6 +47,10 @@ class AnnotateSpec:
     outputs: tuple[str, ...]
     feature_type: FeatureType
     resize: ResizePlan
+    multi_label: bool
+    """Whether each class has a probability of its own."""
+    calibration: Calibration | None
+    """What makes ``box_score``; null without."""
 
 
 class BusyClock:
@@ -97,7 +102,7 @@ class AnnotateStage:
             torch.set_num_threads(spec.runtime.threads)
         self.spec = spec
         network = spec.load(state)
-        self._localizer = Localizer(network, spec.rule, spec.runtime)
+        self._localizer = Localizer(network, spec.rule, spec.runtime, multi_label=spec.multi_label)
         self._localizer.warm_up()
         self._labels = pa.array(spec.labels, pa.string())
         self._schema = row_schema(network.channels, spec.feature_type)
@@ -137,7 +142,7 @@ class AnnotateStage:
     def _localize(self, decoded: pa.Table, pixels: Tensor | None) -> Localized:
         inputs = _pixels(decoded["pixels"], self.spec.image_size) if pixels is None else pixels
         sizes_hw = np.stack([decoded[name].to_numpy() for name in ("height_px", "width_px")], axis=1).astype(np.int64)
-        covered = [self.spec.resize.covered(*size_hw) for size_hw in sizes_hw.tolist()]
+        covered = self.spec.resize.covered(sizes_hw)
         classes = decoded["classes"]
         named = None if classes.null_count == len(classes) else [ids or [] for ids in classes.to_pylist()]
         return self._localizer(inputs, sizes_hw, covered, named)
@@ -158,10 +163,20 @@ class AnnotateStage:
             "top1_label": self._labels.take(pa.array(found.top1_class_id)),
             "top1_prob": pa.array(found.top1_prob),
             "n_boxes": pa.array(n_boxes.astype(np.int32)),
-            "boxes": nest("boxes", _box_columns(found.maps, found.boxes, per_map), n_boxes),
+            "boxes": nest("boxes", self._box_columns(found.maps, found.boxes, per_map), n_boxes),
             "heatmaps": nest("heatmaps", per_map | _heat_columns(found.maps), n_maps),
             "feature": pa.FixedSizeListArray.from_arrays(vectors, found.pooled.shape[1]),
         }
+
+    def _box_columns(self, maps: Maps, boxes: Boxes, per_map: dict[str, pa.Array]) -> dict[str, Any]:
+        own_map = pa.array(boxes.map)
+        columns: dict[str, Any] = {name: column.take(own_map) for name, column in per_map.items()}
+        columns |= {"class_prob": maps.class_prob[boxes.map], "component": boxes.component}
+        columns |= {"threshold": boxes.threshold, "area_frac": boxes.area_frac}
+        columns |= {side: boxes.xyxy[:, index] for index, side in enumerate(("xmin", "ymin", "xmax", "ymax"))}
+        calibration = self.spec.calibration
+        scores = calibration.scores(columns) if calibration else pa.nulls(len(own_map), pa.float32())
+        return columns | {"box_score": scores, "method": pa.repeat(METHOD, len(own_map))}
 
     def _spread(self, answers: dict[str, pa.Array], good: NDArray[np.int64], accepted: pa.Array) -> dict[str, pa.Array]:
         """Return the answers of the good rows at their places among all rows, null where a row is rejected."""
@@ -196,15 +211,6 @@ def _kinds(reasons: pa.Array) -> tuple[pa.Array, pa.Array]:
     stages = pa.array([str(kind.stage) for kind in kinds], pa.string())
     permanent = pa.array([kind.permanent for kind in kinds], pa.bool_())
     return stages.take(codes.indices), permanent.take(codes.indices)
-
-
-def _box_columns(maps: Maps, boxes: Boxes, per_map: dict[str, pa.Array]) -> dict[str, Any]:
-    own_map = pa.array(boxes.map)
-    columns: dict[str, Any] = {name: column.take(own_map) for name, column in per_map.items()}
-    columns |= {"class_prob": maps.class_prob[boxes.map], "component": boxes.component}
-    columns |= {"threshold": boxes.threshold, "area_frac": boxes.area_frac}
-    columns |= {side: boxes.xyxy[:, index] for index, side in enumerate(("xmin", "ymin", "xmax", "ymax"))}
-    return columns | {"box_score": pa.nulls(len(own_map), pa.float32()), "method": pa.repeat(METHOD, len(own_map))}
 
 
 def _heat_columns(maps: Maps) -> dict[str, Any]:

@@ -10,8 +10,11 @@ from schemas.tables import Table
 
 RAY_CORES = 0.12
 """Cores that Ray's own processes and the driver keep busy, whatever the images."""
-RAY_START_S = 1.0
-"""Seconds that Ray Data takes to plan a run and to start its pool, beside what the actors take."""
+RAY_START_S = 1.5
+"""Seconds that Ray Data takes to plan a run and to start its own actors, beside what the network's take.
+
+Measured on two cores, where they are about 3 seconds of one.
+"""
 
 
 @dataclass(frozen=True)

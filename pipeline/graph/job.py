@@ -11,6 +11,7 @@ from typing import Any, Self
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
+from pipeline.arrays.calibration import Calibration
 from pipeline.graph.annotating import AnnotateSpec
 from pipeline.graph.decoding import DecodeSpec
 from pipeline.graph.resources import Compute, images_per_commit, images_per_slice
@@ -24,6 +25,7 @@ from pipeline.models.registry import load_network
 from pipeline.models.runtime import resolve_precision
 from pipeline.models.weights import Weights, load_weights, model_digest
 from pipeline.storage import lineage
+from pipeline.storage.calibrations import read_calibration
 from pipeline.storage.classes import read_classes
 from pipeline.storage.commit import Committer, committed_settings, finish_run, remove_leftovers, start_run
 from pipeline.storage.filesystems import connect, read_url, safe_url
@@ -55,12 +57,13 @@ class Model:
 def load_model(config: AnnotateConfig) -> Model:
     """Return the network that ``config`` names; raises ModelError where it or its weights can't be used."""
     weights = load_weights(config.model, config.weights, config.labels, functools.partial(read_url, storage=config))
-    network = load_network(config.model, weights.state, config.image_size or weights.preprocessing.image_size)
+    name = weights.architecture.name
+    network = load_network(name, weights.state, config.image_size, preprocessing=weights.preprocessing)
     if config.topk > network.classes:
-        raise UsageError(f"--topk {config.topk}: allowed: up to the {network.classes} classes of {config.model}")
+        raise UsageError(f"--topk {config.topk}: allowed: up to the {network.classes} classes of {name}")
     side = network.preprocessing.image_size
     resize = ResizePlan(config.resize, side, network.map_size(side))
-    digest = model_digest(config.model, weights.sha256, network.preprocessing, config.resize)
+    digest = model_digest(name, weights.sha256, network.preprocessing, config.resize)
     return Model(network, weights, digest, resize)
 
 
@@ -161,10 +164,17 @@ def decode_spec(config: AnnotateConfig, model: Model) -> DecodeSpec:
     return DecodeSpec(limits, model.resize, config.jpeg_scaling)
 
 
-def annotate_spec(config: AnnotateConfig, model: Model, compute: Compute) -> AnnotateSpec:
+def annotate_spec(
+    config: AnnotateConfig, model: Model, compute: Compute, calibration: Calibration | None = None
+) -> AnnotateSpec:
     """Return what the network is asked for."""
     return AnnotateSpec(
-        load=functools.partial(load_network, config.model, image_size=model.resize.image_size),
+        load=functools.partial(
+            load_network,
+            model.network.name,
+            image_size=model.resize.image_size,
+            preprocessing=model.network.preprocessing,
+        ),
         labels=model.weights.labels,
         image_size=model.resize.image_size,
         rule=CamRule(config.topk, config.threshold, config.components, config.min_area),
@@ -172,6 +182,8 @@ def annotate_spec(config: AnnotateConfig, model: Model, compute: Compute) -> Ann
         outputs=config.outputs,
         feature_type=config.feature_type,
         resize=model.resize,
+        multi_label=model.weights.multi_label,
+        calibration=calibration,
     )
 
 
@@ -204,7 +216,7 @@ def make_job(config: AnnotateConfig, model: Model, run: OpenRun, compute: Comput
         reader=ImageReader(storage, config.out, config.max_bytes),
         images_per_commit=images_per_commit(config, n_images, compute.actors[1], row_bytes(config, model)),
         decode=decode_spec(config, model),
-        annotate=annotate_spec(config, model, compute),
+        annotate=annotate_spec(config, model, compute, read_calibration(run.fs, run.root, run.manifest.model)),
         committer=committer,
         compute=compute,
     )

@@ -46,7 +46,7 @@ class Progress:
     def add(self, epoch: Epoch) -> bool:
         """Note an epoch and return whether it is the best so far; of equal ones the first is."""
         self.history.append(epoch)
-        better = self.best is None or _goodness(epoch) > _goodness(self.best)
+        better = math.isfinite(epoch["train_loss"]) and (self.best is None or _goodness(epoch) > _goodness(self.best))
         if better:
             self.best_epoch = len(self.history)
         return better

@@ -36,20 +36,23 @@ class ResizePlan:
     map_hw: tuple[int, int]
     """(h, w) of the network's map for an S×S input."""
 
-    def covered(self, height_px: int, width_px: int) -> tuple[int, int]:
-        """Return the (rows, cols) of the map that an upright image covers, from the top left; each at least 1."""
-        rows, cols = self.map_hw
+    def covered(self, sizes_hw: ArrayLike) -> NDArray[np.int64]:
+        """Return the (rows, cols) of the map that upright images cover, from the top left; each at least 1.
+
+        ``sizes_hw``: (height, width) in pixels of one image or (N, 2) of N; the result has the same shape.
+        """
+        sizes = np.asarray(sizes_hw)
+        cells = np.broadcast_to(np.array(self.map_hw), sizes.shape)
         if self.resize == "squash":
-            return rows, cols
-        longest_px = max(height_px, width_px)
-        return max(1, round(rows * height_px / longest_px)), max(1, round(cols * width_px / longest_px))
+            return cells
+        return np.maximum(1, np.rint(cells * sizes / sizes.max(axis=-1, keepdims=True))).astype(np.int64)
 
     def input_hw(self, height_px: int, width_px: int) -> tuple[int, int]:
         """Return the (height, width) in pixels of the input that an upright image takes, from the top left.
 
         That is the covered cells' share of S, rounded to pixels.
         """
-        rows, cols = self.covered(height_px, width_px)
+        rows, cols = self.covered((height_px, width_px)).tolist()
         return round(rows * self.image_size / self.map_hw[0]), round(cols * self.image_size / self.map_hw[1])
 
     def least_hw(self, height_px: int, width_px: int) -> tuple[int, int]:

@@ -27,7 +27,8 @@ class Engine:
     It keeps a copy of the trunk and leaves the network's own alone. Weights, not autocast, have the number type: on CPU
     that is up to a third faster (ConvNeXt 1.3 ×, MobileNetV2 1.05 ×) and the features are as close to float32's.
 
-    A compiled trunk knows one shape of batch. CUDA graphs are not used: at batches of 256 a forward pass takes tens of
+    A compiled trunk knows one shape of batch, and tensors that were made outside of inference mode: call it under
+    ``torch.no_grad``, or it compiles anew. CUDA graphs are not used: at batches of 256 a forward pass takes tens of
     milliseconds on the GPU and its launches, which run ahead, about one; a graph would also bind the network to one
     thread, and two threads are what keeps the GPU at work (see ``Lane``).
 
@@ -35,12 +36,12 @@ class Engine:
     """
 
     def __init__(self, network: CamNetwork, runtime: Runtime) -> None:
-        """The runtime's device must be there."""
+        """``network`` is in evaluation mode, and the runtime's device is there."""
         self._name, self._side = network.name, network.preprocessing.image_size
         self._device = torch.device(runtime.device)
         precision = resolve_precision(runtime.precision, runtime.device)
-        # PyTorch runs float32 convolutions in TF32 on CUDA unless told not to; fp32 is to mean fp32.
-        torch.backends.cudnn.allow_tf32 = precision != "fp32"
+        # PyTorch runs float32 convolutions in TF32 on CUDA unless told not to: a whole trunk's, or some heads'.
+        torch.backends.cudnn.allow_tf32 = False
         features = _Features(network, DTYPES[precision])
         features.to(self._device).to(memory_format=torch.channels_last)
         self._batch_size = runtime.batch_size if runtime.compile else None

@@ -75,8 +75,12 @@ class Localizer:
     the boxes are computed in float32, whatever the number type of the trunk. Threads may call it side by side.
     """
 
-    def __init__(self, network: CamNetwork, rule: CamRule, runtime: Runtime) -> None:
-        """The runtime's device must be there; the network's head is moved to it."""
+    def __init__(self, network: CamNetwork, rule: CamRule, runtime: Runtime, *, multi_label: bool = False) -> None:
+        """The runtime's device must be there; the network's head is moved to it.
+
+        ``multi_label``: a class's probability is the sigmoid of its logit, not its share of the softmax over all.
+        """
+        self._multi_label = multi_label
         self._engine = Engine(network.eval(), runtime)
         self._head = network.head.to(runtime.device)
         self._thresholds = torch.tensor(rule.thresholds, device=runtime.device)
@@ -105,7 +109,8 @@ class Localizer:
             features = self._engine(self._engine.put(pixels))
             logits, pooled = self._head(features)
             finite = torch.isfinite(logits).all(dim=1)
-            probabilities = logits.nan_to_num().softmax(dim=1)
+            scores = logits.nan_to_num()
+            probabilities = scores.sigmoid() if self._multi_label else scores.softmax(dim=1)
             class_ids, ranks = self._chosen(probabilities, classes)
             shown = finite[:, None] & (ranks < logits.shape[1])
             maps = self._head.class_maps(features, class_ids)

@@ -6,7 +6,6 @@ the next one starts. So two attempts at one task, of which one was thought dead,
 """
 
 import hashlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,9 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from pipeline.storage.encoding import to_parquet
 from pipeline.storage.filesystems import connect, is_local
 from pipeline.storage.lake import (
     DATA_NAME,
@@ -41,33 +40,9 @@ from schemas.errors import StoreError
 from schemas.runs import CommitRecord, Counts, DataFile, RunManifest
 from schemas.tables import TABLES, Table
 
-ROW_GROUP_BYTES = 16 * 2**20
-ROW_GROUP_ROWS = 65_536
-"""Of heavy rows a reader of one row, or of a thousand, reads whole row groups: with 16 MiB DuckDB finds a feature vector
-in 20 ms, with 64 MiB in 23 to 60, and the size is the same. Light rows come in tens of thousands, as DuckDB likes them:
-20,000 in a group are 1 % larger, 5,000 are 4 to 9 %."""
-COMPRESSION_LEVEL = 3
-"""Of zstd. Level 1 makes features 2 % larger, level 6 takes 2.4 times as long for 0.4 % less; heatmaps and light tables
-differ by less than 1 %, queries not at all. `camlake benchmark encoding` measures it."""
-
 BATCH_ROWS = 65_536
 
 _SORT_KEYS = ("image_id", "rank", "threshold", "component")
-_DICTIONARY = (
-    "run_id",
-    "uri",
-    "format",
-    "label",
-    "top1_label",
-    "class_id",
-    "rank",
-    "threshold",
-    "method",
-    "heat_h",
-    "heat_w",
-    "stage",
-    "reason_code",
-)
 
 
 @dataclass(frozen=True)
@@ -164,38 +139,6 @@ def _check_images(tables: Mapping[Table, pa.Table]) -> None:
     for table in set(tables) - {"images", "quarantine"}:
         if not pc.all(pc.is_in(tables[table]["image_id"], value_set=annotated), min_count=0).as_py():
             raise StoreError(f"table {table}: rows of images that this task did not annotate")
-
-
-def to_parquet(rows: pa.Table) -> bytes:
-    """Return ``rows``, sorted by image_id, as a Parquet file: zstd, page index, dictionaries.
-
-    The encodings are those that every engine reads: BYTE_STREAM_SPLIT makes features 5 % smaller, but Spark's vectorized
-    reader does not know it.
-    """
-    sink = io.BytesIO()
-    light = [field.name for field in rows.schema if not pa.types.is_nested(field.type)]
-    bytes_a_row = max(1, rows.nbytes // max(1, len(rows)))
-    pq.write_table(
-        rows,
-        sink,
-        row_group_size=max(1024, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // bytes_a_row)),
-        compression="zstd",
-        compression_level=COMPRESSION_LEVEL,
-        use_dictionary=dictionary_columns(rows.schema),
-        write_statistics=light,
-        write_page_index=True,
-        sorting_columns=[pq.SortingColumn(rows.schema.get_field_index("image_id"))],
-    )
-    return sink.getvalue()
-
-
-def dictionary_columns(schema: pa.Schema) -> list[str]:
-    """Return the Parquet columns that are written through a dictionary: where values repeat, and lists of bytes.
-
-    Parquet stores a byte as a number of 32 bits, and a place in a dictionary of 256 as 8: heatmaps are a fifth smaller.
-    """
-    of_bytes = [f"{field.name}.list.element" for field in schema if field.type == pa.list_(pa.uint8())]
-    return [name for name in _DICTIONARY if name in schema.names] + of_bytes
 
 
 def start_run(fs: AbstractFileSystem, root: str, manifest: RunManifest) -> None:

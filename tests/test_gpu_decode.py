@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.graph.decoding import DecodeSpec, DecodeStage, GpuDecodeStage
+from pipeline.graph.decoding import DecodeSpec, DecodeStage
+from pipeline.graph.gpu_decoding import GpuDecodeStage
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.device import decode_jpegs, to_inputs
 from pipeline.images.jpeg import read_frame

@@ -74,7 +74,7 @@ class TestOnGpus:
 class TestSizes:
     @pytest.mark.parametrize(
         ("n_images", "slices"),
-        [(10, 32), (300, 64), (1000, 128), (2_560_000, 128), (2_560_001, 160), (25_600_000, 1280)],
+        [(10, 32), (300, 64), (1000, 128), (256_000, 128), (256_001, 160), (2_560_000, 1280)],
     )
     def test_slices_are_whole_batches_few_in_small_runs_and_never_too_many(self, n_images, slices):
         assert images_per_slice(config())(n_images) == slices

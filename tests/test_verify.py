@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage.commit import remove_leftovers, to_parquet
+from pipeline.storage.commit import remove_leftovers
+from pipeline.storage.encoding import to_parquet
 from pipeline.storage.lake import Layout, load_runs
 from pipeline.storage.lease import Lease
 from pipeline.storage.verify import verify

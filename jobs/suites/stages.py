@@ -24,7 +24,7 @@ from pipeline.graph.decoding import DecodeSpec, DecodeStage
 from pipeline.graph.job import Model, OpenRun, load_model, make_job, open_run, plan_inputs
 from pipeline.graph.resources import Machine, plan_compute
 from pipeline.images.decode import decode
-from pipeline.storage.commit import to_parquet
+from pipeline.storage.encoding import to_parquet
 from pipeline.storage.lake import Layout
 from pipeline.storage.listing import list_inputs
 from pipeline.storage.planning import Plan

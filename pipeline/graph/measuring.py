@@ -29,7 +29,7 @@ from pipeline.graph.timing import (
     Timed,
     decode_sample,
 )
-from pipeline.storage.commit import to_parquet
+from pipeline.storage.encoding import to_parquet
 from pipeline.storage.fetch import read_plan_slice
 from pipeline.storage.planning import PlanSlice
 from pipeline.storage.rows import split_rows

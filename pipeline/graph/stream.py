@@ -13,7 +13,8 @@ from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from torch import Tensor
 
 from pipeline.graph.annotating import AnnotateSpec, AnnotateStage
-from pipeline.graph.decoding import DecodeSpec, DecodeStage, GpuDecodeStage
+from pipeline.graph.decoding import DecodeSpec, DecodeStage, decode_in_task
+from pipeline.graph.gpu_decoding import GpuDecodeStage
 from pipeline.graph.guard import Guard
 from pipeline.graph.progress import Done, following, start_tally
 from pipeline.graph.resources import Compute
@@ -51,7 +52,7 @@ def run_stream(
     )
     if compute.decode == "remote":
         images = images.map_batches(
-            functools.partial(_decode, job.decode, tally),
+            functools.partial(decode_in_task, job.decode, tally),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=compute.decode_cpus,
@@ -82,15 +83,6 @@ TABLES_AT_A_TIME = 2
 
 On CPU a second table would only take the core away from the first.
 """
-
-
-@functools.cache
-def _decoder(spec: DecodeSpec) -> DecodeStage:
-    return DecodeStage(spec)
-
-
-def _decode(spec: DecodeSpec, tally: Any, fetched: pa.Table) -> pa.Table:
-    return Guard(tally).run(fetched, _decoder(spec))
 
 
 def _pool(compute: Compute) -> ActorPoolStrategy:

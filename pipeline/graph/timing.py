@@ -19,16 +19,14 @@ import torch
 from torch import Tensor
 
 from pipeline.graph.annotating import AnnotateSpec, AnnotateStage
-from pipeline.graph.decoding import DecodeSpec, DecodeStage, GpuDecodeStage
+from pipeline.graph.decoding import DecodeSpec, DecodeStage
+from pipeline.graph.gpu_decoding import GpuDecodeStage
 from pipeline.graph.resources import Compute
 from pipeline.models.runtime import Runtime
 from schemas.errors import ModelError
 from schemas.tables import Table
 
 T = TypeVar("T")
-
-WARM_UP = 8
-"""Images of a first pass that does not count: it allocates and chooses kernels."""
 
 
 class Pace(NamedTuple):
@@ -136,10 +134,10 @@ class Measurer:
         self._stage: tuple[Runtime, AnnotateStage] | None = None
 
     def warm_up(self, fetched: pa.Table) -> Place:
-        """Decode the sample, annotate a few of its images, and say where this is."""
+        """Decode the sample, annotate a batch of it, and say where this is."""
         self._fetched = fetched
         self._decoded = DecodeStage(self._decode_spec)(fetched)
-        self._network(self._spec.runtime)(self._decoded.slice(0, WARM_UP))
+        self._network(self._spec.runtime)
         return Place.here(self._spec.runtime.device)
 
     def decode(self, compute: Compute, seconds: float) -> Pace:
@@ -158,12 +156,8 @@ class Measurer:
         """Return how fast the network runs as ``compute`` says, or why it can't: memory, or no way to compile it."""
         runtime = compute.runtime
         started = time.perf_counter()
-        decoded = self._decoded
-        while 0 < len(decoded) < runtime.batch_size:
-            decoded = pa.concat_tables([decoded, decoded])
         try:
-            stage = self._network(runtime)
-            stage(decoded.slice(0, runtime.batch_size if runtime.compile else WARM_UP))
+            stage, decoded = self._network(runtime)
             ready_s = time.perf_counter() - started
             with ThreadPoolExecutor(compute.calls) as pool:
                 lanes = [
@@ -182,12 +176,20 @@ class Measurer:
         # Each lane sees the whole process's time on the CPU.
         return Ran(Pace(sum(images), max(wall_s), max(cpu_s)), ready_s, pa.concat_tables(found[0][1]))
 
-    def _network(self, runtime: Runtime) -> AnnotateStage:
-        """Return the stage that runs as ``runtime`` says; the one before it gives its memory back first."""
+    def _network(self, runtime: Runtime) -> tuple[AnnotateStage, pa.Table]:
+        """Return the stage that runs as ``runtime`` says, warm, and the sample, as often as fills a batch.
+
+        A first batch allocates, chooses kernels and compiles. The stage before this one gives its memory back first.
+        """
+        decoded = self._decoded
+        while len(decoded) < runtime.batch_size:
+            decoded = pa.concat_tables([decoded, decoded])
         if self._stage is None or self._stage[0] != runtime:
             self._stage = None
-            self._stage = runtime, AnnotateStage(replace(self._spec, runtime=runtime), self._state)
-        return self._stage[1]
+            stage = AnnotateStage(replace(self._spec, runtime=runtime), self._state)
+            stage(decoded.slice(0, runtime.batch_size))
+            self._stage = runtime, stage
+        return self._stage[1], decoded
 
 
 def time_batches(

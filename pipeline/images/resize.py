@@ -42,10 +42,11 @@ class ResizePlan:
         ``sizes_hw``: (height, width) in pixels of one image or (N, 2) of N; the result has the same shape.
         """
         sizes = np.asarray(sizes_hw)
-        cells = np.broadcast_to(np.array(self.map_hw), sizes.shape)
+        cells: NDArray[np.int64] = np.broadcast_to(np.array(self.map_hw), sizes.shape)
         if self.resize == "squash":
             return cells
-        return np.maximum(1, np.rint(cells * sizes / sizes.max(axis=-1, keepdims=True))).astype(np.int64)
+        covered: NDArray[np.float64] = np.rint(cells * sizes / sizes.max(axis=-1, keepdims=True))
+        return covered.clip(min=1).astype(np.int64)
 
     def input_hw(self, height_px: int, width_px: int) -> tuple[int, int]:
         """Return the (height, width) in pixels of the input that an upright image takes, from the top left.

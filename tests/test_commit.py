@@ -1,12 +1,10 @@
 """Rows become part of the dataset all or not at all, and what is done is known."""
 
-import io
 import pickle
 import re
 import uuid
 from datetime import timedelta
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,7 +17,6 @@ from pipeline.storage.commit import (
     finish_run,
     remove_leftovers,
     start_run,
-    to_parquet,
 )
 from pipeline.storage.lake import Layout, list_data_files, load_commits, load_runs, new_run_id, write_whole
 from pipeline.storage.lease import Lease
@@ -181,29 +178,6 @@ def test_files_are_sorted_compressed_and_indexed(local):
         assert not any(columns[name].has_dictionary_page for name in varied)
         assert table != "heatmaps" or columns["heat.list.element"].has_dictionary_page
         assert not pq.read_schema(path).field("image_id").nullable
-
-
-def test_heavy_rows_get_smaller_row_groups():
-    features = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(4096 * 5000, np.float32)), 4096)
-    wide = pa.table({"image_id": [f"{n:032x}" for n in range(5000)], "run_id": ["r"] * 5000, "feature": features})
-    with pq.ParquetFile(io.BytesIO(to_parquet(wide))) as file:
-        assert file.metadata.row_group(0).num_rows * 4096 * 4 <= 16 * 2**20
-        assert file.metadata.num_row_groups == 5
-    light = wide.select(["image_id", "run_id"])
-    with pq.ParquetFile(io.BytesIO(to_parquet(light))) as file:
-        assert file.metadata.num_row_groups == 1
-
-
-def test_heatmaps_take_a_byte_a_cell():
-    heat = np.random.default_rng(0).integers(0, 256, (20_000, 49), dtype=np.uint8)
-    rows = pa.table(
-        {"image_id": [f"{n:032x}" for n in range(20_000)], "heat": pa.array(list(heat), pa.list_(pa.uint8()))}
-    )
-    with pq.ParquetFile(io.BytesIO(to_parquet(rows))) as file:
-        column = file.metadata.row_group(0).column(1)
-        assert file.read()["heat"].to_pylist() == heat.tolist()
-    assert column.path_in_schema == "heat.list.element"
-    assert column.total_compressed_size < 1.02 * heat.size
 
 
 def damaged(name):

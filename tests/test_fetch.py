@@ -120,11 +120,14 @@ class _Bucket(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     requests: ClassVar[list[tuple[str, str, str | None]]] = []
+    regions: ClassVar[Counter[str]] = Counter()
+    """Of the signatures."""
     connections: ClassVar[set[tuple[str, int]]] = set()
     failures: ClassVar[Counter[str]] = Counter()
 
     def do_GET(self) -> None:
         self.requests.append((self.command, self.path, self.headers["Range"]))
+        self.regions[self.headers["Authorization"].split("/")[2]] += 1
         self.connections.add(self.client_address)
         self.failures[self.path] -= 1
         body = self.path.encode()
@@ -147,6 +150,7 @@ def counting() -> Iterator[type[_Bucket]]:
     _Bucket.requests.clear()
     _Bucket.connections.clear()
     _Bucket.failures.clear()
+    _Bucket.regions.clear()
     with serving(_Bucket) as url:
         _Bucket.storage = StorageConfig(endpoint_url=url)
         yield _Bucket
@@ -159,6 +163,7 @@ def test_s3_objects_are_one_get_each_over_few_connections(counting):
     assert bucket[:2] == ("HEAD", "/b")  # once: where does it lie?
     assert sorted(objects) == sorted(("GET", f"/b/k/{number}", None) for number in range(100))
     assert len(counting.connections) <= 12
+    assert counting.regions == {"us-east-1": 1, "eu-north-1": 100}  # the bucket's own, as the first answer names it
 
 
 def test_s3_objects_are_tried_again(counting):

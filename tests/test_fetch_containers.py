@@ -138,9 +138,9 @@ def test_a_parquet_file_that_is_damaged_after_its_footer_was_written(tmp_path):
     assert [reason(item) for item in fetch(planned(*_rows_of(path, 1)))] == ["unreadable_container"]
 
 
-def in_parts(plan: pa.Table, part_bytes: int) -> list[list[Fetched]]:
+def in_parts(plan: pa.Table, part_bytes: int, part_rows: int = 1000) -> list[list[Fetched]]:
     fetcher = Fetcher(LOCAL, MAX_BYTES, threads=4)
-    parts = list(fetcher.fetch_in_parts(plan, part_bytes, unknown_bytes=300))
+    parts = list(fetcher.fetch_in_parts(plan, part_bytes, 300, part_rows))
     assert [row for part, _ in parts for row in part["uri"].to_pylist()] == plan["uri"].to_pylist()
     assert all(len(part) == len(found) for part, found in parts)
     return [found for _, found in parts]
@@ -177,6 +177,7 @@ def test_parquet_rows_are_streamed_in_parts_from_one_open_file(tmp_path, monkeyp
     assert [str(found[row]) for row in (7, 50)] == ["empty: by the listing", "empty: the row has no bytes"]
     assert reason(found[51]) == "too_many_bytes"
     assert opened == [str(path)]
+    assert [len(part) for part in in_parts(plan, 1000, part_rows=8)] == [1, 8, 8, 8, 8, 8, 8, 4, 1]
     shuffled = plan.take([3, 1, 20, 2])
     assert in_parts(shuffled, 1000) == [fetch(shuffled)]
 

@@ -64,3 +64,13 @@ def test_a_folder_of_parquet_files_survives_a_damaged_one(tmp_path):
         (f"{tmp_path}/b.parquet", "unreadable_container"),
         (f"{tmp_path}/c.parquet#0", None),
     ]
+
+
+def test_row_groups_are_known_by_their_first_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.storage.listing.BATCH_ROWS", 4)
+    for name, rows_per_group in (("a", 3), ("b", 4)):
+        pq.write_table(pa.table({"jpg": [b"x"] * 7}), tmp_path / f"{name}.parquet", row_group_size=rows_per_group)
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 nonsense")
+    listing = list_inputs(str(tmp_path), LOCAL)
+    assert len(rows(listing)) == 15
+    assert listing.chunk_starts.tolist() == [0, 3, 6, 7, 11]

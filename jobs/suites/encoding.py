@@ -41,7 +41,7 @@ SETTINGS: dict[str, tuple[Encoding, int]] = {
     "row groups of 4 MiB": (Encoding(row_group_bytes=4 * 2**20), IMAGES),
     "row groups of 64 MiB": (Encoding(row_group_bytes=64 * 2**20), IMAGES),
     "row groups of 5,000 rows": (Encoding(row_group_rows=5_000), IMAGES),
-    "row groups of 20,000 rows": (Encoding(row_group_rows=20_000), IMAGES),
+    "row groups of 65,536 rows": (Encoding(row_group_rows=65_536), IMAGES),
     "files of 1,280 images": (Encoding(), 1_280),
     "files of 5,120 images": (Encoding(), 5_120),
 }

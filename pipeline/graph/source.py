@@ -24,6 +24,9 @@ UNKNOWN_BYTES = 4 * 2**20
 FETCH_BYTES = 64 * 2**20
 """Encoded bytes that a read task holds at a time: a slice of large photographs is fetched in several tables."""
 
+STREAM_ROWS = 128
+"""Rows of a table out of a long slice of a Parquet file: as many as other slices have, so that all actors get some."""
+
 
 @dataclass(frozen=True)
 class ImageReader:
@@ -37,7 +40,7 @@ class ImageReader:
         """Yield the images of a slice (FETCHED), in tables that a worker's memory can take."""
         plan = read_plan_slice(*connect(self.out, self.storage), one)
         fetcher = Fetcher(self.storage, self.max_bytes)
-        for part, fetched in fetcher.fetch_in_parts(plan, FETCH_BYTES, UNKNOWN_BYTES):
+        for part, fetched in fetcher.fetch_in_parts(plan, FETCH_BYTES, UNKNOWN_BYTES, STREAM_ROWS):
             yield _table(part, fetched)
 
     def fetch(self, plan: pa.Table) -> pa.Table:

@@ -96,11 +96,12 @@ class Fetcher:
         return cast(list[Fetched], results)  # every row has its own by now
 
     def fetch_in_parts(
-        self, plan: pa.Table, part_bytes: int, unknown_bytes: int
+        self, plan: pa.Table, part_bytes: int, unknown_bytes: int, part_rows: int
     ) -> Iterator[tuple[pa.Table, list[Fetched]]]:
         """Yield the plan's rows with what ``fetch`` gives for them, in parts of about ``part_bytes`` bytes.
 
-        Rows of a Parquet file are streamed; other objects of unknown size count as ``unknown_bytes``.
+        Rows of a Parquet file are streamed, at most ``part_rows`` in a part, because a slice of them may be long. Other
+        objects of unknown size count as ``unknown_bytes``.
         """
         for parquet, stretch in groupby(_rows_of(plan), key=lambda row: row.parquet):
             rows = list(stretch)
@@ -109,9 +110,9 @@ class Fetcher:
                 for each in _by_bytes(part, part_bytes, unknown_bytes):
                     yield each, self.fetch(each)
             else:
-                yield from self._stream(part, part_bytes)
+                yield from self._stream(part, part_bytes, part_rows)
 
-    def _stream(self, plan: pa.Table, part_bytes: int) -> Iterator[tuple[pa.Table, list[Fetched]]]:
+    def _stream(self, plan: pa.Table, part_bytes: int, part_rows: int) -> Iterator[tuple[pa.Table, list[Fetched]]]:
         """Yield the rows of one Parquet file as soon as they fill a part: its row groups are read once, one by one."""
         rows = _rows_of(plan)
         found: dict[int, Fetched] = {row.place: rejection for row in rows if (rejection := self._known_rejection(row))}
@@ -126,7 +127,7 @@ class Fetcher:
             item = found.pop(row.place)
             part.append(item)
             held += len(item) if isinstance(item, bytes) else 0
-            if held >= part_bytes:
+            if held >= part_bytes or len(part) == part_rows:
                 yield plan.slice(start, len(part)), part
                 part, held, start = [], 0, start + len(part)
         if part:

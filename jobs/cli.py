@@ -10,6 +10,7 @@ import typer
 VERBS = {
     "demo": "Render pictures with known boxes, annotate them, score the boxes and write a page.",
     "annotate": "Annotate images with classes, class activation maps, boxes and features.",
+    "train": "Fine-tune a network on labelled images, for annotate --weights.",
     "evaluate": "Score the boxes and maps of an output against known boxes.",
     "report": "Write one self-contained HTML page with pictures, heatmaps, boxes, scores and rejects.",
     "verify": "Prove that every listed input is accounted for and that every committed file is whole.",

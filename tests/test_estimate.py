@@ -100,6 +100,14 @@ class TestModel:
         assert predicted(compute, GPU_SERVER, times).images_per_s == 500
         assert predicted(compute, GPU_SERVER, times).limit.name == "network, maps, boxes"
 
+    @pytest.mark.parametrize(("place", "images_per_s"), [("local", 500), ("gpu", 400)])
+    def test_threads_decode_beside_the_gpu_and_nvjpeg_takes_its_time(self, place, images_per_s):
+        compute = plan_compute(config(decode=place), GPU_SERVER)
+        times = timed(
+            device="cuda", network=pace(2, 0.1), decode=pace(0.5, 0.1), actors=1, decoders=1, cores=16, cpus=16.0
+        )
+        assert predicted(compute, GPU_SERVER, times).images_per_s == pytest.approx(images_per_s)
+
     def test_a_cpu_does_not_tell_a_gpus_speed(self):
         found = predicted(plan_compute(config(), GPU_SERVER), GPU_SERVER, timed())
         assert not found.whole
@@ -243,12 +251,12 @@ def idle_share(seconds=0.5):
     stat = Path("/proc/stat")
     if not stat.exists():
         return 1.0
-    before, after = [], []
-    for times in (before, after):
-        times += map(int, stat.read_text().splitlines()[0].split()[1:])
-        time.sleep(0 if after else seconds)
-    spent = [late - early for early, late in zip(before, after, strict=True)]
-    return (spent[3] + spent[4]) / max(1, sum(spent))
+    moments = []
+    for wait_s in (seconds, 0):
+        moments.append([int(ticks) for ticks in stat.read_text().splitlines()[0].split()[1:]])
+        time.sleep(wait_s)
+    spent = [late - early for early, late in zip(*moments, strict=True)]
+    return (spent[3] + spent[4]) / max(1, sum(spent))  # Idle, and waiting for a disk.
 
 
 @pytest.mark.usefixtures("ray_session")

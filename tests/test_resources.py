@@ -36,9 +36,9 @@ class TestOnCpu:
         compute = plan_compute(config(), CLUSTER)
         assert (compute.actors, compute.runtime.threads) == ((48, 48), 1)
 
-    def test_no_more_actors_than_slices(self):
-        assert plan_compute(config(), CLUSTER, n_slices=5).actors == (5, 5)
-        assert plan_compute(config(actors="2:40"), CLUSTER, n_slices=5).actors == (2, 5)
+    def test_no_more_actors_than_tables(self):
+        assert plan_compute(config(), CLUSTER, n_tables=5).actors == (5, 5)
+        assert plan_compute(config(actors="2:40"), CLUSTER, n_tables=5).actors == (2, 5)
 
     def test_too_many_actors_are_refused(self):
         with pytest.raises(UsageError, match=r"--actors 100:100: this Ray has 4 CPUs, too few for 100 actors"):

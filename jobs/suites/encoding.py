@@ -21,6 +21,7 @@ from pipeline.graph.annotating import AnnotateStage
 from pipeline.graph.decoding import DecodeStage
 from pipeline.graph.job import load_model, make_job, open_run, plan_inputs
 from pipeline.graph.resources import Machine, plan_compute
+from pipeline.graph.source import count_tables
 from pipeline.models.registry import DEMO
 from pipeline.storage.encoding import Encoding, to_parquet
 from pipeline.storage.lake import Layout
@@ -89,7 +90,7 @@ def _annotated(config: BenchmarkConfig, folder: Path) -> pa.Table:
         plan_dir = Layout(run.root).plan_dir(run.manifest.run_id)
         plan = plan_inputs(job_config, model, [], run.fs, run.root, plan_dir)
         cores = os.cpu_count() or 1
-        compute = plan_compute(job_config, Machine(cores, 0, cores), len(plan.slices))
+        compute = plan_compute(job_config, Machine(cores, 0, cores), count_tables(plan.slices))
         job = make_job(job_config, model, run.begin(plan.counts, compute), compute, plan.counts.planned)
         decode, annotate = DecodeStage(job.decode), AnnotateStage(job.annotate, model.weights.state)
         parts = [annotate(decode(part)) for one in plan.slices for part in job.reader.read_slice(one)]

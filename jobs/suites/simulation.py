@@ -14,6 +14,7 @@ from jobs.suites.usage import CpuByRole
 from pipeline.graph.cluster import keep_idle_workers, ray_cluster
 from pipeline.graph.job import Model, make_job, open_run
 from pipeline.graph.resources import images_per_slice, plan_compute
+from pipeline.graph.source import count_tables
 from pipeline.graph.stream import run_stream
 from pipeline.images.resize import ResizePlan
 from pipeline.storage.lake import Layout
@@ -96,7 +97,7 @@ def simulate(config: AnnotateConfig, gpu: FakeGpu, block: int | None = None) -> 
         inputs, rows = list_inputs(config.input, config, out=config.out), block or images_per_slice(config)
         plan = make_plan(inputs, [], opened.fs, opened.root, plan_dir, rows_per_slice=rows)
         with ray_cluster(config.address) as machine:
-            compute = plan_compute(config, machine, len(plan.slices))
+            compute = plan_compute(config, machine, count_tables(plan.slices))
             runtime = replace(compute.runtime, device="cpu", precision="fp32", compile=False, threads=1)
             compute = replace(compute, runtime=runtime)
             begun = opened.begin(plan.counts, compute)

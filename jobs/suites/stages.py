@@ -23,6 +23,7 @@ from pipeline.graph.annotating import AnnotateStage
 from pipeline.graph.decoding import DecodeSpec, DecodeStage
 from pipeline.graph.job import Model, OpenRun, load_model, make_job, open_run, plan_inputs
 from pipeline.graph.resources import Machine, plan_compute
+from pipeline.graph.source import count_tables
 from pipeline.images.decode import decode
 from pipeline.storage.encoding import to_parquet
 from pipeline.storage.lake import Layout
@@ -72,7 +73,7 @@ def _to_time(config: AnnotateConfig, model: Model, run: OpenRun) -> tuple[dict[s
         return plan_inputs(config, model, [], run.fs, run.root, plan_dir)
 
     plan, cores, gpus = planned(), os.cpu_count() or 1, torch.cuda.device_count()
-    compute = plan_compute(config, Machine(cores, gpus, cores), len(plan.slices))
+    compute = plan_compute(config, Machine(cores, gpus, cores), count_tables(plan.slices))
     job = make_job(config, model, run.begin(plan.counts, compute), compute, plan.counts.planned)
     ends = list(itertools.accumulate(one.rows for one in plan.slices))
     slices = [one for one, end in zip(plan.slices, ends, strict=True) if end - one.rows < SAMPLE]

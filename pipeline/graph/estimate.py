@@ -76,7 +76,9 @@ class Prediction:
 def stages(compute: Compute, machine: Machine, timed: Timed) -> tuple[Stage, ...]:
     """Return the limits of a pipeline: each stage's own, the actors' and that of all cores together.
 
-    A network that was timed on another device than the run's has none: nobody can tell a GPU's speed from a CPU's.
+    An actor with a GPU decodes one table while its network has another; where both need the GPU or the same core, they
+    follow each other. A network that was timed on another device than the run's has no limit: nobody can tell a GPU's
+    speed from a CPU's.
     """
     actors, cores = compute.actors[1], cores_of(machine, timed)
     free_cpus = machine.cpus - actors * compute.actor_cpus
@@ -92,7 +94,8 @@ def stages(compute: Compute, machine: Machine, timed: Timed) -> tuple[Stage, ...
         found.append(Stage("decoding", decode_s, max(1.0, free_cpus // compute.decode_cpus), "tasks"))
     if known:
         found.append(Stage("network, maps, boxes", network_s, actors, "actors"))
-    if known and local:
+    one_by_one = compute.calls == 1 or compute.decode == "gpu"
+    if known and local and one_by_one:
         found.append(Stage("decoding, then the network", decode_s + network_s, actors, "actors"))
     found.append(Stage("all of it on the CPUs", core_s(compute, timed), max(cores - RAY_CORES, cores / 2), "cores"))
     return tuple(found)

@@ -1,4 +1,4 @@
-"""Feeds pictures to a process that trains: Ray Data fetches and decodes them elsewhere, in a given order.
+"""Feeds pictures to a process that trains: tasks of Ray Data, which load no network, fetch and decode in a given order.
 
 Each process runs a dataset of its own over its share of the images. One dataset for all, split while it streams, would
 hand out its blocks as they come: which images meet in a step would then depend on timing and on the number of
@@ -7,7 +7,7 @@ processes, and neither a resumed training nor one on more processes would repeat
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,9 @@ import ray
 from numpy.typing import NDArray
 from ray.data import ExecutionResources
 
-from pipeline.graph.decoding import DecodeSpec, DecodeStage
+from pipeline.images.decode import DecodedImage, DecodeLimits
+from pipeline.images.decoder import Decoder
+from pipeline.images.resize import ResizePlan
 from pipeline.storage.fetch import Fetcher
 from schemas.config import StorageConfig
 from schemas.errors import RejectedImage
@@ -41,25 +43,34 @@ class PictureReader:
     """Fetches and decodes rows of a plan; a handful of plain values that travel to tasks."""
 
     storage: StorageConfig
-    spec: DecodeSpec
+    limits: DecodeLimits
+    resize: ResizePlan
 
-    def __call__(self, rows: dict[str, NDArray[Any]], plan: pa.Table, order: NDArray[np.int64]) -> dict[str, Any]:
-        """Return numbers, pixels (black where there are none), reason codes and details of places ``id`` of ``order``."""
-        numbers = order[rows["id"]]
-        fetched = Fetcher(self.storage, self.spec.limits.max_bytes).fetch(plan.take(numbers))
+    def read_places(self, places: Any, plan: Any, order: Any) -> dict[str, NDArray[Any]]:
+        """Return what ``read`` does for the places ``id`` of an order; plan and order are references to Ray's store."""
+        return self.read(ray.get(plan), ray.get(order)[places["id"]])
+
+    def read(self, plan: pa.Table, numbers: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Return the arrays number, pixels (n, D, D, 3), reason_code and detail of some rows of a plan.
+
+        Reason and detail are empty where there is a picture; what the pixels of the others are is left open.
+        """
+        fetched = Fetcher(self.storage, self.limits.max_bytes).fetch(plan.take(numbers))
+        side = self.resize.image_size
+        pixels = np.zeros((len(numbers), side, side, 3), np.uint8)
+
+        def resized(place: int, image: DecodedImage) -> None:
+            self.resize.apply(image.pixels, image.size_hw, pixels[place])
+
         blobs = [item if isinstance(item, bytes) else None for item in fetched]
-        results, pixels = DecodeStage(self.spec).decode(blobs)
-        # What was never fetched has its reason already; without bytes the decoder gives one of its own.
-        ends = [first if isinstance(first, RejectedImage) else second for first, second in zip(fetched, results, strict=True)]
-        side = self.spec.resize.image_size
-        whole = np.zeros((len(numbers), side, side, 3), np.uint8)
-        whole[[not isinstance(result, RejectedImage) for result in results]] = pixels
-        rejections = [end if isinstance(end, RejectedImage) else None for end in ends]
+        decoded = Decoder(self.limits, 1, self.resize.least_hw).map(blobs, resized)
+        # What was never fetched has its own reason; the decoder only knows that no bytes came.
+        ends = [own if isinstance(own, RejectedImage) else end for own, end in zip(fetched, decoded, strict=True)]
         return {
             "number": numbers,
-            "pixels": whole,
-            "reason_code": np.array([str(each.reason) if each else "" for each in rejections], object),
-            "detail": np.array([each.detail if each else "" for each in rejections], object),
+            "pixels": pixels,
+            "reason_code": np.array([str(end.reason) if end else "" for end in ends], object),
+            "detail": np.array([end.detail if end else "" for end in ends], object),
         }
 
 
@@ -84,13 +95,17 @@ class Feed:
         options.preserve_order = True
         options.resource_limits = ExecutionResources(cpu=self.cpus)
         pictures = dataset.map_batches(
-            self.reader,
+            self.reader.read_places,  # type: ignore[arg-type] # Ray's type has no room for fn_kwargs.
             batch_size=None,
             num_cpus=self.task_cpus,
             fn_kwargs={"plan": self.plan, "order": ray.put(order)},
         )
         for batch in pictures.iter_batches(batch_size=batch_size, prefetch_batches=PREFETCHED_BATCHES):
-            good = batch["reason_code"] == ""
-            rows = zip(batch["number"].tolist(), batch["reason_code"], batch["detail"], strict=True)
-            rejected = {number: (str(reason), str(detail)) for number, reason, detail in rows if reason}
-            yield Pictures(batch["number"][good], batch["pixels"][good], rejected)
+            yield _pictures(cast(dict[str, NDArray[Any]], batch))
+
+
+def _pictures(batch: dict[str, NDArray[Any]]) -> Pictures:
+    good = batch["reason_code"] == ""
+    rows = zip(batch["number"].tolist(), batch["reason_code"], batch["detail"], strict=True)
+    rejected = {number: (str(reason), str(detail)) for number, reason, detail in rows if reason}
+    return Pictures(batch["number"][good], batch["pixels"][good], rejected)

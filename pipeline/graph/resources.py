@@ -61,10 +61,10 @@ class Compute:
     """Where the choices come from that the user left open, in a few words for people."""
 
 
-def plan_compute(config: AnnotateConfig, machine: Machine, n_slices: int | None = None) -> Compute:
+def plan_compute(config: AnnotateConfig, machine: Machine, n_tables: int | None = None) -> Compute:
     """Return where everything runs, by rules alone; raises UsageError for CUDA on a cluster without GPUs.
 
-    There are never more actors than ``n_slices``, the tables that are to be worked on. What the user left open gets
+    There are never more actors than ``n_tables``, the tables that are to be worked on. What the user left open gets
     the value that is safe everywhere; ``pipeline.graph.tuning`` fills in measured values first where a run repays it.
 
     On CPU each actor has one core and one thread: side by side they keep all cores at work while another one decodes,
@@ -86,7 +86,7 @@ def plan_compute(config: AnnotateConfig, machine: Machine, n_slices: int | None 
         raise UsageError(
             f"--actors {actors[0]}:{actors[1]}: this Ray has {machine.cpus:g} CPUs, too few for {actors[0]} actors"
         )
-    actors = (min(actors[0], n_slices or actors[0]), min(actors[1], n_slices or actors[1]))
+    actors = (min(actors[0], n_tables or actors[0]), min(actors[1], n_tables or actors[1]))
     decode = config.decode if config.decode != "auto" else ("remote" if cuda else "local")
     # On a cluster the share says nothing: CPUs of nodes without a GPU are in it, where no actor can be.
     alone = cuda and decode != "remote" and machine.cores is not None

@@ -1,6 +1,7 @@
 """Where the stream begins: planned inputs, fetched with their encoded bytes. Its workers load no network."""
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,11 @@ FETCH_BYTES = 64 * 2**20
 
 STREAM_ROWS = 128
 """Rows of a table out of a long slice of a Parquet file: as many as other slices have, so that all actors get some."""
+
+
+def count_tables(slices: Sequence[PlanSlice]) -> int:
+    """Return about how many tables the slices become, the pieces of work that actors can share."""
+    return sum(max(1, math.ceil(one.rows / STREAM_ROWS)) for one in slices)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 last.safetensors, best.safetensors   weights with their card, for --weights
 metrics.jsonl, curves.png            one line and one point an epoch
 rejected.jsonl                       images that could not be used, with the reason
-resume.pt                            weights, optimizer and history: all that the next start goes on from
-training.json                        the settings, written when the training begins
+resume.pt                            settings, weights, optimizer, history: all that the next start goes on from
 """
 
 import io
 import json
 import math
+import pickle
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -70,21 +70,8 @@ class TrainingFiles:
 
     out: str
     storage: StorageConfig
-
-    def begin(self, settings: dict[str, Any]) -> None:
-        """Write the settings; raises UsageError where a training with others has begun here."""
-        known = self._read("training.json")
-        if known is None:
-            self._write("training.json", json.dumps(settings, indent=1).encode())
-            return
-        before = json.loads(known)
-        for name, value in settings.items():
-            if before.get(name) != value:
-                what = "INPUT or --val" if name == "data" else f"--{name.replace('_', '-')}"
-                raise UsageError(
-                    f"{what}: the training in {safe_url(self.out)} has {before.get(name)}, not {value}; go on with the"
-                    " same, or use another --out"
-                )
+    settings: dict[str, Any]
+    """What decides the outcome, by the names of the options, in JSON's types."""
 
     def write(self, progress: Progress, learner: dict[str, Any], card: Card, better: bool) -> None:
         """Write all that an epoch changes; raises StoreError where the store refuses."""
@@ -101,22 +88,31 @@ class TrainingFiles:
             self._write("rejected.jsonl", _lines(rows))
         self._write("curves.png", curves_png(progress.history, card.architecture.name))
         buffer = io.BytesIO()
-        torch.save({"learner": learner, **vars(progress)}, buffer)
+        torch.save({"settings": self.settings, "learner": learner, **vars(progress)}, buffer)
         self._write("resume.pt", buffer.getvalue())
 
     def resume(self) -> tuple[Progress, dict[str, Any] | None]:
         """Return how far the training came and the learner's state, None at its beginning.
 
-        Raises StoreError where the state can't be read.
+        Raises UsageError where it is the state of a training with other settings, StoreError where it can't be read.
         """
         content = self._read("resume.pt")
         if content is None:
             return Progress(), None
         try:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            return Progress(state["history"], state["best_epoch"], state["rejected"]), state["learner"]
-        except (RuntimeError, KeyError, TypeError, EOFError) as error:
+            settings, learner = state["settings"], state["learner"]
+            progress = Progress(state["history"], state["best_epoch"], state["rejected"])
+        except (RuntimeError, pickle.UnpicklingError, LookupError, TypeError, EOFError) as error:
             raise StoreError(f"{safe_url(self.out)}/resume.pt is none of camlake's; use another --out") from error
+        for name, value in self.settings.items():
+            if settings.get(name) != value:
+                what = "INPUT or --val" if name == "data" else f"--{name.replace('_', '-')}"
+                raise UsageError(
+                    f"{what}: the training in {safe_url(self.out)} has {settings.get(name)}, not {value}; go on with"
+                    " the same, or use another --out"
+                )
+        return progress, learner
 
     def _read(self, name: str) -> bytes | None:
         fs, root = connect(self.out, self.storage)

@@ -1,0 +1,120 @@
+"""``camlake train``: list → label → split → train → weights with their card."""
+
+import math
+from collections.abc import Sequence
+
+from jobs.console import Screen, main, verb
+from pipeline.graph.cluster import ray_cluster
+from pipeline.graph.learning import epoch_order
+from pipeline.graph.training import first_weights, fit, make_job, plan_layout, training_files
+from pipeline.graph.training_files import Epoch, Progress
+from pipeline.storage.filesystems import canonical_url, connect, safe_url
+from pipeline.storage.labelled import LabelledImages, read_label_names, read_labelled, split_by_hash
+from pipeline.storage.lake import new_run_id
+from pipeline.storage.lease import Lease
+from schemas.config import TrainConfig
+from schemas.errors import CamlakeError, RejectedShareError, UsageError
+
+
+def run(config: TrainConfig, screen: Screen) -> None:
+    """Train, or go on with a training that stopped, and say what it came to.
+
+    Raises CamlakeError where the loss is lost, and RejectedShareError where more images than allowed could not be used.
+    """
+    train, val = labelled_images(config, screen)
+    progress = learn(config, train, val, screen)
+    last = progress.history[-1]
+    out = safe_url(config.out).rstrip("/")
+    if not math.isfinite(last["train_loss"]):
+        raise CamlakeError(
+            f"the loss of epoch {len(progress.history)} is no finite number; try a smaller --lr, with another --out;"
+            f" the best weights so far are {out}/best.safetensors"
+        )
+    best = progress.best or last
+    screen.result(f"best of {len(progress.history)} epochs: {told(best)}", **best)
+    screen.result(f"use it:  camlake annotate IMAGES --out LABELS --weights {out}/best.safetensors")
+    refuse_rejected_share(config, progress, len(train) + len(val))
+
+
+def labelled_images(config: TrainConfig, screen: Screen) -> tuple[LabelledImages, LabelledImages]:
+    """Return the images to train on and those to validate with, which may be none.
+
+    Raises UsageError where a class has no image to train on, and as ``read_labelled`` does.
+    """
+    if canonical_url(config.out).startswith(canonical_url(config.input).rstrip("/") + "/"):
+        raise UsageError(f"--out {safe_url(config.out)}: lies inside INPUT, where it would be a class")
+    names: Sequence[str] | None = read_label_names(config.labels, config) if config.labels else None
+    every = read_labelled(config.input, config, names)
+    refuse_missing(every, f"{safe_url(config.input)}")
+    train, val = split_by_hash(every, 0.0 if config.val else config.val_share)
+    if config.val:
+        val = read_labelled(config.val, config, train, "--val")
+    refuse_missing(train, f"--val-share {config.val_share:g}: in what is left for training")
+    screen.say(f"{len(train)} images of {len(train.labels)} classes to train on, {len(val)} to validate with")
+    without = val.missing()
+    if len(val) and without:
+        screen.say(f"note: no validation image of {', '.join(without[:5])}{' and others' * (len(without) > 5)}")
+    return train, val
+
+
+def refuse_missing(images: LabelledImages, where: str) -> None:
+    """Raise UsageError where a class has no image."""
+    missing = images.missing()
+    if missing or len(images.labels) < 1 + (not images.multi_label):
+        problem = f"no image of {missing[0]!r}" if missing else f"one class, {images.labels[0]!r}, is nothing to learn"
+        raise UsageError(f"{where}: {problem}; allowed: images of every class, and two classes or more")
+
+
+def learn(config: TrainConfig, train: LabelledImages, val: LabelledImages, screen: Screen) -> Progress:
+    """Train under the output's lease and return how it went; a training that has ended is only looked up."""
+    files = training_files(config, train, val)
+    fs, root = connect(files.out, config)
+    with Lease.acquire(fs, root, new_run_id()):
+        progress, _ = files.resume()
+        if progress.ended(config.epochs, config.patience):
+            screen.say("this training has ended already")
+            return progress
+        if progress.history:
+            screen.say(f"going on after epoch {len(progress.history)}")
+        architecture, start = first_weights(config, train)
+        screen.say(f"{architecture} from {start.source}; starting Ray")
+        with ray_cluster(config.address) as machine:
+            layout = plan_layout(config, machine)
+            job = make_job(config, train, val, architecture, start, layout, files)
+            processes = "1 process" if layout.workers == 1 else f"{layout.workers} processes"
+            screen.say(f"{processes} on {'GPU' if layout.cuda else 'CPU'}")
+            images = epoch_order(len(train), config.batch_size, config.seed, 0).size + len(val)
+            with screen.progress("training", (config.epochs - len(progress.history)) * images) as advance:
+                return fit(
+                    job, start.state, train, val, advance, lambda epoch: screen.say(f"epoch {told(epoch)}", **epoch)
+                )
+
+
+def told(epoch: Epoch) -> str:
+    """Return an epoch's figures in words."""
+    figures = [f"{name.replace('_', ' ')} {epoch[name]:.3f}" for name in _FIGURES if name in epoch]
+    return f"{epoch['epoch']:g}: {', '.join(figures)} ({epoch['seconds']:.1f} s)"
+
+
+_FIGURES = ("train_loss", "train_top1", "val_loss", "val_top1", "val_map")
+
+
+def refuse_rejected_share(config: TrainConfig, progress: Progress, images: int) -> None:
+    """Raise RejectedShareError where more images could not be used than ``max_rejected`` allows."""
+    rejected = len(progress.rejected)
+    if rejected > config.max_rejected * images:
+        raise RejectedShareError(
+            f"{rejected} of {images} images could not be used, more than --max-rejected {config.max_rejected:g} allows;"
+            f" the training is done, see {safe_url(config.out)}/rejected.jsonl"
+        )
+
+
+command = verb(
+    "train",
+    TrainConfig,
+    run,
+    "camlake train photos --out trained --model resnet50 --epochs 10",
+)
+
+if __name__ == "__main__":
+    main(command)

@@ -1,0 +1,236 @@
+"""Training on Ray: the plan of a training, and the processes that Ray Train starts for it."""
+
+import functools
+import math
+import re
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+
+from pipeline.graph.learning import Given, Layout, TrainJob, epoch_order, learn
+from pipeline.graph.progress import POLL_S
+from pipeline.graph.resources import Machine
+from pipeline.graph.training_files import Epoch, Progress, TrainingFiles
+from pipeline.images.decode import DecodeLimits
+from pipeline.models.architecture import Architecture
+from pipeline.models.checkpoint import Card
+from pipeline.models.convert import build_network
+from pipeline.models.heads import ConvHead
+from pipeline.models.registry import State, cam_network, preprocessing_of
+from pipeline.models.training import Recipe
+from pipeline.models.weights import Pretrained, load_pretrained
+from pipeline.storage.filesystems import canonical_url, protocol_of, read_url, safe_url
+from pipeline.storage.labelled import LabelledImages
+from pipeline.storage.lineage import camlake_version
+from schemas.config import StorageConfig, TrainConfig
+from schemas.errors import CamlakeError, ModelError, UsageError
+
+RETRIES = 1
+"""Times that Ray starts the processes anew after one failed; they go on from the last epoch that was written.
+
+Machines that are taken away don't count: Ray Train replaces them as often as that happens.
+"""
+MIN_SHARE = 0.05
+"""Least share of a CPU that a process may be planned with."""
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where the processes report to the driver; takes no CPU of the plan."""
+
+    def __init__(self) -> None:
+        self._images = self._rejected = 0
+        self._epochs: list[Epoch] = []
+
+    def add(self, images: int, rejected: int) -> None:
+        """Count a batch."""
+        self._images += images
+        self._rejected += rejected
+
+    def tell(self, epoch: Epoch) -> None:
+        """Note a finished epoch."""
+        self._epochs.append(epoch)
+
+    def read(self, known: int) -> tuple[int, int, list[Epoch]]:
+        """Return images and rejected so far, and the epochs after the first ``known``."""
+        return self._images, self._rejected, self._epochs[known:]
+
+
+def plan_layout(config: TrainConfig, machine: Machine) -> Layout:
+    """Return where everything runs; raises UsageError for CUDA without a GPU and for workers that don't fit.
+
+    What the processes leave of the CPUs, at least a quarter, fetches and decodes.
+    """
+    if config.device == "cuda" and machine.gpus == 0:
+        raise UsageError("--device cuda: this Ray cluster has no GPU; allowed here: cpu, auto")
+    cuda = config.device == "cuda" or (config.device == "auto" and machine.gpus > 0)
+    workers = config.workers or (max(1, int(machine.gpus)) if cuda else 1)
+    if cuda and workers > machine.gpus:
+        raise UsageError(f"--workers {workers}: this Ray cluster has {machine.gpus:g} GPUs; or use --device cpu")
+    if config.batch_size % workers:
+        raise UsageError(f"--batch-size {config.batch_size}: allowed: multiples of {workers}, the workers")
+    spare = max(0.5, machine.cpus / 4)
+    worker_cpus = math.floor(100 * min(1.0, (machine.cpus - spare) / workers)) / 100
+    if worker_cpus < MIN_SHARE:
+        raise UsageError(f"--workers {workers}: this Ray has {machine.cpus:g} CPUs, too few for them")
+    feed_cpus = (machine.cpus - workers * worker_cpus) / workers
+    task_cpus = math.floor(100 * min(1.0, feed_cpus)) / 100
+    return Layout(workers, cuda, worker_cpus, max(1, (machine.cores or 1) // workers), task_cpus, feed_cpus)
+
+
+def first_weights(config: TrainConfig, images: LabelledImages) -> tuple[Architecture, Pretrained]:
+    """Return the network and what it starts from; random values are those of ``config.seed``.
+
+    Raises ModelError as ``load_pretrained`` does, and for a network that can't learn several labels an image;
+    UsageError for a head alone without pretrained layers.
+    """
+    architecture = Architecture(config.model, config.pooling, config.width, len(images.labels))
+    torch.manual_seed(config.seed)
+    if config.weights != "none":
+        pretrained = load_pretrained(architecture, config.weights, functools.partial(read_url, storage=config))
+    elif config.train == "head":
+        raise UsageError("--train head: needs pretrained layers below the head; allowed with --weights none: full")
+    else:
+        network = build_network(architecture)
+        new = tuple(name for name, _ in network.named_parameters())
+        pretrained = Pretrained(network.state_dict(), new, "none", "", preprocessing_of(config.model))
+    head = cam_network(architecture, build_network(architecture, pretrained.state), pretrained.preprocessing).head
+    if images.multi_label and isinstance(head, ConvHead):
+        raise ModelError(f"--model {config.model}: its logits stand behind a ReLU, so that no class can be improbable")
+    size = config.image_size or pretrained.preprocessing.image_size
+    return architecture, replace(pretrained, preprocessing=replace(pretrained.preprocessing, image_size=size))
+
+
+def make_job(
+    config: TrainConfig,
+    train: LabelledImages,
+    val: LabelledImages,
+    architecture: Architecture,
+    start: Pretrained,
+    layout: Layout,
+    files: TrainingFiles,
+) -> TrainJob:
+    """Return what the processes need to know; ``start`` are the first weights."""
+    steps = config.epochs * len(epoch_order(len(train), config.batch_size, config.seed, 0))
+    facts = {
+        "camlake": camlake_version(),
+        "started_from": start.source,
+        "started_from_sha256": start.sha256,
+        "data": {"train_images": len(train), "train_sha256": train.digest()}
+        | ({"val_images": len(val), "val_sha256": val.digest()} if len(val) else {}),
+        "configuration": shown_settings(config),
+    }
+    return TrainJob(
+        card=Card(architecture, train.labels, start.preprocessing, train.multi_label, facts),
+        new=start.new,
+        head_only=config.train == "head",
+        recipe=Recipe.of(config.schedule, steps, config.lr, config.weight_decay, config.label_smoothing),
+        files=files,
+        storage=files.storage,
+        limits=DecodeLimits(config.max_pixels, config.max_bytes, config.decode_timeout_s),
+        layout=layout,
+        precision=config.precision,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        augment=config.augment,
+        patience=config.patience,
+        seed=config.seed,
+    )
+
+
+def training_files(config: TrainConfig, train: LabelledImages, val: LabelledImages) -> TrainingFiles:
+    """Return the files of this training at ``config.out``, under a URL that means the same in every process."""
+    storage = StorageConfig(**{name: getattr(config, name) for name in StorageConfig.model_fields})
+    out = canonical_url(config.out) if protocol_of(config.out) == "file" else config.out
+    data = f"{train.digest()[:16]} {val.digest()[:16]}"
+    return TrainingFiles(out, storage, shown_settings(config) | {"data": data})
+
+
+def shown_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return what decides the outcome, without secrets that stand in URLs."""
+    return {key: safe_url(value) if isinstance(value, str) else value for key, value in config.settings().items()}
+
+
+def fit(
+    job: TrainJob,
+    state: State,
+    train: LabelledImages,
+    val: LabelledImages,
+    advance: Callable[[int, int], None],
+    tell: Callable[[Epoch], None],
+) -> Progress:
+    """Train to the end and return what became of it; goes on from the output's state where there is one.
+
+    ``advance`` is told twice a second how many images were seen and rejected, ``tell`` each epoch that ends here.
+    Raises CamlakeError where the processes failed more than ``RETRIES`` times.
+    """
+    layout = job.layout
+    board = Board.remote()  # type: ignore[attr-defined]
+    given = Given(ray.put(state), ray.put(train.plan), ray.put(val.plan), board)
+    resources = {"CPU": layout.worker_cpus} | ({"GPU": 1.0} if layout.cuda else {})
+    with tempfile.TemporaryDirectory(prefix="camlake-train-") as folder, _following(board, advance, tell):
+        trainer = TorchTrainer(
+            learn,
+            train_loop_config={"job": job, "given": given},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=layout.workers, use_gpu=layout.cuda, resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                name="train", storage_path=folder, failure_config=ray.train.FailureConfig(max_failures=RETRIES)
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _reason(error) from error
+    return job.files.resume()[0]
+
+
+def _reason(error: Exception) -> CamlakeError:
+    """Return the first process's own failure in one line; a task's comes as the text of its traceback."""
+    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+    first: BaseException = next(iter(failures.values()))
+    if isinstance(first, CamlakeError):
+        return first
+    lines = [line.strip() for line in str(first).splitlines() if re.match(r"[\w.]+(Error|Exception): ", line.strip())]
+    return CamlakeError(f"training failed: {lines[0] if lines else f'{type(first).__name__}: {first}'}")
+
+
+@contextmanager
+def _following(board: Any, advance: Callable[[int, int], None], tell: Callable[[Epoch], None]) -> Iterator[None]:
+    """Pass on twice a second what the board says, and once more at the end."""
+    stop = threading.Event()
+    told = 0
+
+    def read() -> None:
+        nonlocal told
+        images, rejected, epochs = ray.get(board.read.remote(told))
+        told += len(epochs)
+        for epoch in epochs:
+            tell(epoch)
+        advance(images + rejected, rejected)
+
+    def poll() -> None:
+        while not stop.wait(POLL_S):
+            try:
+                read()
+            except ray.exceptions.RayError:
+                return  # The cluster is going away; the training reports why.
+
+    thread = threading.Thread(target=poll, name="camlake-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+        stop.set()
+        thread.join(timeout=10)
+        read()
+    finally:
+        stop.set()

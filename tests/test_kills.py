@@ -33,7 +33,7 @@ def test_killed_runs_cost_nothing_but_their_last_commit(ray_session, tmp_path):
     words = command(
         "annotate",
         *(tmp_path / "images", "--out", killed, "--model", "camlake_demo", "--topk", "2", "--actors", "1"),
-        *("--batch-size", "4", "--images-per-commit", "8", "--max-rejected", "1"),
+        *("--batch-size", "4", "--images-per-commit", "8", "--max-rejected", "1", "--precision", "fp32"),
     )
     for _ in range(2):
         kill_after_next_commit(words, killed)

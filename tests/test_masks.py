@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
@@ -66,6 +66,7 @@ def test_a_triangle_by_hand() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-5, 25), st.floats(-5, 25)), min_size=3, max_size=7))
+@example([(17.0, 17.0), (0.0, 0.0), (0.0, 0.0)])
 def test_a_polygon_and_the_rest_of_a_larger_one_make_the_larger(corners: list) -> None:
     whole = [(-50.0, -50.0), (70.0, -50.0), (70.0, 70.0), (-50.0, 70.0), (-50.0, -50.0)]
     path = [*whole, corners[0], *corners[1:], corners[0], (-50.0, -50.0)]

@@ -49,6 +49,7 @@ def _commits(out: Path) -> int:
 
 def _command(images: Path, out: Path) -> list[str]:
     options = ["--model", "camlake_demo", "--images-per-commit", "256", "--max-rejected", "1"]
+    options += ["--precision", "fp32"]  # bf16 rounds by the batch that an image is in, which a resumed run may change.
     return [sys.executable, "-m", "jobs.annotate", str(images), "--out", str(out), *options]
 
 

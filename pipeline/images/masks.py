@@ -25,7 +25,10 @@ def polygon_mask(polygons: Sequence[Sequence[float]], size_hw: tuple[int, int]) 
     for polygon in polygons:
         start = np.asarray(polygon, np.float64).reshape(-1, 2) - 0.5
         end = np.roll(start, -1, axis=0)
-        low, high = (np.ceil(np.clip(find(start[:, 1], end[:, 1]), 0, height)) for find in (np.minimum, np.maximum))
+        # Every edge runs down, so that one that is walked both ways crosses a row at the very same place.
+        upwards = start[:, 1:] > end[:, 1:]
+        start, end = np.where(upwards, end, start), np.where(upwards, start, end)
+        low, high = (np.ceil(np.clip(ends[:, 1], 0, height)) for ends in (start, end))
         n_rows = (high - low).astype(np.int64)
         edge = np.repeat(np.arange(len(start)), n_rows)
         row = np.arange(len(edge)) - np.repeat(np.cumsum(n_rows) - n_rows - low.astype(np.int64), n_rows)

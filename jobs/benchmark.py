@@ -21,7 +21,12 @@ def run(config: BenchmarkConfig, screen: Screen) -> None:
         f"{config.suite} on {machine['cores']} cores of {machine['processor']}", ("figure", "value"), rows(figures)
     )
     if config.result:
-        document = {"suite": config.suite, "config": config.model_dump(), "machine": machine, "figures": figures}
+        document = {
+            "suite": config.suite,
+            "config": config.model_dump(exclude={"result"}),
+            "machine": machine,
+            "figures": figures,
+        }
         Path(config.result).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
         screen.say(f"written: {config.result}")
 

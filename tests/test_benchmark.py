@@ -17,6 +17,7 @@ from jobs.suites.common import annotated_s, make_photographs, steady_per_s, weig
 from jobs.suites.peers import ray_pattern
 from jobs.suites.peers.by_hand import BATCH, ByHand, Setup, boxes_of, load, normalized, opencv_box, read_image
 from jobs.suites.peers.loops import hand_loop
+from pipeline.models.box_rules import BoxRule
 from pipeline.models.localizer import CamRule, Localizer
 from pipeline.models.registry import load_network
 from pipeline.models.runtime import Runtime
@@ -25,7 +26,7 @@ from schemas.errors import UsageError
 from schemas.tables import table_schema
 
 SIZE_HW = (120, 160)
-RULE = CamRule(topk=5, thresholds=(0.2,), components="largest", min_area=0.0)
+RULE = CamRule(5, BoxRule("paper", (0.2,), 0.0))
 
 
 @pytest.fixture(autouse=True)

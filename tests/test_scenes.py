@@ -13,7 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.images import scenes
 from pipeline.images.drawings import PARTS
-from pipeline.images.scenes import ASPECT_MAX, CLASSES, OBJECT_SHARE, SIDES_PX, random_size, render_scene, write_corpus
+from pipeline.images.objects import OBJECT_SHARE
+from pipeline.images.scenes import ASPECT_MAX, CLASSES, SIDES_PX, random_size, render_scene, write_corpus
 
 
 def _rng(*seed: int) -> np.random.Generator:
@@ -51,14 +52,14 @@ def test_boxes_are_whole_pixels_inside_the_picture(label: int, seed: int, height
 @pytest.mark.parametrize("label", range(10))
 def test_a_box_is_the_extent_of_the_pixels_that_the_object_changed(label: int, monkeypatch: pytest.MonkeyPatch) -> None:
     grounds: list[np.ndarray] = []
-    drawn = scenes._background
+    drawn = scenes.draw_ground
 
     def kept(rng: np.random.Generator, size_hw: tuple[int, int]) -> np.ndarray:
         pixels = drawn(rng, size_hw)
         grounds.append(pixels.copy())
         return pixels
 
-    monkeypatch.setattr(scenes, "_background", kept)
+    monkeypatch.setattr(scenes, "draw_ground", kept)
     monkeypatch.setattr(scenes, "SECOND_OBJECT", 0.0)
     scene = render_scene(_rng(label), label, (200, 260))
     changed = np.abs(scene.pixels.astype(int) - grounds[0].astype(int)).max(axis=2) > 0

@@ -5,6 +5,7 @@ to edge, x before y: what ``torch.nn.functional.affine_grid`` takes.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from schemas.config import Augment
+from schemas.training import Augment
 
 CROP_AREA = (0.25, 1.0)
 """Range of a crop's share of the picture's area."""
@@ -20,6 +21,8 @@ CROP_RATIO = (3 / 4, 4 / 3)
 """Range of a crop's width over its height, before both are cut to the picture."""
 CROP_MARGIN = 8 / 7
 """Side of a picture that crops are taken from over that of the network's input: 256 for 224."""
+VISIBLE = 0.25
+"""Share of a box's area that a view must show for the box to be learned from it."""
 
 
 def picture_side(image_size: int, augment: Augment) -> int:
@@ -60,3 +63,29 @@ def take_views(pictures: Tensor, views: Tensor, image_size: int) -> Tensor:
     planes = pictures.permute(0, 3, 1, 2).float()
     grid = F.affine_grid(views.to(planes.device), [len(planes), 3, image_size, image_size], align_corners=False)
     return F.grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def box_shares(boxes: Sequence[Sequence[float] | None], sizes_hw: NDArray[np.int64]) -> Tensor:
+    """Return boxes (B, 4) float32 as shares of their pictures, cut at the edges; NaN where there is none or none left.
+
+    ``boxes``: xmin ymin xmax ymax in pixels of pictures of ``sizes_hw`` (B, 2).
+    """
+    pixels = np.array([box or (np.nan,) * 4 for box in boxes], np.float64).reshape(-1, 4)
+    shares = (pixels / sizes_hw[:, [1, 0, 1, 0]]).clip(0, 1)
+    shares[(shares[:, 2:] <= shares[:, :2]).any(axis=1)] = np.nan
+    return torch.from_numpy(shares.astype(np.float32))
+
+
+def view_boxes(boxes: Tensor, views: Tensor) -> Tensor:
+    """Return where boxes (B, 4) of pictures are in their views (B, 2, 3), cut at the edges.
+
+    Both are xmin ymin xmax ymax, as shares of the picture and of the input. A box of which less than ``VISIBLE`` is in
+    the view becomes NaN, as one is that was NaN before: what is left of the object does not tell its box.
+    """
+    scale, shift = views[:, [0, 1], [0, 1]], views[:, :, 2]
+    ends = (2 * boxes.view(-1, 2, 2) - 1 - shift[:, None]) / scale[:, None]
+    # A mirror swaps left and right.
+    corners = torch.stack([ends.amin(1), ends.amax(1)], dim=1)
+    inside = corners.clamp(-1, 1)
+    seen = (inside[:, 1] - inside[:, 0]).prod(1) >= VISIBLE * (corners[:, 1] - corners[:, 0]).prod(1)
+    return torch.where(seen[:, None], (inside.view(-1, 4) + 1) / 2, torch.nan)

@@ -1,0 +1,1 @@
+"""What ``python -m jobs.study`` is made of."""

@@ -12,6 +12,7 @@ VERBS = {
     "annotate": "Annotate images with classes, class activation maps, boxes and features.",
     "train": "Fine-tune a network on labelled images, for annotate --weights.",
     "evaluate": "Score the boxes and maps of an output against known boxes.",
+    "rebox": "Cut new boxes from an output's stored maps, without network, GPU and images.",
     "report": "Write one self-contained HTML page with pictures, heatmaps, boxes, scores and rejects.",
     "verify": "Prove that every listed input is accounted for and that every committed file is whole.",
     "models": "List the networks that have exact class activation maps.",

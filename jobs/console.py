@@ -132,9 +132,16 @@ class Screen:
 
 
 def verb(
-    name: str, config_class: type[Config], run: Callable[[Config, Screen], None], example: str
+    name: str,
+    config_class: type[Config],
+    run: Callable[[Config, Screen], None],
+    example: str,
+    about: str | None = None,
 ) -> Callable[..., None]:
-    """Return the function that typer shows as ``camlake NAME``: one parameter for each field of ``config_class``."""
+    """Return the function that typer shows as ``camlake NAME``: one parameter for each field of ``config_class``.
+
+    ``about``: what it does, for a job that is no verb of ``camlake``.
+    """
 
     def command(**flags: Any) -> None:
         debug, log_format, file = flags.pop("debug"), flags.pop("log_format"), flags.pop("config")
@@ -145,7 +152,7 @@ def verb(
             run(config_class.resolve({**read_config(file), **given}), Screen(log_format))
 
     command.__name__ = name
-    command.__doc__ = f"{VERBS[name]}\n\nExample: {example}"
+    command.__doc__ = f"{about or VERBS[name]}\n\nExample: {example}"
     fields = [_parameter(config_class, key, field) for key, field in config_class.model_fields.items()]
     command.__signature__ = inspect.Signature(fields + list(_COMMON.values()))  # type: ignore[attr-defined]
     return command

@@ -9,6 +9,7 @@ from pipeline import camlake
 from pipeline.evaluation import calibrate, evaluate
 from pipeline.images.charts import Line, chart_png
 from pipeline.storage.calibrations import write_calibration
+from pipeline.storage.commit import committed_settings
 from pipeline.storage.filesystems import connect, safe_url, store_errors
 from pipeline.storage.lake import write_whole
 from pipeline.storage.masks import read_masks
@@ -27,7 +28,8 @@ def run(config: EvaluateConfig, screen: Screen) -> None:
         if config.calibrate:
             model, calibration, found = calibrate(lake, truth, model=config.model, convention=config.iou)
             scores = dataclasses.replace(scores, calibration=found)
-            write_calibration(*connect(config.out, config), model, calibration)
+            fs, root = connect(config.out, config)
+            write_calibration(fs, root, model, calibration, committed_settings(fs, root, model) or {})
     rows = scores.rows()
     title = f"{scores.model}: {scores.images} images, {scores.pairs} pairs of image and class, IoU {config.iou}"
     screen.table(title, list(rows[0]), [list(row.values()) for row in rows])

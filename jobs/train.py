@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from jobs.console import Screen, main, verb
 from pipeline.graph.cluster import ray_cluster
 from pipeline.graph.learning import epoch_order
+from pipeline.graph.trackers import tracking
 from pipeline.graph.training import first_weights, fit, make_job, plan_layout, training_files
 from pipeline.graph.training_files import Epoch, Progress
 from pipeline.storage.filesystems import canonical_url, connect, safe_url
 from pipeline.storage.labelled import LabelledImages, read_label_names, read_labelled, split_by_hash
 from pipeline.storage.lake import new_run_id
 from pipeline.storage.lease import Lease
-from schemas.config import TrainConfig
+from pipeline.storage.truth import read_truth
 from schemas.errors import CamlakeError, RejectedShareError, UsageError
+from schemas.training import TrainConfig
 
 
 def run(config: TrainConfig, screen: Screen) -> None:
@@ -44,16 +46,38 @@ def labelled_images(config: TrainConfig, screen: Screen) -> tuple[LabelledImages
     if canonical_url(config.out).startswith(canonical_url(config.input).rstrip("/") + "/"):
         raise UsageError(f"--out {safe_url(config.out)}: lies inside INPUT, where it would be a class")
     names: Sequence[str] | None = read_label_names(config.labels, config) if config.labels else None
-    every = read_labelled(config.input, config, names)
+    own_boxes = config.supervision == "boxes" and not config.boxes
+    every = read_labelled(config.input, config, names, boxes=own_boxes)
     refuse_missing(every, f"{safe_url(config.input)}")
     train, val = split_by_hash(every, 0.0 if config.val else config.val_share)
     if config.val:
-        val = read_labelled(config.val, config, train, "--val")
+        val = read_labelled(config.val, config, train, "--val", boxes=own_boxes)
     refuse_missing(train, f"--val-share {config.val_share:g}: in what is left for training")
+    if config.supervision == "boxes":
+        train, val = with_true_boxes(config, train, val)
+        screen.say(f"{train.n_boxes} boxes to learn from, {val.n_boxes} to validate with")
     screen.say(f"{len(train)} images of {len(train.labels)} classes to train on, {len(val)} to validate with")
     without = val.missing()
     if len(val) and without:
         screen.say(f"note: no validation image of {', '.join(without[:5])}{' and others' * (len(without) > 5)}")
+    return train, val
+
+
+def with_true_boxes(
+    config: TrainConfig, train: LabelledImages, val: LabelledImages
+) -> tuple[LabelledImages, LabelledImages]:
+    """Return both with the boxes there are; raises UsageError without any, and for several labels an image."""
+    if train.multi_label:
+        raise UsageError("--supervision boxes: a box belongs to an image's one label, and these have several")
+    if config.boxes:
+        truth = read_truth(config.boxes, config)
+        train, val = train.with_boxes_of(truth), val.with_boxes_of(truth)
+    if not train.n_boxes:
+        source = f"--boxes {safe_url(config.boxes)}" if config.boxes else f"INPUT {safe_url(config.input)}"
+        raise UsageError(
+            f"--supervision boxes: {source} has no box for any of the {len(train)} training images and its class;"
+            " allowed: --boxes FILE, or an INPUT with columns xmin, ymin, xmax and ymax"
+        )
     return train, val
 
 
@@ -84,10 +108,17 @@ def learn(config: TrainConfig, train: LabelledImages, val: LabelledImages, scree
             processes = "1 process" if layout.workers == 1 else f"{layout.workers} processes"
             screen.say(f"{processes} on {'GPU' if layout.cuda else 'CPU'}")
             images = epoch_order(len(train), config.batch_size, config.seed, 0).size + len(val)
-            with screen.progress("training", (config.epochs - len(progress.history)) * images) as advance:
-                return fit(
-                    job, start.state, train, val, advance, lambda epoch: screen.say(f"epoch {told(epoch)}", **epoch)
-                )
+            n_left = (config.epochs - len(progress.history)) * images
+            with (
+                tracking(files.out, config, files.settings, progress.history) as track,
+                screen.progress("training", n_left) as advance,
+            ):
+
+                def heard(epoch: Epoch) -> None:
+                    screen.say(f"epoch {told(epoch)}", **epoch)
+                    track(epoch)
+
+                return fit(job, start.state, train, val, advance, heard)
 
 
 def told(epoch: Epoch) -> str:
@@ -96,7 +127,7 @@ def told(epoch: Epoch) -> str:
     return f"{epoch['epoch']:g}: {', '.join(figures)} ({epoch['seconds']:.1f} s)"
 
 
-_FIGURES = ("train_loss", "train_top1", "val_loss", "val_top1", "val_map")
+_FIGURES = ("train_loss", "train_top1", "train_iou", "val_loss", "val_top1", "val_map", "val_iou", "val_top1_loc")
 
 
 def refuse_rejected_share(config: TrainConfig, progress: Progress, images: int) -> None:

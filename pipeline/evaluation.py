@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.arrays.calibration import (
@@ -66,16 +67,19 @@ def evaluate(
         if (rank == _UNRANKED).all():
             _check_labels(lake, run.model, truth)
         scorer = Scorer(pairs, rank)
-        guesses = _guesses(lake, run, pairs)
+        guesses, five = _guesses(lake, run, pairs)
+        told = _told_iou(lake, run, pairs) if _is_regressed(run) else None
         has_maps = "heatmaps" in run.settings["outputs"]
         sweep = sweep_maps(pairs, _map_chunks(lake, run.model)) if has_maps else None
         pixels = _pixel_counts(lake, match, truth, masks) if has_maps and masks else None
     tops = (1, 5) if _top5_is_known(run, rank) else (1,)
     figures = [figure for top in tops for figure in scorer.accuracy(top)]
-    figures += [figure for cut, found in guesses.items() for figure in scorer.of_boxes(found, cut, tops)]
+    figures += [figure for cut, found in guesses.items() for figure in scorer.of_boxes(found, cut, tops, told)]
+    figures += scorer.of_told(told) if told is not None else []
+    figures += scorer.of_five(five) if five else []
     figures += scorer.of_sweep(sweep) if sweep else []
     figures += [scorer.of_pixels(pixels)] if pixels else []
-    first = scorer.box_iou(next(iter(guesses.values()))) if guesses else None
+    first = scorer.box_iou(next(iter(guesses.values()))) if guesses and told is None else told
     return Scores(
         model=run.model,
         iou_convention=convention,
@@ -160,18 +164,48 @@ def _check_labels(lake: Lake, model: str, truth: Truth) -> None:
         )
 
 
-def _guesses(lake: Lake, run: RunManifest, pairs: Pairs) -> dict[float, Guesses]:
-    """Return the largest component's boxes of true classes by threshold; nothing where the output has no boxes."""
+def _is_heuristic(run: RunManifest) -> bool:
+    """Tell whether the run's boxes are the heuristic's five an image, not one for each class and threshold."""
+    return "boxes" in run.settings["outputs"] and run.settings.get("box_rule") == "heuristic"
+
+
+def _is_regressed(run: RunManifest) -> bool:
+    """Tell whether the run's boxes are those of a box head, one an image."""
+    return "boxes" in run.settings["outputs"] and run.settings.get("method") == "regress"
+
+
+def _told_iou(lake: Lake, run: RunManifest, pairs: Pairs) -> Floats:
+    """Return (P,): the IoU of the box of each pair's image, the same for all classes, 0 without one."""
+    query = """SELECT pair, xmin, ymin, xmax, ymax FROM boxes AS answer JOIN camlake_truth AS truth USING (image_id)
+        WHERE model = $model AND rank = 0"""
+    rows = lake.sql(query, {"model": run.model}).to_arrow_table()
+    pair, boxes = rows["pair"].to_numpy(), _boxes_xyxy(rows)
+    return scatter_max(pairs.iou(boxes, pair), pair, len(pairs.image))
+
+
+def _boxes_xyxy(rows: pa.Table) -> Floats:
+    """Return (R, 4) of the columns xmin, ymin, xmax, ymax."""
+    return np.stack([rows[name].to_numpy() for name in ("xmin", "ymin", "xmax", "ymax")], axis=1).astype(np.float64)
+
+
+def _guesses(lake: Lake, run: RunManifest, pairs: Pairs) -> tuple[dict[float | None, Guesses], Guesses | None]:
+    """Return the largest component's boxes of true classes by threshold; or else, second, the heuristic's guesses.
+
+    The threshold is None where none cuts the boxes.
+    """
     if "boxes" not in run.settings["outputs"]:
-        return {}
+        return {}, None
     query = f"""SELECT pair, rank, threshold, xmin, ymin, xmax, ymax FROM {TRUE_ROWS.format(rows="boxes")}
         WHERE model = $model AND component = 0"""
     rows = lake.sql(query, {"model": run.model}).to_arrow_table()
     pair, rank, threshold = (rows[name].to_numpy() for name in ("pair", "rank", "threshold"))
-    boxes = np.stack([rows[name].to_numpy() for name in ("xmin", "ymin", "xmax", "ymax")], axis=1).astype(np.float64)
-    iou = pairs.iou(boxes, pair)
+    every = Guesses(pair, rank.astype(np.int64), pairs.iou(_boxes_xyxy(rows), pair))
+    if _is_heuristic(run):
+        return {}, every
+    if _is_regressed(run):
+        return {None: every}, None
     cuts = {float(cut): np.isclose(threshold, cut, rtol=1e-6) for cut in run.settings["threshold"]}
-    return {cut: Guesses(pair[rows], rank[rows].astype(np.int64), iou[rows]) for cut, rows in cuts.items()}
+    return {cut: Guesses(*(column[rows] for column in every)) for cut, rows in cuts.items()}, None
 
 
 def _map_chunks(lake: Lake, model: str) -> Iterator[tuple[NDArray[np.uint8], Ints]]:
@@ -191,7 +225,8 @@ def _map_chunks(lake: Lake, model: str) -> Iterator[tuple[NDArray[np.uint8], Int
 
 def _top5_is_known(run: RunManifest, rank: Ints) -> bool:
     """Tell whether a class without a row is certainly not among the first five."""
-    deep = run.settings["topk"] >= min(5, run.lineage.classes) and "heatmaps" in run.settings["outputs"]
+    every_class = "heatmaps" in run.settings["outputs"] or (_is_regressed(run) and not run.settings["min_area"])
+    deep = run.settings["topk"] >= min(5, run.lineage.classes) and every_class
     return deep or bool((rank != _UNRANKED).all())
 
 
@@ -262,7 +297,18 @@ def _notes(run: RunManifest, rank: Ints, truth: Truth, n_images: int) -> Iterato
         )
     if not _top5_is_known(run, rank):
         yield "Top-5 figures are left out: they need heatmaps with --topk 5 or more, or --classes."
+    if _is_heuristic(run):
+        yield (
+            "Top-5 localization counts the heuristic's five boxes of an image. GT-known, top-1 localization and mean"
+            " IoU are left out: they need one box a class, as --box-rule paper cuts."
+        )
     if "boxes" not in run.settings["outputs"]:
         yield "GT-known, localization and mean IoU are left out: the output has no boxes."
-    if "heatmaps" not in run.settings["outputs"]:
+    if _is_regressed(run):
+        yield (
+            "The boxes are regressed, by a head that was trained with boxes: one an image, whatever the class. GT-known"
+            " and mean IoU are this box's; MaxBoxAcc and MaxBoxAccV2 are its accuracy, without a sweep over thresholds;"
+            " the pointing game is left out."
+        )
+    elif "heatmaps" not in run.settings["outputs"]:
         yield "MaxBoxAcc, MaxBoxAccV2 and the pointing game are left out: the output has no heatmaps."

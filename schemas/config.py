@@ -9,13 +9,26 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from schemas.errors import UsageError
 from schemas.tables import OPTIONAL_TABLES, FeatureType
 
-Component = Literal["largest", "all"]
+BoxRuleName = Literal["paper", "heuristic", "all-components"]
+Method = Literal["cam", "gradcam", "layercam", "backprop", "regress"]
+Tta = Literal["none", "flip", "tencrop"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Resize = Literal["squash", "fit"]
 JpegScaling = Literal["auto", "off"]
 DecodePlace = Literal["auto", "local", "remote", "gpu"]
 Switch = Literal["auto", "on", "off"]
+
+HEURISTIC_THRESHOLDS = (0.2, 0.5)
+"""Of the loose box, the paper's own, and of the tight one, for which it names none: half of the maximum."""
+FIRST_LOCALIZATION: dict[str, Any] = {"method": "cam", "tta": "none", "scales": [1.0]}
+"""Settings that say how maps are made, as they were of every output before they could be chosen."""
+MOST_SCALES = 6
+"""torch.compile gives up after eight sides of inputs."""
+NO_CUT = (0.0,)
+"""The thresholds of boxes that are told, not cut from a map."""
+HEURISTIC_CLASSES = 3
+"""Classes that the heuristic's five boxes come from."""
 
 
 def _split(value: Any) -> Any:
@@ -93,7 +106,42 @@ class StorageConfig(JobConfig):
     anonymous: bool = option(False, "read the input without credentials (public buckets)", "Storage")
 
 
-class AnnotateConfig(StorageConfig):
+class BoxConfig(StorageConfig):
+    """How boxes are cut from maps."""
+
+    threshold: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_split)] = option(
+        (0.2,),
+        "share of the map's maximum that cuts the foreground; several, comma-separated, allowed; with --box-rule"
+        f" heuristic two, by default {','.join(map(str, HEURISTIC_THRESHOLDS))}",
+        "Localization",
+        min_length=1,
+    )
+    box_rule: BoxRuleName = option(
+        "paper",
+        "paper: the largest connected component's box at each threshold; heuristic: its five guesses an image, a tight"
+        " and a loose box of the first two classes and a loose one of the third; all-components: a box for each",
+        "Localization",
+    )
+    min_area: float = option(0.0, "leave out boxes under this share of the image's area", "Localization", ge=0, lt=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _thresholds_of_the_heuristic(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("box_rule") == "heuristic":
+            return {"threshold": HEURISTIC_THRESHOLDS, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _check_thresholds(self) -> Self:
+        shown = f"--threshold {','.join(map(str, self.threshold))}"
+        if len(set(self.threshold)) < len(self.threshold):
+            raise ValueError(f"{shown}: allowed: each value once")
+        if self.box_rule == "heuristic" and len(self.threshold) != len(HEURISTIC_THRESHOLDS):
+            raise ValueError(f"{shown}: allowed with --box-rule heuristic: two values, of a loose and a tight box")
+        return self
+
+
+class AnnotateConfig(BoxConfig):
     """What ``camlake annotate`` does."""
 
     input: str = required(
@@ -119,14 +167,25 @@ class AnnotateConfig(StorageConfig):
         " what they have",
         "Localization",
     )
-    threshold: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_split)] = option(
-        (0.2,),
-        "share of the map's maximum that cuts the foreground; several, comma-separated, allowed",
+    method: Method = option(
+        "cam",
+        "cam: exact class activation maps; gradcam, layercam: by gradients in the last maps; backprop: by gradients in"
+        " the input; these three take networks with fully connected layers too. regress: by the head of weights that"
+        " were trained with boxes",
+        "Localization",
+    )
+    tta: Tta = option(
+        "none",
+        "average over the picture and its mirror image (flip), or over five crops and their mirror images (tencrop)",
+        "Localization",
+    )
+    scales: Annotated[tuple[Annotated[float, Field(ge=0.25, le=4)], ...], BeforeValidator(_split)] = option(
+        (1.0,),
+        "average over inputs of the image size times these, comma-separated",
         "Localization",
         min_length=1,
+        max_length=MOST_SCALES,
     )
-    components: Component = option("largest", "boxes of the largest connected component or of all", "Localization")
-    min_area: float = option(0.0, "leave out boxes under this share of the image's area", "Localization", ge=0, lt=1)
 
     resize: Resize = option(
         "squash", "squash to a square, or fit: keep the aspect ratio to the nearest map cell and pad", "Images"
@@ -182,13 +241,38 @@ class AnnotateConfig(StorageConfig):
         None, "YAML or JSON file for the dry run: per_hour of the cluster, or of each instance type; currency", "Run"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _outputs_without_maps(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("method") == "regress":
+            return {"outputs": ("boxes", "features"), **values}
+        return values
+
+    @model_validator(mode="after")
+    def _check_regress(self) -> Self:
+        if self.method != "regress":
+            return self
+        given = self.model_fields_set
+        if "heatmaps" in self.outputs:
+            raise ValueError("--outputs heatmaps: allowed with --method regress: boxes, features; it makes no maps")
+        if "threshold" in given:
+            raise ValueError(f"--threshold {','.join(map(str, self.threshold))}: --method regress cuts no maps")
+        if self.box_rule != "paper":
+            raise ValueError(f"--box-rule {self.box_rule}: --method regress cuts no maps")
+        if self.tta != "none" or len(self.scales) > 1:
+            shown = f"--tta {self.tta} --scales {','.join(f'{scale:g}' for scale in self.scales)}"
+            raise ValueError(f"{shown}: allowed with --method regress: --tta none and one scale; boxes don't average")
+        return self
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         unknown = [name for name in self.outputs if name not in OPTIONAL_TABLES]
         if unknown:
             raise ValueError(f"--outputs {unknown[0]!r}: allowed: {', '.join(OPTIONAL_TABLES)}")
-        if len(set(self.threshold)) < len(self.threshold):
-            raise ValueError(f"--threshold {','.join(map(str, self.threshold))}: allowed: each value once")
+        if self.box_rule == "heuristic" and self.topk < HEURISTIC_CLASSES:
+            raise ValueError(f"--topk {self.topk}: allowed with --box-rule heuristic: {HEURISTIC_CLASSES} or more")
+        if len(set(self.scales)) < len(self.scales):
+            raise ValueError(f"--scales {','.join(f'{scale:g}' for scale in self.scales)}: allowed: each value once")
         if self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
             raise ValueError(f"--gpus-per-actor {self.gpus_per_actor:g}: allowed: up to 1, or a whole number")
         if self.actors and not 1 <= self.actors[0] <= self.actors[1]:
@@ -199,8 +283,10 @@ class AnnotateConfig(StorageConfig):
 
     def settings(self) -> dict[str, Any]:
         """Return what shapes the rows: all runs of one output and one model must agree on it."""
-        shaping = {"topk", "threshold", "components", "min_area", "jpeg_scaling", "outputs", "feature_type"}
-        return self.model_dump(mode="json", include=shaping)
+        shaping = {"topk", "threshold", "box_rule", "min_area", "jpeg_scaling", "outputs", "feature_type"}
+        if self.method == "regress":
+            shaping -= {"threshold", "box_rule"}
+        return self.model_dump(mode="json", include=shaping | set(FIRST_LOCALIZATION))
 
 
 class ModelsConfig(JobConfig):
@@ -233,7 +319,19 @@ class DemoConfig(JobConfig):
     seed: int = option(0, "seed of the pictures", "Options", ge=0)
 
 
-Suite = Literal["stages", "end-to-end", "peers", "boxes", "encoding", "scale", "gpu", "reference", "memory", "kills"]
+Suite = Literal[
+    "stages",
+    "end-to-end",
+    "peers",
+    "boxes",
+    "encoding",
+    "scale",
+    "gpu",
+    "reference",
+    "label-free",
+    "memory",
+    "kills",
+]
 
 
 class BenchmarkConfig(JobConfig):
@@ -242,11 +340,12 @@ class BenchmarkConfig(JobConfig):
     suite: Suite = required(
         "stages (each alone, and its limit), end-to-end (images/s against a plain loop), peers (against Ray's own"
         " pattern, Daft, a DataLoader, pytorch-grad-cam, torch-cam), boxes (exact against OpenCV), encoding (of the"
-        " tables: size, write and query time), scale (a simulated cluster), gpu, reference (published scores), memory"
-        " (of the driver), or kills (five times kill -9)"
+        " tables: size, write and query time), scale (a simulated cluster), gpu, reference (published scores),"
+        " label-free (what resolutions, views and methods bring and cost), memory (of the driver), or kills (five times"
+        " kill -9)"
     )
     images: str | None = option(None, "folder of photographs; default: rendered pictures of 500×375", "Options")
-    truth: str | None = option(None, "file of true boxes of these photographs (reference)", "Options")
+    truth: str | None = option(None, "file of true boxes of these photographs (reference, label-free)", "Options")
     model: str = option("squeezenet1_1", "network by name", "Options")
     weights: str | None = option(None, "its weights; default: random ones where scores don't matter", "Options")
     precision: Precision = option(
@@ -283,75 +382,3 @@ class EvaluateConfig(StorageConfig):
     report: str | None = option(
         None, "folder for scores.json, scores.md and pictures of the curves; default: OUT/_reports", "Options"
     )
-
-
-TrainedPart = Literal["full", "head"]
-Schedule = Literal["modern", "paper"]
-Augment = Literal["crop", "flip", "none"]
-
-
-class TrainConfig(StorageConfig):
-    """What ``camlake train`` learns, and how."""
-
-    input: str = required(
-        "a folder with a folder of images for each class, or a CSV or Parquet file with columns uri and label; several"
-        " labels of an image are separated by ;"
-    )
-    out: str = required("where weights, metrics and the resume state go: any fsspec URL", flag=True)
-
-    val: str | None = option(None, "validation images, in the same form as INPUT; default: a part of INPUT", "Data")
-    val_share: float = option(0.1, "without --val: share of the images kept for validation", "Data", ge=0, lt=1)
-    labels: str | None = option(
-        None, "file of class names that says their order, one a line or a JSON list; default: sorted", "Data"
-    )
-    max_pixels: int = option(100_000_000, "leave out images with more pixels", "Data", ge=1)
-    max_bytes: int = option(100_000_000, "leave out objects with more bytes", "Data", ge=1)
-    decode_timeout_s: float = option(30.0, "leave out images whose decoding takes longer", "Data", gt=0)
-    max_rejected: float = option(
-        0.05, "share of unusable images above which the job exits with status 3", "Data", ge=0, le=1
-    )
-
-    model: str = option("resnet50", "network by name; `camlake models` lists them", "Network")
-    pooling: Literal["gap", "gmp"] = option(
-        "gap", "global average or global max pooling before the linear layer", "Network"
-    )
-    width: float = option(1.0, "multiplies the channels of camlake's own networks", "Network", gt=0)
-    weights: str = option(
-        "DEFAULT",
-        "what training starts from: torchvision's name of the weights, a weights file at any URL, or none",
-        "Network",
-    )
-    image_size: int | None = option(
-        None, "side of the network's input in pixels; default: the weights' own", "Network", ge=32, le=4096
-    )
-
-    train: TrainedPart = option("full", "train all layers, or only those that --weights has no values for", "Learning")
-    schedule: Schedule = option(
-        "modern",
-        "modern: AdamW, warm-up, cosine; paper: SGD with momentum, the rate times 0.1 after each third of the epochs",
-        "Learning",
-    )
-    epochs: int = option(30, "runs through the training images", "Learning", ge=1, le=10_000)
-    batch_size: int = option(64, "images of a step, over all workers together", "Learning", ge=1)
-    lr: float | None = option(
-        None, "learning rate of new layers; pretrained ones take a tenth (modern) or the same (paper)", "Learning", gt=0
-    )
-    weight_decay: float | None = option(None, "default: 0.05 (modern) or 5e-4 (paper)", "Learning", ge=0)
-    label_smoothing: float | None = option(
-        None, "default: 0.1 (modern) or 0 (paper); not for several labels an image", "Learning", ge=0, lt=1
-    )
-    augment: Augment = option("crop", "crop: random crops and mirroring; flip: mirroring alone; none", "Learning")
-    patience: int | None = option(None, "stop after so many epochs without a better validation", "Learning", ge=1)
-    seed: int = option(0, "of first values, order, crops and dropout", "Learning", ge=0)
-
-    device: Device = option("auto", "where the network learns; auto takes CUDA where the cluster has it", "Compute")
-    precision: Precision = option("auto", "number type of the network's layers; weights stay fp32", "Compute")
-    workers: int | None = option(
-        None, "processes that share each step; default: one for each GPU, or one", "Compute", ge=1
-    )
-    address: str | None = option(None, "a running Ray cluster; default: start one here", "Compute")
-
-    def settings(self) -> dict[str, Any]:
-        """Return what decides the outcome: a run goes on only with the same."""
-        aside = {*StorageConfig.model_fields, "out", "workers", "address", "device", "max_rejected"}
-        return self.model_dump(mode="json", exclude=aside)

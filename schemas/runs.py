@@ -2,9 +2,11 @@
 
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, field_validator
 
 from schemas.tables import SCHEMA_VERSION
+
+_RULE_OF_COMPONENTS = {"largest": "paper", "all": "all-components"}
 
 
 class Record(BaseModel):
@@ -51,6 +53,10 @@ class Lineage(Record):
     parameters: int
     classes: int
     preprocessing: dict[str, Any]
+    source: str | None = None
+    """Of a rebox: the output whose stored maps the boxes are cut from."""
+    source_runs: tuple[str, ...] = ()
+    """Its runs, oldest first."""
 
 
 class Counts(Record):
@@ -89,3 +95,12 @@ class RunManifest(Record):
     counts: Counts = Counts()
     files: tuple[DataFile, ...] = ()
     """Every committed file; filled at the end, so that later runs need not read the commit records."""
+
+    @field_validator("settings")
+    @classmethod
+    def _by_todays_names(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings with ``box_rule``, which was called ``components`` once."""
+        if "components" not in settings:
+            return settings
+        rest = {name: value for name, value in settings.items() if name != "components"}
+        return {"box_rule": _RULE_OF_COMPONENTS[settings["components"]], **rest}

@@ -58,14 +58,16 @@ BOXES = pa.schema(
         LABEL,
         _field("class_prob", pa.float32(), "softmax probability of the class in [0, 1]"),
         _field("component", pa.int32(), "place of the connected component by area, 0 = largest"),
-        _field("threshold", pa.float32(), "share of the map's maximum that cuts the foreground, in (0, 1)"),
+        _field(
+            "threshold", pa.float32(), "share of the map's maximum that cuts the box, in (0, 1); 0: cut from no map"
+        ),
         _field("xmin", pa.float32(), "pixels of the upright original, left edge, inclusive"),
         _field("ymin", pa.float32(), "pixels of the upright original, top edge, inclusive"),
         _field("xmax", pa.float32(), "pixels of the upright original, right edge, exclusive"),
         _field("ymax", pa.float32(), "pixels of the upright original, bottom edge, exclusive"),
         _field("area_frac", pa.float32(), "the box's share of the image's area, in (0, 1]"),
         _field("box_score", pa.float32(), "calibrated P(IoU >= 0.5); null until a calibration exists", nullable=True),
-        _field("method", pa.string(), "localization method: cam"),
+        _field("method", pa.string(), "localization method: cam, gradcam, layercam, backprop or regress"),
     ]
 )
 

@@ -11,7 +11,7 @@ from schemas.config import AnnotateConfig
 from schemas.errors import UsageError
 from tests.jobs_on import run_command
 
-VERBS = ("demo", "annotate", "train", "evaluate", "report", "verify", "models", "benchmark")
+VERBS = ("demo", "annotate", "train", "evaluate", "rebox", "report", "verify", "models", "benchmark")
 
 
 @pytest.fixture

@@ -281,7 +281,7 @@ def test_a_calibration_is_kept_reported_and_read_back(tmp_path: Path, capsys: py
     assert "## Calibrated box score" in (tmp_path / "out/_reports/scores.md").read_text()
     assert "calibrated box_score: Fitted on" in capsys.readouterr().err
     fs, root = connect(str(tmp_path / "out"), STORAGE)
-    calibration = read_calibration(fs, root, MODEL)
+    calibration = read_calibration(fs, root, MODEL, {})
     assert calibration is not None
     likely, unlikely = calibration.scores(
         {
@@ -298,10 +298,13 @@ def test_a_calibration_is_kept_reported_and_read_back(tmp_path: Path, capsys: py
     before = path.read_bytes()
     job(tmp_path, truth=str(tmp_path / "many.csv"), calibrate=True)
     assert path.read_bytes() == before
-    assert read_calibration(fs, root, "other-12345678") is None
+    assert read_calibration(fs, root, "other-12345678", {}) is None
+    for other in ({"method": "gradcam"}, {"tta": "flip"}, {"scales": [1.0, 2.0]}):
+        with pytest.raises(StoreError, match="fitted on boxes made with --method cam, --tta none"):
+            read_calibration(fs, root, MODEL, other)
     path.write_text("[]")
     with pytest.raises(StoreError, match="no calibration of this version"):
-        read_calibration(fs, root, MODEL)
+        read_calibration(fs, root, MODEL, {})
 
 
 def test_a_calibration_needs_right_and_wrong_boxes(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ LEVELS = {
     "pipeline/report.py": 3,
     "pipeline/evaluation.py": 3,
     "pipeline/gallery.py": 3,
+    "pipeline/rebox.py": 3,
+    "pipeline/stored_maps.py": 3,
     "pipeline/graph": 4,
     "jobs": 5,
 }

@@ -10,6 +10,7 @@ from pipeline.arrays.calibration import Calibration
 from pipeline.graph.annotating import AnnotateSpec, AnnotateStage
 from pipeline.graph.decoding import DECODED
 from pipeline.images.resize import ResizePlan
+from pipeline.models.box_rules import BoxRule
 from pipeline.models.heads import LinearHead
 from pipeline.models.localizer import CamRule, Localizer
 from pipeline.models.network import CamNetwork, Preprocessing
@@ -17,7 +18,7 @@ from pipeline.models.registry import load_network
 from pipeline.models.runtime import Runtime
 
 RUNTIME = Runtime("cpu", "fp32", compile=False, threads=1, batch_size=8)
-RULE = CamRule(topk=2, thresholds=(0.5,), components="largest", min_area=0.0)
+RULE = CamRule(topk=2, boxes=BoxRule("paper", (0.5,), 0.0))
 
 
 class Blocks(nn.Module):
@@ -100,7 +101,7 @@ class TestByHand:
         assert found.maps.rank.tolist() == [0, 1, 3, 0, 1]
 
     def test_several_thresholds_give_a_box_each(self):
-        rule = CamRule(topk=1, thresholds=(0.25, 0.75), components="largest", min_area=0.0)
+        rule = CamRule(topk=1, boxes=BoxRule("paper", (0.25, 0.75), 0.0))
         found = localize(by_hand([[1, 0, 0], [0, 1, 0]]), picture((0, 0, 2, 0, 2)), rule, sizes=[(40, 40)])
         assert found.boxes.threshold.tolist() == [0.25, 0.75]
         assert found.boxes.xyxy.tolist() == [[0, 0, 12.5, 12.5], [0, 0, 7.5, 7.5]]
@@ -108,9 +109,9 @@ class TestByHand:
     def test_all_components_and_their_least_area(self):
         pixels = picture((0, 0, 4, 0, 4), (0, 6, 8, 6, 8))
         network = by_hand([[1, 0, 0], [0, 1, 0]])
-        every = CamRule(1, (0.5,), "all", 0.0)
+        every = CamRule(1, BoxRule("all-components", (0.5,), 0.0))
         assert localize(network, pixels, every).boxes.component.tolist() == [0, 1]
-        large = CamRule(1, (0.5,), "all", 0.1)
+        large = CamRule(1, BoxRule("all-components", (0.5,), 0.1))
         assert localize(network, pixels, large).boxes.component.tolist() == [0]
 
     def test_only_the_covered_cells_count(self):
@@ -135,7 +136,7 @@ def test_an_image_does_not_depend_on_its_batch(resize_rows):
     side = network.map_size(64)[0]
     covered = (min(resize_rows[0], side), min(resize_rows[1], side))
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8))
-    localizer = Localizer(network, CamRule(5, (0.2, 0.6), "all", 0.0), RUNTIME)
+    localizer = Localizer(network, CamRule(5, BoxRule("all-components", (0.2, 0.6), 0.0)), RUNTIME)
     together = localizer(pixels, [(100, 50)] * 8, [covered] * 8)
     for index in range(8):
         alone = localizer(pixels[index : index + 1], [(100, 50)], [covered])

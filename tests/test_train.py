@@ -18,8 +18,8 @@ from pipeline.graph.training import plan_layout
 from pipeline.images.drawings import CLASSES
 from pipeline.images.scenes import render_scene
 from pipeline.models.checkpoint import read_checkpoint
-from schemas.config import TrainConfig
 from schemas.errors import ModelError, RejectedShareError, UsageError
+from schemas.training import TrainConfig
 from tests.jobs_on import ROOT, command, run_annotate
 
 SMALL = {"model": "alexnet_gap", "weights": "none", "width": 0.125, "image_size": 64, "precision": "fp32"}
@@ -53,7 +53,7 @@ def weights(out, name="last"):
     return read_checkpoint(str(Path(out) / f"{name}.safetensors"))
 
 
-EPOCHS = 12
+EPOCHS = 5
 COURSE = {"epochs": EPOCHS, "val_share": 0.25, "schedule": "paper", "lr": 0.01}
 
 

@@ -17,7 +17,8 @@ from pipeline.images.augment import draw_views, picture_side, take_views
 from pipeline.models.architecture import Architecture
 from pipeline.models.convert import build_network
 from pipeline.models.network import Preprocessing
-from pipeline.models.training import Learner, Recipe, freeze, image_losses, make_optimizer, mean_average_precision
+from pipeline.models.recipe import Recipe, make_optimizer
+from pipeline.models.training import Learner, freeze, image_losses, mean_average_precision
 
 PLAIN = Preprocessing(8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 

@@ -60,12 +60,7 @@ def photograph_scores(model: str, weights: str, images: str, truth: str, screen:
 
 def localized(network: CamNetwork, images: Path, truth: Truth) -> MapsOfPhotographs:
     """Run the network over the JPEG files of ``images`` that the truth knows, squashed to its input size."""
-    files = sorted(path for path in images.iterdir() if path.suffix.lower() in {".jpg", ".jpeg"})
-    place = truth.match([path.as_posix() for path in files])
-    shown = np.unique(place[place >= 0])
-    files = [files[index] for index in shown]
-    pairs = np.argsort(place, kind="stable")[(place < 0).sum() :]
-    image = np.searchsorted(shown, place[pairs])
+    files, pairs, image = known_photographs(images, truth)
     parts = []
     for start in range(0, len(files), _BATCH):
         photographs = [cv2.imread(str(path), cv2.IMREAD_COLOR_RGB) for path in files[start : start + _BATCH]]
@@ -73,7 +68,16 @@ def localized(network: CamNetwork, images: Path, truth: Truth) -> MapsOfPhotogra
         fitting = [truth.class_ids[pair] for pair in pairs[own]]
         parts.append(_maps(network, photographs, image[own] - start, fitting))
     sizes_hw, best, pair_maps, rank = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return MapsOfPhotographs(sizes_hw, best, _pairs(truth, pairs, image, sizes_hw), pair_maps, rank)
+    return MapsOfPhotographs(sizes_hw, best, pairs_of(truth, pairs, image, sizes_hw), pair_maps, rank)
+
+
+def known_photographs(images: Path, truth: Truth) -> tuple[list[Path], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the JPEG files that the truth knows, its (P,) pairs on them, and the (P,) place of each one's file."""
+    files = sorted(path for path in images.iterdir() if path.suffix.lower() in {".jpg", ".jpeg"})
+    place = truth.match([path.as_posix() for path in files])
+    shown = np.unique(place[place >= 0])
+    pairs = np.argsort(place, kind="stable")[(place < 0).sum() :]
+    return [files[index] for index in shown], pairs, np.searchsorted(shown, place[pairs])
 
 
 @torch.inference_mode()
@@ -95,7 +99,7 @@ def _maps(
     )
 
 
-def _pairs(truth: Truth, pairs: NDArray[np.int64], image: NDArray[np.int64], sizes_hw: NDArray[np.int64]) -> Pairs:
+def pairs_of(truth: Truth, pairs: NDArray[np.int64], image: NDArray[np.int64], sizes_hw: NDArray[np.int64]) -> Pairs:
     """Return the truth's ``pairs``, in that order, each of its ``image``."""
     number = np.full(len(truth.keys), -1)
     number[pairs] = np.arange(len(pairs))

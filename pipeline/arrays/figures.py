@@ -16,6 +16,7 @@ from pipeline.arrays import metrics
 from pipeline.arrays.boxes import level_boxes
 from pipeline.arrays.maps import LEVELS
 from pipeline.arrays.metrics import IOU_DELTA, V2_DELTAS, Bools, Convention, Floats, Ints
+from schemas.config import HEURISTIC_CLASSES
 from schemas.scores import Figure
 
 THRESHOLDS = np.arange(50) / 50
@@ -137,17 +138,35 @@ class Scorer:
         best = guesses.rank == self.rank[guesses.pair]
         return metrics.scatter_max(guesses.iou[best], guesses.pair[best], len(self.rank))
 
-    def of_boxes(self, guesses: Guesses, threshold: float, tops: Sequence[int]) -> Iterator[Figure]:
+    def of_boxes(
+        self, guesses: Guesses, threshold: float | None, tops: Sequence[int], iou: Floats | None = None
+    ) -> Iterator[Figure]:
         """Yield GT-known, localization of each of ``tops`` with its error, and mean IoU, of boxes cut at one threshold.
 
-        ILSVRC allows five guesses, each a class and a box: here the box of the class at each rank.
+        ``iou`` (P,) is that of each pair's own box, by default the box of its best-ranked class. ILSVRC allows five
+        guesses, each a class and a box: here the box of the class at each rank.
         """
-        iou = self.box_iou(guesses)
+        iou = self.box_iou(guesses) if iou is None else iou
         yield _figure("gt_known", self._right(iou, IOU_DELTA), threshold)
         for top in tops:
             localization = _figure(f"top{top}_localization", self._localized(guesses, top), threshold)
             yield from (localization, localization.as_error(f"top{top}_localization_error"))
         yield _figure("mean_iou", _Values(iou, self._baselines, self.pairs.image), threshold)
+
+    def of_five(self, guesses: Guesses) -> Iterator[Figure]:
+        """Yield localization by the heuristic's five guesses, and its error; all are of the first three ranks."""
+        localization = _figure("top5_localization", self._localized(guesses, HEURISTIC_CLASSES))
+        yield from (localization, localization.as_error("top5_localization_error"))
+
+    def of_told(self, iou: Floats) -> Iterator[Figure]:
+        """Yield MaxBoxAcc and MaxBoxAccV2 of boxes (P,) that no threshold cuts: without a sweep, plain accuracies."""
+        yield _figure("max_box_acc", self._right(iou, IOU_DELTA))
+        parts = [self._right(iou, delta) for delta in V2_DELTAS]
+        baselines = [np.stack(each, axis=1) for each in zip(*(part.baselines for part in parts), strict=True)]
+        hits = np.stack([np.asarray(part.found, dtype=np.bool_) for part in parts], axis=1)
+        yield _figure("max_box_acc_v2", _Values(hits, baselines, self.pairs.image), statistic=_mean_of_parts)
+        for delta, part in zip(V2_DELTAS, parts, strict=True):
+            yield _figure(f"max_box_acc_v2_at_{delta}", part)
 
     def of_sweep(self, sweep: Sweep) -> Iterator[Figure]:
         """Yield MaxBoxAcc, MaxBoxAccV2 with its three parts, and the pointing game."""
@@ -182,6 +201,11 @@ class Scorer:
         hits = metrics.localization_hits(image[guesses.pair], guesses.rank, guesses.iou, n_images, top)
         baselines = [metrics.localization_hits(image, self.rank, iou, n_images, top) for iou in self._baselines]
         return _Values(hits, baselines, np.arange(n_images))
+
+
+def _mean_of_parts(accuracies: Floats) -> Floats:
+    means: Floats = accuracies.mean(axis=-1)
+    return means
 
 
 def _figure(

@@ -21,15 +21,17 @@ from torch.utils.dlpack import from_dlpack
 from pipeline.arrays.calibration import Calibration
 from pipeline.arrays.maps import quantize
 from pipeline.images.resize import ResizePlan
-from pipeline.models.localizer import Boxes, CamRule, Localized, Localizer, Maps
+from pipeline.models.box_rules import Boxes
+from pipeline.models.localizer import CamRule, Localized, Localizer, Maps
 from pipeline.models.network import CamNetwork
 from pipeline.models.runtime import Runtime
+from pipeline.models.views import View
 from pipeline.storage.rows import IDENTITY, nest, row_schema
+from schemas.config import Method
 from schemas.errors import ModelError
 from schemas.reasons import Reason
 from schemas.tables import TIMESTAMP, FeatureType
 
-METHOD = "cam"
 _ANSWERS = ("top1_class_id", "top1_label", "top1_prob", "n_boxes", "boxes", "heatmaps", "feature")
 """Columns of a wide row that the network fills."""
 
@@ -42,6 +44,7 @@ class AnnotateSpec:
     """Makes the network of a state dict."""
     labels: tuple[str, ...]
     image_size: int
+    """Side of the square in which pictures arrive."""
     rule: CamRule
     runtime: Runtime
     outputs: tuple[str, ...]
@@ -51,6 +54,10 @@ class AnnotateSpec:
     """Whether each class has a probability of its own."""
     calibration: Calibration | None
     """What makes ``box_score``; null without."""
+    method: Method = "cam"
+    """How maps are made."""
+    views: tuple[View, ...] | None = None
+    """What the network sees of each picture; None: the whole, once."""
 
 
 class BusyClock:
@@ -102,7 +109,9 @@ class AnnotateStage:
             torch.set_num_threads(spec.runtime.threads)
         self.spec = spec
         network = spec.load(state)
-        self._localizer = Localizer(network, spec.rule, spec.runtime, multi_label=spec.multi_label)
+        self._localizer = Localizer(
+            network, spec.rule, spec.runtime, multi_label=spec.multi_label, method=spec.method, views=spec.views
+        )
         self._localizer.warm_up()
         self._labels = pa.array(spec.labels, pa.string())
         self._schema = row_schema(network.channels, spec.feature_type)
@@ -176,7 +185,7 @@ class AnnotateStage:
         columns |= {side: boxes.xyxy[:, index] for index, side in enumerate(("xmin", "ymin", "xmax", "ymax"))}
         calibration = self.spec.calibration
         scores = calibration.scores(columns) if calibration else pa.nulls(len(own_map), pa.float32())
-        return columns | {"box_score": scores, "method": pa.repeat(METHOD, len(own_map))}
+        return columns | {"box_score": scores, "method": pa.repeat(self.spec.method, len(own_map))}
 
     def _spread(self, answers: dict[str, pa.Array], good: NDArray[np.int64], accepted: pa.Array) -> dict[str, pa.Array]:
         """Return the answers of the good rows at their places among all rows, null where a row is rejected."""

@@ -34,6 +34,8 @@ class Pictures:
     """(n,) rows of the plan."""
     pixels: NDArray[np.uint8]
     """(n, D, D, 3) RGB."""
+    sizes_hw: NDArray[np.int64]
+    """(n, 2) height and width of the upright originals in pixels."""
     rejected: dict[int, tuple[str, str]]
     """Reason code and detail of the batch's other rows."""
 
@@ -51,16 +53,18 @@ class PictureReader:
         return self.read(ray.get(plan), ray.get(order)[places["id"]])
 
     def read(self, plan: pa.Table, numbers: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Return the arrays number, pixels (n, D, D, 3), reason_code and detail of some rows of a plan.
+        """Return the arrays number, pixels (n, D, D, 3), size_hw (n, 2), reason_code and detail of some rows of a plan.
 
-        Reason and detail are empty where there is a picture; what the pixels of the others are is left open.
+        Reason and detail are empty where there is a picture; what pixels and size of the others are is left open.
         """
         fetched = Fetcher(self.storage, self.limits.max_bytes).fetch(plan.take(numbers))
         side = self.resize.image_size
         pixels = np.zeros((len(numbers), side, side, 3), np.uint8)
+        sizes_hw = np.zeros((len(numbers), 2), np.int64)
 
         def resized(place: int, image: DecodedImage) -> None:
             self.resize.apply(image.pixels, image.size_hw, pixels[place])
+            sizes_hw[place] = image.size_hw
 
         blobs = [item if isinstance(item, bytes) else None for item in fetched]
         decoded = Decoder(self.limits, 1, self.resize.least_hw).map(blobs, resized)
@@ -69,6 +73,7 @@ class PictureReader:
         return {
             "number": numbers,
             "pixels": pixels,
+            "size_hw": sizes_hw,
             "reason_code": np.array([str(end.reason) if end else "" for end in ends], object),
             "detail": np.array([end.detail if end else "" for end in ends], object),
         }
@@ -108,4 +113,4 @@ def _pictures(batch: dict[str, NDArray[Any]]) -> Pictures:
     good = batch["reason_code"] == ""
     rows = zip(batch["number"].tolist(), batch["reason_code"], batch["detail"], strict=True)
     rejected = {number: (str(reason), str(detail)) for number, reason, detail in rows if reason}
-    return Pictures(batch["number"][good], batch["pixels"][good], rejected)
+    return Pictures(batch["number"][good], batch["pixels"][good], batch["size_hw"][good], rejected)

@@ -19,10 +19,13 @@ from pipeline.graph.source import ImageReader
 from pipeline.graph.stream import Job
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.resize import ResizePlan
+from pipeline.models.box_rules import BoxRule
 from pipeline.models.localizer import CamRule
+from pipeline.models.methods import METHODS, NO_BOX_HEAD
 from pipeline.models.network import CamNetwork
 from pipeline.models.registry import load_network
 from pipeline.models.runtime import resolve_precision
+from pipeline.models.views import ViewPlan, make_views, plan_views
 from pipeline.models.weights import Weights, load_weights, model_digest
 from pipeline.storage import lineage
 from pipeline.storage.calibrations import read_calibration
@@ -33,10 +36,14 @@ from pipeline.storage.lake import new_run_id
 from pipeline.storage.lease import Lease
 from pipeline.storage.listing import list_inputs
 from pipeline.storage.planning import Plan, make_plan
-from schemas.config import AnnotateConfig, StorageConfig
-from schemas.errors import UsageError
+from schemas.config import FIRST_LOCALIZATION, NO_CUT, AnnotateConfig, StorageConfig
+from schemas.errors import ModelError, UsageError
+from schemas.rebox import MAPS_OF
 from schemas.runs import Counts, Lineage, RunManifest
 from schemas.tables import OPTIONAL_TABLES, TABLES, table_schema
+
+GREATEST_SIDE_PX = 4096
+"""Of the square in which a picture travels to the network: 48 MiB."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +63,34 @@ class Model:
 
 def load_model(config: AnnotateConfig) -> Model:
     """Return the network that ``config`` names; raises ModelError where it or its weights can't be used."""
-    weights = load_weights(config.model, config.weights, config.labels, functools.partial(read_url, storage=config))
+    read, exact_maps = functools.partial(read_url, storage=config), METHODS[config.method].exact
+    weights = load_weights(config.model, config.weights, config.labels, read, exact_maps=exact_maps)
     name = weights.architecture.name
-    network = load_network(name, weights.state, config.image_size, preprocessing=weights.preprocessing)
+    network = load_network(
+        name, weights.state, config.image_size, preprocessing=weights.preprocessing, exact_maps=exact_maps
+    )
+    if config.method == "regress" and network.box_head is None:
+        raise ModelError(NO_BOX_HEAD)
     if config.topk > network.classes:
         raise UsageError(f"--topk {config.topk}: allowed: up to the {network.classes} classes of {name}")
-    side = network.preprocessing.image_size
-    resize = ResizePlan(config.resize, side, network.map_size(side))
+    views = _views(config, network)
+    resize = ResizePlan(config.resize, views.side_px, views.canvas_hw)
     digest = model_digest(name, weights.sha256, network.preprocessing, config.resize)
     return Model(network, weights, digest, resize)
+
+
+def _views(config: AnnotateConfig, network: CamNetwork) -> ViewPlan:
+    """Return the views of each picture; raises ModelError or UsageError for sides that are too small or too large."""
+    views = make_views(network.preprocessing.image_size, config.tta, config.scales)
+    shown = f"--scales {','.join(f'{scale:g}' for scale in config.scales)} --tta {config.tta}"
+    try:
+        plan = plan_views(views, functools.partial(METHODS[config.method].map_hw, network))
+    except RuntimeError as error:
+        least = min(view.side_px for view in views)
+        raise ModelError(f"{shown}: {least} pixels are too small for {network.name}; give larger scales") from error
+    if plan.side_px > GREATEST_SIDE_PX:
+        raise UsageError(f"{shown}: inputs of {plan.side_px} pixels a side; allowed: up to {GREATEST_SIDE_PX}")
+    return plan
 
 
 @dataclass(frozen=True)
@@ -122,7 +148,13 @@ def _settings(config: AnnotateConfig, model: Model) -> dict[str, Any]:
 def refuse_other_settings(config: AnnotateConfig, model: Model, fs: AbstractFileSystem, root: str) -> dict[str, Any]:
     """Return the settings that shape the rows; raises UsageError where the output's rows of this model have others."""
     settings = _settings(config, model)
-    committed = committed_settings(fs, root, model.partition) or {}
+    found = committed_settings(fs, root, model.partition)
+    committed = FIRST_LOCALIZATION | found if found else {}
+    if MAPS_OF in committed:
+        raise UsageError(
+            f"--out {safe_url(config.out)}: has boxes that camlake rebox cut from the maps of {committed[MAPS_OF]}; "
+            "annotate there and rebox again, or use another --out"
+        )
     for name, value in settings.items():
         if name in committed and committed[name] != value:
             raise UsageError(
@@ -168,22 +200,26 @@ def annotate_spec(
     config: AnnotateConfig, model: Model, compute: Compute, calibration: Calibration | None = None
 ) -> AnnotateSpec:
     """Return what the network is asked for."""
+    thresholds = NO_CUT if config.method == "regress" else config.threshold
     return AnnotateSpec(
         load=functools.partial(
             load_network,
             model.network.name,
-            image_size=model.resize.image_size,
+            image_size=model.network.preprocessing.image_size,
             preprocessing=model.network.preprocessing,
+            exact_maps=METHODS[config.method].exact,
         ),
         labels=model.weights.labels,
         image_size=model.resize.image_size,
-        rule=CamRule(config.topk, config.threshold, config.components, config.min_area),
+        rule=CamRule(config.topk, BoxRule(config.box_rule, thresholds, config.min_area)),
         runtime=compute.runtime,
         outputs=config.outputs,
         feature_type=config.feature_type,
         resize=model.resize,
         multi_label=model.weights.multi_label,
         calibration=calibration,
+        method=config.method,
+        views=make_views(model.network.preprocessing.image_size, config.tta, config.scales),
     )
 
 
@@ -195,7 +231,7 @@ def storage_of(config: AnnotateConfig) -> StorageConfig:
 def row_bytes(config: AnnotateConfig, model: Model) -> int:
     """Return about how many bytes an image's rows take in memory."""
     cells = model.resize.map_hw[0] * model.resize.map_hw[1]
-    boxes = 100 * len(config.threshold) * (1 if config.components == "largest" else 4)
+    boxes = 100 * len(config.threshold) * (4 if config.box_rule == "all-components" else 1)
     return 500 + 4 * model.network.channels + config.topk * (cells + 100 + boxes)
 
 
@@ -216,10 +252,14 @@ def make_job(config: AnnotateConfig, model: Model, run: OpenRun, compute: Comput
         reader=ImageReader(storage, config.out, config.max_bytes),
         images_per_commit=images_per_commit(config, n_images, compute.actors[1], row_bytes(config, model)),
         decode=decode_spec(config, model),
-        annotate=annotate_spec(config, model, compute, read_calibration(run.fs, run.root, run.manifest.model)),
+        annotate=annotate_spec(config, model, compute, _calibration(run)),
         committer=committer,
         compute=compute,
     )
+
+
+def _calibration(run: OpenRun) -> Calibration | None:
+    return read_calibration(run.fs, run.root, run.manifest.model, run.manifest.settings)
 
 
 def plan_inputs(

@@ -16,16 +16,22 @@ from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
 from pipeline.graph.feeding import Feed, PictureReader, Pictures
+from pipeline.graph.tally import Tally
 from pipeline.graph.training_files import Epoch, TrainingFiles
-from pipeline.images.augment import draw_views, picture_side, take_views
+from pipeline.images.augment import box_shares, draw_views, picture_side, take_views, view_boxes
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.resize import ResizePlan
+from pipeline.models.box_head import BoxedNetwork
 from pipeline.models.checkpoint import Card
 from pipeline.models.convert import build_network
-from pipeline.models.registry import State
+from pipeline.models.memory import keep_freed_memory
+from pipeline.models.recipe import Recipe
+from pipeline.models.registry import State, cam_network
 from pipeline.models.runtime import resolve_precision
-from pipeline.models.training import Answer, Learner, Recipe, freeze, mean_average_precision
-from schemas.config import Augment, Precision, StorageConfig
+from pipeline.models.training import Learner, freeze, mean_average_precision
+from pipeline.storage.labelled_boxes import BOX
+from schemas.config import Precision, StorageConfig
+from schemas.training import Augment
 
 T = TypeVar("T")
 
@@ -95,6 +101,7 @@ def learn(config: dict[str, Any]) -> None:
     """Train as one of the processes that Ray Train started; ``config`` has the TrainJob and what is Given."""
     job, given = config["job"], config["given"]
     torch.set_num_threads(job.layout.threads)
+    keep_freed_memory()
     _Process(job, given).run()
 
 
@@ -126,12 +133,14 @@ class _Process:
         if job.layout.cuda and self._world > 1:
             # Batch normalization over all processes exists on CUDA alone; on CPU each one goes by its own images.
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        card = job.card
         return Learner(
             network,
-            job.card.preprocessing,
+            card.preprocessing,
             job.recipe,
             new=job.new,
-            multi_label=job.card.multi_label,
+            answering=_boxed(card, network) if card.supervision == "boxes" else None,
+            multi_label=card.multi_label,
             device=self._device,
             precision=resolve_precision(job.precision, self._device.type),
             parallel=lambda module: prepare_model(module, move_to_device=False),
@@ -165,28 +174,29 @@ class _Process:
         order = epoch_order(len(self._train), job.batch_size, job.seed, number)
         own = order[:, self.rank * size : (self.rank + 1) * size].reshape(-1)
         side = job.card.preprocessing.image_size
-        sums = torch.zeros(3, dtype=torch.float64)
+        tally = Tally("train", job.card.multi_label)
         for pictures in self._pictures(self._train_feed, self._train, own):
             views = draw_views(job.augment, job.seed, number, pictures.numbers)
             images = take_views(torch.from_numpy(pictures.pixels).to(self._device), views, side)
-            targets = self._targets(self._train, pictures.numbers)
-            sums += _sums(self._learner.step(images, targets, size), targets)
-        return self._figures("train", sums) | {"learning_rate": self._learner.rate}
+            targets, boxes = self._targets(self._train, pictures.numbers), self._boxes(self._train, pictures)
+            boxes = boxes if boxes is None else view_boxes(boxes, views)
+            tally.add(self._learner.step(images, targets, size, boxes), targets, boxes)
+        return tally.figures(self._summed) | {"learning_rate": self._learner.rate}
 
     def _validate(self) -> Epoch:
         if not len(self._val):
             return {}
-        sums = torch.zeros(3, dtype=torch.float64)
+        tally = Tally("val", self._job.card.multi_label)
         scores, truths = [], []
         for pictures in self._pictures(self._val_feed, self._val, np.arange(len(self._val))[self.rank :: self._world]):
             images = torch.from_numpy(pictures.pixels).to(self._device).permute(0, 3, 1, 2).float()
-            targets = self._targets(self._val, pictures.numbers)
-            answer = self._learner.evaluate(images, targets)
-            sums += _sums(answer, targets)
+            targets, boxes = self._targets(self._val, pictures.numbers), self._boxes(self._val, pictures)
+            answer = self._learner.evaluate(images, targets, boxes)
+            tally.add(answer, targets, boxes)
             if self._job.card.multi_label:
                 scores.append(answer.logits.numpy())
                 truths.append(targets.numpy())
-        figures = self._figures("val", sums)
+        figures = tally.figures(self._summed)
         if self._job.card.multi_label:
             every = [part for parts in self._gathered(list(zip(scores, truths, strict=True))) for part in parts]
             found, true = (np.concatenate(column) for column in zip(*every, strict=True))
@@ -207,16 +217,18 @@ class _Process:
             targets[row, ids] = 1
         return targets
 
-    def _figures(self, part: str, sums: Tensor) -> Epoch:
-        """Return mean loss and, with one label an image, accuracy of all processes' images."""
+    def _boxes(self, plan: pa.Table, pictures: Pictures) -> Tensor | None:
+        """Return the boxes (n, 4) as shares of the pictures, NaN where unknown; None where none are learned."""
+        if self._job.card.supervision == "labels":
+            return None
+        return box_shares(plan[BOX.name].take(pictures.numbers).to_pylist(), pictures.sizes_hw)
+
+    def _summed(self, sums: Tensor) -> Tensor:
+        """Return the sum over all processes."""
         if self._world > 1:
             sums = sums.to(self._device)
             dist.all_reduce(sums)
-        loss, right, images = sums.tolist()
-        figures = {f"{part}_loss": loss / images if images else float("nan"), f"{part}_images": images}
-        if not self._job.card.multi_label:
-            figures[f"{part}_top1"] = right / images if images else float("nan")
-        return figures
+        return sums
 
     def _gathered(self, mine: T) -> list[T]:
         if self._world == 1:
@@ -231,8 +243,5 @@ class _Process:
         self._board.tell.remote(epoch)
 
 
-def _sums(answer: Answer, targets: Tensor) -> Tensor:
-    """Return the sum of the losses, how many images have their class on top, and how many images there are."""
-    kept = targets[: len(answer.logits)]
-    right = (answer.logits.argmax(1) == kept.argmax(1)).sum() if len(kept) else 0
-    return torch.tensor([float(answer.losses.sum()), float(right), len(answer.losses)], dtype=torch.float64)
+def _boxed(card: Card, network: nn.Module) -> BoxedNetwork:
+    return BoxedNetwork(network, cam_network(card.architecture, network, card.preprocessing).trunk)

@@ -21,17 +21,19 @@ from pipeline.graph.resources import Machine
 from pipeline.graph.training_files import Epoch, Progress, TrainingFiles
 from pipeline.images.decode import DecodeLimits
 from pipeline.models.architecture import Architecture
+from pipeline.models.box_head import NAME as BOX_HEAD
 from pipeline.models.checkpoint import Card
 from pipeline.models.convert import build_network
 from pipeline.models.heads import ConvHead
-from pipeline.models.registry import State, cam_network, preprocessing_of
-from pipeline.models.training import Recipe
+from pipeline.models.recipe import Recipe
+from pipeline.models.registry import State, cam_network, preprocessing_of, with_box_head
 from pipeline.models.weights import Pretrained, load_pretrained
 from pipeline.storage.filesystems import canonical_url, protocol_of, read_url, safe_url
 from pipeline.storage.labelled import LabelledImages
 from pipeline.storage.lineage import camlake_version
-from schemas.config import StorageConfig, TrainConfig
+from schemas.config import StorageConfig
 from schemas.errors import CamlakeError, ModelError, UsageError
+from schemas.training import TrainConfig
 
 RETRIES = 1
 """Times that Ray starts the processes anew after one failed; they go on from the last epoch that was written.
@@ -89,7 +91,7 @@ def plan_layout(config: TrainConfig, machine: Machine) -> Layout:
 def first_weights(config: TrainConfig, images: LabelledImages) -> tuple[Architecture, Pretrained]:
     """Return the network and what it starts from; random values are those of ``config.seed``.
 
-    Raises ModelError as ``load_pretrained`` does, and for a network that can't learn several labels an image;
+    Raises ModelError as ``load_pretrained`` does, and for a network that can't learn several labels an image, or boxes;
     UsageError for a head alone without pretrained layers.
     """
     architecture = Architecture(config.model, config.pooling, config.width, len(images.labels))
@@ -102,11 +104,20 @@ def first_weights(config: TrainConfig, images: LabelledImages) -> tuple[Architec
         network = build_network(architecture)
         new = tuple(name for name, _ in network.named_parameters())
         pretrained = Pretrained(network.state_dict(), new, "none", "", preprocessing_of(config.model))
+    if config.supervision == "boxes":
+        pretrained = _with_box_head(architecture, pretrained)
     head = cam_network(architecture, build_network(architecture, pretrained.state), pretrained.preprocessing).head
     if images.multi_label and isinstance(head, ConvHead):
         raise ModelError(f"--model {config.model}: its logits stand behind a ReLU, so that no class can be improbable")
     size = config.image_size or pretrained.preprocessing.image_size
     return architecture, replace(pretrained, preprocessing=replace(pretrained.preprocessing, image_size=size))
+
+
+def _with_box_head(architecture: Architecture, start: Pretrained) -> Pretrained:
+    """Return the first weights with those of a new box head; raises ModelError where the network only classifies."""
+    state = with_box_head(architecture, build_network(architecture, start.state)).state_dict()
+    new = tuple(key for key in state if key.startswith(f"{BOX_HEAD}."))
+    return replace(start, state=state, new=start.new + new)
 
 
 def make_job(
@@ -124,12 +135,11 @@ def make_job(
         "camlake": camlake_version(),
         "started_from": start.source,
         "started_from_sha256": start.sha256,
-        "data": {"train_images": len(train), "train_sha256": train.digest()}
-        | ({"val_images": len(val), "val_sha256": val.digest()} if len(val) else {}),
+        "data": _described("train", train) | (_described("val", val) if len(val) else {}),
         "configuration": shown_settings(config),
     }
     return TrainJob(
-        card=Card(architecture, train.labels, start.preprocessing, train.multi_label, facts),
+        card=Card(architecture, train.labels, start.preprocessing, train.multi_label, config.supervision, facts),
         new=start.new,
         head_only=config.train == "head",
         recipe=Recipe.of(config.schedule, steps, config.lr, config.weight_decay, config.label_smoothing),
@@ -144,6 +154,11 @@ def make_job(
         patience=config.patience,
         seed=config.seed,
     )
+
+
+def _described(part: str, images: LabelledImages) -> dict[str, Any]:
+    boxes = {f"{part}_boxes": images.n_boxes} if images.n_boxes else {}
+    return {f"{part}_images": len(images), **boxes, f"{part}_sha256": images.digest()}
 
 
 def training_files(config: TrainConfig, train: LabelledImages, val: LabelledImages) -> TrainingFiles:

@@ -60,7 +60,9 @@ class Progress:
 
 def _goodness(epoch: Epoch) -> tuple[float, float]:
     """Return what the best epoch has most of: validation score, then a small loss; without validation a small loss."""
-    scores = [epoch[name] for name in ("val_top1", "val_map") if name in epoch and not math.isnan(epoch[name])]
+    scores = [
+        epoch[name] for name in ("val_top1_loc", "val_top1", "val_map") if name in epoch and not math.isnan(epoch[name])
+    ]
     return (*scores, 0.0)[0], -epoch.get("val_loss", epoch["train_loss"])
 
 
@@ -141,6 +143,8 @@ def curves_png(history: Sequence[Epoch], title: str) -> bytes:
 
 _LOSSES = ("train_loss", "val_loss")
 _CURVES = {
+    "val_top1_loc": "validation top-1 localization",
+    "val_iou": "validation mean IoU",
     "val_top1": "validation accuracy",
     "val_map": "validation mAP",
     "train_top1": "training accuracy",

@@ -25,6 +25,7 @@ from pipeline.models.architecture import Architecture
 from pipeline.models.network import Preprocessing
 from pipeline.models.registry import State, check
 from schemas.errors import ModelError
+from schemas.training import Supervision
 
 STATE_KEYS = ("state_dict", "model")
 """Keys under which training scripts put the state dict, beside optimizer and epoch."""
@@ -55,6 +56,8 @@ class Card:
     preprocessing: Preprocessing
     multi_label: bool = False
     """Whether each logit has a probability of its own, its sigmoid; otherwise the softmax over all is meant."""
+    supervision: Supervision = "labels"
+    """What it learned from: labels alone, or boxes too, by a box head that the state then has."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What else is worth knowing, in JSON's types: digest of the data, metrics, seed."""
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from pipeline.models.memory import keep_freed_memory
 from pipeline.models.network import CamNetwork, Normalization
 from pipeline.models.runtime import Runtime, resolve_precision
 from schemas.errors import ModelError
@@ -39,12 +40,15 @@ class Engine:
         """``network`` is in evaluation mode, and the runtime's device is there."""
         self._name, self._side = network.name, network.preprocessing.image_size
         self._device = torch.device(runtime.device)
+        if runtime.device == "cpu":
+            keep_freed_memory()
         precision = resolve_precision(runtime.precision, runtime.device)
         # PyTorch runs float32 convolutions in TF32 on CUDA unless told not to: a whole trunk's, or some heads'.
         torch.backends.cudnn.allow_tf32 = False
         features = _Features(network, DTYPES[precision])
-        features.to(self._device).to(memory_format=torch.channels_last)
+        features.to(self._device).to(memory_format=torch.channels_last).requires_grad_(False)
         self._batch_size = runtime.batch_size if runtime.compile else None
+        self._eager = features
         self._features: Callable[[Tensor], Tensor] = (
             torch.compile(features, fullgraph=True, dynamic=False) if runtime.compile else features
         )
@@ -62,17 +66,27 @@ class Engine:
         parts = [self._features(part) for part in torch.split(whole, self._batch_size)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(pixels)]
 
-    def warm_up(self) -> None:
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """Return what the trunk takes, (B, 3, S, S) in its number type, of ``pixels`` as a call takes them."""
+        return self._eager.inputs(pixels)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Return the feature maps of ``inputs``, which a gradient may flow back to; never compiled."""
+        return self._eager.features(inputs)
+
+    def warm_up(self, sides_px: Sequence[int] | None = None) -> None:
         """Compile the trunk now, where it is to be compiled, so that the first images don't wait for it.
 
+        ``sides_px``: of the inputs, by default the network's own.
         Raises ModelError where this machine has no working compiler or the network can't be compiled.
         """
         if self._batch_size is None:
             return
-        blank = torch.zeros(self._batch_size, self._side, self._side, 3, dtype=torch.uint8)
         try:
-            with torch.no_grad(), self.at_work():
-                to_host([self(self.put(blank))])
+            for side in sides_px or (self._side,):
+                blank = torch.zeros(self._batch_size, side, side, 3, dtype=torch.uint8)
+                with torch.no_grad(), self.at_work():
+                    to_host([self(self.put(blank))])
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # what all of PyTorch's compilers raise
@@ -135,7 +149,16 @@ class _Features(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return (B, K, h, w) float32."""
-        features: Tensor = self._trunk(self._normalized(pixels).to(self._dtype))
+        return self.features(self.inputs(pixels))
+
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """Return the normalized (B, 3, S, S) in the trunk's number type."""
+        normalized: Tensor = self._normalized(pixels)
+        return normalized.to(self._dtype)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Return (B, K, h, w) float32."""
+        features: Tensor = self._trunk(inputs)
         return features.float()
 
 

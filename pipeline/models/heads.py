@@ -57,6 +57,11 @@ class Head(nn.Module, ABC):
     def forward(self, features: Tensor) -> HeadOutput:
         """Return the logits (B, C) and the pooled vectors (B, K) of ``features`` (B, K, h, w)."""
 
+    def logits_of(self, features: Tensor, class_ids: Tensor) -> Tensor:
+        """Return the logits (B, n) of ``class_ids`` (B, n) int64: for each image its own n classes."""
+        result: HeadOutput = self(features)
+        return result.logits.gather(1, class_ids)
+
     @abstractmethod
     def class_maps(self, features: Tensor, class_ids: Tensor) -> Tensor:
         """Return the maps M_c (B, n, h, w) of ``class_ids`` (B, n) int64: for each image its own n classes."""
@@ -132,6 +137,11 @@ class ConvHead(Head):
         """Return all C class maps and the K feature maps, pooled."""
         maps = F.relu(self.conv(features))
         return HeadOutput(pooled(maps, self.pooling), pooled(features, self.pooling))
+
+    def logits_of(self, features: Tensor, class_ids: Tensor) -> Tensor:
+        """Return the pooled maps of the chosen classes alone."""
+        maps = self.class_maps(features, class_ids)
+        return pooled(maps, self.pooling)
 
     def class_maps(self, features: Tensor, class_ids: Tensor) -> Tensor:
         """Return M_c, of the chosen classes alone."""

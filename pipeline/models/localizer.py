@@ -1,5 +1,6 @@
-"""From pixels to classes, maps, boxes and features in one forward pass, batched on the device."""
+"""From pixels to classes, maps, boxes and features in one forward pass a view, batched on the device."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,11 +10,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pipeline.arrays.boxes import Components, LevelBoxes, foreground_levels, level_boxes
-from pipeline.images.resize import map_to_image_xyxy
+from pipeline.arrays.boxes import LevelBoxes, foreground_levels, level_boxes
+from pipeline.models.box_rules import Boxes, BoxRule, CutMaps, boxes_in_pixels
 from pipeline.models.engine import Engine, to_host
+from pipeline.models.methods import METHODS
 from pipeline.models.network import CamNetwork
 from pipeline.models.runtime import Runtime
+from pipeline.models.views import Canvas, View, make_views, mean_of, plan_views
+from schemas.config import Method
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,7 @@ class CamRule:
     """Which classes get maps, and how boxes are cut from them."""
 
     topk: int
-    thresholds: tuple[float, ...]
-    """Shares of a map's maximum, in (0, 1)."""
-    components: Components
-    min_area: float
-    """Boxes under this share of the image's area are left out."""
+    boxes: BoxRule
 
 
 class Maps(NamedTuple):
@@ -43,27 +43,15 @@ class Maps(NamedTuple):
     """(M, 2) rows and columns of the cells that the picture covers, from the top left; the others show padding."""
 
 
-class Boxes(NamedTuple):
-    """The R boxes of a batch, ordered by map, then threshold, then component."""
-
-    map: NDArray[np.int64]
-    """(R,) row of ``Maps``."""
-    threshold: NDArray[np.float32]
-    component: NDArray[np.int32]
-    xyxy: NDArray[np.float32]
-    """(R, 4) half-open, in pixels of the upright original."""
-    area_frac: NDArray[np.float32]
-
-
 class Localized(NamedTuple):
-    """What one forward pass says of B images."""
+    """What the network says of B images; where it looks at several views of each, the mean of their logits."""
 
     finite: NDArray[np.bool_]
     """(B,) false where the network gave a NaN or an infinity; such an image has no maps."""
     top1_class_id: NDArray[np.int32]
     top1_prob: NDArray[np.float32]
     pooled: NDArray[np.float32]
-    """(B, K) the vectors that the linear layer saw."""
+    """(B, K) the vectors that the linear layer saw, their mean over the views."""
     maps: Maps
     boxes: Boxes
 
@@ -75,20 +63,34 @@ class Localizer:
     the boxes are computed in float32, whatever the number type of the trunk. Threads may call it side by side.
     """
 
-    def __init__(self, network: CamNetwork, rule: CamRule, runtime: Runtime, *, multi_label: bool = False) -> None:
+    def __init__(
+        self,
+        network: CamNetwork,
+        rule: CamRule,
+        runtime: Runtime,
+        *,
+        multi_label: bool = False,
+        method: Method = "cam",
+        views: tuple[View, ...] | None = None,
+    ) -> None:
         """The runtime's device must be there; the network's head is moved to it.
 
         ``multi_label``: a class's probability is the sigmoid of its logit, not its share of the softmax over all.
+        ``views``: what the network sees of each picture; by default the whole, once.
         """
         self._multi_label = multi_label
         self._engine = Engine(network.eval(), runtime)
-        self._head = network.head.to(runtime.device)
-        self._thresholds = torch.tensor(rule.thresholds, device=runtime.device)
+        box_head = network.box_head.to(runtime.device) if network.box_head else None
+        self._method = METHODS[method](self._engine, network.head.to(runtime.device), box_head)
+        map_hw = functools.partial(METHODS[method].map_hw, network)
+        self._views = plan_views(views or make_views(network.preprocessing.image_size), map_hw)
+        self._canvas = Canvas(self._views, map_hw, runtime.device)
+        self._thresholds = torch.tensor(rule.boxes.thresholds, device=runtime.device)
         self.rule = rule
 
     def warm_up(self) -> None:
         """Compile the network, where it is to be; raises ModelError where it can't be compiled on this machine."""
-        self._engine.warm_up()
+        self._engine.warm_up(self._views.sides_px)
 
     @torch.no_grad()
     def __call__(
@@ -100,22 +102,27 @@ class Localizer:
     ) -> Localized:
         """Localize B images.
 
-        ``pixels``: (B, S, S, 3) uint8 RGB, on CPU or the device; only read. ``sizes_hw``: (B, 2) of the upright
-        originals, in pixels. ``covered``: (B, 2) rows and columns of the map that each picture covers. ``classes``: for
-        each image the classes that get maps beside the top-k.
+        ``pixels``: (B, S, S, 3) uint8 RGB, on CPU or the device; only read; S is the side of the views' whole square.
+        ``sizes_hw``: (B, 2) of the upright originals, in pixels. ``covered``: (B, 2) rows and columns of the map, or of
+        the views' canvas, that each picture covers. ``classes``: for each image the classes that get maps beside the
+        top-k.
         """
         sizes, shapes = np.asarray(sizes_hw).reshape(-1, 2), np.asarray(covered).reshape(-1, 2)
         with self._engine.at_work():
-            features = self._engine(self._engine.put(pixels))
-            logits, pooled = self._head(features)
+            looks = [self._method.look(part) for part in self._views.inputs(self._engine.put(pixels))]
+            logits, pooled = mean_of([look.logits for look in looks]), mean_of([look.pooled for look in looks])
             finite = torch.isfinite(logits).all(dim=1)
             scores = logits.nan_to_num()
             probabilities = scores.sigmoid() if self._multi_label else scores.softmax(dim=1)
             class_ids, ranks = self._chosen(probabilities, classes)
             shown = finite[:, None] & (ranks < logits.shape[1])
-            maps = self._head.class_maps(features, class_ids)
+            maps = self._canvas.laid([self._method.maps(look, class_ids) for look in looks])
             groups = _groups(shapes)
-            found = [self._boxes(maps, shown, group) for group in groups]
+            told = self._method.told(looks[0])
+            found = [
+                self._boxes(maps, shown, group) if told is None else self._told(told, shown, maps.shape[2:], group)
+                for group in groups
+            ]
             host = to_host([finite, class_ids, ranks, probabilities.gather(1, class_ids), pooled, shown, maps])
             columns = [to_host(boxes) for boxes in found]
         is_finite, ids, places, shares, vectors, is_shown, heat = host
@@ -133,7 +140,7 @@ class Localizer:
                 heat[image, slot],
                 shapes[image],
             ),
-            self._in_pixels(groups, columns, is_shown, sizes),
+            self._in_pixels(groups, columns, is_shown, places, sizes),
         )
 
     def _chosen(self, probabilities: Tensor, classes: Sequence[Sequence[int]] | None) -> tuple[Tensor, Tensor]:
@@ -163,36 +170,39 @@ class Localizer:
             maps, shown = maps[images], shown[images]
         cut = maps[:, :, : group.rows, : group.columns].flatten(0, 1)
         levels = torch.where(shown.flatten()[:, None], foreground_levels(cut, self._thresholds), torch.inf)
-        return level_boxes(cut, levels, components=self.rule.components)
+        return level_boxes(cut, levels, components=self.rule.boxes.components)
+
+    def _told(self, shares: Tensor, shown: Tensor, map_hw: Sequence[int], group: "_Group") -> LevelBoxes:
+        """Return as ``_boxes`` does the box that was told of each image, ``shares`` (B, 4), for each of its classes."""
+        if group.images is not None:
+            images = torch.from_numpy(group.images).to(shares.device)
+            shares, shown = shares[images], shown[images]
+        height, width = map_hw
+        cells = shares * shares.new_tensor([width, height, width, height])
+        inside = cells.clamp(min=0).minimum(cells.new_tensor([group.columns, group.rows] * 2))
+        some = (inside[:, 2:] > inside[:, :2]).all(dim=1)
+        index = (shown & some[:, None]).flatten().nonzero().flatten()
+        zeros = torch.zeros_like(index)
+        return LevelBoxes(index, zeros, zeros, inside[index // shown.shape[1]])
 
     def _in_pixels(
         self,
         groups: Sequence["_Group"],
         found: Sequence[Sequence[NDArray[Any]]],
         shown: NDArray[np.bool_],
+        ranks: NDArray[np.int64],
         sizes_hw: NDArray[np.int64],
     ) -> Boxes:
-        """Return the boxes of all groups (each the columns of LevelBoxes) in pixels, in order."""
+        """Return the boxes of all groups (each the columns of LevelBoxes) in pixels; ``shown``, ``ranks``: (B, n)."""
         n_images, n_slots = shown.shape
         row_of_slot = (shown.cumsum() - 1).reshape(shown.shape)
-        parts = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0))]
-        for group, (map_index, level, component, cells_xyxy) in zip(groups, found, strict=True):
+        parts = []
+        for group, columns in zip(groups, found, strict=True):
             images = np.arange(n_images) if group.images is None else group.images
-            image, slot = images[map_index // n_slots], map_index % n_slots
-            xyxy = map_to_image_xyxy(cells_xyxy, (group.rows, group.columns), sizes_hw[image])
-            area_frac = (xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1) / sizes_hw[image].prod(axis=1)
-            keep = area_frac >= self.rule.min_area
-            part = row_of_slot[image, slot], level, component, xyxy, area_frac
-            parts.append(tuple(column[keep] for column in part))
-        row, level, component, xyxy, area_frac = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        order = np.lexsort((component, level, row))
-        return Boxes(
-            row[order],
-            np.asarray(self.rule.thresholds, np.float32)[level[order]],
-            component[order].astype(np.int32),
-            xyxy[order].astype(np.float32),
-            area_frac[order].astype(np.float32),
-        )
+            rows, places = row_of_slot[images].reshape(-1), ranks[images].reshape(-1)
+            sizes = sizes_hw[images].repeat(n_slots, axis=0)
+            parts.append(CutMaps(rows, places, sizes, (group.rows, group.columns), columns))
+        return boxes_in_pixels(self.rule.boxes, parts)
 
 
 def _most_probable(probabilities: Tensor, n: int) -> Tensor:

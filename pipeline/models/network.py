@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.box_head import BoxHead
 from pipeline.models.heads import Head, HeadOutput
 
 
@@ -52,12 +53,18 @@ class CamNetwork(nn.Module):
         maps = network.head.class_maps(features, logits.topk(5).indices)
     """
 
-    def __init__(self, name: str, trunk: nn.Module, head: Head, preprocessing: Preprocessing) -> None:
-        """``trunk`` takes normalized images (B, 3, H, W) and gives the feature maps that ``head`` takes."""
+    def __init__(
+        self, name: str, trunk: nn.Module, head: Head, preprocessing: Preprocessing, box_head: BoxHead | None = None
+    ) -> None:
+        """``trunk`` takes normalized images (B, 3, H, W) and gives the feature maps that ``head`` takes.
+
+        ``box_head`` takes them too, where the network was trained with boxes.
+        """
         super().__init__()
         self.name = name
         self.trunk = trunk
         self.head = head
+        self.box_head = box_head
         self.preprocessing = preprocessing
         self._normalization = Normalization(preprocessing)
         self._map_sizes: dict[int, tuple[int, int]] = {}

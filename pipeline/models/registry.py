@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models import WeightsEnum
 
 from pipeline.models.architecture import GREATEST_WIDTH, WIDTH_STEPS, Architecture
+from pipeline.models.box_head import NAME as BOX_HEAD
+from pipeline.models.box_head import add_box_head, has_box_head
 from pipeline.models.families import FAMILIES, IMAGENET_MEAN, IMAGENET_STD, REFUSED, Family, cut
 from pipeline.models.heads import Pooling
 from pipeline.models.network import CamNetwork, Preprocessing
@@ -119,7 +121,15 @@ def cam_network(architecture: Architecture, module: nn.Module, preprocessing: Pr
     that only classifies ends in the maps in front of its fully connected layers, and its head has no class maps.
     """
     trunk, head = cut(module, family_of(architecture.name, exact_maps=False, pooling=architecture.pooling))
-    return CamNetwork(architecture.name, trunk, head, preprocessing)
+    return CamNetwork(architecture.name, trunk, head, preprocessing, getattr(module, BOX_HEAD, None))
+
+
+def with_box_head(architecture: Architecture, module: nn.Module) -> nn.Module:
+    """Return ``module`` with a new box head, which ``cam_network`` then gives too.
+
+    Raises ModelError for a network that only classifies.
+    """
+    return add_box_head(module, cut(module, family_of(architecture.name, pooling=architecture.pooling))[1])
 
 
 def preprocessing_of(name: str, entry: WeightsEnum | None = None) -> Preprocessing:
@@ -156,8 +166,8 @@ def fit_state(name: str, state: Mapping[str, Tensor]) -> State:
     """Return ``state`` under the network's own key names, floating-point values as float32.
 
     Takes what common files add: DataParallel's ``module.`` prefix, DenseNet's names before PyTorch 0.4, the auxiliary
-    classifiers of GoogLeNet and Inception. Raises ModelError that names the first missing, unexpected or misshapen key,
-    and the network that the state fits, if there is one.
+    classifiers of GoogLeNet and Inception. A box head is part of the network where the state has one. Raises ModelError
+    that names the first missing, unexpected or misshapen key, and the network that the state fits, if there is one.
     """
     fitting = _renamed(name, state)
     problem = _misfit(name, fitting)
@@ -230,7 +240,7 @@ def build(architecture: Architecture) -> nn.Module:
 
 def with_values(architecture: Architecture, fitting: Mapping[str, Tensor]) -> nn.Module:
     """Return the network with the values of a state that ``fit_state`` gave; they are shared, not copied."""
-    module = without_values(architecture)
+    module = _shaped_like(architecture, fitting)
     # Older files lack BatchNorm's step counters; those of the new module stand in. It also carries the versions
     # that torchvision's loaders ask for.
     complete = module.state_dict()
@@ -256,6 +266,13 @@ def without_values(architecture: Architecture) -> nn.Module:
         return build(architecture)
 
 
+def _shaped_like(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module:
+    """Return the module without values, with a box head where ``state`` has one and the network can have one."""
+    module = without_values(architecture)
+    boxed = has_box_head(state) and not family_of(architecture.name, exact_maps=False).refusal
+    return with_box_head(architecture, module) if boxed else module
+
+
 def _renamed(name: str, state: Mapping[str, Tensor]) -> State:
     unused = family_of(name, exact_maps=False).unused
     prefix = "module." if state and all(key.startswith("module.") for key in state) else ""
@@ -274,7 +291,7 @@ def _misfit(name: str, fitting: Mapping[str, Tensor]) -> str | None:
         return f"{lasts[0]!r} is missing"
     if fitting[last].ndim < 2 or not len(fitting[last]):
         return f"{last!r} is {tuple(fitting[last].shape)}, expected a row a class"
-    expected = without_values(architecture_of(name, fitting)).state_dict()
+    expected = _shaped_like(architecture_of(name, fitting), fitting).state_dict()
     for key, value in expected.items():
         if key not in fitting and not key.endswith(".num_batches_tracked"):
             return f"{key!r} is missing"

@@ -1,12 +1,11 @@
-"""How a network learns from labelled images: losses, learning rates, one step, evaluation. Torch alone.
+"""How a network learns from labelled images, and boxes where there are any: losses, one step, evaluation.
 
 Shapes: B images, C classes. Targets are (B, C) float32: 1 where the class is on the image, else 0; with one label an
-image each row has a single 1.
+image each row has a single 1. True boxes are (B, 4) as ``box_head`` has them, NaN where unknown.
 """
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,66 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.box_head import BOX_WEIGHT, box_losses
 from pipeline.models.network import Preprocessing
-from schemas.config import Precision, Schedule
+from pipeline.models.recipe import Recipe, make_optimizer
+from schemas.config import Precision
 
-PAPER_STEP = 0.1
-"""Factor of the paper's learning rate after each third of the steps."""
-MOMENTUM = 0.9
-WARM_UP = 0.05
-"""Share of the steps in which the modern learning rate rises."""
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the weights follow the gradients."""
-
-    schedule: Schedule
-    steps: int
-    """Of the whole training."""
-    rate: float
-    """Highest learning rate, of layers that start from random values."""
-    pretrained_share: float
-    """What pretrained layers take of it."""
-    weight_decay: float
-    label_smoothing: float
-
-    @classmethod
-    def of(
-        cls,
-        schedule: Schedule,
-        steps: int,
-        rate: float | None = None,
-        weight_decay: float | None = None,
-        label_smoothing: float | None = None,
-    ) -> "Recipe":
-        """Return a recipe of ``steps`` steps, with the schedule's own values for what is None."""
-        own_rate, share, own_decay, own_smoothing = {
-            "modern": (1e-3, 0.1, 0.05, 0.1),
-            "paper": (1e-3, 1.0, 5e-4, 0.0),
-        }[schedule]
-        return cls(
-            schedule,
-            steps,
-            own_rate if rate is None else rate,
-            share,
-            own_decay if weight_decay is None else weight_decay,
-            own_smoothing if label_smoothing is None else label_smoothing,
-        )
-
-    def rate_factor(self, step: int) -> float:
-        """Return what the learning rate of step 0 to ``steps`` - 1 is multiplied with, in (0, 1].
-
-        paper: 1, 0.1, 0.01 in the first, second and last third. modern: a straight rise to 1 over the first twentieth,
-        then half a cosine, which would reach 0 after the last step.
-        """
-        if self.schedule == "paper":
-            return PAPER_STEP ** (3 * step // self.steps)
-        rising = math.ceil(WARM_UP * self.steps)
-        if step < rising:
-            return (step + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * (step - rising + 1) / (self.steps - rising + 1)))
 
 
 def image_losses(logits: Tensor, targets: Tensor, multi_label: bool, label_smoothing: float = 0.0) -> Tensor:
@@ -122,30 +67,6 @@ def set_to_train(network: nn.Module) -> None:
             layer.eval()
 
 
-def make_optimizer(network: nn.Module, recipe: Recipe, new: Collection[str]) -> torch.optim.Optimizer:
-    """Return the optimizer of the parameters that learn; each group's ``highest_rate`` is its rate at factor 1.
-
-    Parameters named ``new`` take the recipe's rate, others the pretrained share of it. The modern recipe has no weight
-    decay on biases and normalizations.
-    """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            decays = recipe.schedule == "paper" or parameter.ndim > 1
-            groups.setdefault((name in new, decays), []).append(parameter)
-    described: list[dict[str, Any]] = [
-        {
-            "params": parameters,
-            "highest_rate": recipe.rate * (1.0 if is_new else recipe.pretrained_share),
-            "weight_decay": recipe.weight_decay if decays else 0.0,
-        }
-        for (is_new, decays), parameters in groups.items()
-    ]
-    if recipe.schedule == "paper":
-        return torch.optim.SGD(described, lr=recipe.rate, momentum=MOMENTUM)
-    return torch.optim.AdamW(described, lr=recipe.rate)
-
-
 class Answer(NamedTuple):
     """What a batch came to."""
 
@@ -153,6 +74,8 @@ class Answer(NamedTuple):
     """(B, C) float32, without gradients, on the CPU."""
     losses: Tensor
     """(B,) the same way."""
+    boxes: Tensor | None = None
+    """(B, 4) the same way, of a network that answers with boxes."""
 
 
 class Learner:
@@ -165,6 +88,7 @@ class Learner:
         recipe: Recipe,
         *,
         new: Collection[str],
+        answering: nn.Module | None = None,
         multi_label: bool = False,
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
@@ -172,23 +96,26 @@ class Learner:
     ) -> None:
         """``network`` takes normalized images; its parameters named ``new`` have random values, the others pretrained.
 
-        ``precision`` is that of autocast; the weights stay float32. ``parallel`` wraps the network so that gradients
+        ``answering`` is what is asked in its place and has the same layers: a BoxedNetwork, where boxes are learned.
+        ``precision`` is that of autocast; the weights stay float32. ``parallel`` wraps what is asked so that gradients
         are averaged over processes.
         """
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.steps_done = 0
         self._recipe, self._multi_label, self._device = recipe, multi_label, torch.device(device)
         self._autocast = _AUTOCAST.get(precision)
-        self._forward = parallel(self.network) if parallel else self.network
+        self._answering = answering or self.network
+        self._forward = parallel(self._answering) if parallel else self._answering
         self._optimizer = make_optimizer(self.network, recipe, new)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
         self._mean, self._std = 255 * mean.to(device), 255 * std.to(device)
 
-    def step(self, images: Tensor, targets: Tensor, slots: int) -> Answer:
+    def step(self, images: Tensor, targets: Tensor, slots: int, true_boxes: Tensor | None = None) -> Answer:
         """Learn from a batch: images (B, 3, S, S) float32 of values 0 to 255, on the device.
 
-        The gradient is that of the sum of the losses over ``slots``, the images that a step was planned with on this
+        The loss of an image is that of its class, plus ``BOX_WEIGHT`` times that of its box, where it has one. The
+        gradient is that of the sum of the losses over ``slots``, the images that a step was planned with on this
         process, so that a missing image counts nothing, and the mean over processes is that of one large batch.
         """
         set_to_train(self.network)
@@ -197,8 +124,9 @@ class Learner:
         empty = not len(images)
         if empty:  # The other processes wait for this one's gradients.
             images, targets = images.new_zeros(2, *images.shape[1:]), targets.new_zeros(2, *targets.shape[1:])
-        logits = self._logits(self._forward, images)
-        losses = image_losses(logits, targets.to(self._device), self._multi_label, self._recipe.label_smoothing)
+            true_boxes = None if true_boxes is None else true_boxes.new_full((2, 4), torch.nan)
+        logits, boxes = self._asked(self._forward, images)
+        losses = self._losses(logits, targets, boxes, true_boxes, self._recipe.label_smoothing)
         total = losses.sum() * (0 if empty else 1) / slots
         self._scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         self._scaler.step(self._optimizer)
@@ -206,14 +134,17 @@ class Learner:
         self._optimizer.zero_grad()
         self.steps_done += 1
         kept = 0 if empty else len(logits)
-        return Answer(logits.detach()[:kept].cpu(), losses.detach()[:kept].cpu())
+        return _answer(
+            logits.detach()[:kept], losses.detach()[:kept], boxes if boxes is None else boxes.detach()[:kept]
+        )
 
     @torch.inference_mode()
-    def evaluate(self, images: Tensor, targets: Tensor) -> Answer:
-        """Return what the network as it is says of a batch; the loss has no label smoothing."""
+    def evaluate(self, images: Tensor, targets: Tensor, true_boxes: Tensor | None = None) -> Answer:
+        """Return what the network as it is says of a batch, as ``step`` takes it; the loss has no label smoothing."""
         self.network.eval()
-        logits = self._logits(self.network, images)
-        return Answer(logits.cpu(), image_losses(logits, targets.to(self._device), self._multi_label).cpu())
+        logits, boxes = self._asked(self._answering, images)
+        losses = self._losses(logits, targets, boxes, true_boxes, 0.0)
+        return _answer(logits, losses, boxes)
 
     @property
     def rate(self) -> float:
@@ -237,11 +168,25 @@ class Learner:
         self._scaler.load_state_dict(state["scaler"])
         self.steps_done = state["steps_done"]
 
-    def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
+    def _asked(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return logits (B, C), and boxes (B, 4) where the network answers with them, in float32."""
         normalized = ((images - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
-            logits: Tensor = network(normalized)
-        return logits.float()
+            answer = network(normalized)
+        logits, boxes = (answer, None) if isinstance(answer, Tensor) else answer
+        return logits.float(), boxes
+
+    def _losses(
+        self, logits: Tensor, targets: Tensor, boxes: Tensor | None, true_boxes: Tensor | None, label_smoothing: float
+    ) -> Tensor:
+        losses = image_losses(logits, targets.to(self._device), self._multi_label, label_smoothing)
+        if boxes is None or true_boxes is None:
+            return losses
+        return losses + BOX_WEIGHT * box_losses(boxes, true_boxes.to(self._device))
+
+
+def _answer(logits: Tensor, losses: Tensor, boxes: Tensor | None) -> Answer:
+    return Answer(logits.cpu(), losses.cpu(), None if boxes is None else boxes.cpu())
 
 
 def _on_cpu(value: Any) -> Any:

@@ -14,6 +14,7 @@ import torchvision
 from torchvision.models import ResNet50_Weights, WeightsEnum
 
 from pipeline.models.architecture import Architecture
+from pipeline.models.box_head import has_box_head
 from pipeline.models.checkpoint import WeightsFile, label_list, read_checkpoint, read_local, shown
 from pipeline.models.convert import convert
 from pipeline.models.network import Preprocessing
@@ -105,6 +106,9 @@ def load_weights(
     architecture = architecture_of(model, state)
     if file.card and file.card.architecture != architecture:
         raise ModelError(f"{source} holds {architecture}, but its card says {file.card.architecture}")
+    if file.card and (file.card.supervision == "boxes") != has_box_head(state):
+        holds = "a" if has_box_head(state) else "no"
+        raise ModelError(f"{source} holds {holds} box head, but its card says supervision: {file.card.supervision}")
     labels = _read_labels(labels_path, read) if labels_path else file.labels
     if labels is None:
         labels = _known_labels(entry, architecture.classes, source)

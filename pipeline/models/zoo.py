@@ -53,7 +53,7 @@ def _pooling_family(about: str) -> Family:
 
 
 def _fully_connected_family(instead: str) -> Family:
-    refusal = f"three fully connected layers stand behind its last maps; use {instead}"
+    refusal = f"three fully connected layers stand behind its last maps; give --method backprop, or use {instead}"
     return Family("avgpool", "classifier.6", "three fully connected layers: no exact map", refusal=refusal)
 
 

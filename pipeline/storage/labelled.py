@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +15,9 @@ from pyarrow import csv
 
 from pipeline.storage.containers import open_parquet, suffix_of
 from pipeline.storage.filesystems import canonical_url, connect, read_url, safe_url, store_errors
+from pipeline.storage.labelled_boxes import BOX, Boxes, box_rows, true_boxes, with_boxes
 from pipeline.storage.listing import list_inputs
-from pipeline.storage.truth import LABEL_COLUMNS
+from pipeline.storage.truth import BOX_COLUMNS, LABEL_COLUMNS, Truth
 from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
 from schemas.tables import PLAN
@@ -30,7 +32,10 @@ class LabelledImages:
     """Images with what is on them."""
 
     plan: pa.Table
-    """Of the schema PLAN, ordered by image_id; ``classes`` holds the ids of the labels, ascending."""
+    """Of the schema PLAN, ordered by image_id; ``classes`` holds the ids of the labels, ascending.
+
+    Where boxes are learned too it has the column BOX.
+    """
     labels: tuple[str, ...]
     """Names of the C classes."""
     multi_label: bool
@@ -44,13 +49,23 @@ class LabelledImages:
         """Return (C,) the number of images of each class."""
         return np.bincount(self.plan["classes"].combine_chunks().flatten().to_numpy(), minlength=len(self.labels))
 
+    @property
+    def n_boxes(self) -> int:
+        """How many images have a box."""
+        return len(self.plan) - self.plan[BOX.name].null_count if BOX.name in self.plan.column_names else 0
+
     def digest(self) -> str:
-        """Return a SHA-256, 64 hex digits, of uris, versions, labels and classes: another one where any changed."""
-        columns = ("uri", "etag", "size_bytes", "modified_at", "classes")
+        """Return a SHA-256, 64 hex digits: another one where uris, versions, labels, classes or boxes changed."""
+        columns = ["uri", "etag", "size_bytes", "modified_at", "classes"]
+        columns += [BOX.name] * (BOX.name in self.plan.column_names)
         digest = hashlib.sha256(json.dumps([self.labels, self.multi_label]).encode())
         for row in zip(*(self.plan[name].to_pylist() for name in columns), strict=True):
             digest.update(json.dumps(row, default=str).encode())
         return digest.hexdigest()
+
+    def with_boxes_of(self, truth: Truth) -> Self:
+        """Return the images with the boxes that a truth has of their classes; raises UsageError as ``Truth.match``."""
+        return replace(self, plan=with_boxes(self.plan, *true_boxes(truth, self.plan, self.labels)))
 
     def missing(self) -> list[str]:
         """Return the classes without an image."""
@@ -76,14 +91,20 @@ def read_label_names(url: str, storage: StorageConfig) -> tuple[str, ...]:
 
 
 def read_labelled(
-    url: str, storage: StorageConfig, known: LabelledImages | Sequence[str] | None = None, option: str = "INPUT"
+    url: str,
+    storage: StorageConfig,
+    known: LabelledImages | Sequence[str] | None = None,
+    option: str = "INPUT",
+    *,
+    boxes: bool = False,
 ) -> LabelledImages:
     """Return the labelled images at ``url``: a folder with a folder for each class, or a CSV or Parquet file.
 
     The file has a column uri (or url, path, file, image_path; relative ones lie beside it) and label (or class_name).
     Several labels in one cell, separated by ``;``, or a list make all images multi-label: then a cell may be empty. A
     class of a folder is the first folder's name below ``url``. ``known`` gives the classes, as names or as the training
-    data of a validation set; None: all labels found, sorted, by value where all are whole numbers.
+    data of a validation set; None: all labels found, sorted, by value where all are whole numbers. With ``boxes`` the
+    images have the boxes in the file's columns xmin, ymin, xmax and ymax, as far as there are any.
 
     Raises InputError where nothing can be read, and UsageError, which names ``option``, for a missing column, an image
     without a label or with two, and a label that is not in ``known``.
@@ -95,10 +116,19 @@ def read_labelled(
     if listing.kind != ("manifest" if is_table else "folder"):
         raise UsageError(f"{name}: {listing.kind}; {allowed}")
     plan = pa.Table.from_batches(listing.batches, schema=PLAN)
-    cells = _label_column(url, storage, name) if is_table else _folders(plan["uri"].to_pylist(), url, name)
+    uris: list[str] = plan["uri"].to_pylist()
+    own_boxes: Boxes | None = None  # Of each row.
+    if is_table:
+        cells, own_boxes = _label_table(url, storage, name, boxes)
+    else:
+        cells = _folders(uris, url, name)
     if len(cells) != len(plan):
         raise InputError(f"{name}: {len(plan)} uris, but {len(cells)} labels")
-    return _labelled(plan, cells, known, name)
+    images = _labelled(plan, cells, known, name)
+    if not boxes:
+        return images
+    known_boxes = np.full((len(plan), 4), np.nan) if own_boxes is None else own_boxes
+    return replace(images, plan=with_boxes(images.plan, uris, known_boxes))
 
 
 def split_by_hash(images: LabelledImages, share: float) -> tuple[LabelledImages, LabelledImages]:
@@ -109,28 +139,33 @@ def split_by_hash(images: LabelledImages, share: float) -> tuple[LabelledImages,
     return replace(images, plan=images.plan.filter(inverse)), replace(images, plan=images.plan.filter(chosen))
 
 
-def _label_column(url: str, storage: StorageConfig, name: str) -> list[tuple[str, ...]]:
-    """Return the labels of each row, as the listing of manifests counts rows."""
+def _label_table(
+    url: str, storage: StorageConfig, name: str, boxes: bool
+) -> tuple[list[tuple[str, ...]], Boxes | None]:
+    """Return each row's labels, as the listing of manifests counts rows, and its box, where asked for and there."""
     fs, path = connect(url, storage, anonymous=storage.anonymous)
     with store_errors(f"{name} can't be read", InputError):
         if suffix_of(path) == ".parquet":
             with open_parquet(fs, path) as parquet:
-                column = _choose(parquet.schema_arrow.names, name)
-                values = parquet.read([column])[column].to_pylist()
+                columns = _choose(parquet.schema_arrow.names, name, boxes)
+                table = parquet.read(columns)
         else:
             parse = csv.ParseOptions(delimiter="\t" if suffix_of(path) == ".tsv" else ",", newlines_in_values=True)
             with fs.open(path, "rb") as file, csv.open_csv(file, parse_options=parse) as head:
-                column = _choose(head.schema.names, name)
-            convert = csv.ConvertOptions(include_columns=[column], column_types={column: pa.string()})
+                columns = _choose(head.schema.names, name, boxes)
+            texts = dict.fromkeys(columns, pa.string())
+            convert = csv.ConvertOptions(include_columns=columns, column_types=texts)
             with fs.open(path, "rb") as file:
-                values = csv.read_csv(file, parse_options=parse, convert_options=convert)[column].to_pylist()
-    return [_cell(value) for value in values]
+                table = csv.read_csv(file, parse_options=parse, convert_options=convert)
+    cells = [_cell(value) for value in table[columns[0]].to_pylist()]
+    return cells, box_rows(table, name) if len(columns) > 1 else None
 
 
-def _choose(names: Sequence[str], name: str) -> str:
+def _choose(names: Sequence[str], name: str, boxes: bool) -> list[str]:
+    """Return the column of labels, and where asked for and there those of boxes."""
     for column in LABEL_COLUMNS:
         if column in names:
-            return column
+            return [column, *(BOX_COLUMNS if boxes and set(BOX_COLUMNS).issubset(names) else ())]
     raise UsageError(f"{name}: no column {' or '.join(LABEL_COLUMNS)}; it has {', '.join(names)}")
 
 

@@ -1,0 +1,44 @@
+"""``camlake rebox``: new boxes from the stored maps of an output; no network runs, no image is read."""
+
+from jobs.console import Screen, main, verb
+from pipeline.rebox import open_rebox
+from pipeline.storage.filesystems import safe_url
+from schemas.rebox import ReboxConfig
+from schemas.runs import RunManifest
+
+
+def run(config: ReboxConfig, screen: Screen) -> None:
+    """Cut the boxes of every image that the new output does not have yet."""
+    manifest = rebox(config, screen)
+    counts = manifest.counts
+    screen.result(
+        f"{counts.boxes} boxes of {counts.annotated} images, {counts.rejected} rejections carried over, "
+        f"{counts.already_done} done before; run {manifest.run_id}",
+        **counts.model_dump(),
+    )
+    screen.result(f"query:   SELECT label, count(*) FROM '{safe_url(config.out)}/boxes/**/*.parquet' GROUP BY label")
+
+
+def rebox(config: ReboxConfig, screen: Screen) -> RunManifest:
+    """Cut and commit the boxes, and return the run's account."""
+    with open_rebox(config) as opened:
+        counts = opened.manifest.counts
+        screen.say(f"{counts.listed} inputs in {opened.source.url}, {counts.already_done} done, {counts.planned} to do")
+        if opened.calibration is None:
+            screen.say("no calibration of this rule: box_score stays null")
+        with screen.progress("reboxing", counts.planned) as advance:
+            unknown = opened.run(advance)
+        if unknown:
+            screen.say(f"{unknown} maps get no box: LABELS has none of theirs, which would tell their class_prob")
+        return opened.finish()
+
+
+command = verb(
+    "rebox",
+    ReboxConfig,
+    run,
+    "camlake rebox s3://bucket/labels --out s3://bucket/labels-30 --threshold 0.3",
+)
+
+if __name__ == "__main__":
+    main(command)

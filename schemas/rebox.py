@@ -1,0 +1,20 @@
+"""What ``camlake rebox`` does."""
+
+from schemas.config import BoxConfig, option, required
+
+MAPS_OF = "maps_of"
+"""The setting of a rebox's run that names its source; annotate's runs have none."""
+
+
+class ReboxConfig(BoxConfig):
+    """What ``camlake rebox`` does."""
+
+    labels: str = required("An output of `camlake annotate` with boxes and heatmaps: any fsspec URL")
+    out: str = required("where images, boxes and quarantine go: any fsspec URL", flag=True)
+    model: str | None = option(None, "which model's rows of LABELS; default: the newest run's", "Options")
+    calibration: str | None = option(
+        None,
+        "output with boxes of the same rule that `evaluate --calibrate` was run on, for box_score; default: OUT itself,"
+        " or LABELS where its boxes are of the same rule",
+        "Options",
+    )

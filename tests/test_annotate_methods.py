@@ -1,0 +1,59 @@
+"""Localization methods and views through the whole job, and what they do to the settings of an output."""
+
+import json
+
+import pytest
+
+from pipeline import camlake
+from pipeline.graph.job import load_model, refuse_other_settings
+from pipeline.images.scenes import write_corpus
+from pipeline.storage.filesystems import connect
+from pipeline.storage.verify import verify
+from schemas.config import AnnotateConfig, StorageConfig
+from schemas.errors import UsageError
+from tests.jobs_on import run_annotate
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder, 6, seed=5, size_hw=(96, 128), broken=0)
+    return folder / "images"
+
+
+def test_a_method_with_views_gives_an_output_that_adds_up(images, tmp_path):
+    out = tmp_path / "out"
+    counts = run_annotate(images, out, method="gradcam", tta="flip", scales="1,0.5").counts
+    assert counts.annotated == 6
+    assert not list(verify(*connect(str(out), StorageConfig())).problems)
+    with camlake.open(str(out)) as lake:
+        assert lake.sql("SELECT DISTINCT method FROM boxes").fetchall() == [("gradcam",)]
+        assert lake.sql("SELECT DISTINCT heat_h, heat_w FROM heatmaps").fetchall() == [(14, 14)]
+        assert lake.sql("SELECT min(heat_min) >= 0 FROM heatmaps").fetchall() == [(True,)]
+
+
+def test_rows_of_other_methods_and_views_are_not_mixed_in(images, tmp_path):
+    out = tmp_path / "out"
+    run_annotate(images, out, limit=2)
+    # As versions wrote it that had no choice of methods.
+    (path,) = out.glob("_runs/*/manifest.json")
+    document = json.loads(path.read_text())
+    for name in ("method", "tta", "scales"):
+        assert document["settings"].pop(name) in ("cam", "none", [1.0])
+    path.write_text(json.dumps(document))
+    for options, refusal in (
+        ({"method": "layercam"}, "--method: .* were made with cam, not layercam"),
+        ({"tta": "tencrop"}, "--tta: .* were made with none, not tencrop"),
+        ({"scales": "1,2"}, "--scales: .* were made with 1.0, not 1.0,2.0"),
+    ):
+        with pytest.raises(UsageError, match=refusal):
+            run_annotate(images, out, **options)
+    assert run_annotate(images, out).counts.annotated == 4
+
+
+def test_an_empty_output_takes_any_method(tmp_path):
+    config = AnnotateConfig(input="in", out=str(tmp_path), model="camlake_demo", method="backprop")
+    settings = refuse_other_settings(config, load_model(config), *connect(str(tmp_path), config))
+    assert settings["method"] == "backprop"

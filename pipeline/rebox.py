@@ -99,7 +99,7 @@ def open_rebox(config: ReboxConfig) -> Iterator[Rebox]:
             model=source.run.model,
             date=f"{started_at:%Y-%m-%d}",
             started_at=started_at,
-            config=_shown(config),
+            config={"input": source.url, **_shown(config)},
             settings=settings,
             lineage=_lineage(source),
             counts=counts,

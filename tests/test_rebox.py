@@ -1,11 +1,13 @@
 """New boxes from stored maps, by hand: what they are, what is carried over, done once, and refused."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
 from jobs.console import Screen
 from jobs.rebox import rebox
+from jobs.report import run as report
 from pipeline import camlake
 from pipeline.arrays.calibration import Calibration
 from pipeline.storage.calibrations import write_calibration
@@ -13,7 +15,7 @@ from pipeline.storage.commit import Committer, finish_run, start_run
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lease import Lease
 from pipeline.storage.verify import verify
-from schemas.config import StorageConfig
+from schemas.config import ReportConfig, StorageConfig
 from schemas.errors import StoreError, UsageError
 from schemas.reasons import Reason
 from schemas.rebox import ReboxConfig
@@ -79,6 +81,13 @@ def test_boxes_by_hand_and_all_else_as_it_was(source):
         assert box["box_score"] is None
     assert manifest.lineage.source == manifest.settings["maps_of"] == source.out
     assert len(manifest.lineage.source_runs) == 1
+
+
+def test_report_shows_it(source):
+    again(source)
+    place = source.out.replace("labels", "new")
+    report(ReportConfig(out=place), Screen())
+    assert source.out in (Path(place) / "_reports/report.html").read_text()
 
 
 def test_least_area_changes_how_many_there_are(source):

@@ -49,6 +49,9 @@ def labelled_images(config: TrainConfig, screen: Screen) -> tuple[LabelledImages
     own_boxes = config.supervision == "boxes" and not config.boxes
     every = read_labelled(config.input, config, names, boxes=own_boxes)
     refuse_missing(every, f"{safe_url(config.input)}")
+    if config.label_smoothing and every.multi_label:
+        smoothing = f"--label-smoothing {config.label_smoothing:g}"
+        raise UsageError(f"{smoothing}: allowed: 0, as INPUT has several labels an image")
     train, val = split_by_hash(every, 0.0 if config.val else config.val_share)
     if config.val:
         val = read_labelled(config.val, config, train, "--val", boxes=own_boxes)
@@ -110,7 +113,7 @@ def learn(config: TrainConfig, train: LabelledImages, val: LabelledImages, scree
             images = epoch_order(len(train), config.batch_size, config.seed, 0).size + len(val)
             n_left = (config.epochs - len(progress.history)) * images
             with (
-                tracking(files.out, config, files.settings, progress.history) as track,
+                tracking(files.out, config, files.settings, progress.history, screen.say) as track,
                 screen.progress("training", n_left) as advance,
             ):
 

@@ -14,6 +14,7 @@ from pipeline.arrays.calibration import (
     fit_calibration,
     reliability,
 )
+from pipeline.arrays.class_figures import class_scores
 from pipeline.arrays.figures import THRESHOLDS, Guesses, Pairs, PixelCounts, Scorer, Sweep, sweep_maps
 from pipeline.arrays.metrics import (
     CENTRAL_SHARE,
@@ -34,7 +35,7 @@ from pipeline.storage.matching import TRUE_ROWS, Match, matched
 from pipeline.storage.truth import Truth
 from schemas.errors import UsageError
 from schemas.runs import RunManifest
-from schemas.scores import CalibrationScore, ClassScore, Curve, Scores
+from schemas.scores import CalibrationScore, Curve, Scores
 
 _SWEEP_CELLS = 250_000
 """Map cells × thresholds cut at once: about 100 maps of 7×7, whose grids stay in a processor's cache."""
@@ -89,7 +90,7 @@ def evaluate(
         pairs_without_rows=int((rank == _UNRANKED).sum()),
         figures=tuple(figures),
         curves=tuple(_curves(sweep, pixels)),
-        classes=_by_class(match.names, rank, first, sweep),
+        classes=class_scores(match.names, pairs, rank, first, next(iter(guesses), None), sweep),
         notes=tuple(_notes(run, rank, truth, pairs.n_images)),
     )
 
@@ -261,27 +262,6 @@ def _curves(sweep: Sweep | None, pixels: PixelCounts | None) -> Iterator[Curve]:
             yield Curve(metric, tuple(zip(THRESHOLDS.tolist(), accuracy.tolist(), strict=True)))
     if pixels is not None:
         yield Curve("pxap", tuple((x, y) for x, y in precision_recall(pixels.counts.sum(axis=0)).tolist()))
-
-
-def _by_class(
-    names: tuple[str, ...], rank: Ints, box_iou: Floats | None, sweep: Sweep | None
-) -> tuple[ClassScore, ...]:
-    """Return the scores of each class, by name; the boxes are those of the first stored threshold."""
-    columns: dict[str, Ints | Floats | Bools] = {
-        "pairs": np.ones(len(rank), dtype=np.int64),
-        "top1_accuracy": rank == 0,
-    }
-    if box_iou is not None:
-        columns |= {"gt_known": box_iou >= IOU_DELTA, "mean_iou": box_iou}
-    if sweep is not None:
-        best = int(accuracy_curves(sweep.largest_iou, [IOU_DELTA])[0].argmax())
-        columns |= {"max_box_acc": sweep.largest_iou[:, best] >= IOU_DELTA}
-    groups = pd.DataFrame(columns).groupby(np.array(names, dtype=object))
-    table = groups.mean().assign(pairs=groups.size())
-    return tuple(
-        ClassScore(str(name), **{str(key): value for key, value in scores.items()})
-        for name, scores in table.to_dict("index").items()
-    )
 
 
 def _notes(run: RunManifest, rank: Ints, truth: Truth, n_images: int) -> Iterator[str]:

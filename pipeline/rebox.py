@@ -18,7 +18,7 @@ from pipeline.arrays.calibration import Calibration
 from pipeline.models.box_rules import BoxRule
 from pipeline.storage import lineage
 from pipeline.storage.ahead import map_ahead
-from pipeline.storage.calibrations import read_calibration
+from pipeline.storage.calibrations import RULE, calibration_in, read_calibration
 from pipeline.storage.commit import Committer, committed_settings, finish_run, remove_leftovers, start_run
 from pipeline.storage.filesystems import canonical_url, connect, safe_url
 from pipeline.storage.lake import Layout, new_run_id
@@ -28,11 +28,9 @@ from pipeline.stored_maps import new_tables
 from schemas.config import StorageConfig
 from schemas.errors import UsageError
 from schemas.rebox import MAPS_OF, ReboxConfig
-from schemas.runs import Lineage, RunManifest
+from schemas.runs import Lineage, RunManifest, spelled
 from schemas.tables import Table, table_schema
 
-RULE = ("threshold", "box_rule", "min_area")
-"""Settings that a rebox chooses; the others are the source's."""
 _TABLES: tuple[Table, ...] = ("images", "boxes", "quarantine")
 
 
@@ -126,13 +124,9 @@ def _refuse_other_settings(
     for name in RULE if committed else ():
         if committed and committed.get(name) != settings[name]:
             raise UsageError(
-                f"--{name.replace('_', '-')}: the boxes in {where} were made with {_spelled(committed.get(name))}, not"
-                f" {_spelled(settings[name])}; use the same, or another --out"
+                f"--{name.replace('_', '-')}: the boxes in {where} were made with {spelled(committed.get(name))}, not"
+                f" {spelled(settings[name])}; use the same, or another --out"
             )
-
-
-def _spelled(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _calibration(
@@ -144,19 +138,7 @@ def _calibration(
         found = read_calibration(fs, root, model, settings)
         same_rule = all(source.run.settings.get(name) == settings[name] for name in RULE)
         return read_calibration(source.fs, source.root, model, settings) if found is None and same_rule else found
-    where = safe_url(config.calibration)
-    place = connect(config.calibration, config, anonymous=config.anonymous)
-    fitted_on = committed_settings(*place, model)
-    found = read_calibration(*place, model, settings) if fitted_on else None
-    if fitted_on is None or found is None:
-        raise UsageError(f"--calibration {where}: has none of {model}; `camlake evaluate --calibrate` makes one")
-    for name in RULE:
-        if fitted_on.get(name) != settings[name]:
-            raise UsageError(
-                f"--calibration {where}: fitted on boxes of --{name.replace('_', '-')} {_spelled(fitted_on.get(name))},"
-                f" not {_spelled(settings[name])}"
-            )
-    return found
+    return calibration_in(config.calibration, config, model, settings)
 
 
 def _shown(config: ReboxConfig) -> dict[str, Any]:

@@ -174,6 +174,12 @@ class AnnotateConfig(BoxConfig):
         " were trained with boxes",
         "Localization",
     )
+    calibration: str | None = option(
+        None,
+        "output with boxes of the same network and rule that `evaluate --calibrate` was run on, for box_score; default:"
+        " OUT itself",
+        "Localization",
+    )
     tta: Tta = option(
         "none",
         "average over the picture and its mirror image (flip), or over five crops and their mirror images (tencrop)",
@@ -255,10 +261,10 @@ class AnnotateConfig(BoxConfig):
         given = self.model_fields_set
         if "heatmaps" in self.outputs:
             raise ValueError("--outputs heatmaps: allowed with --method regress: boxes, features; it makes no maps")
-        if "threshold" in given:
-            raise ValueError(f"--threshold {','.join(map(str, self.threshold))}: --method regress cuts no maps")
         if self.box_rule != "paper":
             raise ValueError(f"--box-rule {self.box_rule}: --method regress cuts no maps")
+        if "threshold" in given:
+            raise ValueError(f"--threshold {','.join(map(str, self.threshold))}: --method regress cuts no maps")
         if self.tta != "none" or len(self.scales) > 1:
             shown = f"--tta {self.tta} --scales {','.join(f'{scale:g}' for scale in self.scales)}"
             raise ValueError(f"{shown}: allowed with --method regress: --tta none and one scale; boxes don't average")

@@ -104,3 +104,8 @@ class RunManifest(Record):
             return settings
         rest = {name: value for name, value in settings.items() if name != "components"}
         return {"box_rule": _RULE_OF_COMPONENTS[settings["components"]], **rest}
+
+
+def spelled(value: Any) -> str:
+    """Return a setting as its option takes it."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -43,6 +43,17 @@ class Figure:
     full_image: float | None = None
     central_70: float | None = None
 
+    def row(self) -> dict[str, str | float]:
+        """Return the row of a table, keyed by column; an empty text where there is nothing to say."""
+        return {
+            "metric": TITLES[self.metric],
+            "threshold": _text(self.threshold, 2),
+            "value": round(self.value, 4),
+            "95 % interval": f"{_text(self.low, 3)} – {_text(self.high, 3)}",
+            "full image": _text(self.full_image, 3),
+            "central 70 %": _text(self.central_70, 3),
+        }
+
     def as_error(self, metric: str) -> "Figure":
         """Return the figure of what this one leaves to 1, ``metric``."""
         full_image, central = (None if each is None else 1 - each for each in (self.full_image, self.central_70))
@@ -96,10 +107,16 @@ class ClassScore:
 
     class_name: str
     pairs: int
-    top1_accuracy: float
-    gt_known: float | None = None
-    mean_iou: float | None = None
-    max_box_acc: float | None = None
+    top1_accuracy: Figure
+    gt_known: Figure | None = None
+    mean_iou: Figure | None = None
+    max_box_acc: Figure | None = None
+
+    def rows(self) -> list[dict[str, str | float]]:
+        """Return a row for each figure there is, as those of ``Scores.rows`` are, behind the class and its pairs."""
+        first: dict[str, str | float] = {"class": self.class_name, "pairs": self.pairs}
+        figures = (self.top1_accuracy, self.gt_known, self.mean_iou, self.max_box_acc)
+        return [first | figure.row() for figure in figures if figure]
 
 
 @dataclass(frozen=True)
@@ -137,33 +154,13 @@ class Scores:
         return [curve for curve in self.curves if (curve.metric == "pxap") == (kind == "precision")]
 
     def rows(self) -> list[dict[str, str | float]]:
-        """Return the figures as the rows of a table, keyed by column; an empty text where there is nothing to say."""
-        return [
-            {
-                "metric": TITLES[figure.metric],
-                "threshold": _text(figure.threshold, 2),
-                "value": round(figure.value, 4),
-                "95 % interval": f"{_text(figure.low, 3)} – {_text(figure.high, 3)}",
-                "full image": _text(figure.full_image, 3),
-                "central 70 %": _text(figure.central_70, 3),
-            }
-            for figure in self.figures
-        ]
+        """Return the figures as the rows of a table; see Figure.row."""
+        return [figure.row() for figure in self.figures]
 
     def markdown(self) -> str:
         """Return the figures, the notes and the scores of each class as a Markdown page."""
         counted = f"{self.images} images, {self.pairs} pairs of image and class, IoU {self.iou_convention}"
-        classes: list[dict[str, str | float]] = [
-            {
-                "class": scores.class_name,
-                "pairs": scores.pairs,
-                "top-1 accuracy": _text(scores.top1_accuracy, 3),
-                "GT-known": _text(scores.gt_known, 3),
-                "mean IoU": _text(scores.mean_iou, 3),
-                "MaxBoxAcc": _text(scores.max_box_acc, 3),
-            }
-            for scores in self.classes
-        ]
+        classes = [row for scores in self.classes for row in scores.rows()]
         notes = "".join(f"- {note}\n" for note in self.notes)
         parts = [f"# {_cell(self.model)}\n", f"{counted}\n", _markdown_table(self.rows()), notes]
         parts += [f"![{kind}]({file})\n" for kind, file in CURVE_FILES.items() if self.curves_of(kind)]

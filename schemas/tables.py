@@ -42,7 +42,7 @@ IMAGES = pa.schema(
         _field("format", pa.string(), "the file's format by its content: JPEG, PNG, …"),
         _field("top1_class_id", pa.int32(), "index of the most probable class"),
         _field("top1_label", pa.string(), "name of the most probable class"),
-        _field("top1_prob", pa.float32(), "softmax probability in [0, 1]"),
+        _field("top1_prob", pa.float32(), "probability in [0, 1]: softmax; of several labels an image sigmoid"),
         _field("n_boxes", pa.int32(), "rows of this image in boxes; 0 where no map has a positive value"),
         _field("annotated_at", TIMESTAMP, "UTC"),
     ]
@@ -56,7 +56,7 @@ BOXES = pa.schema(
         RANK,
         CLASS_ID,
         LABEL,
-        _field("class_prob", pa.float32(), "softmax probability of the class in [0, 1]"),
+        _field("class_prob", pa.float32(), "probability of the class in [0, 1], as top1_prob"),
         _field("component", pa.int32(), "place of the connected component by area, 0 = largest"),
         _field(
             "threshold", pa.float32(), "share of the map's maximum that cuts the box, in (0, 1); 0: cut from no map"

@@ -81,7 +81,11 @@ class TrainConfig(StorageConfig):
     device: Device = option("auto", "where the network learns; auto takes CUDA where the cluster has it", "Compute")
     precision: Precision = option("auto", "number type of the network's layers; weights stay fp32", "Compute")
     workers: int | None = option(
-        None, "processes that share each step; default: one for each GPU, or one", "Compute", ge=1
+        None,
+        "processes that share each step; default: one for each GPU, or one. On CPU each goes by its own images in batch"
+        " normalization",
+        "Compute",
+        ge=1,
     )
     address: str | None = option(None, "a running Ray cluster; default: start one here", "Compute")
 
@@ -89,6 +93,8 @@ class TrainConfig(StorageConfig):
     def _check(self) -> Self:
         if self.boxes and self.supervision == "labels":
             raise ValueError(f"--boxes {self.boxes!r}: allowed: with --supervision boxes")
+        if self.val and "val_share" in self.model_fields_set:
+            raise ValueError(f"--val-share {self.val_share:g}: allowed: without --val")
         return self
 
     def settings(self) -> dict[str, Any]:

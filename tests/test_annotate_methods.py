@@ -5,8 +5,10 @@ import json
 import pytest
 
 from pipeline import camlake
+from pipeline.arrays.calibration import Calibration
 from pipeline.graph.job import load_model, refuse_other_settings
 from pipeline.images.scenes import write_corpus
+from pipeline.storage.calibrations import write_calibration
 from pipeline.storage.filesystems import connect
 from pipeline.storage.verify import verify
 from schemas.config import AnnotateConfig, StorageConfig
@@ -32,6 +34,22 @@ def test_a_method_with_views_gives_an_output_that_adds_up(images, tmp_path):
         assert lake.sql("SELECT DISTINCT method FROM boxes").fetchall() == [("gradcam",)]
         assert lake.sql("SELECT DISTINCT heat_h, heat_w FROM heatmaps").fetchall() == [(14, 14)]
         assert lake.sql("SELECT min(heat_min) >= 0 FROM heatmaps").fetchall() == [(True,)]
+
+
+def test_another_output_lends_its_calibration(images, tmp_path):
+    lender, out = tmp_path / "lender", tmp_path / "out"
+    run_annotate(images, lender, limit=2)
+    with pytest.raises(UsageError, match=r"^--calibration \S+lender: has none of camlake_demo-\w+; `camlake evaluate"):
+        run_annotate(images, out, limit=3, calibration=str(lender))
+    with camlake.open(str(lender)) as lake:
+        run = lake.runs[0]
+    flat = Calibration(means=(0.0,) * 6, scales=(1.0,) * 6, weights=(0.0,) * 6, bias=0.0)
+    write_calibration(*connect(str(lender), StorageConfig()), run.model, flat, run.settings)
+    with pytest.raises(UsageError, match=r"--calibration \S+lender: fitted on boxes of --threshold 0.2, not 0.3"):
+        run_annotate(images, out, limit=3, calibration=str(lender), threshold=0.3)
+    run_annotate(images, out, limit=3, calibration=str(lender))
+    with camlake.open(str(out)) as lake:
+        assert lake.sql("SELECT DISTINCT box_score FROM boxes").fetchall() == [(0.5,)]
 
 
 def test_rows_of_other_methods_and_views_are_not_mixed_in(images, tmp_path):

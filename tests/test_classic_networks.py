@@ -93,6 +93,14 @@ def test_configuration_c_has_its_1x1_layers_where_d_has_3x3_ones() -> None:
     assert [place for place, side in enumerate(sides["vgg16c"]) if side == 1] == [6, 9, 12]
 
 
+@pytest.mark.parametrize("name", classifier_names())
+def test_fully_connected_forms_at_full_size(name: str) -> None:
+    architecture = Architecture(name)
+    network = cam_network(architecture, without_values(architecture), preprocessing_of(name))
+    side = 6 if name.startswith("alexnet") else 7
+    assert network.map_size(224) == (side, side)
+
+
 @pytest.mark.parametrize("name", CAM_FORMS)
 @pytest.mark.parametrize("pooling", ["gap", "gmp"])
 def test_map_sizes_at_full_size(name: str, pooling: str) -> None:
@@ -162,6 +170,10 @@ def torchvision_network(name: str) -> nn.Module:
 FIRST_LAYERS: dict[str, tuple[str, Callable[[nn.Module], nn.Module], Callable[[nn.Module], nn.Module]]] = {
     "vgg11_gap": ("vgg11", lambda theirs: theirs.features[:-1], lambda ours: ours.features[:-2]),
     "vgg11_bn_gap": ("vgg11_bn", lambda theirs: theirs.features[:-1], lambda ours: ours.features[:-2]),
+    **{
+        f"{name}_gap": (name, lambda theirs: theirs.features[:-1], lambda ours: ours.features[:-2])
+        for name in ("vgg13", "vgg16_bn", "vgg19")
+    },
     "alexnet_gap": ("alexnet", lambda theirs: theirs.features[:-1], lambda ours: ours.features[:-2]),
     "alexnet_plus_gap": ("alexnet", lambda theirs: theirs.features[:10], lambda ours: ours.features[:10]),
     "googlenet_gap": (
@@ -312,7 +324,7 @@ def test_the_same_seed_gives_the_same_network() -> None:
 
 @pytest.mark.parametrize("name", classifier_names())
 def test_fully_connected_networks_are_admitted_only_where_no_map_is_needed(name: str) -> None:
-    with pytest.raises(ModelError, match=f"^{name} has no exact class activation map: .*; use {name}_gap") as refusal:
+    with pytest.raises(ModelError, match=f"^{name} has no exact class activation map: .* or use {name}_gap") as refusal:
         load_network(name, None, None)
     assert "\n" not in str(refusal.value)
     architecture = Architecture(name, width=0.125, classes=4)

@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pipeline.storage.lease import Lease
 from pipeline.storage.truth import read_truth
 from schemas.config import EvaluateConfig, StorageConfig
 from schemas.errors import InputError, StoreError, UsageError
-from schemas.scores import Scores
+from schemas.scores import ClassScore, Figure, Scores
 from schemas.tables import table_schema
 from tests.fake_lake import CHANNELS, DATE, MODEL, START, image_id, manifest_of, version
 
@@ -176,8 +176,13 @@ def test_scores_of_each_class(scores: Scores) -> None:
     by_name = {each.class_name: each for each in scores.classes}
     assert set(by_name) == {"ring", "star", "cat or dog", "owl"}
     star = by_name["star"]
-    assert (star.pairs, star.top1_accuracy, star.gt_known, star.max_box_acc) == (1, 0, 1, 1)
-    assert star.mean_iou == pytest.approx(0.8)
+    assert star.pairs == 1
+    assert star.top1_accuracy == Figure("top1_accuracy", None, 0, 0, 0)
+    assert star.gt_known == Figure("gt_known", 0.2, 1, 1, 1, full_image=1, central_70=0)
+    assert star.max_box_acc == Figure("max_box_acc", 0.02, 1, 1, 1, full_image=1, central_70=0)
+    assert star.mean_iou is not None
+    assert (star.mean_iou.value, star.mean_iou.full_image) == (pytest.approx(0.8), pytest.approx(0.5))
+    assert star.mean_iou.central_70 == pytest.approx(2450 / 7450)
 
 
 @pytest.mark.parametrize("accuracy", ["top1_accuracy", "top5_accuracy", "top1_localization", "top5_localization"])
@@ -448,7 +453,10 @@ def test_the_job_prints_a_table_and_writes_json_and_markdown(tmp_path: Path) -> 
     assert (gt_known["value"], gt_known["full_image"], document["images"]) == (0.5, 0.25, 4)
     page = (tmp_path / "out/_reports/scores.md").read_text()
     assert "| GT-known | 0.20 | 0.500 |" in page
-    assert "| star | 1 | 0.000 | 1.000 | 0.800 | 1.000 |" in page
+    assert "| star | 1 | top-1 accuracy |  | 0.000 | 0.000 – 0.000 |  |  |" in page
+    assert "| star | 1 | mean IoU | 0.20 | 0.800 | 0.800 – 0.800 | 0.500 | 0.329 |" in page
+    star = next(each for each in document["classes"] if each["class_name"] == "star")
+    assert star["max_box_acc"] == asdict(Figure("max_box_acc", 0.02, 1, 1, 1, full_image=1, central_70=0))
 
 
 def test_the_report_goes_where_it_is_told(tmp_path: Path) -> None:
@@ -463,7 +471,7 @@ def test_the_report_goes_where_it_is_told(tmp_path: Path) -> None:
 
 
 def test_a_class_name_is_no_markdown(scores: Scores) -> None:
-    odd = scores.classes[0].__class__("a|b<script>\n*c*", 1, 1.0)
+    odd = ClassScore("a|b<script>\n*c*", 1, Figure("top1_accuracy", None, 1, 1, 1))
     page = Scores(**{**vars(scores), "classes": (odd,)}).markdown()
     assert r"| a\|b&lt;script&gt; \*c\* | 1 |" in page
 

@@ -51,6 +51,14 @@ def localize(network, pixels, rule=RULE, sizes=None, covered=None, classes=None)
 
 
 class TestByHand:
+    def test_an_infinite_map_makes_the_image_non_finite(self):
+        # Where red and green meet the map is 3e38 + 3e38, beyond float32; their means are not.
+        network = by_hand([[3e38, 3e38, 0], [0, 1, 0], [0, 0, 1]])
+        found = localize(network, np.concatenate([picture((0, 0, 2, 0, 2), (1, 0, 2, 0, 2)), picture((2, 0, 4, 0, 4))]))
+        assert found.finite.tolist() == [False, True]
+        assert found.maps.image.tolist() == [1, 1]
+        assert np.isfinite(found.maps.heat).all()
+
     def test_classes_features_maps_and_boxes(self):
         # Red fills the top left quarter (2×2 of 4×4 cells), blue one cell at the bottom right.
         found = localize(by_hand([[1, 0, 0], [0, 1, 0], [0, 0, 1]]), picture((0, 0, 4, 0, 4), (2, 6, 8, 6, 8)))

@@ -231,7 +231,8 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch):
         return highest
 
     peak(100)
-    assert peak(20_000) < 1.2 * peak(5_000)
+    # What the writing threads hold at a time is chance; what grows with the images would be four times as much.
+    assert peak(20_000) < 2 * peak(5_000)
 
 
 def test_a_plan_on_s3(s3, monkeypatch):

@@ -19,10 +19,10 @@ def _no_server(monkeypatch):
 
 def test_tensorboard_has_every_epoch_once_after_a_kill(tmp_path):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with tracking(str(tmp_path), StorageConfig(), SETTINGS, []) as track:
+    with tracking(str(tmp_path), StorageConfig(), SETTINGS, [], print) as track:
         track(EPOCHS[0])
         track({**EPOCHS[1], "train_loss": 9.0})  # Told, and lost before it was written down.
-    with tracking(str(tmp_path), StorageConfig(), SETTINGS, EPOCHS[:1]) as track:
+    with tracking(str(tmp_path), StorageConfig(), SETTINGS, EPOCHS[:1], print) as track:
         for epoch in EPOCHS[1:]:
             track(epoch)
     events = accumulators.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -37,7 +37,7 @@ def test_mlflow_gets_settings_and_all_epochs(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/store")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's own, of its stores.
-        with tracking(str(tmp_path / "out"), StorageConfig(), SETTINGS, EPOCHS[:1]) as track:
+        with tracking(str(tmp_path / "out"), StorageConfig(), SETTINGS, EPOCHS[:1], print) as track:
             for epoch in EPOCHS[1:]:
                 track(epoch)
         client = mlflow.MlflowClient()
@@ -53,13 +53,35 @@ def test_a_store_that_mlflow_cannot_use_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "no-such-scheme://server")
     with (
         pytest.raises(CamlakeError, match="MLflow at no-such-scheme://server"),
-        tracking(str(tmp_path), StorageConfig(), SETTINGS, []),
+        tracking(str(tmp_path), StorageConfig(), SETTINGS, [], print),
     ):
         pass
 
 
+def test_a_store_that_is_lost_is_told_once_and_the_training_goes_on(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/store")
+    said = []
+
+    def gone(*_, **__):
+        raise mlflow.exceptions.MlflowException("no more room")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with tracking(str(tmp_path / "out"), StorageConfig(), SETTINGS, [], said.append) as track:
+            track(EPOCHS[0])
+            monkeypatch.setattr(mlflow, "log_metrics", gone)
+            for epoch in EPOCHS[1:]:
+                track(epoch)
+        mlflow.end_run()
+    (note,) = said
+    assert "MLflow at" in note
+    assert "no more room" in note
+
+
 def test_without_a_tracking_uri_mlflow_makes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with tracking(str(tmp_path / "out"), StorageConfig(), SETTINGS, []) as track:
+    with tracking(str(tmp_path / "out"), StorageConfig(), SETTINGS, [], print) as track:
         track(EPOCHS[0])
     assert [path.name for path in tmp_path.iterdir() if path.name != "out"] == []

@@ -148,6 +148,8 @@ def test_several_labels_an_image_and_an_early_end(ray_session, scenes, tmp_path)
     assert done.history[-1]["val_map"] >= 0.25
     with pytest.raises(ModelError, match="behind a ReLU"):
         train(table, tmp_path / "nin", model="nin")
+    with pytest.raises(UsageError, match=r"--label-smoothing 0\.1: allowed: 0"):
+        train(table, tmp_path / "smooth", label_smoothing=0.1)
     card = weights(tmp_path / "out").card
     assert (card.multi_label, card.labels) == (True, ("bicycle", "butterfly", "drawing", "fish"))
 
@@ -176,6 +178,8 @@ def test_mistakes_are_said_before_anything_starts(ray_session, scenes, tmp_path)
         train(scenes, tmp_path / "a", labels=str(scenes / "empty.txt"))
     with pytest.raises(UsageError, match="lies in no class's folder"):
         train(scenes / "fish", tmp_path / "b")
+    with pytest.raises(UsageError, match=r"--val-share 0\.3: allowed: without --val"):
+        train(scenes, tmp_path / "a", val=str(scenes), val_share=0.3)
     with pytest.raises(UsageError, match="lies inside INPUT"):
         train(scenes, scenes / "out")
     with pytest.raises(UsageError, match="--train head: needs pretrained"):

@@ -44,6 +44,14 @@ class Pairs:
             boxes = metrics.inclusive_pixels(boxes)
         return metrics.best_iou(boxes, pair, self.boxes, self.owner, self.convention)
 
+    def hold(self, points: Floats, pair: Ints) -> Bools:
+        """Return (R,): does a true box of the pair (R,) hold the point (R, 2), x y; see metrics.pointing_hits.
+
+        An inclusive box holds its last pixels whole.
+        """
+        boxes = metrics.half_open_pixels(self.boxes) if self.convention == "inclusive" else self.boxes
+        return metrics.pointing_hits(points, pair, boxes, self.owner)
+
     def baseline_iou(self, share: float) -> Floats:
         """Return (P,): the IoU of the centred box that covers ``share`` of each side."""
         return self.iou(metrics.central_boxes(self.sizes_wh, share), np.arange(len(self.image)))
@@ -103,7 +111,7 @@ def sweep_maps(pairs: Pairs, chunks: Iterable[tuple[NDArray[np.uint8], Ints]]) -
         np.maximum.at(anywhere, place, iou)
         peak = maps.reshape(n_maps, -1).argmax(axis=1)
         points = (np.stack([peak % width, peak // width], axis=1) + 0.5) * cell_wh
-        pointed[pair] = metrics.pointing_hits(points, pair, pairs.boxes, pairs.owner)
+        pointed[pair] = pairs.hold(points, pair)
     return Sweep(largest.reshape(n_pairs, -1), anywhere.reshape(n_pairs, -1), pointed)
 
 
@@ -177,8 +185,7 @@ class Scorer:
         yield _figure("max_box_acc_v2", _Values(hits, baselines, self.pairs.image), statistic=metrics.max_box_acc_v2)
         for delta in V2_DELTAS:
             yield self._best_cut(f"max_box_acc_v2_at_{delta}", sweep.any_iou, delta)
-        every = np.arange(len(self.rank))
-        centre = metrics.pointing_hits(self.pairs.sizes_wh / 2, every, self.pairs.boxes, self.pairs.owner)
+        centre = self.pairs.hold(self.pairs.sizes_wh / 2, np.arange(len(self.rank)))
         yield _figure("pointing_game", _Values(sweep.pointed, (centre, centre), self.pairs.image))
 
     def of_pixels(self, pixels: PixelCounts) -> Figure:

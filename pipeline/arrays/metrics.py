@@ -27,6 +27,7 @@ CENTRAL_SHARE = 0.7
 """Share of the width and of the height that the central baseline box covers."""
 RESAMPLES = 1000
 """Bootstrap resamples: the 2.5 % quantile then rests on 25 of them."""
+_TAILS = (0.025, 0.975)
 _CELLS_AT_ONCE = 4_000_000
 
 
@@ -55,6 +56,12 @@ def iou(boxes_a: Floats, boxes_b: Floats, convention: Convention = "half-open") 
 def inclusive_pixels(boxes_half_open: Floats) -> Floats:
     """Return half-open boxes (…, 4) as inclusive ones: xmax and ymax one less, so that +1 gives the same size."""
     shifted: Floats = boxes_half_open - np.array([0.0, 0.0, 1.0, 1.0])
+    return shifted
+
+
+def half_open_pixels(boxes_inclusive: Floats) -> Floats:
+    """Return inclusive boxes (…, 4) as half-open ones: xmax and ymax one more, the far edges of the last pixels."""
+    shifted: Floats = boxes_inclusive + np.array([0.0, 0.0, 1.0, 1.0])
     return shifted
 
 
@@ -189,6 +196,19 @@ def bootstrap_interval(
     means (B, …) into (B,), default: they already are; for MaxBoxAcc it takes the maximum over thresholds. The seed
     fixes the result. Raises ValueError for N = 0.
     """
+    means = _bootstrap_means(values, images, seed)
+    low, high = np.quantile(means if statistic is None else statistic(means), _TAILS)
+    return float(low), float(high)
+
+
+def bootstrap_intervals(values: Floats, images: Ints, seed: int = 0) -> Floats:
+    """Return (C, 2): bootstrap_interval of each column of ``values`` (N, C), by the same draws."""
+    intervals: Floats = np.quantile(_bootstrap_means(values, images, seed), _TAILS, axis=0).T
+    return intervals
+
+
+def _bootstrap_means(values: Floats | Bools, images: Ints, seed: int) -> Floats:
+    """Return (RESAMPLES, …) means of ``values`` (N, …) over images (N,) drawn anew."""
     if not len(values):
         raise ValueError("interval of no value")
     _, image = np.unique(images, return_inverse=True)
@@ -197,9 +217,7 @@ def bootstrap_interval(
     sums = np.zeros((n_images, rows.shape[1]))
     np.add.at(sums, image, rows)
     counts = np.bincount(image, minlength=n_images).astype(np.float64)
-    means = _resampled_means(sums, counts, np.random.default_rng(seed)).reshape(RESAMPLES, *values.shape[1:])
-    low, high = np.quantile(means if statistic is None else statistic(means), [0.025, 0.975])
-    return float(low), float(high)
+    return _resampled_means(sums, counts, np.random.default_rng(seed)).reshape(RESAMPLES, *values.shape[1:])
 
 
 def _resampled_means(sums: Floats, counts: Floats, rng: np.random.Generator) -> Floats:

@@ -28,7 +28,7 @@ from pipeline.models.runtime import resolve_precision
 from pipeline.models.views import ViewPlan, make_views, plan_views
 from pipeline.models.weights import Weights, load_weights, model_digest
 from pipeline.storage import lineage
-from pipeline.storage.calibrations import read_calibration
+from pipeline.storage.calibrations import calibration_in, read_calibration
 from pipeline.storage.classes import read_classes
 from pipeline.storage.commit import Committer, committed_settings, finish_run, remove_leftovers, start_run
 from pipeline.storage.filesystems import connect, read_url, safe_url
@@ -39,7 +39,7 @@ from pipeline.storage.planning import Plan, make_plan
 from schemas.config import FIRST_LOCALIZATION, NO_CUT, AnnotateConfig, StorageConfig
 from schemas.errors import ModelError, UsageError
 from schemas.rebox import MAPS_OF
-from schemas.runs import Counts, Lineage, RunManifest
+from schemas.runs import Counts, Lineage, RunManifest, spelled
 from schemas.tables import OPTIONAL_TABLES, TABLES, table_schema
 
 GREATEST_SIDE_PX = 4096
@@ -159,13 +159,9 @@ def refuse_other_settings(config: AnnotateConfig, model: Model, fs: AbstractFile
         if name in committed and committed[name] != value:
             raise UsageError(
                 f"--{name.replace('_', '-')}: the rows of this model in {safe_url(config.out)} were made with "
-                f"{_spelled(committed[name])}, not {_spelled(value)}; use the same, or another --out"
+                f"{spelled(committed[name])}, not {spelled(value)}; use the same, or another --out"
             )
     return settings
-
-
-def _spelled(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def shown_config(config: AnnotateConfig) -> dict[str, Any]:
@@ -252,14 +248,17 @@ def make_job(config: AnnotateConfig, model: Model, run: OpenRun, compute: Comput
         reader=ImageReader(storage, config.out, config.max_bytes),
         images_per_commit=images_per_commit(config, n_images, compute.actors[1], row_bytes(config, model)),
         decode=decode_spec(config, model),
-        annotate=annotate_spec(config, model, compute, _calibration(run)),
+        annotate=annotate_spec(config, model, compute, _calibration(config, run)),
         committer=committer,
         compute=compute,
     )
 
 
-def _calibration(run: OpenRun) -> Calibration | None:
-    return read_calibration(run.fs, run.root, run.manifest.model, run.manifest.settings)
+def _calibration(config: AnnotateConfig, run: OpenRun) -> Calibration | None:
+    model, settings = run.manifest.model, run.manifest.settings
+    if config.calibration:
+        return calibration_in(config.calibration, config, model, settings)
+    return read_calibration(run.fs, run.root, model, settings)
 
 
 def plan_inputs(

@@ -186,6 +186,10 @@ class _Process:
     def _validate(self) -> Epoch:
         if not len(self._val):
             return {}
+        if self._world > 1:
+            # The statistics of batch normalization that are kept are those of the first process.
+            for buffer in self._learner.network.buffers():
+                dist.broadcast(buffer, 0)
         tally = Tally("val", self._job.card.multi_label)
         scores, truths = [], []
         for pictures in self._pictures(self._val_feed, self._val, np.arange(len(self._val))[self.rank :: self._world]):

@@ -18,7 +18,11 @@ Track = Callable[[Epoch], None]
 
 @contextmanager
 def tracking(
-    out: str, storage: StorageConfig, settings: Mapping[str, Any], history: Sequence[Epoch]
+    out: str,
+    storage: StorageConfig,
+    settings: Mapping[str, Any],
+    history: Sequence[Epoch],
+    say: Callable[[str], None],
 ) -> Iterator[Track]:
     """Yield what passes an epoch's figures on to all trackers there are; ``history`` is what they heard before.
 
@@ -26,12 +30,12 @@ def tracking(
     tracking URI is set, as by MLFLOW_TRACKING_URI; it would else make a database in the current folder. A training that
     goes on is a new run there, with all of its epochs.
 
-    Raises CamlakeError where MLflow's server can't be reached.
+    Raises CamlakeError where MLflow can't be told at the beginning; what it can't be told later is said by ``say``,
+    once, and the training goes on without it.
     """
     with ExitStack() as stack:
-        tracks = [stack.enter_context(one) for one in (_tensorboard(out, storage, history), _mlflow(out, settings))]
-        for epoch in history:
-            tracks[1](epoch)
+        trackers = _tensorboard(out, storage, history), _mlflow(out, settings, history, say)
+        tracks = [stack.enter_context(one) for one in trackers]
 
         def track(epoch: Epoch) -> None:
             for one in tracks:
@@ -61,22 +65,44 @@ def _tensorboard(out: str, storage: StorageConfig, history: Sequence[Epoch]) -> 
 
 
 @contextmanager
-def _mlflow(out: str, settings: Mapping[str, Any]) -> Iterator[Track]:
+def _mlflow(
+    out: str, settings: Mapping[str, Any], history: Sequence[Epoch], say: Callable[[str], None]
+) -> Iterator[Track]:
     mlflow = importlib.import_module("mlflow") if importlib.util.find_spec("mlflow") else None
     if mlflow is None or not mlflow.is_tracking_uri_set():
         yield _nothing
         return
+    lost = False
 
-    def track(epoch: Epoch) -> None:
+    def log(epoch: Epoch) -> None:
         mlflow.log_metrics(dict(epoch), step=int(epoch["epoch"]))
 
+    def unless_lost(work: Callable[[], object]) -> None:
+        nonlocal lost
+        try:
+            if not lost:
+                work()
+        except mlflow.exceptions.MlflowException as error:
+            lost = True
+            say(f"note: {_problem(mlflow, error)}; it hears no more of this training")
+
     try:
-        with mlflow.start_run(run_name=f"camlake train {safe_url(out)}"):
-            mlflow.log_params(dict(settings))
-            yield track
+        mlflow.start_run(run_name=f"camlake train {safe_url(out)}")
+        mlflow.log_params(dict(settings))
+        for epoch in history:
+            log(epoch)
     except mlflow.exceptions.MlflowException as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CamlakeError(f"MLflow at {safe_url(mlflow.get_tracking_uri())}: {reason}") from error
+        raise CamlakeError(_problem(mlflow, error)) from error
+    status = "FAILED"
+    try:
+        yield lambda epoch: unless_lost(lambda: log(epoch))
+        status = "FINISHED"
+    finally:
+        unless_lost(lambda: mlflow.end_run(status))
+
+
+def _problem(mlflow: Any, error: Exception) -> str:
+    return f"MLflow at {safe_url(mlflow.get_tracking_uri())}: {str(error).strip().splitlines()[0]}"
 
 
 def _nothing(epoch: Epoch) -> None:

@@ -228,8 +228,8 @@ def _following(board: Any, advance: Callable[[int, int], None], tell: Callable[[
     def read() -> None:
         nonlocal told
         images, rejected, epochs = ray.get(board.read.remote(told))
-        told += len(epochs)
         for epoch in epochs:
+            told += 1
             tell(epoch)
         advance(images + rejected, rejected)
 

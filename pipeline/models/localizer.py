@@ -117,6 +117,9 @@ class Localizer:
             class_ids, ranks = self._chosen(probabilities, classes)
             shown = finite[:, None] & (ranks < logits.shape[1])
             maps = self._canvas.laid([self._method.maps(look, class_ids) for look in looks])
+            # A gradient can leave the number type's range where no logit does.
+            finite = finite & (torch.isfinite(maps).flatten(2).all(dim=2) | ~shown).all(dim=1)
+            shown = shown & finite[:, None]
             groups = _groups(shapes)
             told = self._method.told(looks[0])
             found = [

@@ -8,12 +8,16 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from pipeline.arrays.calibration import Calibration, calibration_of
-from pipeline.storage.filesystems import store_errors
+from pipeline.storage.commit import committed_settings
+from pipeline.storage.filesystems import connect, safe_url, store_errors
 from pipeline.storage.lake import write_whole
-from schemas.config import FIRST_LOCALIZATION
-from schemas.errors import StoreError
+from schemas.config import FIRST_LOCALIZATION, StorageConfig
+from schemas.errors import StoreError, UsageError
+from schemas.runs import spelled
 
 FOLDER = "_calibrations"
+RULE = ("threshold", "box_rule", "min_area")
+"""Settings that say how boxes are cut from maps."""
 
 
 def calibration_path(root: str, model: str) -> str:
@@ -50,8 +54,29 @@ def read_calibration(fs: AbstractFileSystem, root: str, model: str, settings: Ma
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path}: no calibration of this version; make it anew with evaluate --calibrate") from error
     if fitted != _localization(settings):
-        raise StoreError(f"{path}: fitted on boxes made with {_shown(fitted)}, not {_shown(settings)}; remove the file")
+        shown = f"fitted on boxes made with {_shown(fitted)}, not {_shown(settings)}"
+        raise StoreError(f"{path}: {shown}; make it anew, or remove it")
     return calibration
+
+
+def calibration_in(url: str, storage: StorageConfig, model: str, settings: Mapping[str, Any]) -> Calibration:
+    """Return the calibration of ``model`` in another output, for boxes made as ``settings`` say (``--calibration``).
+
+    Raises UsageError where there is none, or one for boxes of another rule, and as read_calibration does.
+    """
+    where = safe_url(url)
+    place = connect(url, storage, anonymous=storage.anonymous)
+    fitted_on = committed_settings(*place, model)
+    found = read_calibration(*place, model, settings) if fitted_on else None
+    if fitted_on is None or found is None:
+        raise UsageError(f"--calibration {where}: has none of {model}; `camlake evaluate --calibrate` makes one")
+    for name in RULE:
+        if fitted_on.get(name) != settings.get(name):
+            raise UsageError(
+                f"--calibration {where}: fitted on boxes of --{name.replace('_', '-')} {spelled(fitted_on.get(name))},"
+                f" not {spelled(settings.get(name))}"
+            )
+    return found
 
 
 def _localization(settings: Mapping[str, Any]) -> dict[str, Any]:

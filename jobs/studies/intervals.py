@@ -1,7 +1,8 @@
 """Means over seeds and scenes with their 95 % intervals, and of the difference of two networks on the same scenes."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +43,9 @@ def difference_of(values: Sequence[Floats], others: Sequence[Floats] | None, sha
     scenes with replacement, for both sides the same. One seed says nothing of the spread over seeds, so then the
     interval is over scenes alone. The same arguments give the same interval.
     """
+    times, state = _scene_draws(len(values[0]))
     rng = np.random.default_rng(0)
-    n_scenes = len(values[0])
-    times = rng.multinomial(n_scenes, np.full(n_scenes, 1 / n_scenes), RESAMPLES) / n_scenes
+    rng.bit_generator.state = state
     means = _resampled(rng, values, times)
     value = float(np.mean(values))
     if others is not None:
@@ -52,6 +53,14 @@ def difference_of(values: Sequence[Floats], others: Sequence[Floats] | None, sha
         value -= share * float(np.mean(others))
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(value, float(low), float(high))
+
+
+@lru_cache(maxsize=4)
+def _scene_draws(n_scenes: int) -> tuple[Floats, Any]:
+    """Return how often each resample counts each scene, (RESAMPLES, N), and the state of the generator after it."""
+    rng = np.random.default_rng(0)
+    times = rng.multinomial(n_scenes, np.full(n_scenes, 1 / n_scenes), RESAMPLES) / n_scenes
+    return times, rng.bit_generator.state
 
 
 def _resampled(rng: np.random.Generator, values: Sequence[Floats], times: Floats) -> Floats:

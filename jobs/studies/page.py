@@ -174,6 +174,8 @@ def _conditions(config: StudyConfig) -> list[str]:
         f"- Networks that shrink their input more than VGG does see the scenes enlarged, until their maps have"
         f" {config.cells} cells a side, AlexNet's {ALEXNET_CELLS:g} times as many: its layers have no padding, so that"
         " its outermost cells don't look at the border.",
+        "- The defaults of rates, scenes and AlexNet's cells come from single trials that were scored on the test"
+        " scenes.",
     ]
 
 

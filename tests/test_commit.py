@@ -20,6 +20,7 @@ from pipeline.storage.commit import (
 )
 from pipeline.storage.lake import Layout, list_data_files, load_commits, load_runs, new_run_id, write_whole
 from pipeline.storage.lease import Lease
+from pipeline.storage.verify import verify
 from schemas.errors import LeaseError, StoreError
 from schemas.reasons import Reason
 from schemas.runs import CommitRecord, Lineage, RunManifest
@@ -143,6 +144,20 @@ def test_two_attempts_at_one_task_never_mix(local, monkeypatch, meanwhile, winne
     with pq.ParquetFile(local.path(run.files[0].path)) as file:
         annotated_at = file.read()["annotated_at"].to_pylist()
     assert annotated_at == [START + timedelta(hours=int(winner == "the fast one"))]
+
+
+def test_what_a_dead_worker_half_wrote_is_gone_when_the_run_ends(local):
+    run_id = new_run_id()
+    manifest = manifest_of(run_id, planned=1)
+    start_run(local.fs, local.root, manifest)
+    half = f"{local.root}/images/model={MODEL}/date={DATE}/.part-{run_id}-000007-0a.parquet.0b.camlake-tmp"
+    with Lease.acquire(local.fs, local.root, run_id) as lease:
+        local.commit(run_id, lease.generation, "000000", rows_of(run_id, {"a": "v1"}))
+        local.fs.pipe_file(half, b"half")
+        local.write_plan(run_id, {"a": "v1"})
+        finish_run(local.fs, local.root, manifest, lease.generation)
+    assert not local.fs.exists(half)
+    assert verify(local.fs, local.root).problems == ()
 
 
 def test_a_committer_travels(local):

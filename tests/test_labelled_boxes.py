@@ -84,7 +84,8 @@ def test_a_truth_gives_boxes_of_each_images_own_class(folder):
 
 
 def prepared(folder, **options):
-    defaults = {"input": str(folder), "out": str(folder) + "-out", "supervision": "boxes", "val_share": 0.0}
+    defaults = {"input": str(folder), "out": str(folder) + "-out", "supervision": "boxes"}
+    defaults |= {} if "val" in options else {"val_share": 0.0}
     return labelled_images(TrainConfig.resolve(defaults | options), Screen())
 
 

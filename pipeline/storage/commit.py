@@ -189,12 +189,17 @@ def remove_leftovers(fs: AbstractFileSystem, root: str) -> tuple[list[str], list
 
 
 def _remove_strays(fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest]) -> list[str]:
-    """Remove and return the data files with camlake's names that no run names; a dead run's worker may be late."""
+    """Remove and return the data files with camlake's names that no run names; a dead run's worker may be late.
+
+    Data files that a worker had half written when it died, as its node may, are removed too.
+    """
     named = {file.path for file in committed_files(runs)}
     written = [path for path in list_data_files(fs, root) if DATA_NAME.fullmatch(path.rpartition("/")[2])]
     strays = sorted(path for path in written if path not in named)
     layout = Layout(root)
     remove_many(fs, [layout.full(path) for path in strays])
+    if is_local(fs):
+        remove_many(fs, [path for path in fs.find(root) if "/.part-" in path and path.endswith(TEMP_SUFFIX)])
     return strays
 
 

@@ -14,7 +14,7 @@ from pipeline.storage.commit import done_images
 from pipeline.storage.filesystems import safe_url
 from pipeline.storage.lake import Layout
 from pipeline.storage.planning import Plan
-from schemas.config import AnnotateConfig
+from schemas.annotate import AnnotateConfig
 from schemas.errors import RejectedShareError, UsageError
 from schemas.runs import RunManifest
 

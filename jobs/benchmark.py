@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.console import Screen, main, verb
 from jobs.suites.common import Figures, machine_facts
-from schemas.config import BenchmarkConfig
+from schemas.benchmark import BenchmarkConfig
 
 
 def run(config: BenchmarkConfig, screen: Screen) -> None:

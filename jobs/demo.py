@@ -16,8 +16,11 @@ from pipeline.images.scenes import write_corpus
 from pipeline.models.registry import DEMO
 from pipeline.report import contact_sheet
 from pipeline.storage.truth import read_truth
-from schemas.config import AnnotateConfig, DemoConfig, ReportConfig, StorageConfig
+from schemas.annotate import AnnotateConfig
+from schemas.config import StorageConfig
+from schemas.demo import DemoConfig
 from schemas.errors import UsageError
+from schemas.reading import ReportConfig
 
 BROKEN = 2
 """Damaged files among the pictures, so that quarantine has something to show."""

@@ -18,7 +18,7 @@ from pipeline.graph.tuning import TUNE_FROM, Measured, measure_run
 from pipeline.storage.commit import done_images
 from pipeline.storage.filesystems import connect
 from pipeline.storage.planning import Plan
-from schemas.config import AnnotateConfig
+from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
 from schemas.offers import ClusterFile, Prices
 

@@ -6,7 +6,8 @@ import posixpath
 
 from jobs.console import Screen, main, verb
 from pipeline import camlake
-from pipeline.evaluation import calibrate, evaluate
+from pipeline.calibrating import calibrate
+from pipeline.evaluation import evaluate
 from pipeline.images.charts import Line, chart_png
 from pipeline.storage.calibrations import write_calibration
 from pipeline.storage.commit import committed_settings
@@ -14,13 +15,14 @@ from pipeline.storage.filesystems import connect, safe_url, store_errors
 from pipeline.storage.lake import write_whole
 from pipeline.storage.masks import read_masks
 from pipeline.storage.truth import read_truth
-from schemas.config import EvaluateConfig, StorageConfig
+from schemas.config import StorageConfig
+from schemas.reading import EvaluateConfig
 from schemas.scores import CURVE_FILES, TITLES, CurveKind, Scores
 
 
 def run(config: EvaluateConfig, screen: Screen) -> None:
     """Print the scores and write them as JSON, Markdown and pictures; keep a calibration where asked."""
-    truth, masks = read_truth(config.truth, config), read_masks(config.truth, config)
+    truth, masks = read_truth(config.truth, config), read_masks(config.truth, config, config.masks)
     with camlake.open(
         config.out, endpoint_url=config.endpoint_url, profile=config.profile, anonymous=config.anonymous
     ) as lake:

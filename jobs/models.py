@@ -3,7 +3,7 @@
 from jobs.console import Screen, main, verb
 from pipeline.models.catalog import CatalogEntry, describe
 from pipeline.models.registry import classifier_names, model_names
-from schemas.config import ModelsConfig
+from schemas.models import ModelsConfig
 
 
 def run(config: ModelsConfig, screen: Screen) -> None:

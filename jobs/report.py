@@ -11,8 +11,8 @@ from pipeline.report import write_report
 from pipeline.storage.filesystems import connect, safe_url, store_errors
 from pipeline.storage.lake import write_whole
 from pipeline.storage.truth import read_truth
-from schemas.config import ReportConfig
 from schemas.errors import StoreError, UsageError
+from schemas.reading import ReportConfig
 from schemas.runs import RunManifest
 from schemas.tables import TABLES
 

@@ -46,7 +46,7 @@ def labelled_images(config: TrainConfig, screen: Screen) -> tuple[LabelledImages
     if canonical_url(config.out).startswith(canonical_url(config.input).rstrip("/") + "/"):
         raise UsageError(f"--out {safe_url(config.out)}: lies inside INPUT, where it would be a class")
     names: Sequence[str] | None = read_label_names(config.labels, config) if config.labels else None
-    own_boxes = config.supervision == "boxes" and not config.boxes
+    own_boxes = config.iou if config.supervision == "boxes" and not config.boxes else None
     every = read_labelled(config.input, config, names, boxes=own_boxes)
     refuse_missing(every, f"{safe_url(config.input)}")
     if config.label_smoothing and every.multi_label:
@@ -74,7 +74,7 @@ def with_true_boxes(
         raise UsageError("--supervision boxes: a box belongs to an image's one label, and these have several")
     if config.boxes:
         truth = read_truth(config.boxes, config)
-        train, val = train.with_boxes_of(truth), val.with_boxes_of(truth)
+        train, val = train.with_boxes_of(truth, config.iou), val.with_boxes_of(truth, config.iou)
     if not train.n_boxes:
         source = f"--boxes {safe_url(config.boxes)}" if config.boxes else f"INPUT {safe_url(config.input)}"
         raise UsageError(
@@ -96,7 +96,7 @@ def learn(config: TrainConfig, train: LabelledImages, val: LabelledImages, scree
     """Train under the output's lease and return how it went; a training that has ended is only looked up."""
     files = training_files(config, train, val)
     fs, root = connect(files.out, config)
-    with Lease.acquire(fs, root, new_run_id()):
+    with Lease.acquire(fs, root, new_run_id()) as lease:
         progress, _ = files.resume()
         if progress.ended(config.epochs, config.patience):
             screen.say("this training has ended already")
@@ -107,7 +107,7 @@ def learn(config: TrainConfig, train: LabelledImages, val: LabelledImages, scree
         screen.say(f"{architecture} from {start.source}; starting Ray")
         with ray_cluster(config.address) as machine:
             layout = plan_layout(config, machine)
-            job = make_job(config, train, val, architecture, start, layout, files)
+            job = make_job(config, train, val, architecture, start, layout, files, lease.generation)
             processes = "1 process" if layout.workers == 1 else f"{layout.workers} processes"
             screen.say(f"{processes} on {'GPU' if layout.cuda else 'CPU'}")
             images = epoch_order(len(train), config.batch_size, config.seed, 0).size + len(val)

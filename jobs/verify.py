@@ -3,8 +3,8 @@
 from jobs.console import Screen, main, verb
 from pipeline.storage.filesystems import connect, safe_url
 from pipeline.storage.verify import verify
-from schemas.config import VerifyConfig
 from schemas.errors import StoreError
+from schemas.reading import VerifyConfig
 
 
 def run(config: VerifyConfig, screen: Screen) -> None:

@@ -3,24 +3,15 @@
 from collections.abc import Iterator
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.arrays.calibration import (
-    COLUMNS,
-    Calibration,
-    expected_calibration_error,
-    fit_calibration,
-    reliability,
-)
 from pipeline.arrays.class_figures import class_scores
 from pipeline.arrays.figures import THRESHOLDS, Guesses, Pairs, PixelCounts, Scorer, Sweep, sweep_maps
 from pipeline.arrays.metrics import (
     CENTRAL_SHARE,
     IOU_DELTA,
     V2_DELTAS,
-    Bools,
     Convention,
     Floats,
     Ints,
@@ -29,13 +20,15 @@ from pipeline.arrays.metrics import (
     scatter_max,
 )
 from pipeline.camlake import Lake
-from pipeline.images.masks import central_counts, pixel_counts
+from pipeline.images.masks import Mask, central_counts, pixel_counts
+from pipeline.storage.ahead import map_ahead
+from pipeline.storage.lake import REQUESTS_AT_ONCE
 from pipeline.storage.masks import Masks
 from pipeline.storage.matching import TRUE_ROWS, Match, matched
 from pipeline.storage.truth import Truth
 from schemas.errors import UsageError
 from schemas.runs import RunManifest
-from schemas.scores import CalibrationScore, Curve, Scores
+from schemas.scores import Curve, Scores
 
 _SWEEP_CELLS = 250_000
 """Map cells × thresholds cut at once: about 100 maps of 7×7, whose grids stay in a processor's cache."""
@@ -58,9 +51,9 @@ def evaluate(
     """Return the scores of one model's rows (the newest run's, where ``model`` is None) against ``truth``.
 
     ``convention`` says how the truth's xmax and ymax are meant; the output's half-open boxes are compared accordingly.
-    ``masks`` of the same truth add PxAP. What can't be scored, because a table or enough ranks are missing, is left out
-    and named in the notes. Raises UsageError for an unknown model, and where the truth knows none of the images, or
-    only by labels that the output does not have.
+    ``masks`` of the same truth add PxAP. What can't be scored, because a table, enough ranks or the truth's boxes are
+    missing, is left out and named in the notes. Raises UsageError for an unknown model, and where the truth knows none
+    of the images, or only by labels that the output does not have.
     """
     with matched(lake, truth, model, convention) as match:
         run, pairs = match.run, match.pairs
@@ -68,10 +61,10 @@ def evaluate(
         if (rank == _UNRANKED).all():
             _check_labels(lake, run.model, truth)
         scorer = Scorer(pairs, rank)
-        guesses, five = _guesses(lake, run, pairs)
-        told = _told_iou(lake, run, pairs) if _is_regressed(run) else None
-        has_maps = "heatmaps" in run.settings["outputs"]
-        sweep = sweep_maps(pairs, _map_chunks(lake, run.model)) if has_maps else None
+        has_boxes, has_maps = len(pairs.boxes) > 0, "heatmaps" in run.settings["outputs"]
+        guesses, five = _guesses(lake, run, pairs) if has_boxes else ({}, None)
+        told = _told_iou(lake, run, pairs) if has_boxes and _is_regressed(run) else None
+        sweep = sweep_maps(pairs, _map_chunks(lake, run.model)) if has_boxes and has_maps else None
         pixels = _pixel_counts(lake, match, truth, masks) if has_maps and masks else None
     tops = (1, 5) if _top5_is_known(run, rank) else (1,)
     figures = [figure for top in tops for figure in scorer.accuracy(top)]
@@ -91,59 +84,8 @@ def evaluate(
         figures=tuple(figures),
         curves=tuple(_curves(sweep, pixels)),
         classes=class_scores(match.names, pairs, rank, first, next(iter(guesses), None), sweep),
-        notes=tuple(_notes(run, rank, truth, pairs.n_images)),
+        notes=tuple(_notes(run, rank, truth, pairs.n_images, masks is not None)),
     )
-
-
-def calibrate(
-    lake: Lake, truth: Truth, *, model: str | None = None, convention: Convention = "half-open"
-) -> tuple[str, Calibration, CalibrationScore]:
-    """Return a model's name, its box score fitted on half of the truth's images, and how it fares on the others.
-
-    The boxes are those of the top-k classes: others are there because a truth named them. A box is right where its
-    class is true for the image, with IoU >= 0.5 with a true box of it: what the truth does not name counts as wrong.
-    Which half an image is in follows from its id. Raises UsageError as ``evaluate`` does, and where a half has no
-    boxes, or the first one only right or only wrong ones.
-    """
-    with matched(lake, truth, model, convention) as match:
-        name = match.run.model
-        boxes, right = _judged_boxes(lake, match)
-    fitted = np.array([int(image_id[-1], 16) % 2 == 0 for image_id in boxes["image_id"]], dtype=np.bool_)
-    if fitted.all() or not fitted.any():
-        raise UsageError(f"--calibrate: {len(boxes)} boxes on the truth's images are too few for two halves")
-    first, second = ({column: boxes[column].to_numpy()[half] for column in COLUMNS} for half in (fitted, ~fitted))
-    try:
-        calibration = fit_calibration(first, right[fitted])
-    except ValueError as error:
-        raise UsageError(
-            f"--calibrate: {int(right[fitted].sum())} of {int(fitted.sum())} boxes right: {error}"
-        ) from error
-    tested = right[~fitted]
-    bins = reliability(calibration.scores(second), tested)
-    score = CalibrationScore(
-        boxes_fitted=int(fitted.sum()),
-        boxes_tested=len(tested),
-        right=float(tested.mean()),
-        ece=expected_calibration_error(bins),
-        ece_of_class_prob=expected_calibration_error(reliability(second["class_prob"], tested)),
-        reliability=tuple((each.boxes, each.mean_score, each.right) for each in bins),
-    )
-    return name, calibration, score
-
-
-def _judged_boxes(lake: Lake, match: Match) -> tuple[pd.DataFrame, Bools]:
-    """Return the boxes (R rows) of the top-k classes on the truth's images, and which of them are right, (R,)."""
-    rows = lake.sql(
-        """SELECT box.*, pair FROM
-        (SELECT *, row_number() OVER (ORDER BY image_id, rank, threshold, component) - 1 AS place FROM boxes
-         WHERE model = $model AND rank < $topk AND image_id IN (SELECT image_id FROM camlake_truth)) AS box
-        LEFT JOIN camlake_truth AS truth ON box.image_id = truth.image_id
-        AND (box.class_id = truth.class_id OR box.label = truth.label) ORDER BY place""",
-        {"model": match.run.model, "topk": match.run.settings["topk"]},
-    ).df()
-    boxes, true = rows.drop_duplicates("place"), rows.dropna(subset="pair")
-    iou = match.pairs.iou(true[["xmin", "ymin", "xmax", "ymax"]].to_numpy(np.float64), true["pair"].to_numpy(np.int64))
-    return boxes, scatter_max(iou, true["place"].to_numpy(np.int64), len(boxes)) >= IOU_DELTA
 
 
 def _best_ranks(lake: Lake, model: str, n_pairs: int) -> Ints:
@@ -239,14 +181,18 @@ def _pixel_counts(lake: Lake, match: Match, truth: Truth, masks: Masks) -> Pixel
         for one, pair in zip(maps, pairs, strict=True)
     }
     nothing = np.zeros((1, 1), np.uint8)
-    pairs, counts, central = [], [], []
-    for pair, old in enumerate(match.known):
+
+    def of_pair(pair: int) -> tuple[Mask, Mask] | None:
         width, height = match.pairs.sizes_wh[pair].astype(int).tolist()
-        inside, crowd = masks.of(truth.keys[old], truth.labels[old], (height, width))
-        if inside.any():
+        old = match.known[pair]
+        return masks.of(truth.keys[old], truth.labels[old], (height, width))
+
+    pairs, counts, central = [], [], []
+    for pair, found in enumerate(map_ahead(of_pair, range(len(match.known)), REQUESTS_AT_ONCE)):
+        if found is not None:
             pairs.append(pair)
-            counts.append(pixel_counts(heat.get(pair, nothing), inside, crowd))
-            central.append(central_counts(inside, crowd, CENTRAL_SHARE))
+            counts.append(pixel_counts(heat.get(pair, nothing), *found))
+            central.append(central_counts(*found, CENTRAL_SHARE))
     if not pairs:
         return None
     return PixelCounts(np.array(pairs), np.stack(counts).astype(np.float64), np.stack(central).astype(np.float64))
@@ -264,7 +210,7 @@ def _curves(sweep: Sweep | None, pixels: PixelCounts | None) -> Iterator[Curve]:
         yield Curve("pxap", tuple((x, y) for x, y in precision_recall(pixels.counts.sum(axis=0)).tolist()))
 
 
-def _notes(run: RunManifest, rank: Ints, truth: Truth, n_images: int) -> Iterator[str]:
+def _notes(run: RunManifest, rank: Ints, truth: Truth, n_images: int, has_masks: bool) -> Iterator[str]:
     missing, unranked = len(set(truth.keys)) - n_images, int((rank == _UNRANKED).sum())
     if missing:
         yield f"{missing} images of the truth are not among the annotated ones and don't count."
@@ -277,6 +223,18 @@ def _notes(run: RunManifest, rank: Ints, truth: Truth, n_images: int) -> Iterato
         )
     if not _top5_is_known(run, rank):
         yield "Top-5 figures are left out: they need heatmaps with --topk 5 or more, or --classes."
+    if has_masks and "heatmaps" not in run.settings["outputs"]:
+        yield "PxAP is left out: the output has no heatmaps."
+    if not len(truth.boxes_xyxy):
+        yield (
+            "GT-known, localization, mean IoU, MaxBoxAcc, MaxBoxAccV2 and the pointing game are left out: the truth has"
+            " masks and no boxes."
+        )
+    else:
+        yield from _notes_on_boxes(run)
+
+
+def _notes_on_boxes(run: RunManifest) -> Iterator[str]:
     if _is_heuristic(run):
         yield (
             "Top-5 localization counts the heuristic's five boxes of an image. GT-known, top-1 localization and mean"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.arrays.calibration import Calibration
 from pipeline.arrays.maps import dequantize
 from pipeline.models.box_rules import Boxes, BoxRule, CutMaps, boxes_in_pixels, cut_maps
-from schemas.config import HEURISTIC_CLASSES
+from schemas.box_rules import HEURISTIC_CLASSES
 from schemas.tables import BOXES, Table
 
 _CUT_CELLS = 250_000

@@ -1,6 +1,7 @@
 """What ``camlake rebox`` does."""
 
-from schemas.config import BoxConfig, option, required
+from schemas.box_rules import BoxConfig
+from schemas.config import option, required
 
 MAPS_OF = "maps_of"
 """The setting of a rebox's run that names its source; annotate's runs have none."""

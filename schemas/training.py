@@ -33,6 +33,11 @@ class TrainConfig(StorageConfig):
         " ymin, xmax, ymax of INPUT",
         "Data",
     )
+    iou: Literal["half-open", "inclusive"] = option(
+        "half-open",
+        "how these boxes mean xmax and ymax: half-open, or the last pixel inside (ILSVRC, wsolevaluation)",
+        "Data",
+    )
     val: str | None = option(None, "validation images, in the same form as INPUT; default: a part of INPUT", "Data")
     val_share: float = option(0.1, "without --val: share of the images kept for validation", "Data", ge=0, lt=1)
     labels: str | None = option(
@@ -93,6 +98,8 @@ class TrainConfig(StorageConfig):
     def _check(self) -> Self:
         if self.boxes and self.supervision == "labels":
             raise ValueError(f"--boxes {self.boxes!r}: allowed: with --supervision boxes")
+        if self.iou != "half-open" and self.supervision == "labels":
+            raise ValueError(f"--iou {self.iou}: allowed: with --supervision boxes")
         if self.val and "val_share" in self.model_fields_set:
             raise ValueError(f"--val-share {self.val_share:g}: allowed: without --val")
         return self

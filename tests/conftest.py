@@ -20,6 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from moto.server import ThreadedMotoServer
 
 from schemas.config import StorageConfig
+from tests.fake_lake import FakeLake
 
 KEY, SECRET, REGION = "testkey", "testsecret", "us-east-1"
 CEPH_SCRIPT = Path(__file__).with_name("ceph_s3.sh")
@@ -133,6 +134,23 @@ def object_store(request: pytest.FixtureRequest) -> ObjectStore:
     """Return each S3 server in turn."""
     store: ObjectStore = request.getfixturevalue(request.param)
     return store
+
+
+@pytest.fixture(params=["local", "memory", "s3", "ceph"])
+def lake(request: pytest.FixtureRequest, tmp_path: Path) -> FakeLake:
+    """Return an output on each kind of storage in turn, under a name with all that a query could trip over."""
+    if request.param == "local":
+        return FakeLake(str(tmp_path / "out [1]" / "model=x" / "date=it's"))
+    if request.param == "memory":
+        return FakeLake(f"memory://{uuid.uuid4().hex}/model=x/out")
+    store: ObjectStore = request.getfixturevalue(request.param)
+    return FakeLake(f"s3://{store.bucket()}/out=1/it's *", store.storage)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> FakeLake:
+    """Return an output on the local disk."""
+    return FakeLake(str(tmp_path / "out"))
 
 
 @pytest.fixture(scope="session")

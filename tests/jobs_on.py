@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.annotate import annotate
 from jobs.console import Screen
-from schemas.config import AnnotateConfig
+from schemas.annotate import AnnotateConfig
 from schemas.runs import RunManifest
 
 ROOT = Path(__file__).resolve().parents[1]

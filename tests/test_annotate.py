@@ -24,7 +24,8 @@ from pipeline.storage.filesystems import connect
 from pipeline.storage.listing import list_inputs
 from pipeline.storage.rows import split_rows
 from pipeline.storage.verify import verify
-from schemas.config import AnnotateConfig, StorageConfig
+from schemas.annotate import AnnotateConfig
+from schemas.config import StorageConfig
 from schemas.errors import RejectedShareError, UsageError
 from tests.jobs_on import run_annotate
 

@@ -11,7 +11,8 @@ from pipeline.images.scenes import write_corpus
 from pipeline.storage.calibrations import write_calibration
 from pipeline.storage.filesystems import connect
 from pipeline.storage.verify import verify
-from schemas.config import AnnotateConfig, StorageConfig
+from schemas.annotate import AnnotateConfig
+from schemas.config import StorageConfig
 from schemas.errors import UsageError
 from tests.jobs_on import run_annotate
 

@@ -18,10 +18,10 @@ from jobs.suites.peers import ray_pattern
 from jobs.suites.peers.by_hand import BATCH, ByHand, Setup, boxes_of, load, normalized, opencv_box, read_image
 from jobs.suites.peers.loops import hand_loop
 from pipeline.models.box_rules import BoxRule
+from pipeline.models.loading import load_network
 from pipeline.models.localizer import CamRule, Localizer
-from pipeline.models.registry import load_network
 from pipeline.models.runtime import Runtime
-from schemas.config import BenchmarkConfig
+from schemas.benchmark import BenchmarkConfig
 from schemas.errors import UsageError
 from schemas.tables import table_schema
 

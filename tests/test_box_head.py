@@ -16,12 +16,13 @@ from pipeline.images.scenes import render_scene
 from pipeline.models.architecture import Architecture
 from pipeline.models.box_head import BOX_WEIGHT, GRID, BoxedNetwork, BoxHead, box_losses
 from pipeline.models.box_rules import BoxRule
+from pipeline.models.building import cam_network, with_box_head
 from pipeline.models.checkpoint import Card, checkpoint_bytes
 from pipeline.models.convert import build_network, convert
+from pipeline.models.loading import fit_state, load_network
 from pipeline.models.localizer import CamRule, Localizer
 from pipeline.models.network import Preprocessing
 from pipeline.models.recipe import Recipe
-from pipeline.models.registry import cam_network, fit_state, load_network, with_box_head
 from pipeline.models.runtime import Runtime
 from pipeline.models.training import Learner, image_losses
 from pipeline.models.weights import load_weights

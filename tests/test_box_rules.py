@@ -5,7 +5,8 @@ import pytest
 
 from pipeline.models.box_rules import BoxRule, CutMaps, boxes_in_pixels
 from pipeline.models.localizer import CamRule
-from schemas.config import HEURISTIC_THRESHOLDS, AnnotateConfig
+from schemas.annotate import AnnotateConfig
+from schemas.box_rules import HEURISTIC_THRESHOLDS
 from schemas.errors import UsageError
 from schemas.runs import RunManifest
 from tests.fake_lake import manifest_of

@@ -11,7 +11,7 @@ from jobs.suites.box_scores import MapsOfPhotographs, localized, overlap_with_op
 from jobs.suites.opencv_boxes import agreement, component_boxes, smooth_maps, upsampled
 from pipeline.arrays.areas import component_areas, mark_saddles, patch_kinds
 from pipeline.arrays.boxes import foreground_levels, level_boxes
-from pipeline.models.registry import load_network
+from pipeline.models.loading import load_network
 from pipeline.models.weights import load_weights
 from pipeline.storage.truth import read_truth
 from schemas.config import StorageConfig

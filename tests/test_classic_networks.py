@@ -1,53 +1,29 @@
 """The networks that camlake builds itself: VGG A to E, AlexNet, GoogLeNet and NIN, with GAP and GMP, at any width."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.models import vgg
 from pipeline.models.architecture import Architecture
 from pipeline.models.blocks import scaled
+from pipeline.models.building import cam_network, without_values
 from pipeline.models.catalog import describe
-from pipeline.models.convert import build_network, convert
-from pipeline.models.heads import ClassifierHead, ConvHead, LinearHead
-from pipeline.models.registry import (
-    architecture_of,
-    build,
-    cam_network,
-    check,
-    classifier_names,
-    fit_state,
-    load_network,
-    poolings_of,
-    preprocessing_of,
-    without_values,
-)
+from pipeline.models.convert import build_network
+from pipeline.models.heads import ClassifierHead
+from pipeline.models.loading import architecture_of, load_network
+from pipeline.models.registry import check, classifier_names, poolings_of, preprocessing_of
 from pipeline.models.zoo import DESIGNS
 from schemas.errors import ModelError
+from tests.networks import SMALL, images, seeded, state_of
 
 CAM_FORMS = [name for name, design in DESIGNS.items() if not design.family.refusal]
 OFFICIAL = ["vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"]
 MAP_SIDES = {"alexnet_gap": 13, "alexnet_plus_gap": 11, "nin": 6}
 """At 224 pixels; the others' is 14. NIN's is that of its released ImageNet network."""
-SMALL = Architecture("vgg16_gap", classes=3, width=0.125)
-
-
-def images(size: int, batch: int = 2) -> Tensor:
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(3))
-
-
-def seeded(architecture: Architecture) -> nn.Module:
-    torch.manual_seed(11)
-    return build(architecture).eval()
-
-
-def state_of(architecture: Architecture) -> dict[str, Tensor]:
-    return seeded(architecture).state_dict()
 
 
 def test_the_rows_of_table_1() -> None:
@@ -151,79 +127,6 @@ def test_parameters_of_two_cam_forms_by_hand() -> None:
     assert describe("vgg16c_gap").parameters == 14_714_688 + new + pointwise
 
 
-def torchvision_network(name: str) -> nn.Module:
-    """Return torchvision's network with random values, those of FC layers left out: on the meta device."""
-    with torch.device("meta"):
-        module = torchvision.models.get_model(name, **({"init_weights": False} if name == "googlenet" else {}))
-    generator = torch.Generator().manual_seed(5)
-    state = {key: value for key, value in module.state_dict().items() if not key.startswith("classifier.")}
-    for key, value in state.items():
-        if value.is_floating_point():
-            values = torch.rand(value.shape, generator=generator) + 0.5
-            state[key] = values if value.ndim == 1 else (values - 1) * (12 / value[0].numel()) ** 0.5
-        else:
-            state[key] = torch.ones(value.shape, dtype=value.dtype)
-    module.load_state_dict(state, strict=False, assign=True)
-    return module.eval()
-
-
-FIRST_LAYERS: dict[str, tuple[str, Callable[[nn.Module], nn.Module], Callable[[nn.Module], nn.Module]]] = {
-    "vgg11_gap": ("vgg11", lambda theirs: theirs.features[:-1], lambda ours: ours.features[:-2]),
-    "vgg11_bn_gap": ("vgg11_bn", lambda theirs: theirs.features[:-1], lambda ours: ours.features[:-2]),
-    **{
-        f"{name}_gap": (name, lambda theirs: theirs.features[:-1], lambda ours: ours.features[:-2])
-        for name in ("vgg13", "vgg16_bn", "vgg19")
-    },
-    "alexnet_gap": ("alexnet", lambda theirs: theirs.features[:-1], lambda ours: ours.features[:-2]),
-    "alexnet_plus_gap": ("alexnet", lambda theirs: theirs.features[:10], lambda ours: ours.features[:10]),
-    "googlenet_gap": (
-        "googlenet",
-        lambda theirs: nn.Sequential(*list(theirs.children())[:13]),
-        lambda ours: ours.features[:-2],
-    ),
-}
-"""Source, its layers up to the cut (conv5, of AlexNet* conv4, inception4e), and the converted network's."""
-NEW = {
-    "alexnet_plus_gap": [10, 13, 15],
-}
-"""Indices of the convolutions that AlexNet* has of its own: conv5, conv6, conv7."""
-
-
-@pytest.mark.parametrize("name", FIRST_LAYERS)
-def test_converted_convolutions_give_the_same_bits(name: str) -> None:
-    source, before_cut, converted_layers = FIRST_LAYERS[name]
-    theirs = torchvision_network(source)
-    architecture = Architecture(name, classes=5)
-    converted = convert(architecture, theirs.state_dict())
-    ours = build_network(architecture, converted.state).eval()
-    with torch.inference_mode():
-        pixels = images(48)
-        expected = before_cut(theirs)(pixels)
-        assert expected.std((2, 3)).max() > 0, "maps that tell places apart"
-        assert torch.equal(converted_layers(ours)(pixels), expected)
-    convolutions = [f"features.{index}" for index in NEW.get(name, ["cam_conv"])]
-    assert converted.new == tuple(
-        f"{layer}.{kind}" for layer in [*convolutions, "classifier.gap"] for kind in ("weight", "bias")
-    )
-
-
-def test_conversion_takes_a_checkpoint_of_other_classes_or_pooling() -> None:
-    state = state_of(SMALL)
-    other = Architecture("vgg16_gap", "gmp", 0.125, 7)
-    converted = convert(other, state)
-    assert converted.new == ("classifier.gmp.weight", "classifier.gmp.bias")
-    assert torch.equal(converted.state["features.cam_conv.weight"], state["features.cam_conv.weight"])
-    assert build_network(other, converted.state)(images(32)).shape == (2, 7)
-
-
-def test_a_registered_network_gets_a_new_head() -> None:
-    state = torchvision.models.resnet18().state_dict()
-    converted = convert(Architecture("resnet18", classes=4), state)
-    assert converted.new == ("fc.weight", "fc.bias")
-    assert torch.equal(converted.state["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
-    assert converted.state["fc.weight"].shape == (4, 512)
-
-
 @pytest.mark.parametrize("name", CAM_FORMS)
 def test_gmp_logits_are_weighted_sums_of_the_greatest_features(name: str) -> None:
     """S_c = Σ_k w_k^c max f_k + b_c; the class maps are the sums that they are under GAP. Of NIN S_c = max M_c."""
@@ -248,22 +151,6 @@ def test_gmp_logits_are_weighted_sums_of_the_greatest_features(name: str) -> Non
             torch.testing.assert_close(network.head.bias_of(every), bias.expand(2, -1))
         assert features.flatten(2).std(2).max() > 0, "maps that tell places apart"
         assert not torch.allclose(logits, maps.mean((2, 3)) + network.head.bias_of(every)), "no GAP"
-
-
-def test_gmp_heads_by_hand() -> None:
-    features = torch.tensor([[[[1.0, 3.0]], [[2.0, 0.0]]]])
-    linear = nn.Linear(2, 1)
-    linear.weight.data, linear.bias.data = torch.tensor([[1.0, 2.0]]), torch.tensor([0.5])
-    class_ids = torch.zeros(1, 1, dtype=torch.int64)
-    head = LinearHead(linear, "gmp")
-    assert head(features).pooled.tolist() == [[3, 2]]
-    assert head(features).logits.tolist() == [[7.5]], "3 + 2·2 + 0.5, from two places"
-    assert head.class_maps(features, class_ids).tolist() == [[[[5, 3]]]]
-    conv = nn.Conv2d(2, 1, 1)
-    conv.weight.data, conv.bias.data = torch.tensor([[[[1.0]], [[2.0]]]]), torch.tensor([0.5])
-    assert ConvHead(conv, "gmp")(features).logits.tolist() == [[5.5]], "one place"
-    broken = torch.cat([features * torch.nan, features])
-    assert head(broken).logits.isnan().tolist() == [[True], [False]]
 
 
 @settings(deadline=None, max_examples=40)
@@ -305,17 +192,6 @@ def test_training_reaches_every_parameter(name: str) -> None:
     assert dropouts - {0.0} == expected - {0.0}
 
 
-def test_a_state_is_copied_for_training_and_must_be_of_the_architecture() -> None:
-    state = state_of(SMALL)
-    module = build_network(SMALL, state)
-    with torch.no_grad():
-        module.classifier["gap"].bias.add_(1)
-    assert not state["classifier.gap.bias"].any()
-    message = r"the weights are those of vgg16_gap \(gap, width 0.125, 3 classes\), not of vgg16_gap \(gap, width 0.25"
-    with pytest.raises(ModelError, match=message):
-        build_network(Architecture("vgg16_gap", width=0.25, classes=3), state)
-
-
 def test_the_same_seed_gives_the_same_network() -> None:
     assert all(
         torch.equal(one, two) for one, two in zip(state_of(SMALL).values(), state_of(SMALL).values(), strict=True)
@@ -355,7 +231,7 @@ def test_fully_connected_networks_are_admitted_only_where_no_map_is_needed(name:
         (Architecture("vgg16_gap", width=0), "--width 0: allowed: multiples of 1/64"),
         (Architecture("vgg16_gap", width=5), "--width 5: allowed: multiples of 1/64"),
         (Architecture("vgg16_gap", classes=0), "0 classes: allowed: 1 or more"),
-        (Architecture("vit_b_16"), "vit_b_16 has no exact class activation map: it classifies by its class token"),
+        (Architecture("vit_b_16"), "vit_b_16 is not cut into feature maps and a head, as training and every --method"),
     ],
 )
 def test_what_can_not_be_built_is_refused_in_one_line(architecture: Architecture, message: str) -> None:
@@ -363,18 +239,3 @@ def test_what_can_not_be_built_is_refused_in_one_line(architecture: Architecture
         build_network(architecture)
     assert str(refusal.value).startswith(message)
     assert "\n" not in str(refusal.value)
-
-
-def test_weights_that_start_no_such_network_are_refused() -> None:
-    with pytest.raises(ModelError, match=r"--width 0.125: these weights are of width 1 and fit no other"):
-        convert(Architecture("alexnet_gap", width=0.125), without_values(Architecture("alexnet")).state_dict())
-    with pytest.raises(ModelError, match=r"don't fit vgg11: .*; they fit alexnet$"):
-        convert(Architecture("vgg11_gap"), without_values(Architecture("alexnet")).state_dict())
-    with pytest.raises(ModelError, match=r"don't fit vgg16_gap: 'classifier.gap.weight' is missing; they fit vgg16$"):
-        fit_state("vgg16_gap", without_values(Architecture("vgg16")).state_dict())
-    with pytest.raises(ModelError, match=r"don't fit vgg11_lrn_gap: .*; they fit vgg11$"):
-        convert(Architecture("vgg11_lrn_gap"), without_values(Architecture("vgg11")).state_dict())
-    with pytest.raises(
-        ModelError, match=r"don't fit nin: 'classifier.gap.weight' is \(1024,\), expected a row a class$"
-    ):
-        fit_state("nin", state_of(Architecture("nin", width=0.125)) | {"classifier.gap.weight": torch.zeros(1024)})

@@ -7,7 +7,7 @@ import yaml
 
 from jobs import cli
 from jobs.console import Screen
-from schemas.config import AnnotateConfig
+from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
 from tests.jobs_on import run_command
 
@@ -59,6 +59,10 @@ def test_version(camlake):
         (["annotate", "in", "--out", "o", "--log-format", "xml"], "--log-format 'xml': allowed: text, json"),
         (["annotate", "in", "--out", "o", "--model", "resnet5"], "unknown network 'resnet5'; did you mean 'resnet50'?"),
         (["annotate", "in", "--out", "o", "--model", "vgg16"], "vgg16 has no exact class activation map"),
+        (
+            ["annotate", "in", "--out", "o", "--model", "vit_b_16", "--method", "backprop"],
+            "vit_b_16 is not cut into feature maps and a head, as training and every --method need: it classifies by",
+        ),
         (["annotate", "in"], "--out is missing"),
         (["annotate", "--out", "o"], "INPUT is missing"),
         (["annotate", "in", "--out", "o", "--config", "no.yaml"], "--config 'no.yaml': can't be read"),

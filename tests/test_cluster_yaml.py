@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.graph.resources import Compute, Machine, plan_compute
-from schemas.config import AnnotateConfig
+from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,8 @@ from jobs import demo
 from jobs.console import Screen
 from pipeline.storage.filesystems import connect
 from pipeline.storage.verify import verify
-from schemas.config import DemoConfig, StorageConfig
+from schemas.config import StorageConfig
+from schemas.demo import DemoConfig
 from schemas.errors import UsageError
 
 

@@ -12,7 +12,7 @@ import pytest
 from jobs.console import Screen
 from jobs.suites import encoding as suite
 from pipeline.storage.encoding import Encoding, to_parquet
-from schemas.config import BenchmarkConfig
+from schemas.benchmark import BenchmarkConfig
 
 
 def test_heavy_rows_get_smaller_row_groups():

@@ -13,7 +13,7 @@ from pipeline.graph.estimate import RAY_CORES, RAY_START_S, predict
 from pipeline.graph.resources import Machine, plan_compute
 from pipeline.graph.timing import Pace, Size, Timed
 from pipeline.images.scenes import write_corpus
-from schemas.config import AnnotateConfig
+from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
 from tests.jobs_on import ROOT, run_command
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from schemas.scores import Scores
-from tests.test_evaluate import BUMP, Output, score
+from tests.scoring import BUMP, Output, score
 
 TRUTH = """file,class_id,xmin,ymin,xmax,ymax
 tight.jpg,2,40,40,50,50

@@ -4,11 +4,9 @@ import json
 import os
 import pickle
 import socket
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import ClassVar
 
 import fsspec
@@ -22,17 +20,7 @@ from schemas.errors import RejectedImage
 from schemas.tables import PLAN
 from tests.fetching import MAX_BYTES, fetch, plan_of, planned, reason
 from tests.listings import LOCAL
-
-
-@contextmanager
-def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+from tests.serving import QuietHandler, serving
 
 
 def test_local_files_in_the_plans_order(tmp_path):
@@ -115,7 +103,7 @@ def test_weird_keys_fetch_their_own_bytes(object_store):
     assert found == {f"{bucket}/{key}": f"bytes of {key}".encode() for key in keys}
 
 
-class _Bucket(BaseHTTPRequestHandler):
+class _Bucket(QuietHandler):
     """As much of S3 as a GET takes; notes each request and its connection."""
 
     protocol_version = "HTTP/1.1"
@@ -125,24 +113,16 @@ class _Bucket(BaseHTTPRequestHandler):
     connections: ClassVar[set[tuple[str, int]]] = set()
     failures: ClassVar[Counter[str]] = Counter()
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 (the base class's name)
         self.requests.append((self.command, self.path, self.headers["Range"]))
         self.regions[self.headers["Authorization"].split("/")[2]] += 1
         self.connections.add(self.client_address)
         self.failures[self.path] -= 1
         body = self.path.encode()
-        self.send_response(503 if self.failures[self.path] >= 0 else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT")
-        self.send_header("x-amz-bucket-region", "eu-north-1")
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+        status = 503 if self.failures[self.path] >= 0 else 200
+        self.answer(body, status, Last_Modified="Mon, 01 Jan 2024 00:00:00 GMT", x_amz_bucket_region="eu-north-1")
 
     do_HEAD = do_GET  # noqa: N815 (the base class's name)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
-        """Keep the tests' output clean."""
 
 
 @pytest.fixture
@@ -151,7 +131,7 @@ def counting() -> Iterator[type[_Bucket]]:
     _Bucket.connections.clear()
     _Bucket.failures.clear()
     _Bucket.regions.clear()
-    with serving(_Bucket) as url:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), _Bucket)) as url:
         _Bucket.storage = StorageConfig(endpoint_url=url)
         yield _Bucket
 
@@ -230,31 +210,24 @@ def test_a_store_that_is_not_there(monkeypatch):
 # -- a web server ------------------------------------------------------------------------------------------------------
 
 
-class _Web(BaseHTTPRequestHandler):
+class _Web(QuietHandler):
     failures_left = 0
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 (the base class's name)
         kind, _, query = self.path[1:].partition("?")
         if kind == "flaky" and _Web.failures_left:
             _Web.failures_left -= 1
             kind = "503"
         status = int(kind) if kind.isdigit() else 200
         body = b"x" * 5000 if kind == "large" else f"{kind} {query}".encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+        self.answer(body, status)
 
     do_HEAD = do_GET  # noqa: N815 (the base class's name)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
-        """Keep the tests' output clean."""
 
 
 @pytest.fixture
 def web() -> Iterator[str]:
-    with serving(_Web) as url:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), _Web)) as url:
         yield url
 
 

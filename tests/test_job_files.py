@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from jobs import annotate
-from schemas.config import AnnotateConfig
+from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"

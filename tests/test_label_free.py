@@ -20,10 +20,10 @@ from jobs.suites.label_free import (
 )
 from pipeline.arrays.figures import THRESHOLDS, Pairs
 from pipeline.images.scenes import write_corpus
-from pipeline.models.registry import load_network
+from pipeline.models.loading import load_network
 from pipeline.models.runtime import Runtime
 from pipeline.models.weights import load_weights
-from schemas.config import BenchmarkConfig
+from schemas.benchmark import BenchmarkConfig
 from schemas.errors import UsageError
 
 

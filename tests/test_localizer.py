@@ -1,5 +1,7 @@
 """One forward pass: classes, maps, boxes and features of a hand-worked network, and the independence of the batch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,9 +14,9 @@ from pipeline.graph.decoding import DECODED
 from pipeline.images.resize import ResizePlan
 from pipeline.models.box_rules import BoxRule
 from pipeline.models.heads import LinearHead
+from pipeline.models.loading import load_network
 from pipeline.models.localizer import CamRule, Localizer
 from pipeline.models.network import CamNetwork, Preprocessing
-from pipeline.models.registry import load_network
 from pipeline.models.runtime import Runtime
 
 RUNTIME = Runtime("cpu", "fp32", compile=False, threads=1, batch_size=8)
@@ -161,14 +163,14 @@ class TestStage:
 
     PIXELS = np.concatenate([picture((color, 0, 4, 0, 2), (2, 0, 8, 4, 8)) for color in (0, 1, 0)])
 
-    def stage(self, calibration=None):
+    def stage(self, calibration=None, runtime=RUNTIME):
         network = by_hand([[1, 0, 0], [0, 1, 0]])
         spec = AnnotateSpec(
             load=lambda state: network,
             labels=("red", "green"),
             image_size=8,
             rule=RULE,
-            runtime=RUNTIME,
+            runtime=runtime,
             outputs=("boxes", "heatmaps", "features"),
             feature_type="float32",
             resize=ResizePlan("fit", 8, (4, 4)),
@@ -223,6 +225,18 @@ class TestStage:
         expected = self.answers(stage(self.decoded(self.blobs(), reasons)))
         given = torch.from_numpy(self.PIXELS[[0, 2]])
         assert self.answers(stage.annotate(self.decoded([b""] * 3, reasons), given)) == expected
+
+    def test_features_carry_the_digits_of_the_networks_number_type(self):
+        noise = [np.random.default_rng(seed).bytes(192) for seed in range(3)]
+        exact, rounded = (
+            np.stack(
+                self.stage(runtime=replace(RUNTIME, precision=precision))(self.decoded(noise))["feature"].to_pylist()
+            )
+            for precision in ("fp32", "bf16")
+        )
+        assert np.any(exact.astype(np.float32).view(np.uint32) & 0x1FFF)
+        assert not np.any(rounded.astype(np.float32).view(np.uint32) & 0x1FFF)
+        assert np.allclose(rounded, exact, rtol=0.02)
 
     def test_a_calibration_makes_the_box_score(self):
         # The score is the sigmoid of -1, whatever the box: all weights but the bias are 0.

@@ -18,13 +18,14 @@ from pipeline.graph.source import ImageReader
 from pipeline.images.scenes import write_corpus
 from pipeline.models.architecture import Architecture
 from pipeline.models.box_rules import BoxRule
+from pipeline.models.building import build
 from pipeline.models.engine import Engine
+from pipeline.models.loading import load_network
 from pipeline.models.localizer import CamRule, Localizer
-from pipeline.models.registry import build, load_network
 from pipeline.models.runtime import Runtime
 from pipeline.models.views import make_views
 from pipeline.storage.listing import list_inputs
-from schemas.config import AnnotateConfig
+from schemas.annotate import AnnotateConfig
 from schemas.errors import ModelError, UsageError
 
 RUNTIME = Runtime("cpu", "fp32", compile=False, threads=1, batch_size=8)

@@ -106,11 +106,13 @@ def test_a_coco_file_gives_masks_by_image_and_category() -> None:
     }
     masks = masks_of_coco(document, "truth.json")
     assert masks is not None
-    inside, crowd = masks.of("a.jpg", "ring", (4, 4))
+    found = masks.of("a.jpg", "ring", (4, 4))
+    assert found is not None
+    inside, crowd = found
     assert inside[:2, :2].all()
     assert inside[:, 3].all()
     assert not crowd.any()
-    assert not masks.of("a.jpg", "cat", (4, 4))[0].any()
+    assert masks.of("a.jpg", "cat", (4, 4)) is None
     assert masks_of_coco({**document, "annotations": document["annotations"][2:]}, "truth.json") is None
     with pytest.raises(UsageError, match=r"'truth.json': not COCO's JSON: KeyError\('categories'\)"):
         masks_of_coco({"images": []}, "truth.json")

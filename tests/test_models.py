@@ -1,4 +1,4 @@
-"""Every network's maps and logits against the original torchvision module; heads on cases worked by hand; refusals."""
+"""Every network's maps and logits against the original torchvision module; what is refused; the catalog."""
 
 import csv
 import inspect
@@ -8,27 +8,20 @@ import cv2
 import pytest
 import torch
 import torchvision
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.models.architecture import Architecture
+from pipeline.models.building import without_values
 from pipeline.models.catalog import describe
 from pipeline.models.families import FAMILIES, REFUSED
-from pipeline.models.heads import ConvHead, Head, LinearHead, NormedHead
+from pipeline.models.loading import load_network
 from pipeline.models.network import Preprocessing
-from pipeline.models.registry import (
-    DEMO,
-    classifier_names,
-    default_architecture,
-    load_network,
-    model_names,
-    without_values,
-)
+from pipeline.models.registry import DEMO, classifier_names, default_architecture, model_names
 from pipeline.models.tiny import TinyCam
 from pipeline.models.zoo import DESIGNS
 from schemas.errors import ModelError
+from tests.networks import logits_of_maps
 
 SMALL_PX = {"inception_v3": 107, "alexnet_plus_gap": 107, "nin": 107}
 """The smallest inputs with more than one map cell; 64 does for the others."""
@@ -62,11 +55,6 @@ def pictures(size: int, batch: int = 2) -> Tensor:
 def normalized(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
     return ((images / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
-
-
-def logits_of_maps(head: Head, features: Tensor) -> Tensor:
-    every = torch.arange(head.classes).expand(len(features), -1)
-    return head.class_maps(features, every).mean((2, 3)) + head.bias_of(every)
 
 
 def assert_same_logits(actual: Tensor, expected: Tensor) -> None:
@@ -110,90 +98,6 @@ def test_pretrained_inceptions_own_input_transform_is_kept(name: str) -> None:
     images = pictures(size)
     with torch.inference_mode():
         assert_same_logits(network(images).logits, module(normalized(images, as_torchvision)))
-
-
-def linear_of(weight: list[list[float]], bias: list[float]) -> nn.Linear:
-    linear = nn.Linear(len(weight[0]), len(weight))
-    linear.weight.data, linear.bias.data = torch.tensor(weight), torch.tensor(bias)
-    return linear
-
-
-FEATURES = torch.tensor([[[[1.0, 3.0]], [[0.0, 2.0]]], [[[2.0, 2.0]], [[4.0, 0.0]]]])
-"""Two images, K = 2 maps of 1×2 cells, with averages (2, 1) and (2, 2)."""
-
-
-def test_linear_head_by_hand() -> None:
-    head = LinearHead(linear_of([[1.0, 2.0], [-1.0, 0.5], [0.0, 3.0]], [0.5, 0.0, -1.0]))
-    logits, pooled = head(FEATURES)
-    assert pooled.tolist() == [[2, 1], [2, 2]]
-    assert logits.tolist() == [[4.5, -1.5, 2.0], [6.5, -1.0, 5.0]]
-    class_ids = torch.tensor([[2, 0], [1, 1]])
-    assert head.class_maps(FEATURES, class_ids).tolist() == [[[[0, 6]], [[1, 7]]], [[[0, -2]], [[0, -2]]]]
-    assert head.bias_of(class_ids).tolist() == [[-1, 0.5], [0, 0]]
-    assert (head.channels, head.classes) == (2, 3)
-
-
-def test_conv_head_by_hand() -> None:
-    conv = nn.Conv2d(2, 2, 1)
-    conv.weight.data = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])[..., None, None]
-    conv.bias.data = torch.tensor([0.0, 0.5])
-    head = ConvHead(conv)
-    logits, pooled = head(FEATURES)
-    assert pooled.tolist() == [[2, 1], [2, 2]]
-    assert logits.tolist() == [[1, 0], [1, 1.25]]
-    class_ids = torch.tensor([[0], [1]])
-    assert head.class_maps(FEATURES, class_ids).tolist() == [[[[1, 1]]], [[[2.5, 0]]]], "a bias inside the ReLU"
-    assert head.bias_of(class_ids).tolist() == [[0], [0]]
-    assert (head.channels, head.classes) == (2, 2)
-
-
-def test_normed_head_by_hand() -> None:
-    norm = nn.LayerNorm(2, eps=0.0)
-    norm.weight.data, norm.bias.data = torch.tensor([2.0, 1.0]), torch.tensor([1.0, -1.0])
-    head = NormedHead(norm, linear_of([[1.0, 0.0], [1.0, 3.0]], [0.25, 0.0]))
-    first = FEATURES[:1]
-    logits, pooled = head(first)  # averages 2 and 1: mean 1.5, deviation 0.5, normalized 1 and -1
-    assert pooled.tolist() == [[3, -2]]
-    assert logits.tolist() == [[3.25, -3]]
-    class_ids = torch.tensor([[0, 1]])
-    assert head.bias_of(class_ids).tolist() == [[1.25, -2]]
-    # w*gamma = (2, 0), centered (1, -1); and (2, 3), centered (-0.5, 0.5); over the deviation 0.5
-    assert head.class_maps(first, class_ids).tolist() == [[[[2, 2]], [[-1, -1]]]]
-
-
-@given(
-    st.sampled_from(["linear", "conv", "normed"]),
-    st.integers(1, 4),
-    st.integers(2, 9),
-    st.integers(1, 5),
-    st.integers(1, 5),
-    st.integers(1, 6),
-    st.integers(0, 2**31),
-)
-def test_heads_are_exact_for_every_shape(
-    kind: str, batch: int, channels: int, height: int, width: int, classes: int, seed: int
-) -> None:
-    torch.manual_seed(seed)
-    linear, conv = nn.Linear(channels, classes).double(), nn.Conv2d(channels, classes, 1).double()
-    norm = nn.LayerNorm(channels).double()
-    for values in (norm.weight, norm.bias):
-        nn.init.normal_(values)
-    heads = {"linear": LinearHead(linear), "conv": ConvHead(conv), "normed": NormedHead(norm, linear)}
-    features = torch.randn(batch, channels, height, width, dtype=torch.float64)
-    with torch.inference_mode():
-        expected = heads[kind](features).logits
-        torch.testing.assert_close(logits_of_maps(heads[kind], features), expected, rtol=1e-9, atol=1e-9)
-
-
-def test_a_broken_image_leaves_the_others_of_its_batch_alone() -> None:
-    head = LinearHead(linear_of([[1.0, 2.0]], [0.0]))
-    features = FEATURES.clone()
-    features[0, 0, 0, 0] = torch.nan
-    assert head(features).logits.isnan().tolist() == [[True], [False]]
-    assert head.class_maps(features, torch.zeros(2, 1, dtype=torch.int64)).isnan().any((1, 2, 3)).tolist() == [
-        True,
-        False,
-    ]
 
 
 def test_every_network_of_torchvision_is_supported_or_refused() -> None:

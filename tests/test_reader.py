@@ -27,21 +27,6 @@ from tests.fake_lake import DATE, MODEL, START, FakeLake, image_id, rows_of
 OTHER = "other-87654321"
 
 
-@pytest.fixture(params=["local", "memory", "s3", "ceph"])
-def lake(request, tmp_path) -> FakeLake:
-    if request.param == "local":
-        return FakeLake(str(tmp_path / "out [1]" / "model=x" / "date=it's"))
-    if request.param == "memory":
-        return FakeLake(f"memory://{uuid.uuid4().hex}/model=x/out")
-    store = request.getfixturevalue(request.param)
-    return FakeLake(f"s3://{store.bucket()}/out=1/it's *", store.storage)
-
-
-@pytest.fixture
-def local(tmp_path) -> FakeLake:
-    return FakeLake(str(tmp_path / "out"))
-
-
 def opened(lake: FakeLake) -> camlake.Lake:
     return camlake.open(lake.out, endpoint_url=lake.storage.endpoint_url)
 

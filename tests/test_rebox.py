@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,8 +16,9 @@ from pipeline.storage.commit import Committer, finish_run, start_run
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lease import Lease
 from pipeline.storage.verify import verify
-from schemas.config import ReportConfig, StorageConfig
+from schemas.config import StorageConfig
 from schemas.errors import StoreError, UsageError
+from schemas.reading import ReportConfig
 from schemas.reasons import Reason
 from schemas.rebox import ReboxConfig
 from tests.fake_lake import MODEL, SETTINGS, FakeLake, manifest_of, rows_of
@@ -30,10 +32,11 @@ FLAT = Calibration(means=(0.0,) * 6, scales=(1.0,) * 6, weights=(0.0,) * 6, bias
 
 
 @pytest.fixture(autouse=True)
-def _runs_in_order(monkeypatch):
-    """Let the ids of runs within one second ascend."""
-    numbers = itertools.count()
-    monkeypatch.setattr("pipeline.rebox.new_run_id", lambda: f"20261123T230000-{next(numbers):06x}")
+def _random_bits_descend(monkeypatch):
+    """Let nothing but the time put the ids of runs in order, however fast they follow each other."""
+    numbers = itertools.count(1)
+    falling = SimpleNamespace(token_hex=lambda n_bytes: f"{256**n_bytes - next(numbers):0{2 * n_bytes}x}")
+    monkeypatch.setattr("pipeline.storage.lake.secrets", falling)
 
 
 @pytest.fixture
@@ -113,16 +116,16 @@ def test_only_current_rows_are_taken_and_only_what_is_new(source):
     assert problems(source, "later") == ()
 
 
-def test_what_a_killed_run_committed_is_done(source, monkeypatch):
+def test_what_a_failed_run_committed_is_done(source, monkeypatch):
     def dies(self, task, *rows):
         if task == "000002":
-            raise StoreError("killed")
+            raise StoreError("disk full")
         return commit(self, task, *rows)
 
     commit = Committer.commit
     with monkeypatch.context() as patch:
         patch.setattr(Committer, "commit", dies)
-        with pytest.raises(StoreError, match="killed"):
+        with pytest.raises(StoreError, match="disk full"):
             again(source)
     counts = again(source).counts
     assert (counts.already_done, counts.planned) == (4, 1)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from jobs.console import Screen
 from jobs.report import run as run_report
-from jobs.train import run as run_train
 from jobs.verify import run as run_verify
 from pipeline import camlake
 from pipeline.arrays.metrics import paired_iou
@@ -23,11 +22,14 @@ from pipeline.models.box_rules import BoxRule
 from pipeline.models.checkpoint import read_checkpoint
 from pipeline.models.localizer import CamRule, Localizer
 from pipeline.storage.truth import read_truth
-from schemas.config import NO_CUT, AnnotateConfig, ReportConfig, StorageConfig, VerifyConfig
+from schemas.annotate import AnnotateConfig
+from schemas.box_rules import NO_CUT
+from schemas.config import StorageConfig
 from schemas.errors import ModelError, UsageError
-from schemas.training import TrainConfig
+from schemas.reading import ReportConfig, VerifyConfig
 from tests.jobs_on import run_annotate
 from tests.test_localizer import RUNTIME, by_hand
+from tests.training import train
 
 SIDE, MAP = 8, 4
 RULE = CamRule(topk=2, boxes=BoxRule("paper", NO_CUT, 0.0))
@@ -84,14 +86,27 @@ def corpus(tmp_path_factory):
     return folder
 
 
+WITH_BOXES = {"supervision": "boxes", "epochs": 1, "val_share": 0.25}
+
+
 @pytest.fixture(scope="module")
 def trained(ray_session, corpus, tmp_path_factory):
     """Weights of one epoch with boxes."""
     out = tmp_path_factory.mktemp("trained") / "out"
-    options = {"model": "alexnet_gap", "weights": "none", "width": 0.125, "image_size": 64, "precision": "fp32"}
-    options |= {"supervision": "boxes", "epochs": 1, "batch_size": 8, "val_share": 0.25, "lr": 1e-3}
-    run_train(TrainConfig.resolve({"input": str(corpus / "train.csv"), "out": str(out), **options}), Screen())
+    train(corpus / "train.csv", out, **WITH_BOXES)
     return out
+
+
+def test_two_processes_learn_boxes_as_one_does_with_twice_the_batch(trained, corpus, tmp_path):
+    train(corpus / "train.csv", tmp_path / "two", workers=2, **WITH_BOXES)
+    one, two = (json.loads((out / "metrics.jsonl").read_text()) for out in (trained, tmp_path / "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for name in ("train_loss", "train_top1", "train_iou", "val_loss", "val_top1", "val_iou", "val_top1_loc"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+    state, other = (read_checkpoint(str(out / "last.safetensors")).state for out in (trained, tmp_path / "two"))
+    assert state.keys() == other.keys()
+    for name, value in state.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_what_a_training_with_boxes_leaves(trained):

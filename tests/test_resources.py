@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.graph.resources import COMMIT_BYTES, Machine, decoders, images_per_commit, images_per_slice, plan_compute
-from schemas.config import AnnotateConfig
+from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
 
 LAPTOP = Machine(cpus=4, gpus=0, cores=2)

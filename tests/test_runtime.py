@@ -17,10 +17,11 @@ from jobs.suites import gpu
 from pipeline.graph.annotating import BusyClock
 from pipeline.models.engine import Engine
 from pipeline.models.heads import LinearHead
+from pipeline.models.loading import load_network
 from pipeline.models.network import CamNetwork, Preprocessing
-from pipeline.models.registry import load_network, model_names
+from pipeline.models.registry import model_names
 from pipeline.models.runtime import Runtime, resolve_precision
-from schemas.config import BenchmarkConfig
+from schemas.benchmark import BenchmarkConfig
 from schemas.errors import ModelError, UsageError
 
 MEMBERS = {

@@ -3,6 +3,8 @@
 import pyarrow as pa
 import pytest
 
+from jobs.console import Screen
+from jobs.rebox import rebox
 from pipeline import camlake
 from pipeline.images.scenes import write_corpus
 from pipeline.storage.fetch import Fetcher
@@ -13,6 +15,7 @@ from pipeline.storage.listing import list_inputs
 from pipeline.storage.verify import verify
 from schemas.config import StorageConfig
 from schemas.errors import InputError, LeaseError, StoreError
+from schemas.rebox import ReboxConfig
 from tests.jobs_on import run_annotate, run_command
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -45,6 +48,15 @@ def test_bucket_to_bucket(object_store, photographs):
     assert verify(*connect(out, StorageConfig(endpoint_url=endpoint))).problems == ()
     outside = [key for key in object_store.keys(bucket) if not key.startswith("labels/")]
     assert outside == []
+
+    options = {"labels": out, "out": f"s3://{bucket}/again", "endpoint_url": endpoint}
+    counts = rebox(ReboxConfig.resolve(options), Screen()).counts
+    assert (counts.annotated, counts.rejected) == (12, 1)
+    assert rebox(ReboxConfig.resolve(options), Screen()).counts.already_done == 13
+    with camlake.open(out, endpoint_url=endpoint) as old, camlake.open(options["out"], endpoint_url=endpoint) as new:
+        query = "SELECT uri, rank, label, class_prob FROM boxes ORDER BY uri, rank"
+        assert new.sql(query).fetchall() == old.sql(query).fetchall() != []
+    assert verify(*connect(options["out"], StorageConfig(endpoint_url=endpoint))).problems == ()
 
 
 def test_secrets_stay_out_of_the_bucket(object_store, photographs):

@@ -12,7 +12,8 @@ from pipeline.storage.fetch import Fetcher
 from pipeline.storage.filesystems import connect
 from pipeline.storage.listing import list_inputs
 from pipeline.storage.verify import verify
-from schemas.config import AnnotateConfig, StorageConfig
+from schemas.annotate import AnnotateConfig
+from schemas.config import StorageConfig
 
 BODY = b"0123456789"
 

@@ -15,7 +15,7 @@ from pipeline.graph.source import FETCHED
 from pipeline.images.decode import DecodeLimits, decode
 from pipeline.images.jpeg import scale_for, scaled
 from pipeline.images.resize import MARGIN, ResizePlan
-from schemas.config import AnnotateConfig
+from schemas.annotate import AnnotateConfig
 from schemas.errors import RejectedImage
 from schemas.reasons import Reason
 from tests.pictures import ORIENTATION, encoded

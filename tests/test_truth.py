@@ -88,6 +88,15 @@ def test_wsolevaluation_folder(tmp_path: Path) -> None:
     assert truth.owner.tolist() == [0, 0, 1]
 
 
+def test_wsolevaluation_folder_of_masks_has_pairs_without_boxes(tmp_path: Path) -> None:
+    lines = "val/a.jpg,a1.png,a_ignore.png\nval/a.jpg,a2.png,\nval/b.jpg,b.png,\nval/none.jpg,none.png,\n"
+    (tmp_path / "localization.txt").write_text(lines)
+    (tmp_path / "class_labels.txt").write_text("val/a.jpg,65\nval/b.jpg,7\n")
+    truth = read_truth(str(tmp_path), LOCAL)
+    assert (truth.keys, truth.class_ids, truth.without_class) == (("val/a.jpg", "val/b.jpg"), ((65,), (7,)), 1)
+    assert (truth.boxes_xyxy.shape, truth.owner.tolist()) == ((0, 4), [])
+
+
 def test_truth_on_another_file_system() -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/t/truth.csv", (HEADER + "a.png,9,9,ring,3,1,2,3,4\n").encode())
@@ -130,7 +139,7 @@ def test_a_key_that_fits_two_images_is_refused() -> None:
         (HEADER + "a,1,1,ring,three,0,0,1,1\n", "class id 'three'"),
         (HEADER + "a,1,1,ring,-3,0,0,1,1\n", "class id '-3'"),
         (HEADER + "a,1,1,ring,3,50,50,20,20\n", "are these width, height"),
-        (HEADER + "a,1,1,person,,0,0,1,1\n", "no box of a class"),
+        (HEADER + "a,1,1,person,,0,0,1,1\n", "no object of a class"),
         ("", "can't be read as csv"),
     ],
 )
@@ -158,13 +167,6 @@ def test_a_wrong_file_or_folder_is_refused(tmp_path: Path, name: str, content: s
     (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=message):
         read_truth(str(tmp_path / name.split("/", maxsplit=1)[0]), LOCAL)
-
-
-def test_masks_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "localization.txt").write_text("a.png,mask.png,ignore.png\n")
-    (tmp_path / "class_labels.txt").write_text("a.png,1\n")
-    with pytest.raises(UsageError, match="masks"):
-        read_truth(str(tmp_path), LOCAL)
 
 
 def test_a_missing_truth_is_an_input_error(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from pipeline.graph.resources import Machine
 from pipeline.graph.timing import Pace, Speed, Timed
 from pipeline.graph.tuning import tune, worth_tuning
-from schemas.config import AnnotateConfig
+from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
 
 LAPTOP = Machine(cpus=4, gpus=0, cores=2)

@@ -1,7 +1,6 @@
 """verify finds each kind of damage, and nothing in a sound output."""
 
 import io
-import uuid
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,21 +17,6 @@ from schemas.runs import DataFile, RunManifest
 from tests.fake_lake import DATE, MODEL, FakeLake, rows_of
 
 OTHER = "other-87654321"
-
-
-@pytest.fixture(params=["local", "memory", "s3", "ceph"])
-def lake(request, tmp_path) -> FakeLake:
-    if request.param == "local":
-        return FakeLake(str(tmp_path / "out [1]" / "it's"))
-    if request.param == "memory":
-        return FakeLake(f"memory://{uuid.uuid4().hex}/out")
-    store = request.getfixturevalue(request.param)
-    return FakeLake(f"s3://{store.bucket()}/out", store.storage)
-
-
-@pytest.fixture
-def local(tmp_path) -> FakeLake:
-    return FakeLake(str(tmp_path / "out"))
 
 
 def problems(lake: FakeLake) -> list[str]:

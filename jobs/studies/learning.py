@@ -13,10 +13,11 @@ from jobs.studies.scenes import SceneSet
 from pipeline.images.augment import draw_views, take_views
 from pipeline.images.drawings import CLASSES
 from pipeline.models.box_head import BoxedNetwork
+from pipeline.models.building import build, cam_network, with_box_head
 from pipeline.models.families import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.models.network import CamNetwork, Preprocessing
 from pipeline.models.recipe import Recipe
-from pipeline.models.registry import build, cam_network, family_of, with_box_head
+from pipeline.models.registry import family_of
 from pipeline.models.runtime import resolve_precision
 from pipeline.models.training import Learner
 from schemas.errors import UsageError

@@ -15,8 +15,8 @@ from pipeline.arrays import metrics
 from pipeline.arrays.boxes import level_boxes
 from pipeline.arrays.figures import THRESHOLDS, Pairs
 from pipeline.images.resize import map_to_image_xyxy
+from pipeline.models.loading import load_network
 from pipeline.models.network import CamNetwork
-from pipeline.models.registry import load_network
 from pipeline.models.weights import load_weights
 from pipeline.storage.truth import Truth, read_truth
 from schemas.config import StorageConfig

@@ -16,7 +16,7 @@ from jobs.suites.box_scores import photograph_scores
 from jobs.suites.common import PHOTO_HW, Figures, spread
 from jobs.suites.opencv_boxes import THRESHOLD, agreement, component_boxes, smooth_maps, upsampled
 from pipeline.arrays.boxes import foreground_levels, level_boxes
-from schemas.config import BenchmarkConfig
+from schemas.benchmark import BenchmarkConfig
 
 MAPS = 160
 """Five classes of a batch of 32."""

@@ -25,7 +25,9 @@ from pipeline.images.scenes import CLASSES, render_scene
 from pipeline.models.registry import DEMO
 from pipeline.models.runtime import resolve_precision
 from pipeline.storage import lineage
-from schemas.config import BenchmarkConfig, Precision
+from schemas.annotate import AnnotateConfig
+from schemas.benchmark import BenchmarkConfig
+from schemas.config import Precision
 from schemas.errors import UsageError
 
 PHOTO_HW = (375, 500)
@@ -92,6 +94,17 @@ def weights_file(config: BenchmarkConfig, folder: Path) -> str:
     path = folder / f"{config.model}-random.safetensors"
     safetensors.torch.save_model(torchvision.models.get_model(config.model, weights=None), str(path))
     return str(path)
+
+
+def photographs_job(config: BenchmarkConfig, folder: Path, **options: Any) -> AnnotateConfig:
+    """Return the job over ``folder``'s photographs, into ``folder``'s out, with the suite's network."""
+    return AnnotateConfig(
+        input=str(folder / "photographs"),
+        out=str(folder / "out"),
+        model=config.model,
+        weights=weights_file(config, folder),
+        **options,
+    )
 
 
 class Watch(Screen):

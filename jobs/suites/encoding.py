@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.console import Screen
-from jobs.suites.common import Figures, make_photographs, spread, weights_file
+from jobs.suites.common import Figures, make_photographs, photographs_job, spread
 from pipeline.graph.annotating import AnnotateStage
 from pipeline.graph.decoding import DecodeStage
 from pipeline.graph.job import load_model, make_job, open_run, plan_inputs
@@ -26,7 +26,7 @@ from pipeline.models.registry import DEMO
 from pipeline.storage.encoding import Encoding, to_parquet
 from pipeline.storage.lake import Layout
 from pipeline.storage.rows import split_rows
-from schemas.config import AnnotateConfig, BenchmarkConfig
+from schemas.benchmark import BenchmarkConfig
 from schemas.tables import OPTIONAL_TABLES, Table
 
 IMAGES = 20_480
@@ -78,13 +78,7 @@ def _annotated(config: BenchmarkConfig, folder: Path) -> pa.Table:
     if config.images is None:
         config = config.model_copy(update={"model": DEMO, "weights": None})
     make_photographs(config, folder / "photographs", min(config.count, MOST_ANNOTATED))
-    job_config = AnnotateConfig(
-        input=str(folder / "photographs"),
-        out=str(folder / "out"),
-        model=config.model,
-        weights=weights_file(config, folder),
-        device="cpu",
-    )
+    job_config = photographs_job(config, folder, device="cpu")
     model = load_model(job_config)
     with open_run(job_config, model) as run:
         plan_dir = Layout(run.root).plan_dir(run.manifest.run_id)

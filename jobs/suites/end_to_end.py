@@ -15,15 +15,13 @@ from jobs.suites.common import (
     annotated_s,
     in_new_process,
     make_photographs,
-    resolved_precision,
     spread,
     steady_per_s,
-    weights_file,
 )
 from jobs.suites.peers import own_job
-from jobs.suites.peers.by_hand import Setup
+from jobs.suites.peers.by_hand import Setup, setup_in
 from jobs.suites.peers.loops import bare_loop, hand_loop
-from schemas.config import BenchmarkConfig
+from schemas.benchmark import BenchmarkConfig
 
 LOOP_IMAGES = 640
 """Images of one run of a loop: enough for a few seconds, since it has no start-up to leave out."""
@@ -45,13 +43,7 @@ def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
         folder = Path(temporary)
         make_photographs(config, folder / "photographs", config.count)
         make_photographs(config, folder / "few", min(config.count, LOOP_IMAGES))
-        setup = Setup(
-            photographs=folder / "photographs",
-            out=folder / "out",
-            model=config.model,
-            weights=weights_file(config, folder),
-            precision=resolved_precision(config),
-        )
+        setup = setup_in(config, folder)
         jobs, tables, bare = [], [], []
         for repeat in range(config.repeats):
             before = _loops(setup, folder / "few", f"{repeat}-before")

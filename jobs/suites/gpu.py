@@ -27,9 +27,9 @@ from jobs.suites.common import (
     Watch,
     annotated_s,
     make_photographs,
+    photographs_job,
     spread,
     steady_per_s,
-    weights_file,
 )
 from jobs.suites.opencv_boxes import THRESHOLD, component_boxes, smooth_maps, upsampled
 from jobs.suites.stage_parts import network_parts
@@ -41,9 +41,10 @@ from pipeline.graph.resources import Machine, plan_compute
 from pipeline.graph.source import FETCHED
 from pipeline.graph.stream import TABLES_AT_A_TIME
 from pipeline.models.engine import DTYPES, to_host
-from pipeline.models.registry import load_network
+from pipeline.models.loading import load_network
 from pipeline.models.runtime import resolve_precision
-from schemas.config import AnnotateConfig, BenchmarkConfig
+from schemas.annotate import AnnotateConfig
+from schemas.benchmark import BenchmarkConfig
 from schemas.errors import UsageError
 
 DEVICE = "cuda"
@@ -63,15 +64,7 @@ def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         photographs = make_photographs(config, folder / "photographs", config.count)
-        job = AnnotateConfig(
-            input=str(folder / "photographs"),
-            out=str(folder / "out"),
-            model=config.model,
-            weights=weights_file(config, folder),
-            precision=config.precision,
-            device="cuda",
-            compile="on",
-        )
+        job = photographs_job(config, folder, precision=config.precision, device="cuda", compile="on")
         runs: defaultdict[str, list[float]] = defaultdict(list)
         sides = _sides(job, photographs[:SAMPLE])
         for repeat in range(config.repeats):

@@ -26,13 +26,15 @@ from pipeline.arrays.maps import quantize
 from pipeline.arrays.metrics import IOU_DELTA, Bools, bootstrap_interval
 from pipeline.images.resize import ResizePlan
 from pipeline.models.engine import Engine
+from pipeline.models.loading import load_network
 from pipeline.models.methods import METHODS
-from pipeline.models.registry import load_network
 from pipeline.models.runtime import Runtime
 from pipeline.models.views import Canvas, ViewPlan, make_views, mean_of, plan_views
 from pipeline.models.weights import Weights, load_weights
 from pipeline.storage.truth import read_truth
-from schemas.config import BenchmarkConfig, Method, StorageConfig, Tta
+from schemas.annotate import Method, Tta
+from schemas.benchmark import BenchmarkConfig
+from schemas.config import StorageConfig
 from schemas.errors import UsageError
 
 RESOLUTIONS = (224, 288, 320, 448)

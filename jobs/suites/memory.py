@@ -19,7 +19,8 @@ from jobs.console import Advance, Screen
 from jobs.suites.common import Figures, Watch, make_photographs
 from jobs.suites.usage import peak_bytes
 from pipeline.models.registry import DEMO
-from schemas.config import AnnotateConfig, BenchmarkConfig
+from schemas.annotate import AnnotateConfig
+from schemas.benchmark import BenchmarkConfig
 from schemas.errors import CamlakeError
 
 SIZES = (100, 10_000, 100_000)

@@ -12,7 +12,9 @@ from jobs.suites.common import Figures, Watch
 from pipeline import camlake
 from pipeline.evaluation import evaluate
 from pipeline.storage.truth import read_truth
-from schemas.config import AnnotateConfig, BenchmarkConfig, StorageConfig
+from schemas.annotate import AnnotateConfig
+from schemas.benchmark import BenchmarkConfig
+from schemas.config import StorageConfig
 from schemas.errors import UsageError
 
 

@@ -29,7 +29,9 @@ from pipeline.storage.lake import load_commits
 from pipeline.storage.listing import list_inputs
 from pipeline.storage.planning import make_plan
 from pipeline.storage.verify import verify
-from schemas.config import AnnotateConfig, BenchmarkConfig, StorageConfig
+from schemas.annotate import AnnotateConfig
+from schemas.benchmark import BenchmarkConfig
+from schemas.config import StorageConfig
 from schemas.errors import CamlakeError
 
 GPU_IMAGES_PER_S = 10_000.0

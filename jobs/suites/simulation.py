@@ -20,7 +20,7 @@ from pipeline.images.resize import ResizePlan
 from pipeline.storage.lake import Layout
 from pipeline.storage.listing import list_inputs
 from pipeline.storage.planning import make_plan
-from schemas.config import AnnotateConfig
+from schemas.annotate import AnnotateConfig
 from schemas.errors import CamlakeError
 from schemas.runs import RunManifest
 

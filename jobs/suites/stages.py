@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.console import Screen
-from jobs.suites.common import Figures, make_photographs, spread, weights_file
+from jobs.suites.common import Figures, make_photographs, photographs_job, spread
 from jobs.suites.stage_parts import Timed, by_batch, network_parts
 from pipeline.graph.annotating import AnnotateStage
 from pipeline.graph.decoding import DecodeSpec, DecodeStage
@@ -30,7 +30,8 @@ from pipeline.storage.lake import Layout
 from pipeline.storage.listing import list_inputs
 from pipeline.storage.planning import Plan
 from pipeline.storage.rows import split_rows
-from schemas.config import AnnotateConfig, BenchmarkConfig
+from schemas.annotate import AnnotateConfig
+from schemas.benchmark import BenchmarkConfig
 
 SAMPLE = 256
 """Photographs of every stage behind the plan; listing and planning see all of ``count``."""
@@ -48,13 +49,7 @@ def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
         make_photographs(config, folder / "sample", min(SAMPLE, config.count))
         copies = config.model_copy(update={"images": str(folder / "sample")})
         make_photographs(copies, folder / "photographs", config.count)
-        job_config = AnnotateConfig(
-            input=str(folder / "photographs"),
-            out=str(folder / "out"),
-            model=config.model,
-            weights=weights_file(config, folder),
-            precision=config.precision,
-        )
+        job_config = photographs_job(config, folder, precision=config.precision)
         model = load_model(job_config)
         with open_run(job_config, model) as run:
             timed, workers = _to_time(job_config, model, run)

@@ -18,7 +18,7 @@ from pipeline.images.decode import DecodedImage, DecodeLimits
 from pipeline.images.decoder import Decoder
 from pipeline.images.resize import ResizePlan
 from pipeline.storage.rows import IDENTITY
-from schemas.config import JpegScaling
+from schemas.annotate import JpegScaling
 from schemas.errors import RejectedImage
 from schemas.tables import PLAN
 

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
-from ray.data import ExecutionResources
+from ray.data import DataContext, Datasource, ExecutionResources, ReadTask
+from ray.data.block import BlockMetadata
 
 from pipeline.images.decode import DecodedImage, DecodeLimits
 from pipeline.images.decoder import Decoder
@@ -95,18 +96,48 @@ class Feed:
         if not len(order):
             return
         blocks = -(-len(order) // PICTURES_PER_TASK)
-        dataset = ray.data.range(len(order), override_num_blocks=blocks)
+        dataset = ray.data.read_datasource(_Places(len(order)), num_cpus=self.task_cpus, override_num_blocks=blocks)
         options = dataset.context.execution_options
         options.preserve_order = True
         options.resource_limits = ExecutionResources(cpu=self.cpus)
         pictures = dataset.map_batches(
-            self.reader.read_places,  # type: ignore[arg-type] # Ray's type has no room for fn_kwargs.
+            self.reader.read_places,
             batch_size=None,
             num_cpus=self.task_cpus,
             fn_kwargs={"plan": self.plan, "order": ray.put(order)},
         )
         for batch in pictures.iter_batches(batch_size=batch_size, prefetch_batches=PREFETCHED_BATCHES):
             yield _pictures(cast(dict[str, NDArray[Any]], batch))
+
+
+class _Places(Datasource):
+    """The numbers from 0 to ``n`` - 1 as the column id.
+
+    ``ray.data.range`` asks for a whole CPU for each of its tasks. They would be tasks beside those that read pictures,
+    and where the learning processes leave no machine a whole one, they would wait for ever.
+    """
+
+    def __init__(self, n: int) -> None:
+        """Prepare no number yet."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._n = n
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Return the bytes of all numbers."""
+        return 8 * self._n
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """Return a task for each ``PICTURES_PER_TASK``, whatever the ``parallelism``."""
+        starts = range(0, self._n, PICTURES_PER_TASK)
+        return [self._task(start, min(PICTURES_PER_TASK, self._n - start), per_task_row_limit) for start in starts]
+
+    def _task(self, start: int, count: int, row_limit: int | None) -> ReadTask:
+        about = BlockMetadata(num_rows=count, size_bytes=8 * count, input_files=None, exec_stats=None)
+        return ReadTask(
+            lambda: [pa.table({"id": np.arange(start, start + count)})], about, per_task_row_limit=row_limit
+        )
 
 
 def _pictures(batch: dict[str, NDArray[Any]]) -> Pictures:

@@ -20,10 +20,10 @@ from pipeline.graph.stream import Job
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.resize import ResizePlan
 from pipeline.models.box_rules import BoxRule
+from pipeline.models.loading import load_network
 from pipeline.models.localizer import CamRule
 from pipeline.models.methods import METHODS, NO_BOX_HEAD
 from pipeline.models.network import CamNetwork
-from pipeline.models.registry import load_network
 from pipeline.models.runtime import resolve_precision
 from pipeline.models.views import ViewPlan, make_views, plan_views
 from pipeline.models.weights import Weights, load_weights, model_digest
@@ -36,7 +36,9 @@ from pipeline.storage.lake import new_run_id
 from pipeline.storage.lease import Lease
 from pipeline.storage.listing import list_inputs
 from pipeline.storage.planning import Plan, make_plan
-from schemas.config import FIRST_LOCALIZATION, NO_CUT, AnnotateConfig, StorageConfig
+from schemas.annotate import FIRST_LOCALIZATION, AnnotateConfig
+from schemas.box_rules import NO_CUT
+from schemas.config import StorageConfig
 from schemas.errors import ModelError, UsageError
 from schemas.rebox import MAPS_OF
 from schemas.runs import Counts, Lineage, RunManifest, spelled

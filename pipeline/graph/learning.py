@@ -22,11 +22,12 @@ from pipeline.images.augment import box_shares, draw_views, picture_side, take_v
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.resize import ResizePlan
 from pipeline.models.box_head import BoxedNetwork
+from pipeline.models.building import cam_network
 from pipeline.models.checkpoint import Card
 from pipeline.models.convert import build_network
+from pipeline.models.loading import State
 from pipeline.models.memory import keep_freed_memory
 from pipeline.models.recipe import Recipe
-from pipeline.models.registry import State, cam_network
 from pipeline.models.runtime import resolve_precision
 from pipeline.models.training import Learner, freeze, mean_average_precision
 from pipeline.storage.labelled_boxes import BOX
@@ -62,6 +63,8 @@ class TrainJob:
     head_only: bool
     recipe: Recipe
     files: TrainingFiles
+    lease: int
+    """Generation of the output's lease that this training holds."""
     storage: StorageConfig
     limits: DecodeLimits
     layout: Layout
@@ -84,7 +87,7 @@ class Given(NamedTuple):
     val: Any
     """Plan of the validation images; may be empty."""
     board: Any
-    """The actor ``pipeline.graph.training.Board``."""
+    """The actor ``pipeline.graph.board.Board``."""
 
 
 def epoch_order(n_images: int, batch_size: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -120,6 +123,8 @@ class _Process:
         side = job.card.preprocessing.image_size
         self._train_feed = self._feed(given.train, picture_side(side, job.augment))
         self._val_feed = self._feed(given.val, side)
+        job.files.assert_held(job.lease)
+        self._nodes = len(set(self._gathered(ray.get_runtime_context().get_node_id())))
         self._progress, learned = job.files.resume()
         if learned is not None:
             self._learner.restore(learned)
@@ -164,10 +169,11 @@ class _Process:
             for rejected in self._gathered(self._rejected):
                 progress.rejected.update(rejected)
             epoch |= {"rejected": len(progress.rejected), "seconds": round(time.monotonic() - started_s, 3)}
+            epoch |= {"processes": self._world, "nodes": self._nodes}
             better = progress.add(epoch)
+            # No ray.train.report: it waits for Ray Train's next look at its processes, two seconds for each epoch.
             if self.rank == 0:
                 self._write(epoch, better)
-            ray.train.report(epoch)
 
     def _train_epoch(self, number: int) -> Epoch:
         job, size = self._job, self._batch_size
@@ -243,8 +249,9 @@ class _Process:
 
     def _write(self, epoch: Epoch, better: bool) -> None:
         card = replace(self._job.card, facts={**self._job.card.facts, "metrics": epoch})
+        self._job.files.assert_held(self._job.lease)
         self._job.files.write(self._progress, self._learner.state(), card, better)
-        self._board.tell.remote(epoch)
+        ray.get(self._board.tell.remote(epoch))
 
 
 def _boxed(card: Card, network: nn.Module) -> BoxedNetwork:

@@ -33,7 +33,7 @@ from pipeline.storage.encoding import to_parquet
 from pipeline.storage.fetch import read_plan_slice
 from pipeline.storage.planning import PlanSlice
 from pipeline.storage.rows import split_rows
-from schemas.config import AnnotateConfig
+from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
 from schemas.tables import Table
 

@@ -11,6 +11,7 @@ import json
 import math
 import pickle
 import posixpath
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +20,9 @@ import torch
 
 from pipeline.images.charts import Line, chart_png
 from pipeline.models.checkpoint import Card, checkpoint_bytes
-from pipeline.storage.filesystems import connect, safe_url
-from pipeline.storage.lake import read_whole, write_whole
+from pipeline.storage.filesystems import connect, is_local, safe_url
+from pipeline.storage.lake import Layout, read_whole, write_whole
+from pipeline.storage.lease import assert_generation_held
 from schemas.config import StorageConfig
 from schemas.errors import StoreError, UsageError
 
@@ -115,6 +117,20 @@ class TrainingFiles:
                     " the same, or use another --out"
                 )
         return progress, learner
+
+    def assert_held(self, lease: int) -> None:
+        """Raise LeaseError where another run took the output over since this one got the ``lease`` of that generation.
+
+        Raises UsageError where the output is a folder that this machine does not share with the one it began on.
+        """
+        fs, root = connect(self.out, self.storage)
+        layout = Layout(root)
+        if is_local(fs) and not fs.isdir(layout.full(layout.lease_dir)):
+            raise UsageError(
+                f"--out {self.out}: {socket.gethostname()} does not see this training there; allowed on several"
+                " machines: object storage, or a folder that all of them share"
+            )
+        assert_generation_held(fs, root, lease)
 
     def _read(self, name: str) -> bytes | None:
         fs, root = connect(self.out, self.storage)

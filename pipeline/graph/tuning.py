@@ -17,7 +17,7 @@ from pipeline.graph.resources import Compute, Machine, images_per_commit, images
 from pipeline.graph.source import count_tables
 from pipeline.graph.timing import Speed, Timed
 from pipeline.storage.planning import PlanSlice
-from schemas.config import AnnotateConfig
+from schemas.annotate import AnnotateConfig
 
 TUNE_FROM = 20_000
 """Planned images from which tuning repays: it takes about ten seconds, and gains about a tenth of minutes."""

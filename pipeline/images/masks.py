@@ -1,4 +1,4 @@
-"""Masks of objects: COCO's polygons and run lengths as pixels, and the pixels that a map is scored on."""
+"""Masks of objects: COCO's polygons and run lengths, and files, as pixels; and the pixels that a map is scored on."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.images.decode import DecodeLimits, decode
+
 Mask = NDArray[np.bool_]
 
 SIDE = 224
 """Maps and masks are compared on SIDE×SIDE pixels, as wsolevaluation does."""
 SCORES = 256
 """A map's values are compared in 256 steps, its stored precision."""
+_ROUNDING = 2**-10
+"""Of a step: interpolation between equal values may end as much below them, which must not part them."""
+_FILE_LIMITS = DecodeLimits(max_pixels=100_000_000, max_bytes=100_000_000, timeout_s=30.0)
+"""As ``annotate`` has them by default."""
 
 
 def polygon_mask(polygons: Sequence[Sequence[float]], size_hw: tuple[int, int]) -> Mask:
@@ -70,6 +76,14 @@ def _decompressed(text: str) -> list[int]:
     return runs
 
 
+def mask_of_file(data: bytes) -> Mask:
+    """Return (SIDE, SIDE): where an encoded image has a grey value above 0, taken there by nearest neighbour.
+
+    Raises RejectedImage where it can't be decoded.
+    """
+    return _at_side(cv2.cvtColor(decode(data, _FILE_LIMITS).pixels, cv2.COLOR_RGB2GRAY) > 0)
+
+
 def pixel_counts(heat: NDArray[np.uint8], foreground: Mask, ignored: Mask) -> NDArray[np.int64]:
     """Return (2, SCORES): how many pixels inside and outside the object have each value of the map, min–max scaled.
 
@@ -78,7 +92,7 @@ def pixel_counts(heat: NDArray[np.uint8], foreground: Mask, ignored: Mask) -> ND
     """
     surface = cv2.resize(heat.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
     inside, left_out = _at_side(foreground), _at_side(ignored)
-    values = np.clip(surface, 0, SCORES - 1).astype(np.int64)
+    values = np.clip(surface + _ROUNDING, 0, SCORES - 1).astype(np.int64)
     parts = (values[inside], values[~inside & ~left_out])
     return np.stack([np.bincount(part, minlength=SCORES) for part in parts])
 

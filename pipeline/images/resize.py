@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from schemas.config import Resize
+from schemas.annotate import Resize
 
 MARGIN = 2.0
 """How much larger than the input a JPEG that is decoded at a smaller scale stays, at least.

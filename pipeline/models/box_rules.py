@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.arrays.boxes import Components, foreground_levels, level_boxes
 from pipeline.images.resize import map_to_image_xyxy
-from schemas.config import BoxRuleName
+from schemas.box_rules import BoxRuleName
 
 _WITH_BOTH = 2
 """The heuristic takes both boxes of so many of the first ranks."""

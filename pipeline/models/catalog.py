@@ -2,17 +2,16 @@
 
 from dataclasses import dataclass
 
+from pipeline.models.building import cam_network, without_values
 from pipeline.models.heads import Pooling
 from pipeline.models.registry import (
     DEMO,
-    cam_network,
     default_architecture,
     family_of,
     official_weights,
     poolings_of,
     preprocessing_of,
     source_of,
-    without_values,
 )
 
 

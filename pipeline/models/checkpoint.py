@@ -22,8 +22,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from pipeline.models.architecture import Architecture
+from pipeline.models.loading import State
 from pipeline.models.network import Preprocessing
-from pipeline.models.registry import State, check
+from pipeline.models.registry import check
 from schemas.errors import ModelError
 from schemas.training import Supervision
 

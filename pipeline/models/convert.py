@@ -6,18 +6,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from pipeline.models.architecture import Architecture
-from pipeline.models.registry import (
-    State,
-    architecture_of,
-    build,
-    check,
-    family_of,
-    fit_state,
-    poolings_of,
-    source_of,
-    with_values,
-    without_values,
-)
+from pipeline.models.building import build, without_values
+from pipeline.models.loading import State, architecture_of, fit_state, with_values
+from pipeline.models.registry import check, family_of, poolings_of, source_of
 from pipeline.models.zoo import DESIGNS
 from schemas.errors import ModelError
 

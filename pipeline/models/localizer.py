@@ -17,7 +17,7 @@ from pipeline.models.methods import METHODS
 from pipeline.models.network import CamNetwork
 from pipeline.models.runtime import Runtime
 from pipeline.models.views import Canvas, View, make_views, mean_of, plan_views
-from schemas.config import Method
+from schemas.annotate import Method
 
 
 @dataclass(frozen=True)

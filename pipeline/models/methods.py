@@ -24,7 +24,7 @@ from pipeline.models.box_head import BoxHead
 from pipeline.models.engine import Engine
 from pipeline.models.heads import Head
 from pipeline.models.network import CamNetwork
-from schemas.config import Method
+from schemas.annotate import Method
 from schemas.errors import ModelError
 
 CELL_PX = 8

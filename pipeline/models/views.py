@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from schemas.config import Tta
+from schemas.annotate import Tta
 
 CROP_SHARE = 7 / 8
 """Side of a ten-crop's crops by that of the square they are cut from."""

@@ -17,18 +17,9 @@ from pipeline.models.architecture import Architecture
 from pipeline.models.box_head import has_box_head
 from pipeline.models.checkpoint import WeightsFile, label_list, read_checkpoint, read_local, shown
 from pipeline.models.convert import convert
+from pipeline.models.loading import State, architecture_of, fit_state
 from pipeline.models.network import Preprocessing
-from pipeline.models.registry import (
-    DEMO,
-    State,
-    architecture_of,
-    check,
-    family_of,
-    fit_state,
-    official_weights,
-    preprocessing_of,
-    source_of,
-)
+from pipeline.models.registry import DEMO, check, family_of, official_weights, preprocessing_of, source_of
 from schemas.errors import ModelError
 
 DEFAULT_MODEL = "resnet50"

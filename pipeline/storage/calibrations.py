@@ -11,7 +11,8 @@ from pipeline.arrays.calibration import Calibration, calibration_of
 from pipeline.storage.commit import committed_settings
 from pipeline.storage.filesystems import connect, safe_url, store_errors
 from pipeline.storage.lake import write_whole
-from schemas.config import FIRST_LOCALIZATION, StorageConfig
+from schemas.annotate import FIRST_LOCALIZATION
+from schemas.config import StorageConfig
 from schemas.errors import StoreError, UsageError
 from schemas.runs import spelled
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import csv
 
+from pipeline.arrays.metrics import Convention
 from pipeline.storage.containers import open_parquet, suffix_of
 from pipeline.storage.filesystems import canonical_url, connect, read_url, safe_url, store_errors
 from pipeline.storage.labelled_boxes import BOX, Boxes, box_rows, true_boxes, with_boxes
@@ -63,9 +64,12 @@ class LabelledImages:
             digest.update(json.dumps(row, default=str).encode())
         return digest.hexdigest()
 
-    def with_boxes_of(self, truth: Truth) -> Self:
-        """Return the images with the boxes that a truth has of their classes; raises UsageError as ``Truth.match``."""
-        return replace(self, plan=with_boxes(self.plan, *true_boxes(truth, self.plan, self.labels)))
+    def with_boxes_of(self, truth: Truth, convention: Convention = "half-open") -> Self:
+        """Return the images with the boxes that a truth has of their classes; raises UsageError as ``Truth.match``.
+
+        ``convention`` says how the truth means xmax and ymax.
+        """
+        return replace(self, plan=with_boxes(self.plan, *true_boxes(truth, self.plan, self.labels, convention)))
 
     def missing(self) -> list[str]:
         """Return the classes without an image."""
@@ -96,7 +100,7 @@ def read_labelled(
     known: LabelledImages | Sequence[str] | None = None,
     option: str = "INPUT",
     *,
-    boxes: bool = False,
+    boxes: Convention | None = None,
 ) -> LabelledImages:
     """Return the labelled images at ``url``: a folder with a folder for each class, or a CSV or Parquet file.
 
@@ -104,7 +108,8 @@ def read_labelled(
     Several labels in one cell, separated by ``;``, or a list make all images multi-label: then a cell may be empty. A
     class of a folder is the first folder's name below ``url``. ``known`` gives the classes, as names or as the training
     data of a validation set; None: all labels found, sorted, by value where all are whole numbers. With ``boxes`` the
-    images have the boxes in the file's columns xmin, ymin, xmax and ymax, as far as there are any.
+    images have the boxes in the file's columns xmin, ymin, xmax and ymax, as far as there are any; it says how the file
+    means xmax and ymax.
 
     Raises InputError where nothing can be read, and UsageError, which names ``option``, for a missing column, an image
     without a label or with two, and a label that is not in ``known``.
@@ -125,7 +130,7 @@ def read_labelled(
     if len(cells) != len(plan):
         raise InputError(f"{name}: {len(plan)} uris, but {len(cells)} labels")
     images = _labelled(plan, cells, known, name)
-    if not boxes:
+    if boxes is None:
         return images
     known_boxes = np.full((len(plan), 4), np.nan) if own_boxes is None else own_boxes
     return replace(images, plan=with_boxes(images.plan, uris, known_boxes))
@@ -140,25 +145,25 @@ def split_by_hash(images: LabelledImages, share: float) -> tuple[LabelledImages,
 
 
 def _label_table(
-    url: str, storage: StorageConfig, name: str, boxes: bool
+    url: str, storage: StorageConfig, name: str, boxes: Convention | None
 ) -> tuple[list[tuple[str, ...]], Boxes | None]:
     """Return each row's labels, as the listing of manifests counts rows, and its box, where asked for and there."""
     fs, path = connect(url, storage, anonymous=storage.anonymous)
     with store_errors(f"{name} can't be read", InputError):
         if suffix_of(path) == ".parquet":
             with open_parquet(fs, path) as parquet:
-                columns = _choose(parquet.schema_arrow.names, name, boxes)
+                columns = _choose(parquet.schema_arrow.names, name, boxes is not None)
                 table = parquet.read(columns)
         else:
             parse = csv.ParseOptions(delimiter="\t" if suffix_of(path) == ".tsv" else ",", newlines_in_values=True)
             with fs.open(path, "rb") as file, csv.open_csv(file, parse_options=parse) as head:
-                columns = _choose(head.schema.names, name, boxes)
+                columns = _choose(head.schema.names, name, boxes is not None)
             texts = dict.fromkeys(columns, pa.string())
             convert = csv.ConvertOptions(include_columns=columns, column_types=texts)
             with fs.open(path, "rb") as file:
                 table = csv.read_csv(file, parse_options=parse, convert_options=convert)
     cells = [_cell(value) for value in table[columns[0]].to_pylist()]
-    return cells, box_rows(table, name) if len(columns) > 1 else None
+    return cells, box_rows(table, name, boxes) if boxes and len(columns) > 1 else None
 
 
 def _choose(names: Sequence[str], name: str, boxes: bool) -> list[str]:

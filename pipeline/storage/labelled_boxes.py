@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.arrays.metrics import Convention, half_open_pixels
 from pipeline.storage.truth import BOX_COLUMNS, Truth
 from schemas.errors import UsageError
 
@@ -20,30 +21,38 @@ Boxes = NDArray[np.float64]
 """(R, 4) in the same order, half-open; a row of NaN is no box."""
 
 
-def box_rows(table: pa.Table, name: str) -> Boxes:
+def box_rows(table: pa.Table, name: str, convention: Convention = "half-open") -> Boxes:
     """Return the boxes in the columns xmin, ymin, xmax, ymax of a table, a row for each of its rows.
 
-    Four empty cells are no box. Raises UsageError, which begins with ``name``, for some empty ones, for what is no
-    number, and for a box without area.
+    ``convention`` says how the table means xmax and ymax. Four empty cells are no box. Raises UsageError, which begins
+    with ``name``, for some empty ones, for what is no number, and for a box without area.
     """
     cells = pd.DataFrame({column: pd.Series(table[column].to_pylist(), dtype=object) for column in BOX_COLUMNS})
     empty = (cells.isna() | (cells == "")).to_numpy()
-    boxes = cells.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    boxes = half_open(cells.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64), convention)
     wrong = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
     wrong &= ~empty.all(axis=1)
     if wrong.any():
-        row = int(wrong.argmax())
+        row, less = int(wrong.argmax()), "<=" if convention == "inclusive" else "<"
         raise UsageError(
             f"{name}: row {row + 1}: {', '.join(map(str, cells.iloc[row]))}; allowed: four numbers xmin, ymin, xmax,"
-            " ymax with xmin < xmax and ymin < ymax, or four empty cells"
+            f" ymax with xmin {less} xmax and ymin {less} ymax, or four empty cells"
         )
     return np.where(empty, np.nan, boxes)
 
 
-def true_boxes(truth: Truth, plan: pa.Table, labels: Sequence[str]) -> tuple[list[str], Boxes]:
+def half_open(boxes: Boxes, convention: Convention) -> Boxes:
+    """Return boxes (R, 4) whose xmax and ymax are meant as ``convention`` says as half-open ones."""
+    return half_open_pixels(boxes) if convention == "inclusive" else boxes
+
+
+def true_boxes(
+    truth: Truth, plan: pa.Table, labels: Sequence[str], convention: Convention = "half-open"
+) -> tuple[list[str], Boxes]:
     """Return uris of ``plan`` and the boxes that a truth has of each image's class, as ``with_boxes`` takes both.
 
-    A truth's class is the one of ``labels`` by its name, else the one by its ids. Raises UsageError as ``Truth.match``.
+    A truth's class is the one of ``labels`` by its name, else the one by its ids; ``convention`` says how it means xmax
+    and ymax. Raises UsageError as ``Truth.match``.
     """
     uris, classes = plan["uri"].to_pylist(), plan["classes"].to_pylist()
     ids_of = {label: [class_id] for class_id, label in enumerate(labels)}
@@ -55,7 +64,7 @@ def true_boxes(truth: Truth, plan: pa.Table, labels: Sequence[str]) -> tuple[lis
         ]
     )
     kept = fits[truth.owner]
-    return [uris[place] for place in image[truth.owner[kept]]], truth.boxes_xyxy[kept]
+    return [uris[place] for place in image[truth.owner[kept]]], half_open(truth.boxes_xyxy[kept], convention)
 
 
 def with_boxes(plan: pa.Table, uris: Sequence[str], boxes: Boxes) -> pa.Table:

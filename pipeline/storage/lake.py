@@ -26,7 +26,8 @@ from schemas.tables import SCHEMA_VERSION, TABLES, Table
 
 RUNS = "_runs"
 TEMP_SUFFIX = ".camlake-tmp"
-RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")
+RUN_ID = re.compile(r"\d{8}T\d{6}(?:\.\d{3})?-[0-9a-f]{6}")
+"""As ``new_run_id`` makes it. Those of earlier versions have no milliseconds and sort before others of their second."""
 DATA_NAME = re.compile(rf"part-({RUN_ID.pattern})-[A-Za-z0-9._-]+\.parquet")
 
 REQUESTS_AT_ONCE = 16
@@ -96,8 +97,9 @@ def _check_names(*names: str) -> None:
 
 
 def new_run_id() -> str:
-    """Return a run id that sorts by its start: UTC to the second, then 24 random bits, 20261123T045512-1a2b3c."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    """Return a run id that sorts by its start: UTC to the millisecond, 24 random bits, 20261123T045512.042-1a2b3c."""
+    now = datetime.now(UTC)
+    return f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03d}-{secrets.token_hex(3)}"
 
 
 def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:

@@ -20,7 +20,7 @@ from pipeline.storage.commit import BATCH_ROWS
 from pipeline.storage.filesystems import canonical_url, connect, safe_url
 from pipeline.storage.lake import Layout, committed_files, load_commits, load_runs, read_whole, write_whole
 from pipeline.storage.query import committed_views, file_urls, quote_list
-from schemas.config import HEURISTIC_CLASSES
+from schemas.box_rules import HEURISTIC_CLASSES
 from schemas.errors import StoreError, UsageError
 from schemas.rebox import ReboxConfig
 from schemas.runs import CommitRecord, Counts, RunManifest

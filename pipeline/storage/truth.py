@@ -5,7 +5,7 @@ CSV or Parquet            one row a box: ``file`` (or uri, path, image), ``class
                           several that fit separated by ``;``) or ``label`` (or class_name), xmin, ymin, xmax, ymax
 COCO JSON                 boxes of ``annotations``, without crowds; a category's name is the label
 ILSVRC or VOC folder      one XML file an image; an object's name is the label
-wsolevaluation folder     ``localization.txt`` and ``class_labels.txt``
+wsolevaluation folder     ``localization.txt`` and ``class_labels.txt``; no box where the former names masks
 ========================  ==========================================================================================
 
 Coordinates stay as they are written; whether xmax is the last pixel or the one after it is the IoU convention's matter.
@@ -28,6 +28,7 @@ from fsspec import AbstractFileSystem
 from numpy.typing import NDArray
 
 from pipeline.storage.filesystems import connect, safe_url, store_errors
+from pipeline.storage.wsol_masks import LOCALIZATION, mask_lines
 from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
 
@@ -43,12 +44,16 @@ class TrueBox(NamedTuple):
     key: str
     class_ids: tuple[int, ...]
     label: str
-    box: tuple[float, float, float, float]
+    box: tuple[float, float, float, float] | None
+    """None where only masks tell where it is."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """P pairs of an image and what fits one kind of object in it, with the G boxes of these objects."""
+    """P pairs of an image and what fits one kind of object in it, with the G boxes of these objects.
+
+    There is a box for every pair, or, where only masks tell where objects are, none at all.
+    """
 
     keys: tuple[str, ...]
     """(P,) what the images are called: a uri, or the end of one after a ``/``."""
@@ -166,15 +171,15 @@ def _from_coco(document: Any, path: str) -> Iterator[TrueBox]:
 
 
 def _read_folder(filesystem: AbstractFileSystem, path: str) -> Iterator[TrueBox]:
-    localization = posixpath.join(path, "localization.txt")
+    localization = posixpath.join(path, LOCALIZATION)
     if filesystem.exists(localization):
         labels = posixpath.join(path, "class_labels.txt")
         if not filesystem.exists(labels):
-            raise UsageError(f"truth {path!r}: localization.txt needs class_labels.txt beside it")
+            raise UsageError(f"truth {path!r}: {LOCALIZATION} needs class_labels.txt beside it")
         return _from_wsolevaluation(filesystem.cat_file(localization), filesystem.cat_file(labels), localization)
     files = sorted(name for name in filesystem.find(path) if name.endswith(".xml"))
     if not files:
-        raise UsageError(f"truth {path!r}: a folder with neither XML files nor wsolevaluation's localization.txt")
+        raise UsageError(f"truth {path!r}: a folder with neither XML files nor wsolevaluation's {LOCALIZATION}")
     contents = filesystem.cat(files)
     return (box for name in files for box in _from_xml(contents[name], name))
 
@@ -183,10 +188,16 @@ def _from_wsolevaluation(localization: bytes, labels: bytes, path: str) -> Itera
     def table(content: bytes, columns: list[str]) -> pd.DataFrame:
         return pd.read_csv(io.BytesIO(content), header=None, names=columns, dtype=str, keep_default_na=False)
 
-    boxes = table(localization, ["file", *BOX_COLUMNS])
-    if (boxes["xmax"] == "").any():
-        raise UsageError(f"truth {path!r}: masks, not boxes: rows must be path,x0,y0,x1,y1")
-    return _from_frame(boxes.merge(table(labels, ["file", "class_id"]), on="file", how="left"), path)
+    classes = table(labels, ["file", "class_id"])
+    masks = mask_lines(localization, path)
+    if masks is None:
+        return _from_frame(table(localization, ["file", *BOX_COLUMNS]).merge(classes, on="file", how="left"), path)
+    images = pd.DataFrame({"file": list(dict.fromkeys(line.key for line in masks))})
+    classified = images.merge(classes, on="file", how="left")
+    return (
+        TrueBox(file, _class_ids(ids, path), "", None)
+        for file, ids in zip(classified["file"], classified["class_id"], strict=True)
+    )
 
 
 def _from_xml(content: bytes, path: str) -> Iterator[TrueBox]:
@@ -211,7 +222,7 @@ def _grouped(boxes: Iterable[TrueBox], path: str) -> Truth:
         if not class_ids and not label:
             without_class += 1
             continue
-        if box[2] < box[0] or box[3] < box[1]:
+        if box and (box[2] < box[0] or box[3] < box[1]):
             raise UsageError(
                 f"truth {path!r}: {key!r} has xmax < xmin or ymax < ymin in {box}; are these width, height?"
             )
@@ -219,14 +230,15 @@ def _grouped(boxes: Iterable[TrueBox], path: str) -> Truth:
         if pair not in pairs:
             pairs[pair] = []
             labels.append(label)
-        pairs[pair].append(box)
+        pairs[pair] += [box] if box else []
     if not pairs:
-        raise UsageError(f"truth {path!r}: no box of a class")
+        raise UsageError(f"truth {path!r}: no object of a class")
+    boxes_xyxy = np.array([box for group in pairs.values() for box in group], dtype=np.float64)
     return Truth(
         keys=tuple(key for key, _, _ in pairs),
         class_ids=tuple(class_ids for _, class_ids, _ in pairs),
         labels=tuple(labels),
-        boxes_xyxy=np.array([box for group in pairs.values() for box in group], dtype=np.float64),
+        boxes_xyxy=boxes_xyxy.reshape(-1, 4),
         owner=np.repeat(np.arange(len(pairs)), [len(group) for group in pairs.values()]),
         without_class=without_class,
     )

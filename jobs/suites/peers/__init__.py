@@ -19,14 +19,12 @@ from jobs.suites.common import (
     annotated_s,
     in_new_process,
     make_photographs,
-    resolved_precision,
     spread,
     steady_per_s,
-    weights_file,
 )
-from jobs.suites.peers.by_hand import Setup
+from jobs.suites.peers.by_hand import Setup, setup_in
 from jobs.suites.peers.maps import images_per_s
-from schemas.config import BenchmarkConfig
+from schemas.benchmark import BenchmarkConfig
 from schemas.errors import UsageError
 
 PACKAGES = {"daft": "daft", "grad-cam": "pytorch_grad_cam", "torchcam": "torchcam"}
@@ -61,13 +59,7 @@ def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_photographs(config, folder / "photographs", config.count)
-        setup = Setup(
-            photographs=folder / "photographs",
-            out=folder / "out",
-            model=config.model,
-            weights=weights_file(config, folder),
-            precision=resolved_precision(config),
-        )
+        setup = setup_in(config, folder)
         few = make_photographs(config, folder / "few", MAP_IMAGES)
         figures = {"images": config.count, "precision of the pipelines": setup.precision}
         figures |= _pipelines(setup, config.repeats, screen)

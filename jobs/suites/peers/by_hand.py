@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jobs.suites.common import resolved_precision, weights_file
 from pipeline.models.heads import ConvHead, NormedHead
+from pipeline.models.loading import load_network
 from pipeline.models.network import CamNetwork, Preprocessing
-from pipeline.models.registry import load_network
 from pipeline.models.weights import load_weights
+from schemas.benchmark import BenchmarkConfig
 from schemas.config import Precision
 from schemas.errors import UsageError
 
@@ -46,6 +48,17 @@ class Setup:
     def paths(self) -> list[str]:
         """Return the photographs, sorted by name."""
         return sorted(str(path) for path in self.photographs.iterdir())
+
+
+def setup_in(config: BenchmarkConfig, folder: Path) -> Setup:
+    """Return what all sides of a suite work on: ``folder``'s photographs, with the suite's network and number type."""
+    return Setup(
+        photographs=folder / "photographs",
+        out=folder / "out",
+        model=config.model,
+        weights=weights_file(config, folder),
+        precision=resolved_precision(config),
+    )
 
 
 class Found(NamedTuple):

@@ -3,7 +3,7 @@
 from jobs.annotate import annotate
 from jobs.suites.common import Watch
 from jobs.suites.peers.by_hand import Setup
-from schemas.config import AnnotateConfig
+from schemas.annotate import AnnotateConfig
 
 
 def run(setup: Setup) -> None:

@@ -1,0 +1,189 @@
+"""What ``camlake annotate`` does."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from schemas.box_rules import HEURISTIC_CLASSES, BoxConfig
+from schemas.config import COMMA_SEPARATED, Device, Precision, option, required
+from schemas.tables import OPTIONAL_TABLES, FeatureType
+
+Method = Literal["cam", "gradcam", "layercam", "backprop", "regress"]
+Tta = Literal["none", "flip", "tencrop"]
+Resize = Literal["squash", "fit"]
+JpegScaling = Literal["auto", "off"]
+DecodePlace = Literal["auto", "local", "remote", "gpu"]
+Switch = Literal["auto", "on", "off"]
+
+FIRST_LOCALIZATION: dict[str, Any] = {"method": "cam", "tta": "none", "scales": [1.0]}
+"""Settings that say how maps are made, as they were of every output before they could be chosen."""
+MOST_SCALES = 6
+"""torch.compile gives up after eight sides of inputs."""
+
+
+def _actor_range(value: Any) -> Any:
+    """Turn "2:8" or 4 into (2, 8) or (4, 4)."""
+    if isinstance(value, int):
+        return value, value
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+)(?::(\d+))?", value.strip())
+        if not match:
+            raise ValueError("allowed: MIN or MIN:MAX, whole numbers")
+        low = int(match[1])
+        return low, int(match[2] or low)
+    return value
+
+
+class AnnotateConfig(BoxConfig):
+    """What ``camlake annotate`` does."""
+
+    input: str = required(
+        "folder, prefix, glob, manifest (Parquet, CSV, JSONL with a uri column), Parquet file with image bytes, or"
+        " WebDataset shards"
+    )
+    out: str = required("where the tables go: any fsspec URL", flag=True)
+
+    model: str | None = option(
+        None,
+        "network by name (`camlake models`); default: the one that the weights' card names, or resnet50",
+        "Network",
+    )
+    weights: str = option(
+        "DEFAULT", "torchvision's name of the weights, or a safetensors or state-dict file at any URL", "Network"
+    )
+    labels: str | None = option(None, "file of class names, one a line or a JSON list", "Network")
+
+    topk: int = option(5, "maps and boxes for this many most probable classes", "Localization", ge=1, le=1000)
+    classes: str | None = option(
+        None,
+        "CSV or Parquet that names classes for each image; they get maps and boxes beside the top-k; done images keep"
+        " what they have",
+        "Localization",
+    )
+    method: Method = option(
+        "cam",
+        "cam: exact class activation maps; gradcam, layercam: by gradients in the last maps; backprop: by gradients in"
+        " the input; these three take networks with fully connected layers too. regress: by the head of weights that"
+        " were trained with boxes",
+        "Localization",
+    )
+    calibration: str | None = option(
+        None,
+        "output with boxes of the same network and rule that `evaluate --calibrate` was run on, for box_score; default:"
+        " OUT itself",
+        "Localization",
+    )
+    tta: Tta = option(
+        "none",
+        "average over the picture and its mirror image (flip), or over five crops and their mirror images (tencrop)",
+        "Localization",
+    )
+    scales: Annotated[tuple[Annotated[float, Field(ge=0.25, le=4)], ...], COMMA_SEPARATED] = option(
+        (1.0,),
+        "average over inputs of the image size times these, comma-separated",
+        "Localization",
+        min_length=1,
+        max_length=MOST_SCALES,
+    )
+
+    resize: Resize = option(
+        "squash", "squash to a square, or fit: keep the aspect ratio to the nearest map cell and pad", "Images"
+    )
+    image_size: int | None = option(
+        None, "side of the network's input in pixels; default: the network's own", "Images", ge=32, le=4096
+    )
+    jpeg_scaling: JpegScaling = option(
+        "auto", "auto: decode a JPEG much larger than the network's input at 1/2, 1/4 or 1/8 of its size", "Images"
+    )
+    limit: int | None = option(None, "annotate at most this many images", "Images", ge=1)
+    sample: float = option(1.0, "annotate this share of the images, always the same ones", "Images", gt=0, le=1)
+    max_pixels: int = option(100_000_000, "reject images with more pixels", "Images", ge=1)
+    max_bytes: int = option(100_000_000, "reject objects with more bytes", "Images", ge=1)
+    decode_timeout_s: float = option(30.0, "reject images whose decoding takes longer", "Images", gt=0)
+    max_rejected: float = option(
+        0.05, "share of rejected inputs above which the job exits with status 3", "Images", ge=0, le=1
+    )
+    retry_rejected: bool = option(False, "try permanently rejected images again", "Images")
+
+    outputs: Annotated[tuple[str, ...], COMMA_SEPARATED] = option(
+        ("boxes", "heatmaps", "features"), "tables to write beside images and quarantine, comma-separated", "Output"
+    )
+    feature_type: FeatureType = option("float32", "number type of the features", "Output")
+    images_per_commit: int | None = option(
+        None, "images whose rows become part of the output together; default: chosen by the run's size", "Output", ge=1
+    )
+
+    device: Device = option("auto", "where the network runs; auto takes CUDA where the cluster has it", "Compute")
+    precision: Precision = option(
+        "auto",
+        "number type of the network; auto: bf16 where the device multiplies it, else fp16 on CUDA and fp32 on CPU",
+        "Compute",
+    )
+    compile: Switch = option("auto", "run the network through torch.compile; auto: where it pays", "Compute")
+    batch_size: int | None = option(None, "images a forward pass; default: chosen by device", "Compute", ge=1, le=4096)
+    actors: Annotated[tuple[int, int] | None, BeforeValidator(_actor_range)] = option(
+        None, "MIN or MIN:MAX network actors; default: one for each GPU, or each CPU core", "Compute"
+    )
+    gpus_per_actor: float = option(1.0, "share of a GPU that an actor takes", "Compute", gt=0, le=8)
+    decode: DecodePlace = option(
+        "auto",
+        "decode beside the network (local), in own tasks (remote) or by nvJPEG (gpu); auto: local on CPU",
+        "Compute",
+    )
+    address: str | None = option(None, "a running Ray cluster; default: start one here", "Compute")
+
+    dry_run: bool = option(False, "print the resolved plan and an estimate, write nothing", "Run")
+    cluster: str | None = option(
+        None, "Ray cluster file like cluster.yaml for the dry run: what it would take there, all workers up", "Run"
+    )
+    prices: str | None = option(
+        None, "YAML or JSON file for the dry run: per_hour of the cluster, or of each instance type; currency", "Run"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _outputs_without_maps(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("method") == "regress":
+            return {"outputs": ("boxes", "features"), **values}
+        return values
+
+    @model_validator(mode="after")
+    def _check_regress(self) -> Self:
+        if self.method != "regress":
+            return self
+        given = self.model_fields_set
+        if "heatmaps" in self.outputs:
+            raise ValueError("--outputs heatmaps: allowed with --method regress: boxes, features; it makes no maps")
+        if self.box_rule != "paper":
+            raise ValueError(f"--box-rule {self.box_rule}: --method regress cuts no maps")
+        if "threshold" in given:
+            raise ValueError(f"--threshold {','.join(map(str, self.threshold))}: --method regress cuts no maps")
+        if self.tta != "none" or len(self.scales) > 1:
+            shown = f"--tta {self.tta} --scales {','.join(f'{scale:g}' for scale in self.scales)}"
+            raise ValueError(f"{shown}: allowed with --method regress: --tta none and one scale; boxes don't average")
+        return self
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        unknown = [name for name in self.outputs if name not in OPTIONAL_TABLES]
+        if unknown:
+            raise ValueError(f"--outputs {unknown[0]!r}: allowed: {', '.join(OPTIONAL_TABLES)}")
+        if self.box_rule == "heuristic" and self.topk < HEURISTIC_CLASSES:
+            raise ValueError(f"--topk {self.topk}: allowed with --box-rule heuristic: {HEURISTIC_CLASSES} or more")
+        if len(set(self.scales)) < len(self.scales):
+            raise ValueError(f"--scales {','.join(f'{scale:g}' for scale in self.scales)}: allowed: each value once")
+        if self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
+            raise ValueError(f"--gpus-per-actor {self.gpus_per_actor:g}: allowed: up to 1, or a whole number")
+        if self.actors and not 1 <= self.actors[0] <= self.actors[1]:
+            raise ValueError(f"--actors {self.actors[0]}:{self.actors[1]}: allowed: 1 <= MIN <= MAX")
+        if self.cluster and (self.address or not self.dry_run):
+            raise ValueError(f"--cluster {self.cluster!r}: allowed: with --dry-run, and without --address")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """Return what shapes the rows: all runs of one output and one model must agree on it."""
+        shaping = {"topk", "threshold", "box_rule", "min_area", "jpeg_scaling", "outputs", "feature_type"}
+        if self.method == "regress":
+            shaping -= {"threshold", "box_rule"}
+        return self.model_dump(mode="json", include=shaping | set(FIRST_LOCALIZATION))

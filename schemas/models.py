@@ -1,0 +1,9 @@
+"""What ``camlake models`` lists."""
+
+from schemas.config import JobConfig, option
+
+
+class ModelsConfig(JobConfig):
+    """What ``camlake models`` lists."""
+
+    name: str = option("", "only networks whose name contains this", "Options")

@@ -1,0 +1,51 @@
+"""What the jobs do that read an output: ``camlake verify``, ``report`` and ``evaluate``."""
+
+from typing import Literal
+
+from schemas.config import StorageConfig, option, required
+
+
+class VerifyConfig(StorageConfig):
+    """What ``camlake verify`` checks."""
+
+    out: str = required("An output of `camlake annotate`: any fsspec URL")
+
+
+class ReportConfig(StorageConfig):
+    """What ``camlake report`` shows."""
+
+    out: str = required("An output of `camlake annotate`: any fsspec URL")
+    page: str | None = option(None, "where the page goes; default: OUT/_reports/report.html", "Options")
+    pictures: int = option(24, "how many pictures the page shows, spread over the images", "Options", ge=0, le=500)
+    truth: str | None = option(None, "file of true boxes to draw beside the found ones", "Options")
+    model: str | None = option(None, "which model's rows; default: the newest run's", "Options")
+
+
+class EvaluateConfig(StorageConfig):
+    """What ``camlake evaluate`` scores."""
+
+    out: str = required("An output of `camlake annotate`: any fsspec URL")
+    truth: str = required(
+        "true boxes: CSV or Parquet (file, class_id or label, xmin, ymin, xmax, ymax), COCO JSON, or a folder of ILSVRC"
+        " XML or wsolevaluation text files; masks, for PxAP: in COCO JSON, or in files that wsolevaluation's"
+        " localization.txt names (image,mask,ignore)",
+        flag=True,
+    )
+    masks: str | None = option(
+        None, "folder under which wsolevaluation's mask files lie; default: the folder of TRUTH", "Options"
+    )
+    model: str | None = option(None, "which model's rows; default: the newest run's", "Options")
+    iou: Literal["half-open", "inclusive"] = option(
+        "half-open",
+        "how the truth means xmax and ymax: half-open, or the last pixel inside (ILSVRC, wsolevaluation)",
+        "Options",
+    )
+    calibrate: bool = option(
+        False,
+        "fit box_score on half of the truth's images, report its reliability on the others, and keep it in OUT for the"
+        " next `camlake annotate`",
+        "Options",
+    )
+    report: str | None = option(
+        None, "folder for scores.json, scores.md and pictures of the curves; default: OUT/_reports", "Options"
+    )

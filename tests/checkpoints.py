@@ -1,0 +1,44 @@
+"""States, labels and a card for the tests of weights."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.models.architecture import Architecture
+from pipeline.models.checkpoint import Card
+from pipeline.models.convert import build_network
+from pipeline.models.network import Preprocessing
+from pipeline.models.tiny import TinyCam
+
+LABELS = ("ant", "bee", "<b>wasp</b>")
+
+
+def demo_state(classes: int = 3) -> dict[str, Tensor]:
+    torch.manual_seed(5)
+    return TinyCam(classes).state_dict()
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def labels_file(folder: Path) -> str:
+    """Write LABELS, one a line, and return the file's path."""
+    path = folder / "labels.txt"
+    path.write_text("ant\nbee\n<b>wasp</b>\n", encoding="utf-8")
+    return str(path)
+
+
+CARD = Card(
+    Architecture("vgg16_gap", "gmp", 0.125, 3),
+    LABELS,
+    Preprocessing(64, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)),
+    multi_label=True,
+    facts={"data": "ab12", "metrics": {"top1": 0.75}},
+)
+
+
+def trained() -> dict[str, Tensor]:
+    torch.manual_seed(8)
+    return build_network(CARD.architecture).state_dict()

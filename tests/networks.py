@@ -1,0 +1,28 @@
+"""Networks with random values, and what is asked of them, for the tests of networks and heads."""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.architecture import Architecture
+from pipeline.models.building import build
+from pipeline.models.heads import Head
+
+SMALL = Architecture("vgg16_gap", classes=3, width=0.125)
+
+
+def images(size: int, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(3))
+
+
+def seeded(architecture: Architecture) -> nn.Module:
+    torch.manual_seed(11)
+    return build(architecture).eval()
+
+
+def state_of(architecture: Architecture) -> dict[str, Tensor]:
+    return seeded(architecture).state_dict()
+
+
+def logits_of_maps(head: Head, features: Tensor) -> Tensor:
+    every = torch.arange(head.classes).expand(len(features), -1)
+    return head.class_maps(features, every).mean((2, 3)) + head.bias_of(every)

@@ -1,0 +1,37 @@
+"""``camlake rebox`` killed with SIGKILL at work, and the next one: what was committed stays, the rest follows."""
+
+from jobs.console import Screen
+from jobs.rebox import rebox
+from jobs.suites.kills import same_rows
+from pipeline.storage.filesystems import connect
+from pipeline.storage.verify import verify
+from schemas.config import StorageConfig
+from schemas.reasons import Reason
+from schemas.rebox import ReboxConfig
+from tests.fake_lake import FakeLake
+from tests.jobs_on import command
+from tests.killing import kill_when
+
+COMMITS = 60
+"""Of the source; rebox commits once for each, all of them within a second."""
+
+
+def test_a_killed_rebox_goes_on_where_its_commits_end(tmp_path):
+    source, whole, killed = (tmp_path / name for name in ("labels", "whole", "killed"))
+    images = {f"{number:04d}.jpg": "v1" for number in range(2 * COMMITS)}
+    FakeLake(str(source)).run(images, {"broken.jpg": Reason.TRUNCATED}, tasks=COMMITS)
+
+    def again(out):
+        return rebox(ReboxConfig.resolve({"labels": str(source), "out": str(out), "threshold": 0.5}), Screen()).counts
+
+    assert (again(whole).annotated, again(whole).planned) == (2 * COMMITS, 0)
+    words = command("rebox", source, "--out", killed, "--threshold", "0.5")
+    kill_when(words, lambda: any(killed.glob("_runs/*/commits/*.json")))
+    committed = len(list(killed.glob("_runs/*/commits/*.json")))
+    assert 0 < committed < COMMITS, "killed between its commits"
+    counts = again(killed)
+    assert counts.already_done in {2 * committed, 2 * committed + 1}, "the rejection is part of one commit"
+    assert counts.already_done + counts.annotated + counts.rejected == 2 * COMMITS + 1
+    for table in ("images", "boxes", "quarantine"):
+        assert same_rows(whole, killed, table) > 0, table
+    assert verify(*connect(str(killed), StorageConfig())).problems == ()

@@ -107,7 +107,8 @@ def features_schema(channels: int, dtype: FeatureType) -> pa.Schema:
     """Return the schema of ``features`` for a network whose linear layer sees ``channels`` values."""
     value = {"float32": pa.float32(), "float16": pa.float16()}[dtype]
     vector = pa.list_(value, channels)
-    return pa.schema([IMAGE_ID, RUN_ID, _field("feature", vector, "the pooled vector that the linear layer saw")])
+    about = "the pooled vector that the linear layer saw; to 11 significant bits where the network ran in bf16 or fp16"
+    return pa.schema([IMAGE_ID, RUN_ID, _field("feature", vector, about)])
 
 
 def table_schema(table: Table, channels: int, dtype: FeatureType) -> pa.Schema:

@@ -17,6 +17,7 @@ from jobs.suites.common import annotated_s, make_photographs, steady_per_s, weig
 from jobs.suites.peers import ray_pattern
 from jobs.suites.peers.by_hand import BATCH, ByHand, Setup, boxes_of, load, normalized, opencv_box, read_image
 from jobs.suites.peers.loops import hand_loop
+from jobs.suites.reference import enlarge
 from pipeline.models.box_rules import BoxRule
 from pipeline.models.loading import load_network
 from pipeline.models.localizer import CamRule, Localizer
@@ -189,3 +190,14 @@ def test_boxes_from_start_to_file(tmp_path, monkeypatch):
     assert {"processor", "cores", "packages", "commit"} <= set(result["machine"])
     ratio = result["figures"]["7×7 ratio"]
     assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
+
+
+def test_photographs_are_enlarged_under_their_names(tmp_path):
+    (tmp_path / "small" / "in").mkdir(parents=True)
+    (tmp_path / "small" / "truth.csv").write_text("no picture")
+    cv2.imwrite(str(tmp_path / "small" / "in" / "grey.JPEG"), np.full((6, 8, 3), 90, np.uint8))
+    enlarge(tmp_path / "small", tmp_path / "large")
+    assert [path.name for path in (tmp_path / "large").iterdir()] == ["grey.JPEG"]
+    large = cv2.imread(str(tmp_path / "large" / "grey.JPEG"))
+    assert large.shape == (24, 32, 3)
+    assert np.all(np.abs(large.astype(int) - 90) <= 1)

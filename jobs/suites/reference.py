@@ -1,40 +1,71 @@
-"""The scores of a set of photographs with true boxes: annotate, then evaluate.
+"""The scores of a set of photographs with true boxes: annotate, then evaluate; and what scaled JPEG decoding costs.
 
 In float32, because published scores are; with ``--precision bf16`` the same scores show what that costs.
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+
+import cv2
 
 from jobs.annotate import annotate
 from jobs.console import Screen
 from jobs.suites.common import Figures, Watch
 from pipeline import camlake
 from pipeline.evaluation import evaluate
-from pipeline.storage.truth import read_truth
-from schemas.annotate import AnnotateConfig
+from pipeline.storage.truth import Truth, read_truth
+from schemas.annotate import AnnotateConfig, JpegScaling
 from schemas.benchmark import BenchmarkConfig
 from schemas.config import StorageConfig
 from schemas.errors import UsageError
 
+LARGER = 4
+"""Times that each side of the photographs is enlarged, so that decoding can scale them down again."""
+SCALINGS: dict[JpegScaling, str] = {"off": "decoded whole", "auto": "decoded scaled"}
+
 
 def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
-    """Return every score of the output that ``camlake annotate`` makes of the photographs."""
+    """Return every score of the output that ``camlake annotate`` makes of the photographs, as they are and enlarged."""
     if not (config.images and config.truth):
         raise UsageError("the suite reference needs --images and --truth")
+    truth = read_truth(config.truth, StorageConfig())
     with tempfile.TemporaryDirectory() as temporary:
-        out = str(Path(temporary, "out"))
-        job = AnnotateConfig(
-            input=config.images,
-            out=out,
-            model=config.model,
-            weights=config.weights or "DEFAULT",
-            classes=config.truth,
-            precision="fp32" if config.precision == "auto" else config.precision,
-        )
-        manifest = annotate(job, Watch())
-        screen.say(f"{manifest.counts.annotated} images annotated")
-        with camlake.open(out) as lake:
-            scores = evaluate(lake, read_truth(config.truth, StorageConfig()))
+        folder = Path(temporary)
+        figures = _scores(config, config.images, folder / "out", truth, "auto", screen)
+        enlarge(Path(config.images), folder / "enlarged")
+        larger = replace(truth, boxes_xyxy=truth.boxes_xyxy * LARGER)
+        for scaling, how in SCALINGS.items():
+            scores = _scores(config, str(folder / "enlarged"), folder / how, larger, scaling, screen)
+            figures |= {f"sides × {LARGER}, {how}: {metric}": value for metric, value in scores.items()}
+    return figures
+
+
+def _scores(
+    config: BenchmarkConfig, images: str, out: Path, truth: Truth, scaling: JpegScaling, screen: Screen
+) -> Figures:
+    job = AnnotateConfig(
+        input=images,
+        out=str(out),
+        model=config.model,
+        weights=config.weights or "DEFAULT",
+        classes=config.truth,
+        precision="fp32" if config.precision == "auto" else config.precision,
+        jpeg_scaling=scaling,
+    )
+    manifest = annotate(job, Watch())
+    screen.say(f"{manifest.counts.annotated} images annotated")
+    with camlake.open(str(out)) as lake:
+        scores = evaluate(lake, truth)
     facts = {"images": manifest.counts.annotated, "precision": job.precision}
     return facts | {str(row["metric"]): row["value"] for row in scores.rows()}
+
+
+def enlarge(photographs: Path, folder: Path) -> None:
+    """Write every photograph below a folder to another one, ``LARGER`` times as wide and high, as a JPEG."""
+    folder.mkdir()
+    for path in photographs.rglob("*"):
+        pixels = cv2.imread(str(path)) if path.is_file() else None
+        if pixels is not None:
+            large = cv2.resize(pixels, None, fx=LARGER, fy=LARGER, interpolation=cv2.INTER_CUBIC)
+            (folder / path.name).write_bytes(cv2.imencode(".jpg", large)[1].tobytes())

@@ -39,7 +39,7 @@ _ANSWERS = ("top1_class_id", "top1_label", "top1_prob", "n_boxes", "boxes", "hea
 FEATURE_BITS = 11
 """Significant bits of the features of a network that ran in bf16 or fp16, which have 8 and 11 themselves.
 
-The rest of a float32 would be noise, and half of the whole output's bytes for MobileNet v2.
+The rest of a float32 would be noise, and a third of the whole output for MobileNet v2.
 """
 
 

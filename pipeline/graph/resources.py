@@ -25,7 +25,8 @@ IMAGES_PER_SLICE = 128
 MAX_SLICES = 2_000
 """Read tasks of a run: each costs the driver some 15 ms and stays in its memory, so large runs get larger slices.
 
-At 128 images a slice one driver core sustains about 8,000 images/s, at 1,024 about 24,000 (`camlake benchmark scale`).
+The cost is that of a block, whatever it holds: at 128 images a slice one driver core sustains about 8,000 images/s
+(`camlake benchmark scale`), and more with larger ones.
 """
 
 

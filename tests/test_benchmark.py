@@ -197,7 +197,8 @@ def test_photographs_are_enlarged_under_their_names(tmp_path):
     (tmp_path / "small" / "truth.csv").write_text("no picture")
     cv2.imwrite(str(tmp_path / "small" / "in" / "grey.JPEG"), np.full((6, 8, 3), 90, np.uint8))
     enlarge(tmp_path / "small", tmp_path / "large")
-    assert [path.name for path in (tmp_path / "large").iterdir()] == ["grey.JPEG"]
-    large = cv2.imread(str(tmp_path / "large" / "grey.JPEG"))
+    path_of_large = tmp_path / "large" / "small" / "in" / "grey.JPEG"
+    assert [path for path in (tmp_path / "large").rglob("*") if path.is_file()] == [path_of_large]
+    large = cv2.imread(str(path_of_large))
     assert large.shape == (24, 32, 3)
     assert np.all(np.abs(large.astype(int) - 90) <= 1)

@@ -62,10 +62,14 @@ def _scores(
 
 
 def enlarge(photographs: Path, folder: Path) -> None:
-    """Write every photograph below a folder to another one, ``LARGER`` times as wide and high, as a JPEG."""
-    folder.mkdir()
+    """Write a folder of photographs into another one, ``LARGER`` times as wide and high, as JPEG under the same names.
+
+    Its own name stays in theirs, as truth files may call the photographs by it.
+    """
     for path in photographs.rglob("*"):
         pixels = cv2.imread(str(path)) if path.is_file() else None
         if pixels is not None:
             large = cv2.resize(pixels, None, fx=LARGER, fy=LARGER, interpolation=cv2.INTER_CUBIC)
-            (folder / path.name).write_bytes(cv2.imencode(".jpg", large)[1].tobytes())
+            target = folder / path.relative_to(photographs.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(cv2.imencode(".jpg", large)[1].tobytes())

@@ -8,9 +8,10 @@ FLOAT32_BITS = 24
 
 
 def rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """Return the values rounded to ``bits`` significant bits, to nearest with ties away from zero.
+    """Return the values rounded to ``bits`` significant bits, 1 to 23, to nearest with ties away from zero.
 
-    The relative error is at most 2 ** -bits, except for subnormal numbers; infinities and NaN stay what they are.
+    The relative error is at most 2 ** -bits, except for subnormal numbers. Infinities and NaN stay what they are; what
+    is nearer to the next power of two than float32 goes becomes infinite.
     """
     dropped = FLOAT32_BITS - bits
     raised = values.view(np.uint32) + np.uint32(1 << (dropped - 1))

@@ -19,6 +19,7 @@ from schemas.annotate import AnnotateConfig, JpegScaling
 from schemas.benchmark import BenchmarkConfig
 from schemas.config import StorageConfig
 from schemas.errors import UsageError
+from schemas.scores import TITLES
 
 LARGER = 4
 """Times that each side of the photographs is enlarged, so that decoding can scale them down again."""
@@ -57,8 +58,12 @@ def _scores(
     screen.say(f"{manifest.counts.annotated} images annotated")
     with camlake.open(str(out)) as lake:
         scores = evaluate(lake, truth)
-    facts = {"images": manifest.counts.annotated, "precision": job.precision}
-    return facts | {str(row["metric"]): row["value"] for row in scores.rows()}
+    facts: Figures = {"images": manifest.counts.annotated, "precision": job.precision}
+    for figure in scores.figures:
+        facts[TITLES[figure.metric]] = figure.value
+        if figure.threshold is not None:
+            facts[f"{TITLES[figure.metric]}: threshold"] = figure.threshold
+    return facts
 
 
 def enlarge(photographs: Path, folder: Path) -> None:

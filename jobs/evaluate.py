@@ -10,22 +10,32 @@ from pipeline.calibrating import calibrate
 from pipeline.evaluation import evaluate
 from pipeline.images.charts import Line, chart_png
 from pipeline.storage.calibrations import write_calibration
+from pipeline.storage.class_names import read_class_names
 from pipeline.storage.commit import committed_settings
 from pipeline.storage.filesystems import connect, safe_url, store_errors
 from pipeline.storage.lake import write_whole
 from pipeline.storage.masks import read_masks
+from pipeline.storage.matching import run_of_model
 from pipeline.storage.truth import read_truth
 from schemas.config import StorageConfig
+from schemas.errors import UsageError
 from schemas.reading import EvaluateConfig
 from schemas.scores import CURVE_FILES, TITLES, CurveKind, Scores
 
 
 def run(config: EvaluateConfig, screen: Screen) -> None:
     """Print the scores and write them as JSON, Markdown and pictures; keep a calibration where asked."""
-    truth, masks = read_truth(config.truth, config), read_masks(config.truth, config, config.masks)
+    names = read_class_names(config.labels, config) if config.labels else None
+    truth, masks = read_truth(config.truth, config, names), read_masks(config.truth, config, config.masks)
     with camlake.open(
         config.out, endpoint_url=config.endpoint_url, profile=config.profile, anonymous=config.anonymous
     ) as lake:
+        classes = run_of_model(lake, config.model).lineage.classes
+        if names and len(names.texts) != classes:
+            raise UsageError(
+                f"--labels {safe_url(config.labels or '')}: {len(names.texts)} names; allowed: one for each of the"
+                f" network's {classes} classes"
+            )
         scores = evaluate(lake, truth, model=config.model, convention=config.iou, masks=masks)
         if config.calibrate:
             model, calibration, found = calibrate(lake, truth, model=config.model, convention=config.iou)

@@ -17,6 +17,9 @@ from pipeline.storage.truth import Truth
 from schemas.errors import UsageError
 from schemas.scores import CalibrationScore
 
+LEAST = 10
+"""Right boxes, and wrong ones, in each half: with fewer, a bin's share of right ones is mostly chance."""
+
 
 def calibrate(
     lake: Lake, truth: Truth, *, model: str | None = None, convention: Convention = "half-open"
@@ -26,7 +29,7 @@ def calibrate(
     The boxes are those of the top-k classes: others are there because a truth named them. A box is right where its
     class is true for the image, with IoU >= 0.5 with a true box of it: what the truth does not name counts as wrong.
     Which half an image is in follows from its id. Raises UsageError as ``evaluate`` does, where the truth has no boxes,
-    and where a half has no boxes, or the first one only right or only wrong ones.
+    and where a half has fewer than LEAST right boxes or wrong ones.
     """
     if not len(truth.boxes_xyxy):
         raise UsageError("--calibrate: the truth has masks and no boxes; allowed: a truth with boxes")
@@ -34,15 +37,9 @@ def calibrate(
         name = match.run.model
         boxes, right = _judged_boxes(lake, match)
     fitted = np.array([int(image_id[-1], 16) % 2 == 0 for image_id in boxes["image_id"]], dtype=np.bool_)
-    if fitted.all() or not fitted.any():
-        raise UsageError(f"--calibrate: {len(boxes)} boxes on the truth's images are too few for two halves")
+    _check_enough(right[fitted], right[~fitted])
     first, second = ({column: boxes[column].to_numpy()[half] for column in COLUMNS} for half in (fitted, ~fitted))
-    try:
-        calibration = fit_calibration(first, right[fitted])
-    except ValueError as error:
-        raise UsageError(
-            f"--calibrate: {int(right[fitted].sum())} of {int(fitted.sum())} boxes right: {error}"
-        ) from error
+    calibration = fit_calibration(first, right[fitted])
     tested = right[~fitted]
     bins = reliability(calibration.scores(second), tested)
     score = CalibrationScore(
@@ -54,6 +51,16 @@ def calibrate(
         reliability=tuple((each.boxes, each.mean_score, each.right) for each in bins),
     )
     return name, calibration, score
+
+
+def _check_enough(fitted: Bools, tested: Bools) -> None:
+    """Raise UsageError where the boxes of either half are right, or wrong, too rarely to fit or to test on."""
+    counts = [int(count) for right in (fitted, tested) for count in (right.sum(), (~right).sum())]
+    if min(counts) < LEAST:
+        raise UsageError(
+            f"--calibrate: of the boxes on the truth's images, the half to fit on has {counts[0]} right and {counts[1]}"
+            f" wrong ones, the half to test on {counts[2]} and {counts[3]}; allowed: at least {LEAST} of each"
+        )
 
 
 def _judged_boxes(lake: Lake, match: Match) -> tuple[pd.DataFrame, Bools]:

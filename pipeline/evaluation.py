@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.arrays.class_figures import class_scores
-from pipeline.arrays.figures import THRESHOLDS, Guesses, Pairs, PixelCounts, Scorer, Sweep, sweep_maps
+from pipeline.arrays.figures import THRESHOLDS, Guesses, Pairs, PixelCounts, Scorer, Sweep, pixel_figure, sweep_maps
 from pipeline.arrays.metrics import (
     CENTRAL_SHARE,
     IOU_DELTA,
@@ -20,6 +20,7 @@ from pipeline.arrays.metrics import (
     scatter_max,
 )
 from pipeline.camlake import Lake
+from pipeline.evaluation_notes import UNRANKED, is_heuristic, is_regressed, notes, top5_is_known
 from pipeline.images.masks import Mask, central_counts, pixel_counts
 from pipeline.storage.ahead import map_ahead
 from pipeline.storage.lake import REQUESTS_AT_ONCE
@@ -32,7 +33,6 @@ from schemas.scores import Curve, Scores
 
 _SWEEP_CELLS = 250_000
 """Map cells × thresholds cut at once: about 100 maps of 7×7, whose grids stay in a processor's cache."""
-_UNRANKED = np.iinfo(np.int64).max
 _ANSWERS = """(
 SELECT image_id, 0 AS rank, top1_class_id AS class_id, top1_label AS label FROM images WHERE model = $model
 UNION ALL SELECT image_id, rank, class_id, label FROM boxes WHERE model = $model
@@ -58,21 +58,22 @@ def evaluate(
     with matched(lake, truth, model, convention) as match:
         run, pairs = match.run, match.pairs
         rank = _best_ranks(lake, run.model, len(match.known))
-        if (rank == _UNRANKED).all():
-            _check_labels(lake, run.model, truth)
+        labels = _known_labels(lake, run.model) if (rank == UNRANKED).any() else set()
+        if (rank == UNRANKED).all():
+            _check_labels(labels, truth)
         scorer = Scorer(pairs, rank)
         has_boxes, has_maps = len(pairs.boxes) > 0, "heatmaps" in run.settings["outputs"]
         guesses, five = _guesses(lake, run, pairs) if has_boxes else ({}, None)
-        told = _told_iou(lake, run, pairs) if has_boxes and _is_regressed(run) else None
+        told = _told_iou(lake, run, pairs) if has_boxes and is_regressed(run) else None
         sweep = sweep_maps(pairs, _map_chunks(lake, run.model)) if has_boxes and has_maps else None
         pixels = _pixel_counts(lake, match, truth, masks) if has_maps and masks else None
-    tops = (1, 5) if _top5_is_known(run, rank) else (1,)
+    tops = (1, 5) if top5_is_known(run, rank) else (1,)
     figures = [figure for top in tops for figure in scorer.accuracy(top)]
     figures += [figure for cut, found in guesses.items() for figure in scorer.of_boxes(found, cut, tops, told)]
     figures += scorer.of_told(told) if told is not None else []
     figures += scorer.of_five(five) if five else []
     figures += scorer.of_sweep(sweep) if sweep else []
-    figures += [scorer.of_pixels(pixels)] if pixels else []
+    figures += [pixel_figure(pairs, pixels)] if pixels else []
     first = scorer.box_iou(next(iter(guesses.values()))) if guesses and told is None else told
     return Scores(
         model=run.model,
@@ -80,41 +81,35 @@ def evaluate(
         images=pairs.n_images,
         pairs=len(match.known),
         missing_images=len(set(truth.keys)) - pairs.n_images,
-        pairs_without_rows=int((rank == _UNRANKED).sum()),
+        pairs_without_rows=int((rank == UNRANKED).sum()),
         figures=tuple(figures),
         curves=tuple(_curves(sweep, pixels)),
-        classes=class_scores(match.names, pairs, rank, first, next(iter(guesses), None), sweep),
-        notes=tuple(_notes(run, rank, truth, pairs.n_images, masks is not None)),
+        classes=class_scores(match.names, pairs, rank, first, next(iter(guesses), None), sweep, pixels),
+        notes=tuple(notes(match, rank, truth, labels, has_masks=masks is not None)),
     )
 
 
 def _best_ranks(lake: Lake, model: str, n_pairs: int) -> Ints:
-    """Return (P,): the rank of each pair's best-ranked class, _UNRANKED where the output has no row of any."""
+    """Return (P,): the rank of each pair's best-ranked class, UNRANKED where the output has no row of any."""
     query = f"SELECT pair, min(rank) AS rank FROM {TRUE_ROWS.format(rows=_ANSWERS)} GROUP BY pair"
     found = lake.sql(query, {"model": model}).to_arrow_table()
-    rank = np.full(n_pairs, _UNRANKED)
+    rank = np.full(n_pairs, UNRANKED)
     rank[found["pair"].to_numpy()] = found["rank"].to_numpy()
     return rank
 
 
-def _check_labels(lake: Lake, model: str, truth: Truth) -> None:
+def _known_labels(lake: Lake, model: str) -> set[str]:
+    """Return the labels that the output's rows have."""
+    return set(lake.sql(f"SELECT DISTINCT label FROM {_ANSWERS}", {"model": model}).to_arrow_table()[0].to_pylist())
+
+
+def _check_labels(known: set[str], truth: Truth) -> None:
     """Raise UsageError where the truth names classes by labels of another vocabulary than the output's."""
-    known = set(lake.sql(f"SELECT DISTINCT label FROM {_ANSWERS}", {"model": model}).to_arrow_table()[0].to_pylist())
     if not any(truth.class_ids) and known.isdisjoint(truth.labels):
         raise UsageError(
             f"none of the truth's labels, like {truth.labels[0]!r}, is one of the output's, like {min(known)!r};"
-            " give class ids in the truth, or annotate with --labels"
+            " give class ids in the truth, or --labels, which tells the classes that its labels mean"
         )
-
-
-def _is_heuristic(run: RunManifest) -> bool:
-    """Tell whether the run's boxes are the heuristic's five an image, not one for each class and threshold."""
-    return "boxes" in run.settings["outputs"] and run.settings.get("box_rule") == "heuristic"
-
-
-def _is_regressed(run: RunManifest) -> bool:
-    """Tell whether the run's boxes are those of a box head, one an image."""
-    return "boxes" in run.settings["outputs"] and run.settings.get("method") == "regress"
 
 
 def _told_iou(lake: Lake, run: RunManifest, pairs: Pairs) -> Floats:
@@ -143,9 +138,9 @@ def _guesses(lake: Lake, run: RunManifest, pairs: Pairs) -> tuple[dict[float | N
     rows = lake.sql(query, {"model": run.model}).to_arrow_table()
     pair, rank, threshold = (rows[name].to_numpy() for name in ("pair", "rank", "threshold"))
     every = Guesses(pair, rank.astype(np.int64), pairs.iou(_boxes_xyxy(rows), pair))
-    if _is_heuristic(run):
+    if is_heuristic(run):
         return {}, every
-    if _is_regressed(run):
+    if is_regressed(run):
         return {None: every}, None
     cuts = {float(cut): np.isclose(threshold, cut, rtol=1e-6) for cut in run.settings["threshold"]}
     return {cut: Guesses(*(column[rows] for column in every)) for cut, rows in cuts.items()}, None
@@ -164,13 +159,6 @@ def _map_chunks(lake: Lake, model: str) -> Iterator[tuple[NDArray[np.uint8], Int
             part = rows.take(same[start : start + at_once])
             heat = part["heat"].combine_chunks().flatten().to_numpy()
             yield heat.reshape(-1, height, width), part["pair"].to_numpy()
-
-
-def _top5_is_known(run: RunManifest, rank: Ints) -> bool:
-    """Tell whether a class without a row is certainly not among the first five."""
-    every_class = "heatmaps" in run.settings["outputs"] or (_is_regressed(run) and not run.settings["min_area"])
-    deep = run.settings["topk"] >= min(5, run.lineage.classes) and every_class
-    return deep or bool((rank != _UNRANKED).all())
 
 
 def _pixel_counts(lake: Lake, match: Match, truth: Truth, masks: Masks) -> PixelCounts | None:
@@ -208,45 +196,3 @@ def _curves(sweep: Sweep | None, pixels: PixelCounts | None) -> Iterator[Curve]:
             yield Curve(metric, tuple(zip(THRESHOLDS.tolist(), accuracy.tolist(), strict=True)))
     if pixels is not None:
         yield Curve("pxap", tuple((x, y) for x, y in precision_recall(pixels.counts.sum(axis=0)).tolist()))
-
-
-def _notes(run: RunManifest, rank: Ints, truth: Truth, n_images: int, has_masks: bool) -> Iterator[str]:
-    missing, unranked = len(set(truth.keys)) - n_images, int((rank == _UNRANKED).sum())
-    if missing:
-        yield f"{missing} images of the truth are not among the annotated ones and don't count."
-    if truth.without_class:
-        yield f"{truth.without_class} objects of the truth have no class id and don't count."
-    if unranked:
-        yield (
-            f"{unranked} of {len(rank)} pairs of image and class have no stored map or box of their class and count as"
-            " wrong; annotate with --classes to have them beside the top-k."
-        )
-    if not _top5_is_known(run, rank):
-        yield "Top-5 figures are left out: they need heatmaps with --topk 5 or more, or --classes."
-    if has_masks and "heatmaps" not in run.settings["outputs"]:
-        yield "PxAP is left out: the output has no heatmaps."
-    if not len(truth.boxes_xyxy):
-        yield (
-            "GT-known, localization, mean IoU, MaxBoxAcc, MaxBoxAccV2 and the pointing game are left out: the truth has"
-            " masks and no boxes."
-        )
-    else:
-        yield from _notes_on_boxes(run)
-
-
-def _notes_on_boxes(run: RunManifest) -> Iterator[str]:
-    if _is_heuristic(run):
-        yield (
-            "Top-5 localization counts the heuristic's five boxes of an image. GT-known, top-1 localization and mean"
-            " IoU are left out: they need one box a class, as --box-rule paper cuts."
-        )
-    if "boxes" not in run.settings["outputs"]:
-        yield "GT-known, localization and mean IoU are left out: the output has no boxes."
-    if _is_regressed(run):
-        yield (
-            "The boxes are regressed, by a head that was trained with boxes: one an image, whatever the class. GT-known"
-            " and mean IoU are this box's; MaxBoxAcc and MaxBoxAccV2 are its accuracy, without a sweep over thresholds;"
-            " the pointing game is left out."
-        )
-    elif "heatmaps" not in run.settings["outputs"]:
-        yield "MaxBoxAcc, MaxBoxAccV2 and the pointing game are left out: the output has no heatmaps."

@@ -57,8 +57,8 @@ class AnnotateConfig(BoxConfig):
     topk: int = option(5, "maps and boxes for this many most probable classes", "Localization", ge=1, le=1000)
     classes: str | None = option(
         None,
-        "CSV or Parquet that names classes for each image; they get maps and boxes beside the top-k; done images keep"
-        " what they have",
+        "CSV or Parquet that names classes for each image, or what else `evaluate --truth` reads; they get maps and"
+        " boxes beside the top-k; done images keep what they have",
         "Localization",
     )
     method: Method = option(

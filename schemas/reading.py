@@ -34,6 +34,12 @@ class EvaluateConfig(StorageConfig):
     masks: str | None = option(
         None, "folder under which wsolevaluation's mask files lie; default: the folder of TRUTH", "Options"
     )
+    labels: str | None = option(
+        None,
+        "file that tells which class of the network a label of the truth means: one class a line, in the order of the"
+        " class ids, called by the whole line or, as in ILSVRC's LOC_synset_mapping.txt, by its first word",
+        "Options",
+    )
     model: str | None = option(None, "which model's rows; default: the newest run's", "Options")
     iou: Literal["half-open", "inclusive"] = option(
         "half-open",

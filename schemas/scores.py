@@ -24,6 +24,17 @@ TITLES = {
     "pointing_game": "pointing game",
     "pxap": "PxAP",
 }
+CLASS_METRICS = (
+    "top1_accuracy",
+    "gt_known",
+    "top1_localization",
+    "mean_iou",
+    "max_box_acc",
+    "max_box_acc_v2",
+    "pointing_game",
+    "pxap",
+)
+"""The figures of a class."""
 CurveKind = Literal["accuracy", "precision"]
 CURVE_FILES: dict[CurveKind, str] = {"accuracy": "curves.png", "precision": "precision_recall.png"}
 """Files of the page's pictures, beside it."""
@@ -103,19 +114,23 @@ class CalibrationScore:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """The scores of one class over its pairs; the threshold of ``max_box_acc`` is the best one over all classes."""
+    """The scores of one class over its pairs; maps are cut where it is best for all classes together."""
 
     class_name: str
     pairs: int
     top1_accuracy: Figure
     gt_known: Figure | None = None
+    top1_localization: Figure | None = None
     mean_iou: Figure | None = None
     max_box_acc: Figure | None = None
+    max_box_acc_v2: Figure | None = None
+    pointing_game: Figure | None = None
+    pxap: Figure | None = None
 
     def rows(self) -> list[dict[str, str | float]]:
         """Return a row for each figure there is, as those of ``Scores.rows`` are, behind the class and its pairs."""
         first: dict[str, str | float] = {"class": self.class_name, "pairs": self.pairs}
-        figures = (self.top1_accuracy, self.gt_known, self.mean_iou, self.max_box_acc)
+        figures = (getattr(self, metric) for metric in CLASS_METRICS)
         return [first | figure.row() for figure in figures if figure]
 
 

@@ -1,5 +1,6 @@
 """Classes that a file names for images: how it is read, and how they find their images in a plan."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -65,6 +66,34 @@ def test_class_lists_in_parquet(tmp_path):
     assert read_classes(str(path), LOCAL, LABELS).to_pydict() == {"key": ["a", "b"], "class_ids": [[0, 1], [2]]}
 
 
+def coco(*names: str) -> str:
+    """Return a document whose one image has an object of each name."""
+    objects = [{"image_id": 7, "category_id": number, "bbox": [1, 1, 5, 5]} for number in range(len(names))]
+    categories = [{"id": number, "name": name} for number, name in enumerate(names)]
+    images = [{"id": 7, "file_name": "x/a.jpg"}]
+    return json.dumps({"images": images, "categories": categories, "annotations": objects})
+
+
+def test_a_coco_truth_names_the_classes_that_the_network_has(tmp_path):
+    path = tmp_path / "instances.json"
+    path.write_text(coco("person", "crane", "cat", "cat"))
+    assert read_classes(str(path), LOCAL, LABELS).to_pydict() == {"key": ["x/a.jpg"], "class_ids": [[0, 2, 3]]}
+
+
+def test_an_xml_truth_finds_the_classes_of_ilsvrcs_list(tmp_path):
+    box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>"
+    (tmp_path / "val_1.xml").write_text(f"<annotation><object><name>n02119789</name>{box}</object></annotation>")
+    found = read_classes(str(tmp_path), LOCAL, ["n01440764 tench", "n02119789 kit fox, Vulpes macrotis"])
+    assert found.to_pydict() == {"key": ["val_1.JPEG"], "class_ids": [[1]]}
+
+
+def test_a_wsolevaluation_truth_names_ids(tmp_path):
+    (tmp_path / "localization.txt").write_text("val/a.JPEG,1,2,3,4\nval/b.JPEG,0,0,9,9\n")
+    (tmp_path / "class_labels.txt").write_text("val/a.JPEG,3\nval/b.JPEG,0\n")
+    found = read_classes(str(tmp_path), LOCAL, LABELS)
+    assert found.to_pydict() == {"key": ["val/a.JPEG", "val/b.JPEG"], "class_ids": [[3], [0]]}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "problem"),
     [
@@ -75,6 +104,8 @@ def test_class_lists_in_parquet(tmp_path):
         ("c.csv", "file,kind\na,dog\n", "no column class_id or"),
         ("c.csv", "", "can't be read as csv"),
         ("c.parquet", "x", "can't be read as parquet"),
+        ("c.json", coco("person"), "the network has none of its classes, like 'person'; `camlake models` and --labels"),
+        ("c.json", "{", "^--classes: truth '.*': can't be read as json"),
         ("c.xlsx", "x", r"allowed: \.csv, \.tsv, \.parquet"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from pipeline.storage.calibrations import calibration_path, read_calibration
 from pipeline.storage.filesystems import connect
 from schemas.errors import StoreError, UsageError
-from tests.fake_lake import MODEL
+from tests.fake_lake import MODEL, image_id
 from tests.scoring import BUMP, STORAGE, Output, job, one_map
 
 
@@ -68,5 +68,24 @@ def test_a_calibration_is_kept_reported_and_read_back(tmp_path: Path, capsys: py
 def test_a_calibration_needs_right_and_wrong_boxes(tmp_path: Path) -> None:
     one_map(BUMP).write(str(tmp_path / "out"))
     (tmp_path / "one.csv").write_text("file,class_id,xmin,ymin,xmax,ymax\na.jpg,1,0,0,50,100\n")
-    with pytest.raises(UsageError, match="--calibrate: 1 boxes on the truth's images are too few for two halves"):
+    with pytest.raises(
+        UsageError, match=r"--calibrate: .* 0 right and 0 wrong ones, .* on 1 and 0; allowed: at least 10"
+    ):
         job(tmp_path, truth=str(tmp_path / "one.csv"), calibrate=True)
+
+
+@pytest.mark.parametrize("rights", [(9, 60), (60, 0), (60, 9)])
+def test_a_calibration_needs_them_in_both_halves(tmp_path: Path, rights: tuple[int, int]) -> None:
+    output, truth, places = Output(), ["file,class_id,xmin,ymin,xmax,ymax"], [0, 0]
+    for index in range(200):
+        half = int(image_id(f"{index}.jpg")[-1], 16) % 2
+        output.image(f"{index}.jpg", 1)
+        output.answer(f"{index}.jpg", 0, 1, BUMP, (0, 0, 50, 50) if places[half] < rights[half] else (60, 60, 90, 90))
+        places[half] += 1
+        truth.append(f"{index}.jpg,1,0,0,50,50")
+    output.write(str(tmp_path / "out"))
+    (tmp_path / "many.csv").write_text("\n".join(truth))
+    counts = f"has {rights[0]} right and {places[0] - rights[0]} wrong .* on {rights[1]} and {places[1] - rights[1]};"
+    with pytest.raises(UsageError, match=f"^--calibrate: .* {counts} allowed: at least 10 of each$"):
+        job(tmp_path, truth=str(tmp_path / "many.csv"), calibrate=True)
+    assert not (tmp_path / "out/_calibrations").exists()

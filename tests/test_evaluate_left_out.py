@@ -25,7 +25,7 @@ def test_an_output_without_heatmaps_says_what_it_leaves_out(tmp_path: Path) -> N
     }
     assert (scores.curves, scores.classes[0].max_box_acc) == ((), None)
     assert any("MaxBoxAcc, MaxBoxAccV2 and the pointing game are left out" in note for note in scores.notes)
-    assert any("Top-5 figures are left out" in note for note in scores.notes)
+    assert any(note.startswith("Top-5 accuracy and localization are left out") for note in scores.notes)
 
 
 def test_an_output_without_boxes_says_what_it_leaves_out(tmp_path: Path) -> None:
@@ -76,3 +76,32 @@ def test_a_truth_with_labels_of_another_vocabulary_shows_one_of_each(tmp_path: P
     truth = "file,label,xmin,ymin,xmax,ymax\na.jpg,n02391049,0,0,1,1\n"
     with pytest.raises(UsageError, match=r"labels, like 'n02391049', is one of the output's, like 'cat'"):
         score(example(), tmp_path, truth)
+
+
+def test_the_heuristics_top5_localization_is_not_called_left_out(tmp_path: Path) -> None:
+    output = example()
+    output.settings |= {"box_rule": "heuristic", "threshold": [0.2, 0.5], "outputs": ["boxes"]}
+    scores = score(output, tmp_path)
+    assert {"top5_localization"} == {figure.metric for figure in scores.figures if figure.metric.startswith("top5")} - {
+        "top5_localization_error"
+    }
+    assert "Top-5 accuracy is left out: it needs heatmaps with --topk 5 or more, or --classes." in scores.notes
+
+
+def test_a_pair_without_rows_is_wrong_only_where_its_class_counts(tmp_path: Path) -> None:
+    output = example()
+    output.settings |= {"method": "regress", "threshold": [0.0], "min_area": 0.0, "outputs": ["boxes"], "topk": 2}
+    scores = score(output, tmp_path)
+    assert scores.figure("gt_known").value == 0.75, "the box of d.jpg, whose class has no row, is right, as b.jpg's"
+    assert scores.figure("top1_localization").value == 0.25
+    assert any("count as wrong in accuracy and localization; the other figures score" in note for note in scores.notes)
+    assert (
+        "Top-5 accuracy and localization are left out: they need --topk 5 or more and no --min-area, or --classes."
+        in (scores.notes)
+    )
+
+
+def test_without_boxes_only_top5_accuracy_is_called_left_out(tmp_path: Path) -> None:
+    output = example()
+    output.settings |= {"outputs": ["heatmaps"], "topk": 3}
+    assert any(note.startswith("Top-5 accuracy is left out") for note in score(output, tmp_path).notes)

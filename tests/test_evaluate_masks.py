@@ -46,6 +46,31 @@ def test_pxap_of_a_map_that_is_half_right(tmp_path: Path) -> None:
     assert found["full_image"] == pytest.approx(0.5, abs=0.01)
     assert found["central_70"] == pytest.approx(0.5, abs=0.01), "half of the central box is inside, and of the rest"
     assert (tmp_path / "out/_reports/precision_recall.png").is_file()
+    assert [each["pxap"] for each in document["classes"]] == [found], "the one class there is"
+
+
+def test_each_class_has_the_pxap_of_its_own_masks(tmp_path: Path) -> None:
+    heat = np.array([[0, 255]], np.uint8)
+    output = Output()
+    shapes = {"ring": [50, 0, 100, 0, 100, 100, 50, 100], "star": [0, 0, 50, 0, 50, 100, 0, 100], "cat": None}
+    document: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
+    for class_id, (label, shape) in enumerate(shapes.items(), start=1):
+        output.image(f"{label}.jpg", class_id)
+        output.answer(f"{label}.jpg", 0, class_id, heat, (0, 0, 50, 100))
+        document["images"].append({"id": class_id, "file_name": f"{label}.jpg"})
+        document["categories"].append({"id": class_id, "name": label})
+        item = {"image_id": class_id, "category_id": class_id, "bbox": [0, 0, 50, 100]}
+        document["annotations"].append(item | ({"segmentation": [shape]} if shape else {}))
+    output.write(str(tmp_path / "out"))
+    (tmp_path / "two.json").write_text(json.dumps(document))
+    classes = {
+        each["class_name"]: each["pxap"] for each in scores_of_job(tmp_path, str(tmp_path / "two.json"))["classes"]
+    }
+    assert classes["ring"]["value"] > 0.9
+    assert classes["star"]["value"] < 0.5
+    assert classes["ring"]["full_image"] == classes["star"]["full_image"] == pytest.approx(0.5, abs=0.02)
+    assert classes["cat"] is None
+    assert "| ring | 1 | PxAP |" in (tmp_path / "out/_reports/scores.md").read_text()
 
 
 def test_pxap_leaves_out_what_lies_in_a_crowd(tmp_path: Path) -> None:

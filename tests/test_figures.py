@@ -51,13 +51,33 @@ def test_figures_of_a_class_by_hand() -> None:
     reached = np.zeros((4, len(THRESHOLDS)))
     reached[:, 5] = [0.8, 0.7, 0.5, 0.5]
     reached[:, 9] = [0.0, 0.9, 0.9, 0.9]
-    cat, owl = class_scores(names, pairs, rank, iou, 0.2, Sweep(reached, reached, np.ones(4, dtype=np.bool_)))
+    anywhere = reached.copy()
+    anywhere[:, 5] = [0.8, 0.7, 0.5, 0.4]
+    anywhere[:, 9] = [0.2, 0.9, 0.9, 0.9]
+    pointed = np.array([True, True, True, False])
+    cat, owl = class_scores(names, pairs, rank, iou, 0.2, Sweep(reached, anywhere, pointed))
     assert (cat.class_name, cat.pairs, owl.class_name, owl.pairs) == ("cat", 1, "owl", 3)
     assert cat.gt_known == Figure("gt_known", 0.2, 0, 0, 0, full_image=0, central_70=1)
     assert cat.mean_iou is not None
     assert cat.mean_iou.full_image == pytest.approx(0.49)
     assert owl.top1_accuracy == Figure("top1_accuracy", None, 1, 1, 1)
     assert owl.max_box_acc == Figure("max_box_acc", 0.1, 1, 1, 1, full_image=2 / 3, central_70=0)
+    # Cut 5 is best for all at 0.3 and the first of two at 0.5, cut 9 at 0.7: each demand loses another owl, or none.
+    assert owl.max_box_acc_v2 is not None
+    assert (owl.max_box_acc_v2.threshold, owl.max_box_acc_v2.value) == (None, pytest.approx((1 + 2 / 3 + 2 / 3) / 3))
+    assert owl.max_box_acc_v2.full_image == pytest.approx((2 / 3 + 2 / 3 + 1 / 3) / 3)
+    assert owl.max_box_acc_v2.central_70 == pytest.approx((2 / 3 + 0 + 0) / 3)
+    assert (owl.max_box_acc_v2.low, owl.max_box_acc_v2.high) == (pytest.approx(2 / 3), 1)
+    assert cat.max_box_acc_v2 is not None
+    assert (cat.max_box_acc_v2.value, cat.max_box_acc_v2.central_70) == (1, 1)
+    assert cat.top1_localization == Figure("top1_localization", 0.2, 0, 0, 0, full_image=0, central_70=0)
+    assert owl.top1_localization is not None
+    assert (owl.top1_localization.value, owl.top1_localization.full_image) == (2 / 3, 2 / 3)
+    # Of the owls' boxes the first alone holds the middle of the image: x = 50 is outside of those that end there.
+    assert owl.pointing_game is not None
+    assert (owl.pointing_game.value, owl.pointing_game.full_image) == (2 / 3, 1 / 3)
+    assert cat.pointing_game == Figure("pointing_game", None, 1, 1, 1, full_image=1, central_70=1)
+    assert (cat.pxap, owl.pxap) == (None, None)
     assert owl.gt_known is not None
     assert (owl.gt_known.value, owl.gt_known.full_image, owl.gt_known.central_70) == (2 / 3, 2 / 3, 0)
     assert (owl.gt_known.low, owl.gt_known.high) == (0, 1), "1 in 27 draws takes the wrong image three times"

@@ -18,6 +18,7 @@ LEVELS = {
     "pipeline/camlake.py": 3,
     "pipeline/report.py": 3,
     "pipeline/evaluation.py": 3,
+    "pipeline/evaluation_notes.py": 3,
     "pipeline/calibrating.py": 3,
     "pipeline/gallery.py": 3,
     "pipeline/rebox.py": 3,

@@ -80,6 +80,23 @@ def test_ilsvrc_folder(tmp_path: Path) -> None:
     assert truth.boxes_xyxy[:2].tolist() == [[1, 2, 9, 8], [3, 2, 9, 8]]
 
 
+def test_xml_without_a_file_name_is_called_as_its_own_file(tmp_path: Path) -> None:
+    box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>"
+    for name, filename in (("val_1", ""), ("val_2", "<filename> </filename>")):
+        xml = f"<annotation>{filename}<object><name> cat </name>{box}</object></annotation>"
+        (tmp_path / f"{name}.xml").write_text(xml)
+    truth = read_truth(str(tmp_path), LOCAL)
+    assert (truth.keys, truth.labels) == (("val_1.JPEG", "val_2.JPEG"), ("cat", "cat"))
+
+
+@pytest.mark.parametrize("name", ["", "<name></name>"])
+def test_an_xml_object_without_a_name_is_refused(tmp_path: Path, name: str) -> None:
+    box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>"
+    (tmp_path / "val_1.xml").write_text(f"<annotation><object>{name}{box}</object></annotation>")
+    with pytest.raises(UsageError, match=r"^truth '\S+val_1\.xml': an object without a name$"):
+        read_truth(str(tmp_path), LOCAL)
+
+
 def test_wsolevaluation_folder(tmp_path: Path) -> None:
     (tmp_path / "localization.txt").write_text("val/a.JPEG,1,2,3,4\nval/a.JPEG,5,6,7,8\nval/b.JPEG,0,0,9,9\n")
     (tmp_path / "class_labels.txt").write_text("val/a.JPEG,65\nval/b.JPEG,970\n")

@@ -97,6 +97,18 @@ def test_a_mask_that_is_missing_or_no_image_is_named_with_its_line() -> None:
         masks.of("b", "", (1, 1))
 
 
+def test_a_root_of_masks_that_is_not_there_is_refused_at_once() -> None:
+    MemoryFileSystem().pipe({"/t/localization.txt": b"a,a.png,\n", "/m/a.png": png(np.full((2, 2), 9, np.uint8))})
+    masks = read_masks("memory://t", StorageConfig(), "memory://m")
+    assert masks is not None
+    assert masks.of("a", "", (1, 1))[0].all()
+    said = (
+        r"^--masks memory://n: not there; allowed: the folder that the files of memory://t/localization.txt lie under$"
+    )
+    with pytest.raises(UsageError, match=said):
+        read_masks("memory://t", StorageConfig(), "memory://n")
+
+
 def test_a_folder_of_masks_without_any_is_refused() -> None:
     MemoryFileSystem().pipe({"/t/localization.txt": b"a,1,2,3,4\n", "/t/truth.csv": b"file\n"})
     for truth in ("memory://t", "memory://t/truth.csv", "memory://t/truth.json"):

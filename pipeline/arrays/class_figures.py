@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.arrays.figures import THRESHOLDS, Pairs, Sweep
+from pipeline.arrays.figures import THRESHOLDS, Pairs, PixelCounts, Sweep, pixel_figure
 from pipeline.arrays.metrics import (
     CENTRAL_SHARE,
     IOU_DELTA,
+    V2_DELTAS,
     Bools,
     Floats,
     Ints,
@@ -42,13 +43,16 @@ def class_scores(
     box_iou: Floats | None = None,
     box_threshold: float | None = None,
     sweep: Sweep | None = None,
+    pixels: PixelCounts | None = None,
 ) -> tuple[ClassScore, ...]:
     """Return the scores of each class, by name, of P pairs with the class names (P,) and ranks (P,).
 
-    ``box_iou`` (P,) is that of the pairs' own boxes, cut at ``box_threshold``; without it GT-known and mean IoU are
-    left out, as MaxBoxAcc is without a sweep. All classes are cut at the threshold that is best for all pairs together,
-    which the intervals take as given. Each class draws 1,000 times from its own images: together as many draws as one
-    figure of all pairs takes. Of a class with one image the interval has no width.
+    ``box_iou`` (P,) is that of the pairs' own boxes, cut at ``box_threshold``; without it GT-known, top-1 localization
+    and mean IoU are left out, as MaxBoxAcc, MaxBoxAccV2 and the pointing game are without a sweep, and PxAP without
+    ``pixels`` of the class. Top-1 localization counts pairs: right where the pair's class is the top-1 and its box is
+    right. All classes are cut at the thresholds that are best for all pairs together, which the intervals take as
+    given. Each class draws 1,000 times from its own images: together as many draws as one figure of all pairs takes. Of
+    a class with one image the interval has no width.
     """
     classes, of_pair = np.unique(np.array(names, dtype=object), return_inverse=True)
     columns = _columns(pairs, rank, box_iou, box_threshold, sweep)
@@ -58,6 +62,8 @@ def class_scores(
     for name, own in zip(classes, groups, strict=True):
         intervals = bootstrap_intervals(values[own], pairs.image[own])
         figures = [column.figure(own, interval) for column, interval in zip(columns, intervals, strict=True)]
+        if pixels is not None and (masked := np.isin(pixels.pair, own)).any():
+            figures.append(pixel_figure(pairs, pixels.of(masked)))
         scores.append(ClassScore(str(name), len(own), **{figure.metric: figure for figure in figures}))
     return tuple(scores)
 
@@ -67,12 +73,26 @@ def _columns(
 ) -> list[_Column]:
     overlaps = [pairs.baseline_iou(share) for share in (1.0, CENTRAL_SHARE)]
     right = [overlap >= IOU_DELTA for overlap in overlaps]
-    columns = [_Column("top1_accuracy", None, rank == 0, ())]
+    first = rank == 0
+    columns = [_Column("top1_accuracy", None, first, ())]
     if box_iou is not None:
+        located = [first & each for each in (box_iou >= IOU_DELTA, *right)]
         columns.append(_Column("gt_known", box_threshold, box_iou >= IOU_DELTA, right))
+        columns.append(_Column("top1_localization", box_threshold, located[0], located[1:]))
         columns.append(_Column("mean_iou", box_threshold, box_iou, overlaps))
     if sweep is not None:
         best = int(accuracy_curves(sweep.largest_iou, [IOU_DELTA])[0].argmax())
         hits = sweep.largest_iou[:, best] >= IOU_DELTA
         columns.append(_Column("max_box_acc", float(THRESHOLDS[best]), hits, right))
+        cuts = accuracy_curves(sweep.any_iou, V2_DELTAS).argmax(axis=1)
+        shares = [_share_of_deltas(sweep.any_iou[:, cuts]), *(_share_of_deltas(each[:, None]) for each in overlaps)]
+        columns.append(_Column("max_box_acc_v2", None, shares[0], shares[1:]))
+        centre = pairs.hold(pairs.sizes_wh / 2, np.arange(len(rank)))
+        columns.append(_Column("pointing_game", None, sweep.pointed, (centre, centre)))
     return columns
+
+
+def _share_of_deltas(iou: Floats) -> Floats:
+    """Return (P,): how many of V2_DELTAS the IoU (P, D), or (P, 1) for all, reaches, as a share."""
+    shares: Floats = (iou >= np.array(V2_DELTAS)).mean(axis=1)
+    return shares

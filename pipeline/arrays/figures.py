@@ -89,6 +89,10 @@ class PixelCounts(NamedTuple):
     central: Floats
     """(K, 2, 2) out of and in the central box."""
 
+    def of(self, chosen: Bools) -> "PixelCounts":
+        """Return those of the chosen (K,)."""
+        return PixelCounts(self.pair[chosen], self.counts[chosen], self.central[chosen])
+
 
 def sweep_maps(pairs: Pairs, chunks: Iterable[tuple[NDArray[np.uint8], Ints]]) -> Sweep:
     """Return what stored maps reach that come in chunks: (n, h, w) uint8, each spanning 0 to 255, with pairs (n,).
@@ -188,14 +192,6 @@ class Scorer:
         centre = self.pairs.hold(self.pairs.sizes_wh / 2, np.arange(len(self.rank)))
         yield _figure("pointing_game", _Values(sweep.pointed, (centre, centre), self.pairs.image))
 
-    def of_pixels(self, pixels: PixelCounts) -> Figure:
-        """Return PxAP over all pairs with masks; its baselines score every pixel 1, or those in the central box."""
-        average = metrics.pixel_average_precision
-        low, high = metrics.bootstrap_interval(pixels.counts, self.pairs.image[pixels.pair], average)
-        totals = pixels.counts.sum(axis=0), pixels.central.sum(axis=(0, 2))[:, None], pixels.central.sum(axis=0)
-        value, full_image, central = (float(average(total)) for total in totals)
-        return Figure("pxap", None, value, low, high, full_image, central)
-
     def _best_cut(self, metric: str, iou: Floats, delta: float) -> Figure:
         threshold = metrics.best_threshold(metrics.accuracy_curves(iou, [delta])[0], THRESHOLDS)
         return _figure(metric, self._right(iou, delta), threshold, metrics.max_box_acc)
@@ -208,6 +204,15 @@ class Scorer:
         hits = metrics.localization_hits(image[guesses.pair], guesses.rank, guesses.iou, n_images, top)
         baselines = [metrics.localization_hits(image, self.rank, iou, n_images, top) for iou in self._baselines]
         return _Values(hits, baselines, np.arange(n_images))
+
+
+def pixel_figure(pairs: Pairs, pixels: PixelCounts) -> Figure:
+    """Return PxAP over the pairs with masks; its baselines score every pixel 1, or those in the central box."""
+    average = metrics.pixel_average_precision
+    low, high = metrics.bootstrap_interval(pixels.counts, pairs.image[pixels.pair], average)
+    totals = pixels.counts.sum(axis=0), pixels.central.sum(axis=(0, 2))[:, None], pixels.central.sum(axis=0)
+    value, full_image, central = (float(average(total)) for total in totals)
+    return Figure("pxap", None, value, low, high, full_image, central)
 
 
 def _mean_of_parts(accuracies: Floats) -> Floats:

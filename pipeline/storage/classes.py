@@ -2,7 +2,7 @@
 
 import difflib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import duckdb
@@ -11,9 +11,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.storage.class_names import ClassNames
 from pipeline.storage.containers import suffix_of
 from pipeline.storage.filesystems import connect, describe_failure, safe_url, store_errors
-from pipeline.storage.truth import CLASS_COLUMNS, KEY_COLUMNS, LABEL_COLUMNS
+from pipeline.storage.truth_files import CLASS_COLUMNS, KEY_COLUMNS, LABEL_COLUMNS, true_objects
 from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
 
@@ -26,34 +27,58 @@ CLASSES = pa.schema(
 
 
 def read_classes(url: str, storage: StorageConfig, labels: Sequence[str]) -> ClassTable:
-    """Return the classes that a CSV or Parquet file names for each image, in the schema CLASSES; each key once.
+    """Return the classes that a table or a truth names for each image, in the schema CLASSES; each key once.
 
-    The image is a column uri, file, path or image; its classes are whole numbers (class_ids, class_id or
-    imagenet_classes; several separated by ``;`` or as a list) or names of ``labels`` (label, class_name), which mean
-    every class of that name. Several rows of one image unite; a row without a class adds none.
+    A table is CSV or Parquet, with the image in a column uri, file, path or image; its classes are whole numbers
+    (class_ids, class_id or imagenet_classes; several separated by ``;`` or as a list) or names of ``labels`` (label,
+    class_name), which mean every class of that name, as ClassNames finds it. A truth is what ``truth_files`` reads
+    beside tables: COCO's JSON, a folder of XML or of wsolevaluation; of its objects those count whose class the network
+    has. Several rows of one image unite; a row without a class adds none.
 
-    Raises UsageError for a file of another kind, a missing column, an id or a name that the network does not have;
-    InputError where the file can't be read.
+    Raises UsageError for a file of another kind, a missing column, an id that the network does not have, a name in a
+    table that it does not have, a truth none of whose names it has; InputError where the file can't be read.
     """
     name = f"--classes {safe_url(url)}"
     fs, path = connect(url, storage)
     with store_errors(name, InputError):
-        content = fs.cat_file(path)
-    frame = _read_frame(content, suffix_of(path), name)
-    key = _column(frame, KEY_COLUMNS, name)
-    column = _column(frame, CLASS_COLUMNS + LABEL_COLUMNS, name)
-    ids_of: dict[str, list[int]] = {}
-    for class_id, label in enumerate(labels):
-        ids_of.setdefault(label, []).append(class_id)
+        is_truth = fs.isdir(path) or suffix_of(path) == ".json"
+        content = b"" if is_truth else fs.cat_file(path)
+    names = ClassNames(labels)
+    rows = _rows_of_truth(url, storage, names) if is_truth else _rows_of_table(content, suffix_of(path), names, name)
     united: dict[str, set[int]] = {}
-    for image, value in zip(frame[key], frame[column], strict=True):
-        ids = _ids(value, name) if column in CLASS_COLUMNS else _ids_of_label(value, ids_of, name)
+    for image, ids in rows:
         wrong = [each for each in ids if not 0 <= each < len(labels)]
         if wrong:
             raise UsageError(f"{name}: class id {wrong[0]}; allowed: 0 to {len(labels) - 1}")
-        united.setdefault(str(image), set()).update(ids)
+        united.setdefault(image, set()).update(ids)
     named = {image: sorted(ids) for image, ids in united.items() if ids}
     return pa.table({"key": list(named), "class_ids": list(named.values())}, schema=CLASSES)
+
+
+def _rows_of_truth(url: str, storage: StorageConfig, names: ClassNames) -> Iterator[tuple[str, Sequence[int]]]:
+    """Yield each object's image and classes; raises UsageError where the network has none of them."""
+    example, known = "", False
+    try:
+        for key, class_ids, label, _ in true_objects(url, storage):
+            ids = class_ids or names.ids(label)
+            example, known = example or label, known or bool(ids)
+            yield key, ids
+    except UsageError as error:
+        raise UsageError(f"--classes: {error}") from error
+    if not known:
+        raise UsageError(
+            f"--classes {safe_url(url)}: the network has none of its classes, like {example!r}; `camlake models` and"
+            " --labels say which it has"
+        )
+
+
+def _rows_of_table(content: bytes, suffix: str, names: ClassNames, name: str) -> Iterator[tuple[str, Sequence[int]]]:
+    """Yield each row's image and classes."""
+    frame = _read_frame(content, suffix, name)
+    key = _column(frame, KEY_COLUMNS, name)
+    column = _column(frame, CLASS_COLUMNS + LABEL_COLUMNS, name)
+    for image, value in zip(frame[key], frame[column], strict=True):
+        yield str(image), _ids(value, name) if column in CLASS_COLUMNS else _ids_of_label(value, names, name)
 
 
 def _read_frame(content: bytes, suffix: str, name: str) -> pd.DataFrame:
@@ -62,10 +87,10 @@ def _read_frame(content: bytes, suffix: str, name: str) -> pd.DataFrame:
         if suffix in {".csv", ".tsv"}:
             separator = "," if suffix == ".csv" else "\t"
             frame = pd.read_csv(io.BytesIO(content), sep=separator, dtype=str, keep_default_na=False)
-        elif suffix == ".parquet":
+        elif suffix in {".parquet", ".pq"}:
             frame = pq.read_table(io.BytesIO(content)).to_pandas()
         else:
-            raise UsageError(f"{name}: allowed: .csv, .tsv, .parquet")
+            raise UsageError(f"{name}: allowed: .csv, .tsv, .parquet, .json (COCO), a folder of ILSVRC XML files")
     except (ValueError, pa.ArrowException, OSError) as error:
         raise UsageError(f"{name}: can't be read as {suffix[1:]}: {describe_failure(error)}") from error
     return frame
@@ -90,13 +115,14 @@ def _ids(value: Any, name: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _ids_of_label(value: Any, ids_of: dict[str, list[int]], name: str) -> list[int]:
+def _ids_of_label(value: Any, names: ClassNames, name: str) -> Sequence[int]:
     label = "" if value is None or value != value else str(value).strip()  # noqa: PLR0124 (NaN is not itself)
-    if label and label not in ids_of:
-        near = difflib.get_close_matches(label, ids_of, n=1)
+    ids = names.ids(label)
+    if label and not ids:
+        near = difflib.get_close_matches(label, names.names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; `camlake models` and --labels say which it has"
         raise UsageError(f"{name}: the network has no class {label!r}{hint}")
-    return ids_of.get(label, [])
+    return ids
 
 
 def join_classes(con: duckdb.DuckDBPyConnection, classes: ClassTable | None) -> None:

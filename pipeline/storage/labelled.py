@@ -18,7 +18,8 @@ from pipeline.storage.containers import open_parquet, suffix_of
 from pipeline.storage.filesystems import canonical_url, connect, read_url, safe_url, store_errors
 from pipeline.storage.labelled_boxes import BOX, Boxes, box_rows, true_boxes, with_boxes
 from pipeline.storage.listing import list_inputs
-from pipeline.storage.truth import BOX_COLUMNS, LABEL_COLUMNS, Truth
+from pipeline.storage.truth import Truth
+from pipeline.storage.truth_files import BOX_COLUMNS, LABEL_COLUMNS
 from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
 from schemas.tables import PLAN

@@ -12,7 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.arrays.metrics import Convention, half_open_pixels
-from pipeline.storage.truth import BOX_COLUMNS, Truth
+from pipeline.storage.truth import Truth
+from pipeline.storage.truth_files import BOX_COLUMNS
 from schemas.errors import UsageError
 
 BOX = pa.field("box", pa.list_(pa.float64()))

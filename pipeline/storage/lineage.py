@@ -8,14 +8,26 @@ from pathlib import Path
 PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "numpy", "opencv-python-headless", "pillow", "fsspec", "s3fs")
 
 
+NOT_INSTALLED = "not installed"
+"""The version of what is only on Python's path, or there under another name."""
+
+
 def camlake_version() -> str:
-    """Return the version of the installed camlake."""
-    return metadata.version("camlake")
+    """Return the version of the installed camlake, or NOT_INSTALLED."""
+    return installed_version("camlake")
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that shape the rows."""
-    return {name: metadata.version(name) for name in PACKAGES}
+    """Return the versions of the packages that shape the rows, NOT_INSTALLED where there is none."""
+    return {name: installed_version(name) for name in PACKAGES}
+
+
+def installed_version(name: str) -> str:
+    """Return the version of an installed package, or NOT_INSTALLED."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return NOT_INSTALLED
 
 
 def python_version() -> str:

@@ -56,8 +56,9 @@ class CocoMasks:
 def read_masks(url: str, storage: StorageConfig, root: str | None = None) -> Masks | None:
     """Return the masks of the truth at ``url``; None where it is neither COCO's JSON nor wsolevaluation's, or has none.
 
-    ``root`` is the folder of wsolevaluation's mask files, by default the truth itself. Raises InputError where the file
-    can't be read, UsageError where it is not what its name says, and for a ``root`` that nothing lies under.
+    ``root`` is the folder of wsolevaluation's mask files, by default the truth itself. Raises InputError where a file
+    can't be read, UsageError where it is not what its name says, and for a ``root`` that is not there, or that is given
+    with a truth that names no masks.
     """
     is_json = url.lower().endswith(".json")
     files = None if is_json else _mask_files(url, storage, root)
@@ -86,6 +87,12 @@ def _mask_files(url: str, storage: StorageConfig, root: str | None) -> MaskFiles
         of_image[line.key].append(line)
     if root is not None:
         fs, folder = connect(root, storage, anonymous=storage.anonymous)
+        with store_errors(f"--masks {safe_url(root)}", InputError):
+            is_there = fs.exists(folder)
+        if not is_there:
+            raise UsageError(
+                f"--masks {safe_url(root)}: not there; allowed: the folder that the files of {name} lie under"
+            )
     return MaskFiles(fs, folder, name, dict(of_image))
 
 

@@ -40,7 +40,7 @@ def matched(lake: Lake, truth: Truth, model: str | None, convention: Convention)
     Inside the block the lake's queries can join ``camlake_truth``: image_id, class_id or label, pair. Raises UsageError
     for an unknown model, and where the truth knows none of the images.
     """
-    run = _run_of_model(lake, model)
+    run = run_of_model(lake, model)
     images = lake.arrow("images", columns=["image_id", "uri", "width_px", "height_px"], model=run.model)
     place = _places(truth, images)
     known = np.flatnonzero(place >= 0)
@@ -54,8 +54,11 @@ def matched(lake: Lake, truth: Truth, model: str | None, convention: Convention)
         lake.connection().unregister("camlake_truth")
 
 
-def _run_of_model(lake: Lake, model: str | None) -> RunManifest:
-    """Return the model's last run with rows, or the last one of all: the runs of one model share their settings."""
+def run_of_model(lake: Lake, model: str | None) -> RunManifest:
+    """Return the model's last run with rows, or the last one of all: the runs of one model share their settings.
+
+    Raises UsageError where there is none.
+    """
     runs = [run for run in lake.runs if run.files and model in {None, run.model}]
     if not runs:
         known = ", ".join(lake.models)

@@ -11,12 +11,15 @@ from schemas.benchmark import BenchmarkConfig
 
 
 def run(config: BenchmarkConfig, screen: Screen) -> None:
-    """Measure one suite, print its figures and, where asked, write them as JSON."""
+    """Measure one suite, print its figures and, where asked, write them as JSON.
+
+    What the figures depend on is asked first: nothing that fails is left for when hours of measuring are over.
+    """
     suite = importlib.import_module(f"jobs.suites.{config.suite.replace('-', '_')}")
-    figures: Figures = suite.measure(config, screen)
     machine = machine_facts()
     if config.suite == "peers":
         machine["peers"] = suite.versions()
+    figures: Figures = suite.measure(config, screen)
     screen.table(
         f"{config.suite} on {machine['cores']} cores of {machine['processor']}", ("figure", "value"), rows(figures)
     )

@@ -15,7 +15,7 @@ VERBS = {
     "rebox": "Cut new boxes from an output's stored maps, without network, GPU and images.",
     "report": "Write one self-contained HTML page with pictures, heatmaps, boxes, scores and rejects.",
     "verify": "Prove that every listed input is accounted for and that every committed file is whole.",
-    "models": "List the networks that have exact class activation maps.",
+    "models": "List the networks: whether they have exact class activation maps, and where their weights come from.",
     "benchmark": "Measure this machine: speed, published scores, memory, crash recovery, boxes.",
 }
 

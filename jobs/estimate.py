@@ -11,7 +11,15 @@ from fsspec.implementations.local import LocalFileSystem
 
 from jobs.console import Screen
 from pipeline.graph.cluster import ray_cluster
-from pipeline.graph.job import Model, describe, load_model, plan_inputs, refuse_other_settings, shown_config
+from pipeline.graph.job import (
+    Model,
+    describe,
+    find_calibration,
+    load_model,
+    plan_inputs,
+    refuse_other_settings,
+    shown_config,
+)
 from pipeline.graph.measuring import sample_plan
 from pipeline.graph.resources import Machine
 from pipeline.graph.tuning import TUNE_FROM, Measured, measure_run
@@ -83,7 +91,7 @@ def _read_yaml(path: str, where: str) -> Any:
 def _plan(config: AnnotateConfig, model: Model) -> tuple[Plan, pa.Table | None]:
     """Return the plan, and planned inputs to measure on where anything is to do."""
     fs, root = connect(config.out, config)
-    refuse_other_settings(config, model, fs, root)
+    find_calibration(config, model, refuse_other_settings(config, model, fs, root), fs, root)
     done = done_images(fs, root, model.partition, config.retry_rejected)
     with tempfile.TemporaryDirectory(prefix="camlake-dry-run-") as folder:
         local = LocalFileSystem()

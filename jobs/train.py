@@ -9,6 +9,7 @@ from pipeline.graph.learning import epoch_order
 from pipeline.graph.trackers import tracking
 from pipeline.graph.training import first_weights, fit, make_job, plan_layout, training_files
 from pipeline.graph.training_files import Epoch, Progress
+from pipeline.models.registry import in_words
 from pipeline.storage.filesystems import canonical_url, connect, safe_url
 from pipeline.storage.labelled import LabelledImages, read_label_names, read_labelled, split_by_hash
 from pipeline.storage.lake import new_run_id
@@ -104,7 +105,7 @@ def learn(config: TrainConfig, train: LabelledImages, val: LabelledImages, scree
         if progress.history:
             screen.say(f"going on after epoch {len(progress.history)}")
         architecture, start = first_weights(config, train)
-        screen.say(f"{architecture} from {start.source}; starting Ray")
+        screen.say(f"{in_words(architecture)} from {start.source}; starting Ray")
         with ray_cluster(config.address) as machine:
             layout = plan_layout(config, machine)
             job = make_job(config, train, val, architecture, start, layout, files, lease.generation)

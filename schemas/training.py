@@ -54,7 +54,12 @@ class TrainConfig(StorageConfig):
     pooling: Literal["gap", "gmp"] = option(
         "gap", "global average or global max pooling before the linear layer", "Network"
     )
-    width: float = option(1.0, "multiplies the channels of camlake's own networks", "Network", gt=0)
+    width: float = option(
+        1.0,
+        "multiplies the channels of camlake's own networks: multiples of 1/64 up to 4; all others have 1",
+        "Network",
+        gt=0,
+    )
     weights: str = option(
         "DEFAULT",
         "what training starts from: torchvision's name of the weights, a weights file at any URL, or none",
@@ -67,7 +72,7 @@ class TrainConfig(StorageConfig):
     train: TrainedPart = option("full", "train all layers, or only those that --weights has no values for", "Learning")
     schedule: Schedule = option(
         "modern",
-        "modern: AdamW, warm-up, cosine; paper: SGD with momentum, the rate times 0.1 after each third of the epochs",
+        "modern: AdamW, warm-up, cosine; paper: SGD with momentum, the rate times 0.1 after each quarter of the epochs",
         "Learning",
     )
     epochs: int = option(30, "runs through the training images", "Learning", ge=1, le=10_000)

@@ -1,7 +1,5 @@
 """How the tests kill what they started: as a lost machine would, in the middle of its work."""
 
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -22,5 +20,5 @@ def kill_when(words: Sequence[str], far_enough: Callable[[], bool]) -> None:
             assert time.monotonic() < deadline, f"nothing to kill for after {WITHIN_S} s"
             time.sleep(LOOKS_EVERY_S)
     finally:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()

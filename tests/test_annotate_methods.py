@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from jobs.console import Screen
+from jobs.estimate import print_estimate
 from pipeline import camlake
 from pipeline.arrays.calibration import Calibration
 from pipeline.graph.job import load_model, refuse_other_settings
@@ -37,17 +39,23 @@ def test_a_method_with_views_gives_an_output_that_adds_up(images, tmp_path):
         assert lake.sql("SELECT min(heat_min) >= 0 FROM heatmaps").fetchall() == [(True,)]
 
 
-def test_another_output_lends_its_calibration(images, tmp_path):
+def test_another_output_lends_its_calibration(images, tmp_path, capsys):
     lender, out = tmp_path / "lender", tmp_path / "out"
     run_annotate(images, lender, limit=2)
+    capsys.readouterr()
     with pytest.raises(UsageError, match=r"^--calibration \S+lender: has none of camlake_demo-\w+; `camlake evaluate"):
         run_annotate(images, out, limit=3, calibration=str(lender))
+    assert "starting Ray" not in capsys.readouterr().err
+    dry = {"model": "camlake_demo", "dry_run": True, "calibration": str(lender)}
+    with pytest.raises(UsageError, match=r"^--calibration \S+lender: has none of"):
+        print_estimate(AnnotateConfig.resolve({"input": str(images), "out": str(out), **dry}), Screen())
     with camlake.open(str(lender)) as lake:
         run = lake.runs[0]
     flat = Calibration(means=(0.0,) * 6, scales=(1.0,) * 6, weights=(0.0,) * 6, bias=0.0)
     write_calibration(*connect(str(lender), StorageConfig()), run.model, flat, run.settings)
     with pytest.raises(UsageError, match=r"--calibration \S+lender: fitted on boxes of --threshold 0.2, not 0.3"):
         run_annotate(images, out, limit=3, calibration=str(lender), threshold=0.3)
+    assert not list(out.glob("_runs/*/manifest.json")), "nothing is begun"
     run_annotate(images, out, limit=3, calibration=str(lender))
     with camlake.open(str(out)) as lake:
         assert lake.sql("SELECT DISTINCT box_score FROM boxes").fetchall() == [(0.5,)]

@@ -1,6 +1,7 @@
 """The suites' own code: hand-written maps, boxes and tables against camlake's, the peers' maps, the arithmetic."""
 
 import dataclasses
+import errno
 import importlib
 import json
 
@@ -28,6 +29,28 @@ from schemas.tables import table_schema
 
 SIZE_HW = (120, 160)
 RULE = CamRule(5, BoxRule("paper", (0.2,), 0.0))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_photographs_get_further_names_and_stay_as_they_are(tmp_path, monkeypatch, links):
+    def refuse(source, target):
+        raise OSError(errno.EXDEV, "another file system", str(source), None, str(target))
+
+    if not links:
+        monkeypatch.setattr("jobs.suites.common.os.link", refuse)
+    given, folder = tmp_path / "given", tmp_path / "photographs"
+    given.mkdir()
+    (tmp_path / "c.bin").write_bytes(b"c")
+    for name in ("a.jpg", "b.JPEG", "no.txt"):
+        (given / name).write_bytes(name[:1].encode())
+    (given / "c.jpg").symlink_to("../c.bin")
+    for _ in range(2):
+        names = make_photographs(BenchmarkConfig(suite="peers", images=str(given)), folder, 4)
+        assert [path.read_bytes() for path in names] == [b"a", b"b", b"c", b"a"]
+    make_photographs(BenchmarkConfig(suite="peers", images=str(folder)), folder / "again", 4)
+    assert [path.samefile(given / "a.jpg") for path in names] == [links, False, False, links]
+    assert [names[2].is_symlink(), names[2].samefile(tmp_path / "c.bin")] == [False, links]
+    assert [(given / name).read_bytes() for name in ("a.jpg", "b.JPEG", "c.jpg")] == [b"a", b"b", b"c"]
 
 
 @pytest.fixture(autouse=True)

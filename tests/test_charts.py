@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from pipeline.images.charts import COLOURS, HEIGHT, WIDTH, Line, chart_png
@@ -30,6 +31,15 @@ def test_a_rising_line_rises_and_a_marked_point_is_a_disc() -> None:
     middle = (columns.min() + columns.max()) / 2
     assert np.ptp(rows[np.abs(columns - middle) < 2]) >= 6
     assert np.ptp(rows[columns < columns.min() + 50]) <= 2
+
+
+def test_a_line_of_one_point_is_a_disc() -> None:
+    found = coloured(chart_png("t", "x", "y", [Line("one", [(0.5, 0.25)])]), COLOURS[0])
+    assert len(found) >= 20
+    assert np.ptp(found, axis=0).tolist() == pytest.approx([5, 5], abs=1)
+    line = coloured(chart_png("t", "x", "y", [Line("two", [(0, 0.25), (1, 0.25)])]), COLOURS[0])
+    rows, columns = line.T
+    assert found.mean(axis=0).tolist() == pytest.approx([rows.mean(), (columns.min() + columns.max()) / 2], abs=1)
 
 
 def test_the_same_numbers_make_the_same_bytes() -> None:

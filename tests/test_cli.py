@@ -7,6 +7,7 @@ import yaml
 
 from jobs import cli
 from jobs.console import Screen
+from pipeline.models.architecture import GREATEST_WIDTH, WIDTH_STEPS
 from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
 from tests.jobs_on import run_command
@@ -75,6 +76,24 @@ def test_a_mistake_is_one_line_and_status_2(camlake, words, said):
     assert status == 2
     assert said in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_training_refuses_a_small_input_before_ray_starts(camlake, tmp_path):
+    for name in ("bird", "fish"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "a.jpg").write_bytes(b"not read yet")
+    network = ("--model", "nin", "--width", "0.125", "--weights", "none", "--val-share", "0")
+    status, _, err = camlake("train", tmp_path / "in", "--out", tmp_path / "out", *network, "--image-size", "32")
+    assert status == 2
+    assert err.splitlines()[-1].endswith("--image-size 32 is too small for nin, whose own is 224; allowed: 39 or more")
+    assert "starting Ray" not in err
+
+
+def test_help_says_which_widths_there_are_and_what_models_lists(camlake):
+    _, out, _ = camlake("train", "--help")
+    assert f"multiples of 1/{WIDTH_STEPS} up to {GREATEST_WIDTH:g}" in " ".join(out.replace("│", " ").split())
+    _, out, _ = camlake("--help")
+    assert "whether they have exact" in " ".join(out.replace("│", " ").split())
 
 
 def test_failures_are_one_line_and_status_1(camlake, tmp_path):

@@ -113,6 +113,12 @@ class TestModel:
         assert not found.whole
         assert not [stage for stage in found.stages if "network" in stage.name]
 
+    def test_nor_does_it_tell_nvjpegs(self):
+        compute = plan_compute(config(decode="gpu"), GPU_SERVER)
+        slow, fast = (predicted(compute, GPU_SERVER, timed(decode=pace(ms))) for ms in (400, 4))
+        assert not [stage for stage in slow.stages if "decoding" in stage.name]
+        assert slow.images_per_s == fast.images_per_s
+
     def test_ray_may_hand_out_more_cpus_than_there_are(self):
         cluster = Machine(cpus=64, gpus=0, cores=None)
         assert predicted(plan_compute(config(), cluster), cluster, timed()).cores == 32

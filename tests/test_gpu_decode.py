@@ -1,6 +1,8 @@
 """The stage that decodes on a device gives what the CPU's gives; here the device is the CPU, the code is the same."""
 
 import io
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +14,13 @@ from PIL import Image
 
 from pipeline.graph.decoding import DecodeSpec, DecodeStage
 from pipeline.graph.gpu_decoding import GpuDecodeStage
+from pipeline.graph.stream import Annotator
 from pipeline.images.decode import DecodeLimits
-from pipeline.images.device import decode_jpegs, to_inputs
+from pipeline.images.device import check_nvjpeg, decode_jpegs, to_inputs
 from pipeline.images.jpeg import read_frame
 from pipeline.images.pixels import upright
 from pipeline.images.resize import ResizePlan
+from schemas.errors import ModelError
 from schemas.reasons import Reason
 from tests.pictures import ORIENTATION, RGB, SMOOTH, encoded
 from tests.test_scaled_decode import fetched, waves
@@ -66,6 +70,42 @@ def test_one_bad_file_does_not_take_its_batch_along() -> None:
         None,
     ]
     assert decode_jpegs([], CPU) == []
+
+
+def missing(*_: object, **__: object) -> list[torch.Tensor]:
+    raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support\nand a trace")
+
+
+def black(*_: object, **__: object) -> list[torch.Tensor]:
+    return [torch.zeros(3, 16, 16, dtype=torch.uint8)]
+
+
+@pytest.mark.parametrize(
+    ("decoder", "problem"),
+    [
+        (missing, "nvJPEG fails here: decode_jpegs_cuda: torchvision not compiled with nvJPEG support"),
+        (black, "wrongly"),
+    ],
+)
+def test_a_device_whose_decoder_does_not_work_is_refused(
+    decoder: Callable[..., list[torch.Tensor]], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_nvjpeg(CPU)
+    monkeypatch.setattr("pipeline.images.device.decode_jpeg", decoder)
+    with pytest.raises(ModelError, match=rf"^--decode gpu: .*{problem}.*; allowed here: auto, local, remote$"):
+        GpuDecodeStage(DecodeSpec(LIMITS, ResizePlan("squash", 32, (4, 4))), "cuda")
+
+
+def test_an_actor_says_so_at_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of a failed constructor Ray only says that the actor died.
+    monkeypatch.setattr("pipeline.images.device.decode_jpeg", missing)
+    monkeypatch.setattr("pipeline.graph.stream.AnnotateStage", lambda spec, state: None)
+    monkeypatch.setattr("pipeline.graph.stream.ray.get", lambda reference: reference)
+    compute = SimpleNamespace(decode="gpu", decode_threads=1, runtime=SimpleNamespace(device="cuda"))
+    spec = DecodeSpec(LIMITS, ResizePlan("squash", 32, (4, 4)))
+    actor = Annotator(SimpleNamespace(compute=compute, decode=spec, annotate=None), [None], None)
+    with pytest.raises(ModelError, match="--decode gpu: nvJPEG fails here"):
+        actor(mixture())
 
 
 def as_jpeg(mode: str = "RGB", **options: object) -> bytes:

@@ -6,37 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from torch import nn
 
 from pipeline.arrays.calibration import Calibration
-from pipeline.graph.annotating import AnnotateSpec, AnnotateStage
-from pipeline.graph.decoding import DECODED
-from pipeline.images.resize import ResizePlan
 from pipeline.models.box_rules import BoxRule
-from pipeline.models.heads import LinearHead
 from pipeline.models.loading import load_network
 from pipeline.models.localizer import CamRule, Localizer
-from pipeline.models.network import CamNetwork, Preprocessing
-from pipeline.models.runtime import Runtime
-
-RUNTIME = Runtime("cpu", "fp32", compile=False, threads=1, batch_size=8)
-RULE = CamRule(topk=2, boxes=BoxRule("paper", (0.5,), 0.0))
-
-
-class Blocks(nn.Module):
-    """Averages blocks of 2×2 pixels: the feature maps are the colours themselves."""
-
-    def forward(self, images):
-        return nn.functional.avg_pool2d(images, 2)
-
-
-def by_hand(weight, bias=None):
-    """A network whose features are the three colours in [0, 1] and whose classes weigh them."""
-    linear = nn.Linear(3, len(weight))
-    linear.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float32))
-    linear.bias = nn.Parameter(torch.tensor(bias or [0.0] * len(weight)))
-    network = CamNetwork("by hand", Blocks(), LinearHead(linear), Preprocessing(8, (0.0,) * 3, (1.0,) * 3))
-    return network.requires_grad_(False)
+from tests.hand_made import RULE, RUNTIME, answers, by_hand, decoded_table, stage_by_hand
 
 
 def picture(*rectangles):
@@ -163,38 +138,11 @@ class TestStage:
 
     PIXELS = np.concatenate([picture((color, 0, 4, 0, 2), (2, 0, 8, 4, 8)) for color in (0, 1, 0)])
 
-    def stage(self, calibration=None, runtime=RUNTIME):
-        network = by_hand([[1, 0, 0], [0, 1, 0]])
-        spec = AnnotateSpec(
-            load=lambda state: network,
-            labels=("red", "green"),
-            image_size=8,
-            rule=RULE,
-            runtime=runtime,
-            outputs=("boxes", "heatmaps", "features"),
-            feature_type="float32",
-            resize=ResizePlan("fit", 8, (4, 4)),
-            multi_label=False,
-            calibration=calibration,
-        )
-        return AnnotateStage(spec, {})
-
-    def decoded(self, pixels, reasons=(None, None, None)):
-        n = len(reasons)
-        columns = {"image_id": list("abc"), "uri": list("abc"), "etag": [""] * n, "size_bytes": [1] * n}
-        columns |= {"modified_at": [0] * n, "classes": [None] * n, "reason_code": reasons, "detail": reasons}
-        columns |= {"width_px": [40, 80, 20], "height_px": [80] * 3, "format": ["PNG"] * n, "pixels": pixels}
-        return pa.table(columns, schema=DECODED)
-
     def blobs(self):
         return [one.tobytes() for one in self.PIXELS]
 
-    @staticmethod
-    def answers(rows):
-        return rows.drop_columns(["decided_at"]).to_pylist()
-
     def test_maps_are_stored_as_far_as_their_picture_goes(self):
-        rows = self.answers(self.stage()(self.decoded(self.blobs())))
+        rows = answers(stage_by_hand()(decoded_table(self.blobs())))
         assert [row["top1_label"] for row in rows] == ["red", "green", "red"]
         shapes = [(heat["heat_h"], heat["heat_w"]) for row in rows for heat in row["heatmaps"]]
         assert shapes == [(4, 2)] * 2 + [(4, 4)] * 2 + [(4, 1)] * 2
@@ -206,34 +154,30 @@ class TestStage:
         assert [row["n_boxes"] for row in rows] == [1, 1, 1]
 
     def test_slices_and_chunks_of_a_table_give_the_rows_of_the_whole(self):
-        stage, decoded = self.stage(), self.decoded(self.blobs())
-        rows = self.answers(stage(decoded))
-        assert self.answers(stage(decoded.slice(1))) == rows[1:]
-        assert self.answers(stage(pa.concat_tables([decoded.slice(2), decoded.slice(0, 2)]))) == [rows[2], *rows[:2]]
+        stage, decoded = stage_by_hand(), decoded_table(self.blobs())
+        rows = answers(stage(decoded))
+        assert answers(stage(decoded.slice(1))) == rows[1:]
+        assert answers(stage(pa.concat_tables([decoded.slice(2), decoded.slice(0, 2)]))) == [rows[2], *rows[:2]]
 
     @pytest.mark.parametrize("left", [b"", bytes(192)])
     def test_rejected_rows_keep_their_place_whatever_pixels_they_have(self, left):
         first, _, last = self.blobs()
-        rows = self.answers(self.stage()(self.decoded([first, left, last], [None, "corrupt", None])))
-        whole = self.answers(self.stage()(self.decoded(self.blobs())))
+        rows = answers(stage_by_hand()(decoded_table([first, left, last], [None, "corrupt", None])))
+        whole = answers(stage_by_hand()(decoded_table(self.blobs())))
         assert [rows[0], rows[2]] == [whole[0], whole[2]]
         assert (rows[1]["stage"], rows[1]["reason_code"], rows[1]["permanent"]) == ("decode", "corrupt", True)
         assert rows[1]["boxes"] is rows[1]["top1_label"] is rows[1]["width_px"] is None
 
     def test_pixels_of_the_device_stand_in_for_the_columns(self):
-        stage, reasons = self.stage(), [None, "corrupt", None]
-        expected = self.answers(stage(self.decoded(self.blobs(), reasons)))
+        stage, reasons = stage_by_hand(), [None, "corrupt", None]
+        expected = answers(stage(decoded_table(self.blobs(), reasons)))
         given = torch.from_numpy(self.PIXELS[[0, 2]])
-        assert self.answers(stage.annotate(self.decoded([b""] * 3, reasons), given)) == expected
+        assert answers(stage.annotate(decoded_table([b""] * 3, reasons), given)) == expected
 
     def test_features_carry_the_digits_of_the_networks_number_type(self):
         noise = [np.random.default_rng(seed).bytes(192) for seed in range(3)]
-        exact, rounded = (
-            np.stack(
-                self.stage(runtime=replace(RUNTIME, precision=precision))(self.decoded(noise))["feature"].to_pylist()
-            )
-            for precision in ("fp32", "bf16")
-        )
+        stages = [stage_by_hand(runtime=replace(RUNTIME, precision=precision)) for precision in ("fp32", "bf16")]
+        exact, rounded = (np.stack(stage(decoded_table(noise))["feature"].to_pylist()) for stage in stages)
         assert np.any(exact.astype(np.float32).view(np.uint32) & 0x1FFF)
         assert not np.any(rounded.astype(np.float32).view(np.uint32) & 0x1FFF)
         assert np.allclose(rounded, exact, rtol=0.02)
@@ -241,7 +185,7 @@ class TestStage:
     def test_a_calibration_makes_the_box_score(self):
         # The score is the sigmoid of -1, whatever the box: all weights but the bias are 0.
         calibration = Calibration(means=(0.0,) * 6, scales=(1.0,) * 6, weights=(0.0,) * 6, bias=-1.0)
-        rows = self.stage(calibration)(self.decoded(self.blobs()))
+        rows = stage_by_hand(calibration)(decoded_table(self.blobs()))
         scores = [box["box_score"] for row in rows["boxes"].to_pylist() for box in row]
         assert scores
         assert scores == pytest.approx([1 / (1 + np.e)] * len(scores))

@@ -146,8 +146,12 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, hint: str) -
 
 
 def test_an_input_too_small_for_the_trunk_is_refused() -> None:
-    with pytest.raises(ModelError, match="--image-size 48 is too small for inception_v3, whose own is 299"):
+    message = "--image-size 48 is too small for inception_v3, whose own is 299; allowed: 75 or more"
+    with pytest.raises(ModelError, match=message):
         load_network("inception_v3", None, 48)
+    with pytest.raises(ModelError, match="--image-size 74 is too small for inception_v3"):
+        load_network("inception_v3", None, 74)
+    assert load_network("inception_v3", None, 75).map_size(75) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from ray.cluster_utils import Cluster
 import ray
 from jobs.annotate import annotate
 from jobs.console import Screen
+from pipeline.graph.board import start_board
 from tests.training import train
 from schemas.annotate import AnnotateConfig
 
@@ -34,8 +35,14 @@ def kill_a_node():
     cluster.remove_node(workers[0], allow_graceful=False)
     print("killed", flush=True)
 
+def where_it_is(_):
+    return ray.get_runtime_context().get_node_id()
+
 def wait_until_free():
     ray.init(address=cluster.address, log_to_driver=False)
+    boards = [start_board() for _ in range(3)]  # One alone might be where it should by chance.
+    assert set(ray.get([board.__ray_call__.remote(where_it_is) for board in boards])) == {where_it_is(None)}
+    [ray.kill(board) for board in boards]
     while ray.available_resources().get("CPU") != 5:
         time.sleep(0.1)
     ray.shutdown()

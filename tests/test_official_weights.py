@@ -25,7 +25,8 @@ def test_cam_forms_have_no_trained_weights_to_download() -> None:
     ):
         load_weights("vgg16_gap", "DEFAULT", None)
     with pytest.raises(
-        ModelError, match=r"^--weights DEFAULT: torchvision has none for vgg16c_gap; start it from random"
+        ModelError,
+        match=r"^--weights DEFAULT: torchvision has none for vgg16c_gap; allowed: --weights none, or a file$",
     ):
         load_pretrained(Architecture("vgg16c_gap"))
     with pytest.raises(ModelError, match=r"^--weights 'V2' of alexnet: allowed: DEFAULT, IMAGENET1K_V1, or a "):

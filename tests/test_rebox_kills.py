@@ -1,5 +1,7 @@
 """``camlake rebox`` killed with SIGKILL at work, and the next one: what was committed stays, the rest follows."""
 
+import os
+
 from jobs.console import Screen
 from jobs.rebox import rebox
 from jobs.suites.kills import same_rows
@@ -13,7 +15,7 @@ from tests.jobs_on import command
 from tests.killing import kill_when
 
 COMMITS = 60
-"""Of the source; rebox commits once for each, all of them within a second."""
+"""Of the source; rebox commits once for each, all of them within a second: it is held up at the last one."""
 
 
 def test_a_killed_rebox_goes_on_where_its_commits_end(tmp_path):
@@ -26,7 +28,11 @@ def test_a_killed_rebox_goes_on_where_its_commits_end(tmp_path):
 
     assert (again(whole).annotated, again(whole).planned) == (2 * COMMITS, 0)
     words = command("rebox", source, "--out", killed, "--threshold", "0.5")
+    maps, aside = max(source.glob("heatmaps/**/*.parquet")), tmp_path / "maps.parquet"
+    maps.rename(aside)
+    os.mkfifo(maps)  # Who reads it waits: nobody writes.
     kill_when(words, lambda: any(killed.glob("_runs/*/commits/*.json")))
+    aside.rename(maps)
     committed = len(list(killed.glob("_runs/*/commits/*.json")))
     assert 0 < committed < COMMITS, "killed between its commits"
     counts = again(killed)

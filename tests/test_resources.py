@@ -67,6 +67,15 @@ class TestOnGpus:
         with pytest.raises(UsageError, match="--device cuda: this Ray cluster has no GPU"):
             plan_compute(config(device="cuda"), LAPTOP)
 
+    @pytest.mark.parametrize(("options", "machine"), [({}, LAPTOP), ({"device": "cpu"}, GPU_SERVER)])
+    def test_nvjpeg_without_a_gpu_is_refused(self, options, machine):
+        with pytest.raises(UsageError, match="--decode gpu: the network runs on the CPU here; allowed there: auto, lo"):
+            plan_compute(config(decode="gpu", **options), machine)
+
+    def test_nvjpeg_has_the_threads_of_its_actor_for_what_it_refuses(self):
+        compute = plan_compute(config(decode="gpu"), GPU_SERVER)
+        assert (compute.decode, compute.decode_threads, compute.runtime.device) == ("gpu", 12, "cuda")
+
     def test_cpu_is_kept_to_where_it_is_asked_for(self):
         assert plan_compute(config(device="cpu"), GPU_SERVER).runtime.device == "cpu"
 

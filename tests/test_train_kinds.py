@@ -7,7 +7,7 @@ import torch
 
 from pipeline.graph.feeding import Feed, PictureReader
 from pipeline.graph.resources import Machine
-from pipeline.graph.training import plan_layout
+from pipeline.graph.training import first_weights, plan_layout
 from pipeline.graph.training_files import TrainingFiles
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.resize import ResizePlan
@@ -30,7 +30,7 @@ def scenes(tmp_path_factory):
 
 def test_a_head_alone_learns_on_layers_that_stay_as_they_are(ray_session, scenes, tmp_path):
     demo = {"model": "camlake_demo", "weights": "DEFAULT", "width": 1.0}
-    train(scenes, tmp_path / "out", **demo, train="head", epochs=4, lr=0.02, augment="none", val_share=0.0)
+    train(scenes, tmp_path / "out", **demo, train="head", epochs=10, lr=0.02, augment="none", val_share=0.0)
     out = Output(str(tmp_path / "out"))
     before, after = load_pretrained(Architecture("camlake_demo", classes=3)), out.weights().state
     assert set(before.new) == {"classifier.weight", "classifier.bias"}
@@ -130,3 +130,25 @@ def test_mistakes_are_said_before_anything_starts(ray_session, scenes, tmp_path)
         train(scenes, tmp_path / "c", train="head")
     with pytest.raises(ModelError, match="unknown network 'alexnet_gat'"):
         train(scenes, tmp_path / "d", model="alexnet_gat")
+    for name, too_small, least in (("nin", 38, 39), ("alexnet", 62, 63)):
+        small = rf"^--image-size {too_small} is too small for {name}, whose own is 224; allowed: {least} or more$"
+        with pytest.raises(ModelError, match=small):
+            train(scenes, tmp_path / name, model=name, image_size=too_small)
+        first_weights(
+            config(scenes, tmp_path, model=name, image_size=least), read_labelled(str(scenes), StorageConfig())
+        )
+
+
+class Reached(Exception):  # noqa: N818 - it is where the test ends, no mistake
+    """Ray would start now."""
+
+
+@pytest.mark.parametrize(("name", "head"), [("alexnet", "fc"), ("alexnet_gap", "gap")])
+def test_what_is_trained_is_said_before_ray_starts(scenes, tmp_path, capsys, monkeypatch, name, head):
+    def start(address):
+        raise Reached
+
+    monkeypatch.setattr("jobs.train.ray_cluster", start)
+    with pytest.raises(Reached):
+        train(scenes, tmp_path / "out", model=name)
+    assert f"{name} ({head}, width 0.125, 3 classes) from none; starting Ray" in capsys.readouterr().err

@@ -23,9 +23,14 @@ from pipeline.models.training import Learner, freeze, image_losses, mean_average
 PLAIN = Preprocessing(8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
-def test_the_papers_rate_falls_by_thirds():
-    recipe = Recipe.of("paper", 9)
-    assert [recipe.rate_factor(step) for step in range(9)] == pytest.approx([1] * 3 + [0.1] * 3 + [0.01] * 3)
+def test_the_papers_rate_falls_by_quarters():
+    recipe = Recipe.of("paper", 8)
+    expected = [1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    assert [recipe.rate_factor(step) for step in range(8)] == pytest.approx(expected)
+    # The paper's own 160,000 iterations, a tenth after every 40,000.
+    papers = Recipe.of("paper", 160_000)
+    ends = [step for step in range(1, 160_000) if papers.rate_factor(step) != papers.rate_factor(step - 1)]
+    assert ends == [40_000, 80_000, 120_000]
     assert (recipe.rate, recipe.pretrained_share, recipe.weight_decay, recipe.label_smoothing) == (1e-3, 1, 5e-4, 0)
 
 

@@ -1,10 +1,14 @@
 """What a run leaves open is chosen by trials: the rules, on speeds that are made up."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 from pipeline.graph.resources import Machine
 from pipeline.graph.timing import Pace, Speed, Timed
-from pipeline.graph.tuning import tune, worth_tuning
+from pipeline.graph.tuning import measure_run, tune, worth_tuning
 from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
 
@@ -158,3 +162,22 @@ def test_the_reason_names_every_trial():
         "measured, images/s of the networks alone: 2 × 1 threads, batch 16 100.0, 2 × 1 threads, batch 32 99.0, "
         "1 × 2 threads, batch 16 50.0"
     )
+
+
+def test_a_machine_without_a_gpu_is_timed_with_its_own_decoding_for_a_cluster_that_has_nvjpeg(monkeypatch):
+    planned = []
+
+    def stages(compute, machine, seconds):
+        planned.append(compute)
+        return replace(
+            timed(**dict.fromkeys(("fetch", "decode", "network", "encode"), Pace(1, 0.1, 0.1))), device="cpu"
+        )
+
+    bench = SimpleNamespace(stages=stages)
+    monkeypatch.setattr("pipeline.graph.tuning.open_bench", lambda *how: nullcontext(bench))
+    model = SimpleNamespace(network=SimpleNamespace(channels=8), resize=SimpleNamespace(map_hw=(4, 4)))
+    slices, cluster = [SimpleNamespace(rows=1000)], Machine(cpus=64, gpus=2, cores=None)
+    measured = measure_run(config(decode="gpu"), model, LAPTOP, slices, None, offered=cluster)
+    assert [(compute.decode, compute.runtime.device) for compute in planned] == [("local", "cpu")]
+    assert (measured.compute.decode, measured.compute.runtime.device) == ("gpu", "cuda")
+    assert not measured.prediction.whole

@@ -172,8 +172,9 @@ def _conditions(config: StudyConfig) -> list[str]:
         f" The highest rate is {config.lr:g} for every form of VGG and NIN, {RATES['googlenet']:g} times that for"
         f" GoogLeNet, {RATES['alexnet']:g} times for AlexNet.",
         f"- Networks that shrink their input more than VGG does see the scenes enlarged, until their maps have"
-        f" {config.cells} cells a side, AlexNet's {ALEXNET_CELLS:g} times as many: its layers have no padding, so that"
-        " its outermost cells don't look at the border.",
+        f" {config.cells} cells a side, AlexNet's {ALEXNET_CELLS:g} times as many: its convolutions"
+        " are padded, its poolings are not, so that its outermost cells lie farther inside than half a cell from the"
+        " border, where the box code assumes them: its boxes reach too far outwards, which may weigh on its rows.",
         "- The defaults of rates, scenes and AlexNet's cells come from single trials that were scored on the test"
         " scenes.",
     ]

@@ -64,14 +64,17 @@ def spread(values: Sequence[float]) -> Figures:
 def make_photographs(
     config: BenchmarkConfig, folder: Path, count: int, size_hw: tuple[int, int] = PHOTO_HW
 ) -> list[Path]:
-    """Return ``count`` JPEG files in ``folder``: hard links to the given photographs in turn, or rendered scenes."""
+    """Return ``count`` JPEG files in ``folder``: further names of the given photographs in turn, or rendered scenes.
+
+    Where the file system allows it, a further name is a hard link, and a copy elsewhere: never write into these files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if config.images is None:
         return [_rendered(folder, index, size_hw) for index in range(count)]
     sources = sorted(path for path in Path(config.images).iterdir() if path.suffix.lower() in {".jpg", ".jpeg"})
     if not sources:
         raise UsageError(f"--images {config.images!r}: allowed: a folder with JPEG files")
-    return [_copied(sources[index % len(sources)], folder / f"{index:06d}.jpg") for index in range(count)]
+    return [_named(sources[index % len(sources)], folder / f"{index:06d}.jpg") for index in range(count)]
 
 
 def _rendered(folder: Path, index: int, size_hw: tuple[int, int]) -> Path:
@@ -81,8 +84,12 @@ def _rendered(folder: Path, index: int, size_hw: tuple[int, int]) -> Path:
     return path
 
 
-def _copied(source: Path, target: Path) -> Path:
-    shutil.copyfile(source, target)
+def _named(source: Path, target: Path) -> Path:
+    target.unlink(missing_ok=True)  # It may be a name of another photograph, which a copy would overwrite.
+    try:
+        os.link(source.resolve(), target)  # Of a symbolic link it would make another one.
+    except OSError:
+        shutil.copyfile(source, target)
     return target
 
 

@@ -1,17 +1,15 @@
-"""The GPU's side: the actor against the bare network, what maps and boxes cost, the box kernel, the whole job.
+"""The GPU's side: the actor against the bare network, what maps and boxes cost, the box kernel, nvJPEG, the whole job.
 
 Needs CUDA, and nvidia-smi for the share of time that the GPU is busy. A GPU is fast: use ``--count 50000`` or more.
+The job runs as the sides do: the same batch size, compiled, decoding in tasks; it tries nothing else out first.
 """
 
 import os
-import subprocess
 import tempfile
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,21 +29,25 @@ from jobs.suites.common import (
     spread,
     steady_per_s,
 )
+from jobs.suites.decode_tasks import decoded_per_s, fetched_table
+from jobs.suites.gpu_busy import busy_share, following_busy_share
 from jobs.suites.opencv_boxes import THRESHOLD, component_boxes, smooth_maps, upsampled
 from jobs.suites.stage_parts import network_parts
 from pipeline.arrays.boxes import foreground_levels, level_boxes
 from pipeline.graph.annotating import AnnotateStage
-from pipeline.graph.decoding import DecodeStage
+from pipeline.graph.cluster import LOGICAL_PER_CORE
+from pipeline.graph.decoding import DecodeSpec, DecodeStage
+from pipeline.graph.gpu_decoding import GpuDecodeStage
 from pipeline.graph.job import Model, annotate_spec, decode_spec, load_model
-from pipeline.graph.resources import Machine, plan_compute
-from pipeline.graph.source import FETCHED
+from pipeline.graph.resources import GPU_BATCH, Machine, decoders, plan_compute
 from pipeline.graph.stream import TABLES_AT_A_TIME
+from pipeline.images.device import decode_jpegs
 from pipeline.models.engine import DTYPES, to_host
 from pipeline.models.loading import load_network
 from pipeline.models.runtime import resolve_precision
 from schemas.annotate import AnnotateConfig
 from schemas.benchmark import BenchmarkConfig
-from schemas.errors import UsageError
+from schemas.errors import ModelError, UsageError
 
 DEVICE = "cuda"
 BATCHES = 20
@@ -54,33 +56,61 @@ SAMPLE = 1024
 """Photographs that the stages work on again and again."""
 MAPS = 1280
 """Five classes of a batch of 256."""
-BUSY_EVERY_S = 0.5
+DECODE_S = 5.0
+"""Seconds of one timing of the decode tasks."""
+LEAST_COUNT = 20 * GPU_BATCH
+"""Images of a job that has a steady state."""
+BUSY = "GPU busy share"
 
 
 def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
-    """Return images/s, ratios and shares run by run; raises UsageError on a machine without CUDA."""
+    """Return images/s, ratios and shares run by run; what this machine can't tell is a figure that says why.
+
+    Raises UsageError on a machine without CUDA, and for too few images.
+    """
     if not torch.cuda.is_available():
         raise UsageError("the suite gpu needs a CUDA device, and this machine has none")
+    if config.count < LEAST_COUNT:
+        raise UsageError(f"--count {config.count}: allowed for the suite gpu: {LEAST_COUNT} or more")
+    notes = _note_of_busy_share()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        photographs = make_photographs(config, folder / "photographs", config.count)
-        job = photographs_job(config, folder, precision=config.precision, device="cuda", compile="on")
+        sample = make_photographs(config, folder / "sample", SAMPLE)
+        copies = config.model_copy(update={"images": str(folder / "sample")})
+        make_photographs(copies, folder / "photographs", config.count)
+        gpus = torch.cuda.device_count()
+        chosen = {"compile": "on", "batch_size": GPU_BATCH, "decode": "remote", "actors": (gpus, gpus)}
+        job = photographs_job(config, folder, precision=config.precision, device="cuda", **chosen)
         runs: defaultdict[str, list[float]] = defaultdict(list)
-        sides = _sides(job, photographs[:SAMPLE])
+        sides, facts = _sides(job, sample)
         for repeat in range(config.repeats):
             for name, timed in sides.items():
                 runs[name].append(timed())
             whole = _whole_job(job.model_copy(update={"out": str(folder / f"out-{repeat}")}))
             runs["job images/s"].append(whole.images_per_s)
-            runs["GPU busy share"].append(whole.busy_share)
+            if whole.busy_share is None:
+                notes.setdefault(BUSY, "left out: nvidia-smi told nothing while the job was at steady state")
+            else:
+                runs[BUSY].append(whole.busy_share)
             screen.say(", ".join(f"{name} {values[-1]:.4g}" for name, values in runs.items()))
-    return _figures(runs)
+    if BUSY in notes:
+        runs.pop(BUSY, None)
+    return _figures(runs, gpus) | facts | notes
 
 
-def _figures(runs: dict[str, list[float]]) -> Figures:
+def _note_of_busy_share() -> Figures:
+    """Return why there will be no figure of it, where nvidia-smi can't tell."""
+    try:
+        busy_share()
+    except UsageError as error:
+        return {BUSY: f"left out: {error}"}
+    return {}
+
+
+def _figures(runs: dict[str, list[float]], gpus: int) -> Figures:
     """Return the spread of everything, and the ratios that the runs' own neighbours give."""
     columns = {name: np.array(values) for name, values in runs.items()}
-    limits = {stage: columns[f"{stage} images/s"] for stage in ("decode on all cores", "actor")}
+    limits = {"decode tasks": columns["decode tasks images/s"], "actor": gpus * columns["actor images/s"]}
     slowest = min(limits, key=lambda stage: float(np.median(limits[stage])))
     ratios = {
         "actor / bare": columns["actor images/s"] / columns["bare images/s"],
@@ -96,26 +126,60 @@ def _figures(runs: dict[str, list[float]]) -> Figures:
     }
 
 
-def _sides(config: AnnotateConfig, photographs: list[Path]) -> dict[str, Callable[[], float]]:
-    """Return what is timed in turn, by the name of its figure; what there is to compile is compiled here."""
+def _sides(config: AnnotateConfig, photographs: Sequence[Path]) -> tuple[dict[str, Callable[[], float]], Figures]:
+    """Return what is timed in turn, by the name of its figure, and facts; what is to be compiled is compiled here."""
     cores = os.cpu_count() or 1
-    model = load_model(config)
-    compute = plan_compute(config, Machine(cores, max(1, torch.cuda.device_count()), cores))
+    machine = Machine(cores * LOGICAL_PER_CORE, max(1, torch.cuda.device_count()), cores)
+    model, compute = load_model(config), plan_compute(config, machine)
     spec, size = annotate_spec(config, model, compute), compute.runtime.batch_size
-    rows = [{"image_id": path.stem, "uri": str(path), "data": path.read_bytes()} for path in photographs]
-    fetched = pa.Table.from_pylist(rows, schema=FETCHED)
-    decoding, stage = DecodeStage(decode_spec(config, model), cores), AnnotateStage(spec, model.weights.state)
-    decoded = decoding(fetched)
+    decoding, tasks = decode_spec(config, model), decoders(compute, machine)
+    fetched, stage = fetched_table(photographs), AnnotateStage(spec, model.weights.state)
+    decoded = DecodeStage(decoding, cores)(fetched)
     batches = [decoded.slice(at, size) for at in range(0, len(decoded), size)]
     parts = network_parts(spec, model.weights.state, decoded)
-    return {
+    on_gpu = plan_compute(config.model_copy(update={"decode": "gpu"}), machine)
+    nvjpeg, facts = _nvjpeg(decoding, fetched, size, on_gpu.decode_threads)
+    sides = {
         "bare images/s": _bare(model, config, size),
         "actor images/s": lambda: _actor(stage, batches, TABLES_AT_A_TIME),
         "actor with one thread images/s": lambda: _actor(stage, batches, 1),
         **{f"{name} s": lambda part=part: _seconds(part.run) for name, part in parts.items()},
-        "decode on all cores images/s": lambda: len(decoded) / _seconds(lambda: decoding(fetched)),
+        "decode tasks images/s": lambda: decoded_per_s(decoding, photographs, tasks, DECODE_S),
+        **nvjpeg,
         **_box_kernel(),
     }
+    return sides, {"decode tasks": tasks} | facts
+
+
+def _nvjpeg(
+    spec: DecodeSpec, fetched: pa.Table, size: int, threads: int
+) -> tuple[dict[str, Callable[[], float]], Figures]:
+    """Return what times ``--decode gpu`` without a network, and the share of photographs that nvJPEG leaves to the CPU.
+
+    Where nvJPEG does not work at all there is only a figure that says so.
+    """
+    try:
+        stage = GpuDecodeStage(spec, DEVICE, threads)
+    except ModelError as error:
+        return {}, {"nvJPEG": f"left out: {error}"}
+    batches = [fetched.slice(at, size) for at in range(0, len(fetched), size)]
+    first = batches[0]["data"].to_pylist()
+    refused = sum(picture is None for picture in decode_jpegs(first, torch.device(DEVICE)))
+
+    def decode(batch: pa.Table) -> None:
+        stage(batch)
+
+    def images_per_s() -> float:
+        with ThreadPoolExecutor(TABLES_AT_A_TIME) as pool:
+
+            def all_batches() -> None:
+                list(pool.map(decode, batches))
+                torch.cuda.synchronize()
+
+            all_batches()  # streams, buffers
+            return len(fetched) / _seconds(all_batches)
+
+    return {"nvJPEG images/s": images_per_s}, {"nvJPEG refuses": refused / len(first)}
 
 
 def _bare(model: Model, config: AnnotateConfig, size: int) -> Callable[[], float]:
@@ -170,39 +234,18 @@ def _box_kernel() -> dict[str, Callable[[], float]]:
 class _Whole:
     images_per_s: float
     """At steady state."""
-    busy_share: float
-    """Of the GPUs, by nvidia-smi, at steady state."""
+    busy_share: float | None
+    """Of the GPUs, by nvidia-smi, at steady state; null where it said nothing then."""
 
 
 def _whole_job(config: AnnotateConfig) -> _Whole:
     """Return how fast ``camlake annotate`` is with all cores, and how busy it keeps the GPUs."""
-    with _gpu_busy() as shares:
+    with following_busy_share() as shares:
         annotate(config, Watch())
     times_s = annotated_s(Path(config.out))
     start_s, end_s = times_s[len(times_s) // 5], times_s[len(times_s) * 9 // 10]
     steady = [share for moment_s, share in shares if start_s <= moment_s <= end_s]
-    return _Whole(steady_per_s(times_s), float(np.mean(steady)) if steady else float("nan"))
-
-
-@contextmanager
-def _gpu_busy() -> Iterator[list[tuple[float, float]]]:
-    """Give a list that fills, while the block runs, with moments and the share of the GPUs' time that kernels took."""
-    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-    shares: list[tuple[float, float]] = []
-    stop = threading.Event()
-
-    def follow() -> None:
-        while not stop.wait(BUSY_EVERY_S):
-            lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-            shares.append((time.time(), float(np.mean([float(line) for line in lines])) / 100))
-
-    thread = threading.Thread(target=follow, name="gpu-busy", daemon=True)
-    thread.start()
-    try:
-        yield shares
-    finally:
-        stop.set()
-        thread.join()
+    return _Whole(steady_per_s(times_s), float(np.mean(steady)) if steady else None)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -1,14 +1,16 @@
 """The board: where the processes of a training say how far they are, and the driver reads it while they learn."""
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import ray
 
-from pipeline.graph.progress import POLL_S
+from pipeline.graph.progress import answer, beside_driver, following
 from pipeline.graph.training_files import Epoch
+
+_News = tuple[int, int, list[Epoch]]
+"""Images, those of them that were rejected, and new epochs."""
 
 
 @ray.remote(num_cpus=0)
@@ -28,38 +30,32 @@ class Board:
         """Note a finished epoch."""
         self._epochs.append(epoch)
 
-    def read(self, known: int) -> tuple[int, int, list[Epoch]]:
+    def read(self, known: int) -> _News:
         """Return images and rejected so far, and the epochs after the first ``known``."""
         return self._images, self._rejected, self._epochs[known:]
 
 
-@contextmanager
-def following(board: Any, advance: Callable[[int, int], None], tell: Callable[[Epoch], None]) -> Iterator[None]:
-    """Pass on twice a second what the board says, and once more at the end."""
-    stop = threading.Event()
+def start_board() -> Any:
+    """Return a board beside the driver, so that the training outlives every other machine."""
+    return beside_driver(Board)
+
+
+def following_board(
+    board: Any, advance: Callable[[int, int], None], tell: Callable[[Epoch], None]
+) -> AbstractContextManager[None]:
+    """Pass on twice a second what the board says, each epoch once, and once more when the body has ended well."""
     told = 0
 
-    def read() -> None:
+    def read() -> _News:
+        news: _News = answer(board.read, told)
+        return news
+
+    def show(news: _News) -> None:
         nonlocal told
-        images, rejected, epochs = ray.get(board.read.remote(told))
+        images, rejected, epochs = news
         for epoch in epochs:
             told += 1
             tell(epoch)
         advance(images + rejected, rejected)
 
-    def poll() -> None:
-        while not stop.wait(POLL_S):
-            try:
-                read()
-            except ray.exceptions.RayError:
-                return  # The cluster is going away; the training reports why.
-
-    thread = threading.Thread(target=poll, name="camlake-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-        stop.set()
-        thread.join(timeout=10)
-        read()
-    finally:
-        stop.set()
+    return following(read, show)

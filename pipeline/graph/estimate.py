@@ -78,7 +78,7 @@ def stages(compute: Compute, machine: Machine, timed: Timed) -> tuple[Stage, ...
 
     An actor with a GPU decodes one table while its network has another; where both need the GPU or the same core, they
     follow each other. A network that was timed on another device than the run's has no limit: nobody can tell a GPU's
-    speed from a CPU's.
+    speed from a CPU's, nor nvJPEG's.
     """
     actors, cores = compute.actors[1], cores_of(machine, timed)
     free_cpus = machine.cpus - actors * compute.actor_cpus
@@ -88,10 +88,10 @@ def stages(compute: Compute, machine: Machine, timed: Timed) -> tuple[Stage, ...
         Stage("fetching", timed.fetch.image_s, max(1.0, free_cpus // compute.read_cpus), "tasks"),
         Stage("encoding the output", timed.encode.image_s, max(1.0, free_cpus // compute.write_cpus), "tasks"),
     ]
-    if local:
-        found.append(Stage("decoding", decode_s, actors, "actors"))
-    else:
+    if not local:
         found.append(Stage("decoding", decode_s, max(1.0, free_cpus // compute.decode_cpus), "tasks"))
+    elif known or compute.decode != "gpu":
+        found.append(Stage("decoding", decode_s, actors, "actors"))
     if known:
         found.append(Stage("network, maps, boxes", network_s, actors, "actors"))
     one_by_one = compute.calls == 1 or compute.decode == "gpu"
@@ -113,7 +113,9 @@ def core_s(compute: Compute, timed: Timed) -> float:
         network = timed.network.image_cpu_s
     else:
         network = timed.network.image_s * _cores_each(timed, timed.actors, compute.runtime.threads)
-    if compute.decode == "gpu":
+    if compute.decode == "gpu" and timed.device != "cuda":
+        decode = 0.0
+    elif compute.decode == "gpu":
         decode = timed.decode.image_cpu_s
     else:
         decode = timed.decode.image_s * _cores_each(timed, timed.decoders, compute.decode_threads)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from pipeline.graph.decoding import DecodeSpec, DecodeStage, Seen, binary_rows, decoded_table, present_rows
 from pipeline.images.decode import Jpeg, examine
-from pipeline.images.device import decode_jpegs, to_inputs
+from pipeline.images.device import check_nvjpeg, decode_jpegs, to_inputs
+from pipeline.models.engine import Lane
 from schemas.errors import RejectedImage
 
 DEVICE_PIXELS = 2**25
@@ -24,19 +26,44 @@ class GpuDecodeStage:
     On CUDA nvJPEG decodes what is usual: 8-bit gray or YCbCr, baseline or progressive. It can't decode at a smaller
     scale, so nothing here does, and its rounding of colours is its own. The limits of pixels, bytes and scans bound
     what it does; ``timeout_s`` only bounds what the CPU decodes.
+
+    Threads may call it side by side, each on its own stream: what one frees is then never what another one's nvJPEG,
+    which knows nothing of streams, writes to. nvJPEG itself takes one batch at a time.
     """
 
     def __init__(self, spec: DecodeSpec, device: str, threads: int = 1, device_pixels: int = DEVICE_PIXELS) -> None:
-        """``device``: "cuda", or "cpu" for tests. ``threads``: images decoded at the same time on the CPU."""
+        """``device``: "cuda", or "cpu" for tests. ``threads``: images decoded at the same time on the CPU.
+
+        Raises ModelError where ``device`` is "cuda" and nvJPEG does not work.
+        """
         self._device_pixels = device_pixels
         self._limits, self._resize, self._device = spec.limits, spec.resize, torch.device(device)
+        self._lane: Lane | None = None
+        if self._device.type == "cuda":
+            check_nvjpeg(self._device)
+            self._lane = Lane(self._device)
         self._others = DecodeStage(replace(spec, jpeg_scaling="off"), threads)
 
     def __call__(self, fetched: pa.Table) -> tuple[pa.Table, Tensor]:
         """Return one row for each row, in order (DECODED, its pixels empty), and the inputs.
 
-        The inputs are (n, S, S, 3) uint8 RGB on the device: of the n rows that are not rejected, in order.
+        The inputs are (n, S, S, 3) uint8 RGB on the device: of the n rows that are not rejected, in order. On CUDA the
+        current stream waits for them.
         """
+        with self._own_stream():
+            return self._decoded(fetched)
+
+    @contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """Let the block's work on CUDA go through the calling thread's own stream, and the caller's wait for it."""
+        if self._lane is None:
+            yield
+            return
+        with torch.cuda.stream(self._lane.stream):
+            yield
+        torch.cuda.current_stream(self._device).wait_stream(self._lane.stream)
+
+    def _decoded(self, fetched: pa.Table) -> tuple[pa.Table, Tensor]:
         present = present_rows(fetched)
         blobs = [fetched["data"][row].as_py() for row in present]
         side = self._resize.image_size

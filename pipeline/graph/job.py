@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -103,6 +103,8 @@ class OpenRun:
     root: str
     manifest: RunManifest
     generation: int
+    calibration: Calibration | None
+    """Of the box scores."""
 
     def begin(self, counts: Counts, compute: Compute | None) -> Self:
         """Write lineage and manifest, with what was planned and how it will run, and return the begun run."""
@@ -120,8 +122,8 @@ class OpenRun:
 def open_run(config: AnnotateConfig, model: Model) -> Iterator[OpenRun]:
     """Take the output's lease and remove what dead runs left; the caller lists, plans and begins.
 
-    Raises LeaseError where another run is at work, and UsageError where the output's rows of this model were made with
-    other settings.
+    Raises LeaseError where another run is at work, UsageError where the output's rows of this model were made with
+    other settings, and as ``find_calibration`` does.
     """
     fs, root = connect(config.out, config)
     started_at = datetime.now(UTC)
@@ -129,6 +131,7 @@ def open_run(config: AnnotateConfig, model: Model) -> Iterator[OpenRun]:
     with Lease.acquire(fs, root, run_id) as lease:
         remove_leftovers(fs, root)
         settings = refuse_other_settings(config, model, fs, root)
+        calibration = find_calibration(config, model, settings, fs, root)
         manifest = RunManifest(
             run_id=run_id,
             status="running",
@@ -139,7 +142,7 @@ def open_run(config: AnnotateConfig, model: Model) -> Iterator[OpenRun]:
             settings=settings,
             lineage=_lineage(config, model),
         )
-        yield OpenRun(fs, root, manifest, lease.generation)
+        yield OpenRun(fs, root, manifest, lease.generation, calibration)
 
 
 def _settings(config: AnnotateConfig, model: Model) -> dict[str, Any]:
@@ -164,6 +167,19 @@ def refuse_other_settings(config: AnnotateConfig, model: Model, fs: AbstractFile
                 f"{spelled(committed[name])}, not {spelled(value)}; use the same, or another --out"
             )
     return settings
+
+
+def find_calibration(
+    config: AnnotateConfig, model: Model, settings: Mapping[str, Any], fs: AbstractFileSystem, root: str
+) -> Calibration | None:
+    """Return the calibration of the box scores, ``--calibration``'s or the output's own; None where it has none.
+
+    Raises UsageError where ``--calibration`` has none for boxes made as ``settings`` say, and StoreError where either
+    can't be read or was fitted on other maps.
+    """
+    if config.calibration:
+        return calibration_in(config.calibration, config, model.partition, settings)
+    return read_calibration(fs, root, model.partition, settings)
 
 
 def shown_config(config: AnnotateConfig) -> dict[str, Any]:
@@ -250,17 +266,10 @@ def make_job(config: AnnotateConfig, model: Model, run: OpenRun, compute: Comput
         reader=ImageReader(storage, config.out, config.max_bytes),
         images_per_commit=images_per_commit(config, n_images, compute.actors[1], row_bytes(config, model)),
         decode=decode_spec(config, model),
-        annotate=annotate_spec(config, model, compute, _calibration(config, run)),
+        annotate=annotate_spec(config, model, compute, run.calibration),
         committer=committer,
         compute=compute,
     )
-
-
-def _calibration(config: AnnotateConfig, run: OpenRun) -> Calibration | None:
-    model, settings = run.manifest.model, run.manifest.settings
-    if config.calibration:
-        return calibration_in(config.calibration, config, model, settings)
-    return read_calibration(run.fs, run.root, model, settings)
 
 
 def plan_inputs(

@@ -1,14 +1,18 @@
-"""What the actors have done so far, told to the driver while Ray Data runs."""
+"""What the actors have done so far, told to the driver while Ray works."""
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 POLL_S = 0.5
+ANSWERS_WITHIN_S = 10
+"""What is not answered by then is asked anew with the next poll: nobody waits for a machine that is gone."""
+
+Found = TypeVar("Found")
 
 
 class Done(NamedTuple):
@@ -48,32 +52,46 @@ class Tally:
 
 
 def start_tally() -> Any:
-    """Return a tally on the driver's own machine, which lives as long as the run."""
+    """Return a tally beside the driver."""
+    return beside_driver(Tally)
+
+
+def beside_driver(kind: Any) -> Any:
+    """Return a new actor of this class on the driver's own machine, which lives as long as the run."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Tally.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    return kind.options(scheduling_strategy=here).remote()
+
+
+def answer(method: Any, *arguments: Any) -> Any:
+    """Return what an actor's method gives; raises RayError, also where it takes more than ``ANSWERS_WITHIN_S``."""
+    return ray.get(method.remote(*arguments), timeout=ANSWERS_WITHIN_S)
 
 
 @contextmanager
-def following(tally: Any, advance: Callable[[int, int], None]) -> Iterator[Callable[[], Done]]:
-    """Tell ``advance`` twice a second how much is done; give a function that returns what all actors have done."""
-    stop = threading.Event()
+def following(read: Callable[[], Found], show: Callable[[Found], None]) -> Iterator[None]:
+    """Show twice a second what ``read`` returns while the body works, and once more when it has ended well.
 
-    def read() -> Done:
-        done: Done = ray.get(tally.read.remote())
-        return done
+    One call at a time, and none after the block, whose screen may be gone then; so its end waits for a call under way.
+    What Ray could not read is left out: whether the work is lost, the body says.
+    """
+    ended = threading.Event()
+
+    def look() -> None:
+        try:
+            found = read()
+        except ray.exceptions.RayError:
+            return
+        show(found)
 
     def poll() -> None:
-        while not stop.wait(POLL_S):
-            try:
-                done = read()
-            except ray.exceptions.RayError:
-                return  # The cluster is going away; the write reports why.
-            advance(done.images + done.rejected, done.rejected)
+        while not ended.wait(POLL_S):
+            look()
 
     thread = threading.Thread(target=poll, name="camlake-progress", daemon=True)
     thread.start()
     try:
-        yield read
+        yield
     finally:
-        stop.set()
-        thread.join(timeout=10)
+        ended.set()
+        thread.join()
+    look()

@@ -63,7 +63,7 @@ class Compute:
 
 
 def plan_compute(config: AnnotateConfig, machine: Machine, n_tables: int | None = None) -> Compute:
-    """Return where everything runs, by rules alone; raises UsageError for CUDA on a cluster without GPUs.
+    """Return where everything runs, by rules alone; raises UsageError for CUDA, or nvJPEG, where no GPU is used.
 
     There are never more actors than ``n_tables``, the tables that are to be worked on. What the user left open gets
     the value that is safe everywhere; ``pipeline.graph.tuning`` fills in measured values first where a run repays it.
@@ -75,6 +75,8 @@ def plan_compute(config: AnnotateConfig, machine: Machine, n_tables: int | None 
     if config.device == "cuda" and machine.gpus == 0:
         raise UsageError("--device cuda: this Ray cluster has no GPU; allowed here: cpu, auto")
     cuda = config.device == "cuda" or (config.device == "auto" and machine.gpus > 0)
+    if config.decode == "gpu" and not cuda:
+        raise UsageError("--decode gpu: the network runs on the CPU here; allowed there: auto, local, remote")
     spare = max(0.5, machine.cpus / 4)
     if cuda:
         default = max(1, math.floor(machine.gpus / config.gpus_per_actor))

@@ -16,7 +16,7 @@ from pipeline.graph.annotating import AnnotateSpec, AnnotateStage
 from pipeline.graph.decoding import DecodeSpec, DecodeStage, decode_in_task
 from pipeline.graph.gpu_decoding import GpuDecodeStage
 from pipeline.graph.guard import Guard
-from pipeline.graph.progress import Done, following, start_tally
+from pipeline.graph.progress import Done, answer, following, start_tally
 from pipeline.graph.resources import Compute
 from pipeline.graph.sink import LakeSink
 from pipeline.graph.source import ImageReader, PlannedImages
@@ -67,15 +67,21 @@ def run_stream(
         num_cpus=compute.actor_cpus,
         num_gpus=compute.gpus_per_actor,
     )
-    with following(tally, advance) as done:
+
+    def read() -> Done:
+        done: Done = answer(tally.read)
+        return done
+
+    with following(read, lambda done: advance(done.images + done.rejected, done.rejected)):
         try:
             rows.write_datasink(
                 LakeSink(job.committer, job.annotate.outputs, job.images_per_commit),
                 ray_remote_args={"num_cpus": compute.write_cpus},
             )
+            in_all: Done = ray.get(tally.read.remote())
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
             raise in_one_line(error) from error
-    return done()
+    return in_all
 
 
 TABLES_AT_A_TIME = 2
@@ -101,10 +107,10 @@ class Annotator:
     def __init__(self, job: Job, state: Any, tally: Any) -> None:
         """``state`` holds the reference to the network's weights, one copy a node in Ray's object store."""
         self._tally, self._guard = tally, Guard(tally)
-        self._decode = _decoding_beside_the_network(job)
         self._failure: CamlakeError | None = None
         try:
             self._annotate = AnnotateStage(job.annotate, ray.get(state[0]))
+            self._decode = _decoding_beside_the_network(job)
         except CamlakeError as error:
             self._failure = error  # for the first call: of a failed constructor Ray only says that the actor died
 

@@ -13,7 +13,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from pipeline.graph.board import Board, following
+from pipeline.graph.board import following_board, start_board
 from pipeline.graph.learning import Given, Layout, TrainJob, epoch_order, learn
 from pipeline.graph.resources import Machine
 from pipeline.graph.training_files import Epoch, Progress, TrainingFiles
@@ -24,7 +24,7 @@ from pipeline.models.building import cam_network, with_box_head
 from pipeline.models.checkpoint import Card
 from pipeline.models.convert import build_network
 from pipeline.models.heads import ConvHead
-from pipeline.models.loading import State
+from pipeline.models.loading import State, check_image_size
 from pipeline.models.recipe import Recipe
 from pipeline.models.registry import preprocessing_of
 from pipeline.models.weights import Pretrained, load_pretrained
@@ -69,8 +69,8 @@ def plan_layout(config: TrainConfig, machine: Machine) -> Layout:
 def first_weights(config: TrainConfig, images: LabelledImages) -> tuple[Architecture, Pretrained]:
     """Return the network and what it starts from; random values are those of ``config.seed``.
 
-    Raises ModelError as ``load_pretrained`` does, and for a network that can't learn several labels an image, or boxes;
-    UsageError for a head alone without pretrained layers.
+    Raises ModelError as ``load_pretrained`` does, for a network that can't learn several labels an image, or boxes, and
+    for an input too small for it; UsageError for a head alone without pretrained layers.
     """
     architecture = Architecture(config.model, config.pooling, config.width, len(images.labels))
     torch.manual_seed(config.seed)
@@ -84,11 +84,13 @@ def first_weights(config: TrainConfig, images: LabelledImages) -> tuple[Architec
         pretrained = Pretrained(network.state_dict(), new, "none", "", preprocessing_of(config.model))
     if config.supervision == "boxes":
         pretrained = _with_box_head(architecture, pretrained)
-    head = cam_network(architecture, build_network(architecture, pretrained.state), pretrained.preprocessing).head
-    if images.multi_label and isinstance(head, ConvHead):
+    own_size = pretrained.preprocessing.image_size
+    preprocessing = replace(pretrained.preprocessing, image_size=config.image_size or own_size)
+    network = cam_network(architecture, build_network(architecture, pretrained.state), preprocessing).eval()
+    if images.multi_label and isinstance(network.head, ConvHead):
         raise ModelError(f"--model {config.model}: its logits stand behind a ReLU, so that no class can be improbable")
-    size = config.image_size or pretrained.preprocessing.image_size
-    return architecture, replace(pretrained, preprocessing=replace(pretrained.preprocessing, image_size=size))
+    check_image_size(network, own_size)
+    return architecture, replace(pretrained, preprocessing=preprocessing)
 
 
 def _with_box_head(architecture: Architecture, start: Pretrained) -> Pretrained:
@@ -168,10 +170,10 @@ def fit(
     Raises CamlakeError where the processes failed more than ``RETRIES`` times.
     """
     layout = job.layout
-    board = Board.remote()  # type: ignore[attr-defined]
+    board = start_board()
     given = Given(ray.put(state), ray.put(train.plan), ray.put(val.plan), board)
     resources = {"CPU": layout.worker_cpus} | ({"GPU": 1.0} if layout.cuda else {})
-    with tempfile.TemporaryDirectory(prefix="camlake-train-") as folder, following(board, advance, tell):
+    with tempfile.TemporaryDirectory(prefix="camlake-train-") as folder, following_board(board, advance, tell):
         trainer = _Trainer(
             learn,
             train_loop_config={"job": job, "given": given},

@@ -143,6 +143,8 @@ def measure_run(
         wanted = plan_compute(config, offered, n_tables).runtime.device
         device = wanted if machine.gpus else "cpu"
         here = config.model_copy(update={"device": device, "actors": None})
+        if device == "cpu" and config.decode == "gpu":
+            here = here.model_copy(update={"decode": "auto"})
     compute = plan_compute(here, machine, n_tables)
     with open_bench(here, model, compute, sample) as bench:
         if tuned:

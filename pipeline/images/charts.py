@@ -75,13 +75,18 @@ class _Chart:
         self.text((self.place(0.5, 0)[0], (HEIGHT - 6) * _FINE), x_name, "md", 13, _MUTED)
         self.text((12 * _FINE, self.place(0, 1)[1] - 12 * _FINE), y_name, "ld", 13, _MUTED)
 
+    def disc(self, at: tuple[float, float], radius_px: int, colour: str) -> None:
+        """Draw a disc around a point in [0, 1]²."""
+        (x, y), radius = self.place(*at), radius_px * _FINE
+        self.draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+
     def line(self, line: Line, colour: str, row: int) -> None:
-        """Draw a line, its mark and its entry in the legend."""
+        """Draw a line, its mark and its entry in the legend; a line of one point is a disc smaller than a mark."""
         self.draw.line([self.place(*point) for point in line.points], fill=colour, width=2 * _FINE, joint="curve")
+        if len(line.points) == 1:
+            self.disc(line.points[0], 3, colour)
         if line.marked:
-            x, y = self.place(*line.marked)
-            radius = 4 * _FINE
-            self.draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+            self.disc(line.marked, 4, colour)
         x, y = (self.right + 16) * _FINE, (_TOP + 10 + 24 * row) * _FINE
         self.draw.line([(x, y), (x + 20 * _FINE, y)], fill=colour, width=3 * _FINE)
         self.text((x + 28 * _FINE, y), line.name, "lm", 12)

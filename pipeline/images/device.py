@@ -1,7 +1,12 @@
-"""JPEGs decoded and resized on a device: by nvJPEG on CUDA; on CPU, where this is tested, by the same calls."""
+"""JPEGs decoded and resized on a device: by nvJPEG on CUDA; on CPU, where this is tested, by the same calls.
+
+nvJPEG writes on a stream of torchvision's own, into memory of the caller's current stream: what that stream still works
+on there must be done before, and after a failure what nvJPEG still writes.
+"""
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,6 +15,27 @@ from torchvision.io import decode_jpeg
 
 from pipeline.images.pixels import TURNS, upright_hw
 from pipeline.images.resize import PAD_GRAY, ResizePlan
+from schemas.errors import ModelError
+
+_GRAY = 128
+"""Of the picture that shows whether nvJPEG works."""
+
+
+def check_nvjpeg(device: torch.device) -> None:
+    """Decode one small JPEG on the device; raises ModelError where nvJPEG is missing or gives another picture.
+
+    Without this its failure would look like that of every single file, and all of them would go to the CPU.
+    """
+    picture = np.full((16, 16, 3), _GRAY, np.uint8)
+    encoded = torch.from_numpy(cv2.imencode(".jpg", picture)[1].reshape(-1))
+    try:
+        (decoded,) = decode_jpeg([encoded], mode="RGB", device=device)
+        apart = decoded.cpu().int() - _GRAY
+    except (RuntimeError, AttributeError) as error:  # of a build without nvJPEG, a missing library or device
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"--decode gpu: nvJPEG fails here: {reason}; allowed here: auto, local, remote") from error
+    if apart.shape != (3, 16, 16) or apart.abs().max() > 2:
+        raise ModelError("--decode gpu: nvJPEG decodes a gray picture wrongly here; allowed here: auto, local, remote")
 
 
 def decode_jpegs(blobs: Sequence[bytes], device: torch.device) -> list[Tensor | None]:
@@ -20,9 +46,13 @@ def decode_jpegs(blobs: Sequence[bytes], device: torch.device) -> list[Tensor | 
     if not blobs:
         return []
     encoded = [torch.frombuffer(bytearray(blob), dtype=torch.uint8) for blob in blobs]
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
     try:
         pictures: list[Tensor | None] = decode_jpeg(encoded, mode="RGB", device=device)
     except RuntimeError:  # a file's fault, or too little memory for so many at once
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # Raises where it is the device that fails.
         half = len(blobs) // 2
         return decode_jpegs(blobs[:half], device) + decode_jpegs(blobs[half:], device) if half else [None]
     return pictures

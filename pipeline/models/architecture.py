@@ -19,7 +19,3 @@ class Architecture:
     width: float = 1.0
     """Multiplies the channels of every layer; they are rounded to multiples of 8."""
     classes: int = 1000
-
-    def __str__(self) -> str:
-        """Return all four in words, for messages."""
-        return f"{self.name} ({self.pooling}, width {self.width:g}, {self.classes} classes)"

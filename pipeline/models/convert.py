@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pipeline.models.architecture import Architecture
 from pipeline.models.building import build, without_values
 from pipeline.models.loading import State, architecture_of, fit_state, with_values
-from pipeline.models.registry import check, family_of, poolings_of, source_of
+from pipeline.models.registry import check, family_of, in_words, poolings_of, source_of
 from pipeline.models.zoo import DESIGNS
 from schemas.errors import ModelError
 
@@ -35,7 +35,7 @@ def build_network(architecture: Architecture, state: Mapping[str, Tensor] | None
     fitting = fit_state(architecture.name, state)
     found = architecture_of(architecture.name, fitting)
     if found != architecture:
-        raise ModelError(f"the weights are those of {found}, not of {architecture}")
+        raise ModelError(f"the weights are those of {in_words(found)}, not of {in_words(architecture)}")
     return with_values(architecture, {key: value.clone() for key, value in fitting.items()}).requires_grad_().train()
 
 

@@ -1,6 +1,7 @@
 """Networks from a state dict: under whose names and shapes it fits, what contradicts them, the whole network."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -23,6 +24,8 @@ from schemas.errors import ModelError
 
 State = dict[str, Tensor]
 """A state dict: names of parameters and buffers to their values."""
+GREATEST_IMAGE_SIZE = 4096
+"""That ``--image-size`` takes, in pixels."""
 
 
 def load_network(
@@ -55,12 +58,30 @@ def load_network(
     own = preprocessing or preprocessing_of(name)
     network = cam_network(architecture, module, replace(own, image_size=image_size or own.image_size))
     network.eval().requires_grad_(False)
+    check_image_size(network, own.image_size)
+    return network
+
+
+def check_image_size(network: CamNetwork, own_size: int) -> None:
+    """Raise ModelError, with what is allowed, where the side of the input is too small for the network's trunk.
+
+    The network is in evaluation mode; ``own_size`` is the side that its weights expect, in pixels.
+    """
     size = network.preprocessing.image_size
+    if not _fits(network, size):
+        larger = range(size + 1, GREATEST_IMAGE_SIZE + 1)
+        least = larger[bisect_left(larger, True, key=lambda side: _fits(network, side))]
+        raise ModelError(
+            f"--image-size {size} is too small for {network.name}, whose own is {own_size}; allowed: {least} or more"
+        )
+
+
+def _fits(network: CamNetwork, size: int) -> bool:
     try:
         network.map_size(size)
-    except RuntimeError as error:
-        raise ModelError(f"--image-size {size} is too small for {name}, whose own is {own.image_size}") from error
-    return network
+    except RuntimeError:
+        return False
+    return True
 
 
 def fit_state(name: str, state: Mapping[str, Tensor]) -> State:

@@ -57,6 +57,12 @@ def check(architecture: Architecture) -> None:
         raise ModelError(f"{architecture.classes} classes: allowed: 1 or more")
 
 
+def in_words(architecture: Architecture) -> str:
+    """Return name, pooling (fc: fully connected layers in its place), width and number of classes, for messages."""
+    head = "fc" if family_of(architecture.name, exact_maps=False).refusal else architecture.pooling
+    return f"{architecture.name} ({head}, width {architecture.width:g}, {architecture.classes} classes)"
+
+
 def default_architecture(name: str) -> Architecture:
     """Return GAP, width 1 and the usual number of classes: ImageNet's 1000, of the demo's network its scenes'."""
     return Architecture(name, classes=SCENE_CLASSES) if name == DEMO else Architecture(name)

@@ -19,7 +19,7 @@ from pipeline.models.checkpoint import WeightsFile, label_list, read_checkpoint,
 from pipeline.models.convert import convert
 from pipeline.models.loading import State, architecture_of, fit_state
 from pipeline.models.network import Preprocessing
-from pipeline.models.registry import DEMO, check, family_of, official_weights, preprocessing_of, source_of
+from pipeline.models.registry import DEMO, check, family_of, in_words, official_weights, preprocessing_of, source_of
 from schemas.errors import ModelError
 
 DEFAULT_MODEL = "resnet50"
@@ -96,7 +96,9 @@ def load_weights(
     state = fit_state(model, file.state)
     architecture = architecture_of(model, state)
     if file.card and file.card.architecture != architecture:
-        raise ModelError(f"{source} holds {architecture}, but its card says {file.card.architecture}")
+        raise ModelError(
+            f"{source} holds {in_words(architecture)}, but its card says {in_words(file.card.architecture)}"
+        )
     if file.card and (file.card.supervision == "boxes") != has_box_head(state):
         holds = "a" if has_box_head(state) else "no"
         raise ModelError(f"{source} holds {holds} box head, but its card says supervision: {file.card.supervision}")
@@ -131,7 +133,9 @@ def load_pretrained(architecture: Architecture, weights: str = "DEFAULT", read: 
     if _is_name(weights):
         origin = name if name == DEMO else source_of(name)
         if origin is None:
-            raise ModelError(f"--weights {weights}: torchvision has none for {name}; start it from random values")
+            raise ModelError(
+                f"--weights {weights}: torchvision has none for {name}; allowed: --weights none, or a file"
+            )
         file, source, entry = _by_name(origin, weights, whole=origin == name)
     else:
         file, source, entry = read_checkpoint(weights, read), shown(weights), None

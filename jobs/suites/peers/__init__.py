@@ -9,7 +9,7 @@ import importlib
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from statistics import median
 
@@ -24,6 +24,7 @@ from jobs.suites.common import (
 )
 from jobs.suites.peers.by_hand import Setup, setup_in
 from jobs.suites.peers.maps import images_per_s
+from pipeline.storage.lineage import installed_version
 from schemas.benchmark import BenchmarkConfig
 from schemas.errors import UsageError
 
@@ -77,7 +78,7 @@ def require_extra(packages: Mapping[str, str]) -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions of the peers."""
-    return {name: metadata.version(name) for name in PACKAGES}
+    return {name: installed_version(name) for name in PACKAGES}
 
 
 @dataclasses.dataclass(frozen=True)

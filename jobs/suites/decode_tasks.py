@@ -1,0 +1,51 @@
+"""Decoding as the job's tasks do it: so many processes side by side, each with one thread and pictures of its own."""
+
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.graph.decoding import DecodeSpec, DecodeStage
+from pipeline.graph.source import FETCHED
+
+START_S = 300.0
+"""Within which all processes must have started."""
+_together: list[Any] = []
+"""In a process of the pool: the barrier that all of them begin at."""
+
+
+def fetched_table(photographs: Sequence[Path]) -> pa.Table:
+    """Return files with their bytes (FETCHED)."""
+    rows = [{"image_id": path.stem, "uri": str(path), "data": path.read_bytes()} for path in photographs]
+    return pa.Table.from_pylist(rows, schema=FETCHED)
+
+
+def decoded_per_s(spec: DecodeSpec, photographs: Sequence[Path], processes: int, seconds: float) -> float:
+    """Return images/s of all processes, which decode their parts of the photographs again and again for ``seconds``.
+
+    There are at least as many photographs as processes. Starting them does not count.
+    """
+    context = multiprocessing.get_context("spawn")
+    parts = [photographs[index::processes] for index in range(processes)]
+    with ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_begin_with, initargs=(context.Barrier(processes),)
+    ) as pool:
+        return sum(pool.map(_decoded_per_s, [spec] * processes, parts, [seconds] * processes))
+
+
+def _begin_with(barrier: Any) -> None:
+    _together.append(barrier)
+
+
+def _decoded_per_s(spec: DecodeSpec, photographs: Sequence[Path], seconds: float) -> float:
+    fetched, stage = fetched_table(photographs), DecodeStage(spec)
+    stage(fetched)
+    _together[0].wait(START_S)
+    started, images = time.perf_counter(), 0
+    while (elapsed_s := time.perf_counter() - started) < seconds:
+        images += len(stage(fetched))
+    return images / elapsed_s

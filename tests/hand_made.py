@@ -1,0 +1,67 @@
+"""A network worked out by hand, and the annotate stage around it: what they give can be told without a computer."""
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from pipeline.graph.annotating import AnnotateSpec, AnnotateStage
+from pipeline.graph.decoding import DECODED
+from pipeline.images.resize import ResizePlan
+from pipeline.models.box_rules import BoxRule
+from pipeline.models.heads import LinearHead
+from pipeline.models.localizer import CamRule
+from pipeline.models.network import CamNetwork, Preprocessing
+from pipeline.models.runtime import Runtime
+
+RUNTIME = Runtime("cpu", "fp32", compile=False, threads=1, batch_size=8)
+RULE = CamRule(topk=2, boxes=BoxRule("paper", (0.5,), 0.0))
+
+
+class Blocks(nn.Module):
+    """Averages blocks of 2×2 pixels: the feature maps are the colours themselves."""
+
+    def forward(self, images):
+        return nn.functional.avg_pool2d(images, 2)
+
+
+def by_hand(weight, bias=None):
+    """A network whose features are the three colours in [0, 1] and whose classes weigh them."""
+    linear = nn.Linear(3, len(weight))
+    linear.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float32))
+    linear.bias = nn.Parameter(torch.tensor(bias or [0.0] * len(weight)))
+    network = CamNetwork("by hand", Blocks(), LinearHead(linear), Preprocessing(8, (0.0,) * 3, (1.0,) * 3))
+    return network.requires_grad_(False)
+
+
+def stage_by_hand(calibration=None, runtime=RUNTIME):
+    """The stage of a network that tells red from green, in pictures of 8×8 that `fit` has padded."""
+    network = by_hand([[1, 0, 0], [0, 1, 0]])
+    spec = AnnotateSpec(
+        load=lambda state: network,
+        labels=("red", "green"),
+        image_size=8,
+        rule=RULE,
+        runtime=runtime,
+        outputs=("boxes", "heatmaps", "features"),
+        feature_type="float32",
+        resize=ResizePlan("fit", 8, (4, 4)),
+        multi_label=False,
+        calibration=calibration,
+    )
+    return AnnotateStage(spec, {})
+
+
+def decoded_table(pixels, reasons=(None, None, None)):
+    """Rows (DECODED) of pictures that were 40, 80 and 20 pixels wide in turn, and 80 high."""
+    n = len(reasons)
+    names = [f"{row}" for row in range(n)]
+    columns = {"image_id": names, "uri": names, "etag": [""] * n, "size_bytes": [1] * n}
+    columns |= {"modified_at": [0] * n, "classes": [None] * n, "reason_code": reasons, "detail": reasons}
+    columns |= {"width_px": np.resize([40, 80, 20], n), "height_px": [80] * n, "format": ["PNG"] * n, "pixels": pixels}
+    return pa.table(columns, schema=DECODED)
+
+
+def answers(rows):
+    """Return the rows without the moment at which they were made."""
+    return rows.drop_columns(["decided_at"]).to_pylist()

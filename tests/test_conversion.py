@@ -32,11 +32,14 @@ def torchvision_network(name: str) -> nn.Module:
 
 
 FIRST_LAYERS: dict[str, tuple[str, Callable[[nn.Module], nn.Module], Callable[[nn.Module], nn.Module]]] = {
-    "vgg11_gap": ("vgg11", lambda theirs: theirs.features[:-1], lambda ours: ours.features[:-2]),
-    "vgg11_bn_gap": ("vgg11_bn", lambda theirs: theirs.features[:-1], lambda ours: ours.features[:-2]),
     **{
-        f"{name}_gap": (name, lambda theirs: theirs.features[:-1], lambda ours: ours.features[:-2])
-        for name in ("vgg13", "vgg16_bn", "vgg19")
+        f"vgg{layers}{norms}_gap": (
+            f"vgg{layers}{norms}",
+            lambda theirs: theirs.features[:-1],
+            lambda ours: ours.features[:-2],
+        )
+        for layers in (11, 13, 16, 19)
+        for norms in ("", "_bn")
     },
     "alexnet_gap": ("alexnet", lambda theirs: theirs.features[:-1], lambda ours: ours.features[:-2]),
     "alexnet_plus_gap": ("alexnet", lambda theirs: theirs.features[:10], lambda ours: ours.features[:10]),

@@ -6,8 +6,10 @@ from functools import partial
 from jobs.console import Screen, main, verb
 from jobs.estimate import print_estimate
 from pipeline.graph.cluster import ray_cluster
-from pipeline.graph.job import describe, load_model, make_job, open_run, plan_inputs
+from pipeline.graph.job import describe, make_job, plan_inputs
 from pipeline.graph.measuring import sample_plan
+from pipeline.graph.model import load_model
+from pipeline.graph.opened import open_run
 from pipeline.graph.stream import run_stream
 from pipeline.graph.tuning import TUNE_FROM, resolve_compute, worth_tuning
 from pipeline.storage.commit import done_images

@@ -11,16 +11,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from jobs.console import Screen
 from pipeline.graph.cluster import ray_cluster
-from pipeline.graph.job import (
-    Model,
-    describe,
-    find_calibration,
-    load_model,
-    plan_inputs,
-    refuse_other_settings,
-    shown_config,
-)
+from pipeline.graph.job import describe, plan_inputs
 from pipeline.graph.measuring import sample_plan
+from pipeline.graph.model import Model, load_model
+from pipeline.graph.opened import find_calibration, refuse_other_settings, shown_config
 from pipeline.graph.resources import Machine
 from pipeline.graph.tuning import TUNE_FROM, Measured, measure_run
 from pipeline.storage.commit import done_images

@@ -16,7 +16,8 @@ from jobs.annotate import refuse_rejected_share
 from pipeline import camlake
 from pipeline.graph.annotating import AnnotateStage
 from pipeline.graph.decoding import DecodeStage
-from pipeline.graph.job import annotate_spec, decode_spec, load_model
+from pipeline.graph.job import annotate_spec, decode_spec
+from pipeline.graph.model import load_model
 from pipeline.graph.resources import Machine, plan_compute
 from pipeline.graph.source import ImageReader
 from pipeline.images.scenes import CLASSES, write_corpus

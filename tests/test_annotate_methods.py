@@ -8,7 +8,8 @@ from jobs.console import Screen
 from jobs.estimate import print_estimate
 from pipeline import camlake
 from pipeline.arrays.calibration import Calibration
-from pipeline.graph.job import load_model, refuse_other_settings
+from pipeline.graph.model import load_model
+from pipeline.graph.opened import refuse_other_settings
 from pipeline.images.scenes import write_corpus
 from pipeline.storage.calibrations import write_calibration
 from pipeline.storage.filesystems import connect

@@ -12,7 +12,8 @@ import torch
 
 from pipeline.graph.annotating import AnnotateStage
 from pipeline.graph.decoding import DecodeStage
-from pipeline.graph.job import annotate_spec, decode_spec, load_model, row_bytes
+from pipeline.graph.job import annotate_spec, decode_spec, row_bytes
+from pipeline.graph.model import load_model
 from pipeline.graph.resources import Machine, plan_compute
 from pipeline.graph.source import ImageReader
 from pipeline.images.scenes import write_corpus

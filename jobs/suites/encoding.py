@@ -20,7 +20,9 @@ from jobs.suites.common import Figures, make_photographs, photographs_job, sprea
 from pipeline.arrays.rounding import rounded
 from pipeline.graph.annotating import FEATURE_BITS, AnnotateStage
 from pipeline.graph.decoding import DecodeStage
-from pipeline.graph.job import load_model, make_job, open_run, plan_inputs
+from pipeline.graph.job import make_job, plan_inputs
+from pipeline.graph.model import load_model
+from pipeline.graph.opened import open_run
 from pipeline.graph.resources import Machine, plan_compute
 from pipeline.graph.source import count_tables
 from pipeline.models.registry import DEMO

@@ -38,7 +38,8 @@ from pipeline.graph.annotating import AnnotateStage
 from pipeline.graph.cluster import LOGICAL_PER_CORE
 from pipeline.graph.decoding import DecodeSpec, DecodeStage
 from pipeline.graph.gpu_decoding import GpuDecodeStage
-from pipeline.graph.job import Model, annotate_spec, decode_spec, load_model
+from pipeline.graph.job import annotate_spec, decode_spec
+from pipeline.graph.model import Model, load_model
 from pipeline.graph.resources import GPU_BATCH, Machine, decoders, plan_compute
 from pipeline.graph.stream import TABLES_AT_A_TIME
 from pipeline.images.device import decode_jpegs

@@ -12,7 +12,9 @@ from jobs.suites.common import Watch
 from jobs.suites.fake_network import FakeGpu
 from jobs.suites.usage import CpuByRole
 from pipeline.graph.cluster import keep_idle_workers, ray_cluster
-from pipeline.graph.job import Model, make_job, open_run
+from pipeline.graph.job import make_job
+from pipeline.graph.model import Model
+from pipeline.graph.opened import open_run
 from pipeline.graph.resources import images_per_slice, plan_compute
 from pipeline.graph.source import count_tables
 from pipeline.graph.stream import run_stream

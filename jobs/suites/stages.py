@@ -21,7 +21,9 @@ from jobs.suites.common import Figures, make_photographs, photographs_job, sprea
 from jobs.suites.stage_parts import Timed, by_batch, network_parts
 from pipeline.graph.annotating import AnnotateStage
 from pipeline.graph.decoding import DecodeSpec, DecodeStage
-from pipeline.graph.job import Model, OpenRun, load_model, make_job, open_run, plan_inputs
+from pipeline.graph.job import make_job, plan_inputs
+from pipeline.graph.model import Model, load_model
+from pipeline.graph.opened import OpenRun, open_run
 from pipeline.graph.resources import Machine, plan_compute
 from pipeline.graph.source import count_tables
 from pipeline.images.decode import decode

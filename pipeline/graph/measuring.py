@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import ray
 from fsspec import AbstractFileSystem
 
-from pipeline.graph.job import Model, annotate_spec, decode_spec, storage_of
+from pipeline.graph.job import annotate_spec, decode_spec, storage_of
+from pipeline.graph.model import Model
 from pipeline.graph.resources import Compute, Machine, decoders
 from pipeline.graph.source import FETCH_BYTES, UNKNOWN_BYTES, ImageReader
 from pipeline.graph.stream import in_one_line

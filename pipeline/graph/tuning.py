@@ -11,8 +11,9 @@ from typing import NamedTuple, Protocol
 import pyarrow as pa
 
 from pipeline.graph.estimate import Prediction, predict, predict_images_per_s
-from pipeline.graph.job import Model, row_bytes
+from pipeline.graph.job import row_bytes
 from pipeline.graph.measuring import cannot_run, open_bench
+from pipeline.graph.model import Model
 from pipeline.graph.resources import Compute, Machine, images_per_commit, images_per_slice, plan_compute
 from pipeline.graph.source import count_tables
 from pipeline.graph.timing import Speed, Timed

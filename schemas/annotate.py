@@ -148,6 +148,13 @@ class AnnotateConfig(BoxConfig):
             return {"outputs": ("boxes", "features"), **values}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _uncompiled(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("method") == "backprop" and values.get("compile") in (None, "auto"):
+            return {**values, "compile": "off"}
+        return values
+
     @model_validator(mode="after")
     def _check_regress(self) -> Self:
         if self.method != "regress":
@@ -173,6 +180,8 @@ class AnnotateConfig(BoxConfig):
             raise ValueError(f"--topk {self.topk}: allowed with --box-rule heuristic: {HEURISTIC_CLASSES} or more")
         if len(set(self.scales)) < len(self.scales):
             raise ValueError(f"--scales {','.join(f'{scale:g}' for scale in self.scales)}: allowed: each value once")
+        if self.method == "backprop" and self.compile == "on":
+            raise ValueError("--compile on: allowed with --method backprop: auto, off; it keeps a graph of each layer")
         if self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
             raise ValueError(f"--gpus-per-actor {self.gpus_per_actor:g}: allowed: up to 1, or a whole number")
         if self.actors and not 1 <= self.actors[0] <= self.actors[1]:

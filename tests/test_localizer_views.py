@@ -17,6 +17,7 @@ from pipeline.graph.model import load_model
 from pipeline.graph.resources import Machine, plan_compute
 from pipeline.graph.source import ImageReader
 from pipeline.images.scenes import write_corpus
+from pipeline.models import methods
 from pipeline.models.architecture import Architecture
 from pipeline.models.box_rules import BoxRule
 from pipeline.models.building import build
@@ -118,6 +119,20 @@ def test_every_method_takes_views(network, method):
     np.testing.assert_allclose(mirrored.maps.heat[:, :, ::-1] / scale, found.maps.heat / scale, atol=2e-4)
 
 
+@pytest.mark.parametrize("classes", [None, [[], [], range(10), [], []]])
+def test_graphs_of_a_few_images_at_a_time_give_what_those_of_all_give(network, monkeypatch, classes):
+    work = localizer(network, method="backprop", views=make_views(56, "flip"))
+    given = pictures(56, 5), [(50, 60)] * 5, [(7, 7)] * 5, classes
+    together = work(*given)
+    monkeypatch.setattr(methods, "TRUNK_PIXELS", {"cpu": 2 * 2 * 56**2})
+    apart = work(*given)
+    assert len(together.maps.image) == (10 if classes is None else 18)
+    for part, whole in zip(apart.maps, together.maps, strict=True):
+        np.testing.assert_allclose(part, whole, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(apart.boxes.xyxy, together.boxes.xyxy, atol=0.05)
+    np.testing.assert_allclose(apart.pooled, together.pooled, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["cam", "gradcam", "layercam", "backprop"])
 def test_pictures_that_give_no_number_have_no_maps(method):
     torch.manual_seed(0)
@@ -137,7 +152,7 @@ def test_compiled_networks_take_gradients_too():
     rule = CamRule(2, BoxRule("paper", (0.2,), 0.0))
     found = []
     for runtime in (RUNTIME, compiled):
-        work = Localizer(small, rule, runtime, method="backprop")
+        work = Localizer(small, rule, runtime, method="gradcam")
         work.warm_up()
         found.append(work(pictures(32), [(50, 60)] * 3, [(4, 4)] * 3))
     assert np.array_equal(found[0].maps.class_id, found[1].maps.class_id)
@@ -239,6 +254,7 @@ class TestFullyConnected:
         ({"scales": "1,big"}, "--scales 'big': "),
         ({"scales": ",".join(str(1 + index / 10) for index in range(7))}, "at most 6 items"),
         ({"tta": "ten"}, "--tta 'ten': Input should be 'none', 'flip' or 'tencrop'"),
+        ({"method": "backprop", "compile": "on"}, "--compile on: allowed with --method backprop: auto, off"),
         ({"method": "cams"}, "--method 'cams': Input should be 'cam', 'gradcam', 'layercam'"),
     ],
 )

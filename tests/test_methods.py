@@ -7,8 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.models import methods
+from pipeline.models.box_rules import BoxRule
 from pipeline.models.engine import Engine
 from pipeline.models.heads import ClassifierHead, ConvHead, Head, LinearHead, NormedHead
+from pipeline.models.localizer import CamRule, Localizer
 from pipeline.models.methods import METHODS, Backprop, GradCam, LayerCam, head_gradients
 from pipeline.models.network import CamNetwork, Preprocessing
 from pipeline.models.runtime import Runtime
@@ -152,13 +154,56 @@ def look_at(features: torch.Tensor) -> methods.Look:
     return methods.Look(torch.empty(0), torch.empty(0), features)
 
 
-def test_the_head_and_the_trunk_are_differentiated_in_parts_where_all_would_take_too_much(monkeypatch, network):
+def test_the_head_is_differentiated_in_parts_where_all_would_take_too_much(monkeypatch, network):
     pixels = pictures()
-    expected = {method: maps_of(method, network, pixels, IDS) for method in ("gradcam", "backprop")}
+    expected = maps_of("gradcam", network, pixels, IDS)
     monkeypatch.setattr(methods, "HEAD_VALUES", 1)
-    monkeypatch.setattr(methods, "TRUNK_PIXELS", {"cpu": 1})
-    for method, maps in expected.items():
-        torch.testing.assert_close(maps_of(method, network, pixels, IDS), maps, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(maps_of("gradcam", network, pixels, IDS), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_backprop_looks_at_no_more_images_than_their_graphs_have_room_for(network):
+    localization = Backprop(Engine(network, RUNTIME), network.head)
+    assert [localization.images_at_once(pixels) for pixels in (224**2, 10 * 112**2, 10 * 224**2)] == [8, 3, 1]
+    assert GradCam(None, network.head).images_at_once(224**2) is None
+
+
+class Counting(nn.Module):
+    """Counts the images that pass forward, and those whose gradients pass back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward_images = self.backward_images = 0
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        self.forward_images += len(maps)
+        if maps.requires_grad:
+            maps.register_hook(self._count)
+        return maps.clone()
+
+    def _count(self, gradient: torch.Tensor) -> None:
+        self.backward_images += len(gradient)
+
+    def __deepcopy__(self, memo: dict) -> "Counting":
+        return self
+
+
+@pytest.mark.parametrize(("method", "backward"), [("cam", 0), ("gradcam", 0), ("layercam", 0), ("backprop", 2)])
+def test_each_image_passes_forward_once_and_back_once_for_each_class(method, backward, monkeypatch):
+    torch.manual_seed(0)
+    counting = Counting()
+    layers = nn.Sequential(nn.Conv2d(3, CHANNELS, 3, stride=4, padding=1), counting)
+    network = CamNetwork("counted", layers, LinearHead(linear()), Preprocessing(SIDE, (0.5,) * 3, (0.5,) * 3))
+    network.eval().requires_grad_(False)
+    localizer = Localizer(network, CamRule(2, BoxRule("paper", (0.2,), 0.0)), RUNTIME, method=method)
+    monkeypatch.setattr(methods, "TRUNK_PIXELS", {"cpu": 2 * SIDE**2})
+    counting.forward_images = 0
+    found = localizer(pictures(5), [(50, 60)] * 5, [localizer_cells(method)] * 5)
+    assert len(found.maps.image) == 10
+    assert (counting.forward_images, counting.backward_images) == (5, 5 * backward)
+
+
+def localizer_cells(method: str) -> tuple[int, int]:
+    return (4, 4) if method == "backprop" else (8, 8)
 
 
 def test_no_method_leaves_gradients_or_wants_them_of_weights(network):

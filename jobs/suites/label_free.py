@@ -66,11 +66,11 @@ class Setting:
     def passes(self) -> float:
         """Return its cost for one class of an image, in forward passes of an input of UNIT_PX a side.
 
-        A backward pass through the trunk counts as two; backprop has one, after a pass that tells the class and one
-        that is kept for the gradient. What gradients in the last maps cost is left out: the head is small.
+        A backward pass through the trunk counts as two; backprop has one. What gradients in the last maps cost is left
+        out: the head is small.
         """
         views = make_views(self.image_size, self.tta, self.scales)
-        return sum((view.side_px / UNIT_PX) ** 2 for view in views) * (4 if self.method == "backprop" else 1)
+        return sum((view.side_px / UNIT_PX) ** 2 for view in views) * (3 if self.method == "backprop" else 1)
 
 
 @dataclass
@@ -268,8 +268,9 @@ def true_maps(setting: Setting, photographs: Photographs, weights: Weights, runt
     owner = photographs.pairs.image
     order = np.argsort(owner, kind="stable")
     maps = np.zeros((len(order), *plan.canvas_hw), np.float32)
-    for start in range(0, len(order), BATCH):
-        rows = order[start : start + BATCH]
+    at_once = min(BATCH, method.images_at_once(plan.image_pixels) or BATCH)
+    for start in range(0, len(order), at_once):
+        rows = order[start : start + at_once]
         pixels = _inputs([photographs.files[place] for place in owner[rows]], plan)
         looks = [method.look(part) for part in plan.inputs(pixels)]
         logits = mean_of([look.logits for look in looks])

@@ -39,20 +39,20 @@ class Engine:
     def __init__(self, network: CamNetwork, runtime: Runtime) -> None:
         """``network`` is in evaluation mode, and the runtime's device is there."""
         self._name, self._side = network.name, network.preprocessing.image_size
-        self._device = torch.device(runtime.device)
+        self.device = torch.device(runtime.device)
         if runtime.device == "cpu":
             keep_freed_memory()
         precision = resolve_precision(runtime.precision, runtime.device)
         # PyTorch runs float32 convolutions in TF32 on CUDA unless told not to: a whole trunk's, or some heads'.
         torch.backends.cudnn.allow_tf32 = False
         features = _Features(network, DTYPES[precision])
-        features.to(self._device).to(memory_format=torch.channels_last).requires_grad_(False)
+        features.to(self.device).to(memory_format=torch.channels_last).requires_grad_(False)
         self._batch_size = runtime.batch_size if runtime.compile else None
         self._eager = features
         self._features: Callable[[Tensor], Tensor] = (
             torch.compile(features, fullgraph=True, dynamic=False) if runtime.compile else features
         )
-        self._lane = Lane(self._device) if runtime.device == "cuda" else None
+        self._lane = Lane(self.device) if runtime.device == "cuda" else None
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return the feature maps (B, K, h, w) float32 of ``pixels`` (B, S, S, 3) uint8, both on the device.
@@ -99,7 +99,7 @@ class Engine:
         if self._lane is None:
             yield
             return
-        self._lane.stream.wait_stream(torch.cuda.current_stream(self._device))
+        self._lane.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._lane.stream):
             yield
 

@@ -109,29 +109,19 @@ class Localizer:
         """
         sizes, shapes = np.asarray(sizes_hw).reshape(-1, 2), np.asarray(covered).reshape(-1, 2)
         with self._engine.at_work():
-            looks = [self._method.look(part) for part in self._views.inputs(self._engine.put(pixels))]
-            logits, pooled = mean_of([look.logits for look in looks]), mean_of([look.pooled for look in looks])
-            finite = torch.isfinite(logits).all(dim=1)
-            scores = logits.nan_to_num()
-            probabilities = scores.sigmoid() if self._multi_label else scores.softmax(dim=1)
-            class_ids, ranks = self._chosen(probabilities, classes)
-            shown = finite[:, None] & (ranks < logits.shape[1])
-            maps = self._canvas.laid([self._method.maps(look, class_ids) for look in looks])
-            # A gradient can leave the number type's range where no logit does.
-            finite = finite & (torch.isfinite(maps).flatten(2).all(dim=2) | ~shown).all(dim=1)
-            shown = shown & finite[:, None]
+            seen = self._seen(self._engine.put(pixels), classes)
             groups = _groups(shapes)
-            told = self._method.told(looks[0])
             found = [
-                self._boxes(maps, shown, group) if told is None else self._told(told, shown, maps.shape[2:], group)
+                self._boxes(seen.maps, seen.shown, group)
+                if seen.told is None
+                else self._told(seen.told, seen.shown, seen.maps.shape[2:], group)
                 for group in groups
             ]
-            host = to_host([finite, class_ids, ranks, probabilities.gather(1, class_ids), pooled, shown, maps])
+            finite, ids, places, shares, vectors, is_shown, heat = to_host(seen[:-1])
             columns = [to_host(boxes) for boxes in found]
-        is_finite, ids, places, shares, vectors, is_shown, heat = host
         image, slot = np.nonzero(is_shown)
         return Localized(
-            is_finite,
+            finite,
             ids[:, 0].astype(np.int32),
             shares[:, 0],
             vectors,
@@ -146,14 +136,44 @@ class Localizer:
             self._in_pixels(groups, columns, is_shown, places, sizes),
         )
 
-    def _chosen(self, probabilities: Tensor, classes: Sequence[Sequence[int]] | None) -> tuple[Tensor, Tensor]:
+    def _seen(self, pixels: Tensor, classes: Sequence[Sequence[int]] | None) -> "_Seen":
+        """Return what the network makes of the pictures, of as many at a time as the method can take."""
+        at_once = self._method.images_at_once(self._views.image_pixels) or max(1, len(pixels))
+        named = classes if classes and any(classes) else None
+        longest = max(map(len, named)) if named else 0
+        parts = [
+            self._seen_at_once(some, named and named[at_once * place :][:at_once], longest)
+            for place, some in enumerate(torch.split(pixels, at_once))
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        columns = zip(*parts, strict=True)
+        joined: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
+        return _Seen(*joined)
+
+    def _seen_at_once(self, pixels: Tensor, classes: Sequence[Sequence[int]] | None, longest: int) -> "_Seen":
+        looks = [self._method.look(part) for part in self._views.inputs(pixels)]
+        logits, pooled = mean_of([look.logits for look in looks]), mean_of([look.pooled for look in looks])
+        finite = torch.isfinite(logits).all(dim=1)
+        scores = logits.nan_to_num()
+        probabilities = scores.sigmoid() if self._multi_label else scores.softmax(dim=1)
+        class_ids, ranks = self._chosen(probabilities, classes, longest)
+        shown = finite[:, None] & (ranks < logits.shape[1])
+        maps = self._canvas.laid([self._method.maps(look, class_ids) for look in looks])
+        # A gradient can leave the number type's range where no logit does.
+        finite = finite & (torch.isfinite(maps).flatten(2).all(dim=2) | ~shown).all(dim=1)
+        shares, told = probabilities.gather(1, class_ids), self._method.told(looks[0])
+        return _Seen(finite, class_ids, ranks, shares, pooled, shown & finite[:, None], maps, told)
+
+    def _chosen(
+        self, probabilities: Tensor, classes: Sequence[Sequence[int]] | None, longest: int
+    ) -> tuple[Tensor, Tensor]:
         """Return the ids (B, n) of the classes that get maps, and their ranks (B, n), ascending; C where none is left.
 
-        They are the top-k and those named for each image; n is the largest number that an image may have.
+        They are the top-k and those named for each image; an image may have ``longest`` names.
         """
         n_classes = probabilities.shape[1]
-        longest = max(map(len, classes), default=0) if classes else 0
-        if not classes or not longest:
+        if not classes:
             ids = _most_probable(probabilities, self.rule.topk)
             return ids, torch.arange(self.rule.topk, device=ids.device).expand_as(ids)
         by_rank = _most_probable(probabilities, n_classes)
@@ -217,6 +237,27 @@ def _most_probable(probabilities: Tensor, n: int) -> Tensor:
     ids = torch.arange(probabilities.shape[1], device=probabilities.device)
     keys = (probabilities.view(torch.int32).long() << 32) - ids
     return keys.topk(n, dim=1).indices
+
+
+class _Seen(NamedTuple):
+    """What the network makes of B images and n classes of each, on the device."""
+
+    finite: Tensor
+    """(B,)."""
+    class_ids: Tensor
+    """(B, n)."""
+    ranks: Tensor
+    """(B, n)."""
+    shares: Tensor
+    """(B, n) probabilities."""
+    pooled: Tensor
+    """(B, K)."""
+    shown: Tensor
+    """(B, n) whether the image has a map of the class."""
+    maps: Tensor
+    """(B, n, h, w) on the views' canvas."""
+    told: Tensor | None
+    """(B, 4) as of ``Localization.told``."""
 
 
 class _Group(NamedTuple):

@@ -32,7 +32,7 @@ CELL_PX = 8
 HEAD_VALUES = 2**25
 """Values of feature maps, repeated for each class, that a head is differentiated for at once: 128 MB."""
 TRUNK_PIXELS = {"cpu": 8 * 224**2, "cuda": 64 * 224**2}
-"""Pixels of the inputs that a trunk is differentiated for at once: eight images of 224×224 keep 0.8 GB of ResNet-50."""
+"""Pixels of the inputs that a trunk keeps a graph of at once: eight images of 224×224 take 0.8 GB of ResNet-50."""
 
 FP16_SCALE = 1024.0
 """What a logit's slope is multiplied by on its way back through float16, which rounds small gradients to zero."""
@@ -45,8 +45,10 @@ class Look(NamedTuple):
     """(B, C)."""
     pooled: Tensor
     """(B, K') the vectors that the last layer saw."""
-    kept: Tensor
-    """What the method makes maps from: feature maps or pixels."""
+    features: Tensor
+    """(B, K, h, w)."""
+    inputs: Tensor | None = None
+    """(B, 3, S, S) what the trunk took, where ``features`` keep the graph that leads back to it."""
 
 
 class Localization(ABC):
@@ -58,6 +60,13 @@ class Localization(ABC):
     def __init__(self, engine: Engine, head: Head, box_head: BoxHead | None = None) -> None:
         """``head``, and ``box_head`` where the network has one, are on the engine's device."""
         self._engine, self._head, self._box_head = engine, head, box_head
+
+    def images_at_once(self, image_pixels: int) -> int | None:
+        """Return how many images, each of so many pixels in all of its views, to look at before maps are asked for.
+
+        None: any number. More would keep too much in memory.
+        """
+        return None
 
     def look(self, pixels: Tensor) -> Look:
         """Return what the network makes of ``pixels`` (B, S, S, 3) uint8 on its device."""
@@ -86,7 +95,7 @@ class Cam(Localization):
 
     def maps(self, look: Look, class_ids: Tensor) -> Tensor:
         """Return M_c."""
-        return self._head.class_maps(look.kept, class_ids)
+        return self._head.class_maps(look.features, class_ids)
 
 
 class _HeadGradients(Localization):
@@ -94,7 +103,7 @@ class _HeadGradients(Localization):
 
     def maps(self, look: Look, class_ids: Tensor) -> Tensor:
         """Return ReLU(Σ_k α_k f_k), nowhere negative."""
-        features = look.kept
+        features = look.features
         at_once = max(1, HEAD_VALUES // features.numel())
         parts = []
         for ids in torch.split(class_ids, at_once, dim=1):
@@ -127,42 +136,44 @@ class LayerCam(_HeadGradients):
 class Backprop(Localization):
     """The size of the logit's gradient in the network's input, which is the normalized picture.
 
-    A first pass, as of the other methods and compiled where they are, tells the classes; a second one is kept for the
-    gradient, a few images at a time, and one backward pass follows for each of the n classes, of all those images.
+    One pass forward, whose graph is kept, and one backward for each of the n classes; the head runs once more, for
+    those classes alone.
     """
 
+    def images_at_once(self, image_pixels: int) -> int:
+        """Return how many graphs are kept; at least one image's."""
+        return max(1, TRUNK_PIXELS[self._engine.device.type] // image_pixels)
+
     def look(self, pixels: Tensor) -> Look:
-        """Return what the network makes of ``pixels``, which are kept in the place of its features."""
-        return super().look(pixels)._replace(kept=pixels)
-
-    def maps(self, look: Look, class_ids: Tensor) -> Tensor:
-        """Return the greatest |∂S_c/∂input| over the colours, averaged over each of the map's cells."""
-        pixels = look.kept
-        at_once = max(1, TRUNK_PIXELS[pixels.device.type] // (pixels.shape[1] * pixels.shape[2]))
-        parts = [
-            self._sizes(some, ids)
-            for some, ids in zip(torch.split(pixels, at_once), torch.split(class_ids, at_once), strict=True)
-        ]
-        return F.adaptive_avg_pool2d(torch.cat(parts), _cells(pixels.shape[1]))
-
-    @classmethod
-    def map_hw(cls, network: CamNetwork, side_px: int) -> tuple[int, int]:
-        """Return a cell for every CELL_PX pixels of each side, rounded to whole cells."""
-        network.map_size(side_px)
-        return _cells(side_px)
-
-    def _sizes(self, pixels: Tensor, class_ids: Tensor) -> Tensor:
-        """Return (B, n, S, S) float32."""
+        """Return what the network makes of ``pixels``, and the graph."""
         inputs = self._engine.inputs(pixels).requires_grad_()
         with torch.enable_grad():
-            logits = self._head.logits_of(self._engine.features(inputs), class_ids).sum(0).unbind()
+            features = self._engine.features(inputs)
+        logits, pooled = self._head(features.detach())
+        return Look(logits, pooled, features, inputs)
+
+    def maps(self, look: Look, class_ids: Tensor) -> Tensor:
+        """Return the greatest |∂S_c/∂input| over the colours, averaged over each of the map's cells; frees the graph.
+
+        Raises RuntimeError for a look that was asked before.
+        """
+        inputs = look.inputs
+        assert inputs is not None
+        with torch.enable_grad():
+            logits = self._head.logits_of(look.features, class_ids).sum(0).unbind()
         scale = FP16_SCALE if inputs.dtype == torch.float16 else 1.0
         found = []
         for place, logit in enumerate(logits, 1):
             slope = logit.new_tensor(scale)
             (gradient,) = torch.autograd.grad(logit, inputs, slope, retain_graph=place < len(logits))
             found.append(gradient.abs().amax(1).float() / scale)
-        return torch.stack(found, dim=1)
+        return F.adaptive_avg_pool2d(torch.stack(found, dim=1), _cells(inputs.shape[2]))
+
+    @classmethod
+    def map_hw(cls, network: CamNetwork, side_px: int) -> tuple[int, int]:
+        """Return a cell for every CELL_PX pixels of each side, rounded to whole cells."""
+        network.map_size(side_px)
+        return _cells(side_px)
 
 
 class Regress(Localization):
@@ -179,11 +190,11 @@ class Regress(Localization):
 
     def maps(self, look: Look, class_ids: Tensor) -> Tensor:
         """Return ones, which stand in the places of maps and say nothing."""
-        return look.kept.new_ones(()).expand(*class_ids.shape, *look.kept.shape[2:])
+        return look.features.new_ones(()).expand(*class_ids.shape, *look.features.shape[2:])
 
     def told(self, look: Look) -> Tensor:
         """Return the head's boxes."""
-        found: Tensor = self._boxes(look.kept)
+        found: Tensor = self._boxes(look.features)
         return found
 
 

@@ -68,6 +68,11 @@ class ViewPlan:
         return tuple(dict.fromkeys(view.side_px for view in self.views))
 
     @property
+    def image_pixels(self) -> int:
+        """Return the pixels that the network sees of one picture, in all views together."""
+        return sum(view.side_px**2 for view in self.views)
+
+    @property
     def plain(self) -> bool:
         """Return whether the network sees the picture once, whole and as it is."""
         return len(self.views) == 1 and self.views[0] == View(self.side_px, 0, 0, self.side_px, mirrored=False)

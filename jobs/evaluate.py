@@ -8,7 +8,7 @@ from jobs.console import Screen, main, verb
 from pipeline import camlake
 from pipeline.calibrating import calibrate
 from pipeline.evaluation import evaluate
-from pipeline.images.charts import Line, chart_png
+from pipeline.images.charts import Line, Panel, chart_png
 from pipeline.storage.calibrations import write_calibration
 from pipeline.storage.class_names import read_class_names
 from pipeline.storage.commit import committed_settings
@@ -76,7 +76,7 @@ def _picture(scores: Scores, kind: CurveKind) -> bytes:
         best = max(curve.points, key=lambda point: point[1]) if kind == "accuracy" else None
         lines.append(Line(f"{TITLES[curve.metric]}: {value:.3f}", curve.points, best))
     x_name = "threshold, share of the min–max scaled map" if kind == "accuracy" else "recall of the objects' pixels"
-    return chart_png(scores.model, x_name, kind, lines)
+    return chart_png(scores.model, [Panel(x_name, kind, lines)])
 
 
 command = verb(

@@ -1,4 +1,4 @@
-"""Calibrated box scores against scikit-learn's logistic regression and by hand."""
+"""Calibrated box scores: that the fit is the likeliest, and by hand."""
 
 import json
 
@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from pipeline.arrays.calibration import (
     calibration_of,
@@ -37,13 +35,27 @@ def right_ones(columns: dict[str, np.ndarray], seed: int) -> np.ndarray:
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(60, 300), st.integers(0, 1000))
-def test_the_fit_is_scikit_learns(n: int, seed: int) -> None:
+def test_no_other_weights_are_likelier(n: int, seed: int) -> None:
+    """Where Σ log-loss + |w|²/2 of standardized features is least, its gradient is zero."""
     columns = boxes(n, seed)
     right = right_ones(columns, seed)
     right[:2] = [True, False]
-    scaled = StandardScaler().fit_transform(features(columns))
-    theirs = LogisticRegression(C=1.0, tol=1e-8, max_iter=1000).fit(scaled, right).predict_proba(scaled)[:, 1]
-    np.testing.assert_allclose(fit_calibration(columns, right).scores(columns), theirs, atol=2e-4)
+    fitted = fit_calibration(columns, right)
+    raw = features(columns)
+    np.testing.assert_allclose(fitted.means, raw.mean(axis=0))
+    np.testing.assert_allclose(fitted.scales, raw.std(axis=0))
+    standardized = (raw - fitted.means) / fitted.scales
+    likely = 1 / (1 + np.exp(-(standardized @ np.array(fitted.weights) + fitted.bias)))
+    np.testing.assert_allclose(fitted.scores(columns), likely, atol=1e-6)
+    assert abs((likely - right).sum()) < 1e-3
+    np.testing.assert_allclose(standardized.T @ (likely - right) + fitted.weights, 0, atol=1e-3)
+
+
+def test_a_feature_that_never_changes_weighs_nothing() -> None:
+    columns = boxes(200, 6) | {"threshold": np.full(200, 0.2, np.float32)}
+    fitted = fit_calibration(columns, right_ones(columns, 6))
+    assert fitted.scales[-1] == 1
+    assert fitted.weights[-1] == pytest.approx(0, abs=1e-6)
 
 
 def test_scores_of_new_boxes_are_calibrated() -> None:

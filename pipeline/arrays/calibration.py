@@ -16,11 +16,7 @@ COLUMNS = ("class_prob", "area_frac", "rank", "component", "threshold")
 """Columns of the table boxes that a score is made from."""
 FEATURES = ("logit of class_prob", "log area_frac", "area_frac", "log of 1 + rank", "log of 1 + component", "threshold")
 VERSION = 1
-RIDGE = 1.0
-"""Penalty on half the squared weights of standardized features; scikit-learn's own default."""
 BINS = 10
-_STEPS = 100
-_CLOSE = 1e-10
 _TINY = 1e-6
 
 
@@ -65,39 +61,21 @@ def features(columns: Mapping[str, ArrayLike]) -> Floats:
 
 
 def fit_calibration(columns: Mapping[str, ArrayLike], right: Bools) -> Calibration:
-    """Return the calibration that is most likely given which of N boxes are ``right`` (N,), by Newton's method.
+    """Return the calibration that is most likely given which of N boxes are ``right`` (N,).
 
     Raises ValueError where all are right, or none is.
     """
+    # They take a second to import, which the actors, who only apply a calibration, need not spend.
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
+    from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
+
     if right.all() or not right.any():
         raise ValueError("needs right boxes and wrong ones")
     raw = features(columns)
-    means, deviations = raw.mean(axis=0), raw.std(axis=0)
-    scales = np.where(deviations > _TINY, deviations, 1.0)
-    inputs = np.concatenate([(raw - means) / scales, np.ones((len(raw), 1))], axis=1)
-    weights = _most_likely(inputs, right, np.append(np.full(len(FEATURES), RIDGE), 0.0))
-    return Calibration(tuple(means.tolist()), tuple(scales.tolist()), tuple(weights[:-1].tolist()), float(weights[-1]))
-
-
-def _most_likely(inputs: Floats, right: Bools, penalty: Floats) -> Floats:
-    """Return the weights (F,) of logistic regression; a Newton step that would overshoot is halved."""
-
-    def cost(weights: Floats) -> float:
-        margin = np.where(right, 1, -1) * (inputs @ weights)
-        return float(np.logaddexp(0, -margin).sum() + (penalty * weights**2).sum() / 2)
-
-    weights = np.zeros(len(penalty))
-    for _ in range(_STEPS):
-        likely = _sigmoid(inputs @ weights)
-        gradient = inputs.T @ (likely - right) + penalty * weights
-        curvature = (inputs.T * (likely * (1 - likely))) @ inputs + np.diag(penalty)
-        step = np.linalg.lstsq(curvature, gradient)[0].astype(np.float64)
-        while cost(weights - step) > cost(weights) and np.abs(step).max() > _CLOSE:
-            step = step / 2
-        weights = weights - step
-        if np.abs(step).max() <= _CLOSE:
-            break
-    return weights
+    scaler = StandardScaler().fit(raw)
+    fitted = LogisticRegression(solver="newton-cholesky", tol=1e-8).fit(scaler.transform(raw), right)
+    means, scales, weights = (tuple(map(float, each)) for each in (scaler.mean_, scaler.scale_, fitted.coef_[0]))
+    return Calibration(means, scales, weights, float(fitted.intercept_[0]))
 
 
 class Bin(NamedTuple):

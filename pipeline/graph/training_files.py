@@ -12,13 +12,13 @@ import math
 import pickle
 import posixpath
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from pipeline.images.charts import Line, chart_png
+from pipeline.images.charts import Line, Panel, chart_png
 from pipeline.models.checkpoint import Card, checkpoint_bytes
 from pipeline.storage.filesystems import connect, is_local, safe_url
 from pipeline.storage.lake import Layout, read_whole, write_whole
@@ -146,32 +146,27 @@ def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 def curves_png(history: Sequence[Epoch], title: str) -> bytes:
-    """Return a chart of accuracies and losses over the epochs; losses as shares of the greatest one."""
-    finite = [epoch[name] for epoch in history for name in _LOSSES if math.isfinite(epoch.get(name, math.nan))]
-    greatest = max(finite, default=1.0) or 1.0
-    lines = [
-        Line(words + (f" / {greatest:.3g}" if name in _LOSSES else ""), points)
-        for name, words in _CURVES.items()
-        if (points := _points(history, name, greatest if name in _LOSSES else 1.0))
+    """Return a chart of losses and accuracies over the epochs; what is not finite is left out."""
+    panels = [
+        Panel("epoch", y_name, _lines_of(history, curves), (0.0, len(history) + 0.5), highest)
+        for y_name, curves, highest in (("loss", _LOSSES, None), ("share of the images", _SHARES, 1.0))
     ]
-    return chart_png(title, f"epochs / {len(history)}", "share", lines)
+    return chart_png(title, panels)
 
 
-_LOSSES = ("train_loss", "val_loss")
-_CURVES = {
+_LOSSES = {"val_loss": "validation loss", "train_loss": "training loss"}
+_SHARES = {
     "val_top1_loc": "validation top-1 localization",
     "val_iou": "validation mean IoU",
     "val_top1": "validation accuracy",
     "val_map": "validation mAP",
     "train_top1": "training accuracy",
-    "val_loss": "validation loss",
-    "train_loss": "training loss",
 }
 
 
-def _points(history: Sequence[Epoch], name: str, greatest: float) -> list[tuple[float, float]]:
-    return [
-        ((number + 1) / len(history), epoch[name] / greatest)
-        for number, epoch in enumerate(history)
-        if math.isfinite(epoch.get(name, math.nan))
-    ]
+def _lines_of(history: Sequence[Epoch], curves: Mapping[str, str]) -> list[Line]:
+    points = {
+        words: [(epoch["epoch"], epoch[name]) for epoch in history if math.isfinite(epoch.get(name, math.nan))]
+        for name, words in curves.items()
+    }
+    return [Line(words, places) for words, places in points.items() if places]

@@ -36,18 +36,14 @@ def image_losses(logits: Tensor, targets: Tensor, multi_label: bool, label_smoot
 def mean_average_precision(scores: NDArray[np.float32], targets: NDArray[np.float32]) -> float:
     """Return the mean over classes of the average precision of ``scores`` (N, C) for ``targets`` (N, C) of 0 and 1.
 
-    AP = Σ over thresholds of (recall gained) · precision; images of one score come together. Classes without an image
-    don't count; NaN where that leaves none.
+    AP = Σ over thresholds of (recall gained) · precision. Classes without an image don't count; NaN where that leaves
+    none.
     """
-    found = [_average_precision(scores[:, c], targets[:, c] > 0) for c in np.flatnonzero(targets.any(axis=0))]
-    return float(np.mean(found)) if found else math.nan
+    # It takes a second to import, and few trainings have several labels an image.
+    from sklearn.metrics import average_precision_score  # noqa: PLC0415
 
-
-def _average_precision(scores: NDArray[np.float32], right: NDArray[np.bool_]) -> float:
-    order = np.argsort(-scores, kind="stable")
-    last_of_score = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    hits = np.cumsum(right[order])[last_of_score]
-    return float(np.sum(np.diff(hits, prepend=0) / hits[-1] * hits / (last_of_score + 1)))
+    seen = targets.any(axis=0)
+    return float(average_precision_score(targets[:, seen], scores[:, seen])) if seen.any() else math.nan
 
 
 def freeze(network: nn.Module, trained: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""What runs on a CUDA device gives what the CPU gives: boxes, inputs, features, two threads' rows, nvJPEG's pixels."""
+"""What runs on a CUDA device gives what the CPU gives: boxes, inputs, features, maps, steps of a training, nvJPEG."""
 
 import os
 import shutil
@@ -16,12 +16,15 @@ from pipeline.graph.decoding import DecodeSpec, DecodeStage
 from pipeline.graph.gpu_decoding import GpuDecodeStage
 from pipeline.images.device import decode_jpegs, to_inputs
 from pipeline.images.resize import ResizePlan
+from pipeline.models.box_rules import BoxRule
 from pipeline.models.engine import Engine
 from pipeline.models.loading import load_network
+from pipeline.models.localizer import CamRule, Localizer
 from pipeline.models.runtime import Runtime
 from tests.hand_made import RUNTIME, answers, decoded_table, stage_by_hand
 from tests.test_gpu_decode import LIMITS, as_jpeg, bad_tables, turned
 from tests.test_scaled_decode import fetched, waves
+from tests.test_training_math import a_batch, learner_of
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
@@ -138,6 +141,34 @@ def test_normalized_inputs_and_features():
     with torch.no_grad(), on_cuda.at_work():
         found = on_cuda(on_cuda.put(pixels)).cpu()
         torch.testing.assert_close(found, on_cpu(pixels), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["cam", "gradcam", "layercam", "backprop"])
+def test_maps_of_each_method(method):
+    torch.manual_seed(0)
+    network = load_network("camlake_demo", None, 64)
+    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (80, 64, 64, 3), np.uint8))
+    rule = CamRule(3, BoxRule("paper", (0.2,), 0.0))
+    on_cpu, on_cuda = (
+        Localizer(network, rule, Runtime(there, "fp32", False, 1, 80), method=method)(
+            pixels, [(64, 64)] * 80, [(8, 8)] * 80, [range(5)] * 80
+        )
+        for there in ("cpu", "cuda")
+    )
+    close(on_cuda.maps.class_id.tolist(), on_cpu.maps.class_id.tolist())
+    scale = on_cpu.maps.heat.max()
+    np.testing.assert_allclose(on_cuda.maps.heat / scale, on_cpu.maps.heat / scale, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(("precision", "atol"), [("fp32", 1e-4), ("bf16", 0.02), ("fp16", 0.01)])
+def test_steps_of_a_training(precision, atol):
+    on_cpu, on_cuda = learner_of("camlake_demo"), learner_of("camlake_demo", precision=precision, device="cuda")
+    images, targets = a_batch()
+    for _ in range(3):
+        expected, found = on_cpu.step(images, targets, slots=4), on_cuda.step(images.to(CUDA), targets, slots=4)
+        torch.testing.assert_close(found.losses, expected.losses, rtol=0.05, atol=atol)
+    for name, value in on_cuda.state()["network"].items():
+        torch.testing.assert_close(value, on_cpu.state()["network"][name], rtol=0.05, atol=atol, msg=name)
 
 
 def test_a_compiled_trunk_gives_what_the_eager_one_gives():

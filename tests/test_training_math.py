@@ -161,13 +161,32 @@ def test_a_restored_learner_goes_on_as_if_nothing_had_been():
         assert torch.equal(value, resumed.network.state_dict()[name]), name
 
 
-def test_half_precision_learns_with_weights_in_fp32():
-    learner = learner_of("camlake_demo", precision="bf16")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_with_weights_in_fp32(precision):
+    learner = learner_of("camlake_demo", precision=precision)
     answer = learner.step(*a_batch(), slots=4)
     assert answer.logits.dtype == torch.float32
     assert {parameter.dtype for parameter in learner.network.parameters()} == {torch.float32}
     evaluated = learner.evaluate(*a_batch())
     assert evaluated.losses.shape == (4,)
+    plain = learner_of("camlake_demo")
+    plain.step(*a_batch(), slots=4)
+    for name, value in plain.network.state_dict().items():
+        torch.testing.assert_close(learner.network.state_dict()[name], value, rtol=0.02, atol=2e-3, msg=name)
+
+
+def test_a_step_that_leaves_float16s_range_changes_nothing_but_the_scale():
+    learner = learner_of("alexnet_gap", precision="fp16")
+    before, scale = learner.state(), learner.state()["scaler"]["scale"]
+    images, targets = a_batch()
+    learner.step(images * 1e30, targets, slots=4)
+    after = learner.state()
+    assert after["scaler"]["scale"] == scale / 2
+    for name, value in before["network"].items():
+        assert torch.equal(value, after["network"][name]), name
+    resumed = learner_of("alexnet_gap", precision="fp16")
+    resumed.restore(after)
+    assert resumed.state()["scaler"] == after["scaler"]
 
 
 PICTURES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8))

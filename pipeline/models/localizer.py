@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.arrays.boxes import LevelBoxes, foreground_levels, level_boxes
 from pipeline.models.box_rules import Boxes, BoxRule, CutMaps, boxes_in_pixels
+from pipeline.models.choosing import chosen_classes
 from pipeline.models.engine import Engine, to_host
 from pipeline.models.methods import METHODS
 from pipeline.models.network import CamNetwork
@@ -157,34 +158,13 @@ class Localizer:
         finite = torch.isfinite(logits).all(dim=1)
         scores = logits.nan_to_num()
         probabilities = scores.sigmoid() if self._multi_label else scores.softmax(dim=1)
-        class_ids, ranks = self._chosen(probabilities, classes, longest)
+        class_ids, ranks = chosen_classes(probabilities, self.rule.topk, classes, longest)
         shown = finite[:, None] & (ranks < logits.shape[1])
         maps = self._canvas.laid([self._method.maps(look, class_ids) for look in looks])
         # A gradient can leave the number type's range where no logit does.
         finite = finite & (torch.isfinite(maps).flatten(2).all(dim=2) | ~shown).all(dim=1)
         shares, told = probabilities.gather(1, class_ids), self._method.told(looks[0])
         return _Seen(finite, class_ids, ranks, shares, pooled, shown & finite[:, None], maps, told)
-
-    def _chosen(
-        self, probabilities: Tensor, classes: Sequence[Sequence[int]] | None, longest: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return the ids (B, n) of the classes that get maps, and their ranks (B, n), ascending; C where none is left.
-
-        They are the top-k and those named for each image; an image may have ``longest`` names.
-        """
-        n_classes = probabilities.shape[1]
-        if not classes:
-            ids = _most_probable(probabilities, self.rule.topk)
-            return ids, torch.arange(self.rule.topk, device=ids.device).expand_as(ids)
-        by_rank = _most_probable(probabilities, n_classes)
-        chosen = torch.zeros_like(by_rank, dtype=torch.bool)
-        chosen[[row for row, ids in enumerate(classes) for _ in ids], [one for ids in classes for one in ids]] = True
-        chosen = chosen.gather(1, by_rank)
-        chosen[:, : self.rule.topk] = True
-        places = torch.arange(n_classes, device=chosen.device)
-        n_slots = min(n_classes, self.rule.topk + longest)
-        ranks = torch.where(chosen, places, n_classes).topk(n_slots, dim=1, largest=False).values
-        return by_rank.gather(1, ranks.clamp(max=n_classes - 1)), ranks
 
     def _boxes(self, maps: Tensor, shown: Tensor, group: "_Group") -> LevelBoxes:
         """Return the boxes in the maps (B, n, h, w) of a group; ``map_index`` counts its images' n maps."""
@@ -226,17 +206,6 @@ class Localizer:
             sizes = sizes_hw[images].repeat(n_slots, axis=0)
             parts.append(CutMaps(rows, places, sizes, (group.rows, group.columns), columns))
         return boxes_in_pixels(self.rule.boxes, parts)
-
-
-def _most_probable(probabilities: Tensor, n: int) -> Tensor:
-    """Return the ids (B, n) of the most probable of C classes, equal ones in the order of their ids.
-
-    ``topk`` promises no order of equal values, so none are: the bits of a float32 that is not negative grow with it,
-    and a 64-bit key has room for the id behind them.
-    """
-    ids = torch.arange(probabilities.shape[1], device=probabilities.device)
-    keys = (probabilities.view(torch.int32).long() << 32) - ids
-    return keys.topk(n, dim=1).indices
 
 
 class _Seen(NamedTuple):

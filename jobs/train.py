@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from jobs.console import Screen, main, verb
 from pipeline.graph.cluster import ray_cluster
+from pipeline.graph.fitting import fit
 from pipeline.graph.learning import epoch_order
 from pipeline.graph.trackers import tracking
-from pipeline.graph.training import first_weights, fit, make_job, plan_layout, training_files
+from pipeline.graph.training import first_weights, make_job, plan_layout, training_files
 from pipeline.graph.training_files import Epoch, Progress
 from pipeline.models.registry import in_words
 from pipeline.storage.filesystems import canonical_url, connect, safe_url
@@ -122,7 +123,7 @@ def learn(config: TrainConfig, train: LabelledImages, val: LabelledImages, scree
                     screen.say(f"epoch {told(epoch)}", **epoch)
                     track(epoch)
 
-                return fit(job, start.state, train, val, advance, heard)
+                return fit(job, start.state, train, val, advance, heard, screen.say)
 
 
 def told(epoch: Epoch) -> str:

@@ -115,10 +115,21 @@ def test_an_answer_that_was_lost_is_asked_for_anew():
     assert set(shown[2:]) == {2}
 
 
+def test_a_board_forgets_what_is_done_again_and_tells_what_was_written_without_a_word(ray_session):
+    one, two, three = ({"epoch": number} for number in (1.0, 2.0, 3.0))
+    its = board.start_board()
+    ray.get([its.begin.remote([one]), its.add.remote(2, 8, 1), its.tell.remote(two), its.add.remote(3, 4, 2)])
+    assert progress.answer(its.read, 0) == (12, 3, [two])
+    ray.get([its.begin.remote([one, two]), its.add.remote(3, 8, 0)])
+    assert progress.answer(its.read, 0) == (16, 1, [two])
+    ray.get(its.begin.remote([one, two, three]))
+    assert progress.answer(its.read, 1) == (16, 1, [three])
+
+
 def test_what_an_actor_does_not_answer_in_time_is_ray_s_failure(ray_session, monkeypatch):
     """So that nobody waits for a machine that is gone; the board itself answers what it was told."""
     one = board.start_board()
-    ray.get([one.add.remote(8, 3), one.tell.remote({"epoch": 1.0}), one.tell.remote({"epoch": 2.0})])
+    ray.get([one.add.remote(1, 8, 3), one.tell.remote({"epoch": 1.0}), one.tell.remote({"epoch": 2.0})])
     assert progress.answer(one.read, 1) == (8, 3, [{"epoch": 2.0}])
     monkeypatch.setattr(progress, "ANSWERS_WITHIN_S", 0.01)
     busy = one.__ray_call__.remote(lambda _: time.sleep(60))

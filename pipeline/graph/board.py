@@ -18,13 +18,33 @@ class Board:
     """Where the processes report to the driver; takes no CPU of the plan."""
 
     def __init__(self) -> None:
-        self._images = self._rejected = 0
+        self._counts: dict[int, tuple[int, int]] = {}
         self._epochs: list[Epoch] = []
+        self._before: int | None = None
+        self._processes: list[Any] = []
 
-    def add(self, images: int, rejected: int) -> None:
-        """Count a batch."""
-        self._images += images
-        self._rejected += rejected
+    def join(self, process: Any) -> None:
+        """Note the handle of a process that learns, so that the driver can end it."""
+        self._processes.append(process)
+
+    def processes(self) -> list[Any]:
+        """Return the handles of all processes there were so far."""
+        return self._processes
+
+    def begin(self, history: list[Epoch]) -> None:
+        """Go on after these epochs, which those that were done when the training started lead.
+
+        Processes that died may have counted a part of the next epoch, which is done again, and may have written an
+        epoch without a word about it.
+        """
+        self._before = len(history) if self._before is None else self._before
+        self._epochs = history[self._before :]
+        self._counts = {epoch: counts for epoch, counts in self._counts.items() if epoch <= len(history)}
+
+    def add(self, epoch: int, images: int, rejected: int) -> None:
+        """Count a batch of an epoch, which is a number from 1."""
+        images_so_far, rejected_so_far = self._counts.get(epoch, (0, 0))
+        self._counts[epoch] = images_so_far + images, rejected_so_far + rejected
 
     def tell(self, epoch: Epoch) -> None:
         """Note a finished epoch."""
@@ -32,7 +52,8 @@ class Board:
 
     def read(self, known: int) -> _News:
         """Return images and rejected so far, and the epochs after the first ``known``."""
-        return self._images, self._rejected, self._epochs[known:]
+        images, rejected = map(sum, zip((0, 0), *self._counts.values(), strict=True))
+        return images, rejected, self._epochs[known:]
 
 
 def start_board() -> Any:

@@ -51,6 +51,11 @@ class Layout:
     feed_cpus: float
     """All tasks of one process together."""
 
+    @property
+    def least_cpus(self) -> float:
+        """CPUs of the cluster below which the processes leave none to the tasks that feed them."""
+        return self.workers * self.worker_cpus + self.task_cpus
+
 
 @dataclass(frozen=True)
 class TrainJob:
@@ -124,8 +129,12 @@ class _Process:
         self._train_feed = self._feed(given.train, picture_side(side, job.augment))
         self._val_feed = self._feed(given.val, side)
         job.files.assert_held(job.lease)
-        self._nodes = len(set(self._gathered(ray.get_runtime_context().get_node_id())))
         self._progress, learned = job.files.resume()
+        ray.get(self._board.join.remote(ray.get_runtime_context().current_actor))
+        if self.rank == 0:
+            ray.get(self._board.begin.remote(self._progress.history))
+        # Nobody gets past this before the first one has begun: what counts afterwards belongs to the next epoch.
+        self._nodes = len(set(self._gathered(ray.get_runtime_context().get_node_id())))
         if learned is not None:
             self._learner.restore(learned)
         self._rejected: dict[str, tuple[str, str]] = {}
@@ -219,7 +228,7 @@ class _Process:
             uris = plan["uri"].take(pa.array(pictures.rejected, pa.int64())).to_pylist()
             self._rejected.update(zip(uris, pictures.rejected.values(), strict=True))
             yield pictures
-            self._board.add.remote(len(pictures.numbers), len(pictures.rejected))
+            self._board.add.remote(len(self._progress.history) + 1, len(pictures.numbers), len(pictures.rejected))
 
     def _targets(self, plan: pa.Table, numbers: NDArray[np.int64]) -> Tensor:
         targets = torch.zeros(len(numbers), self._job.card.architecture.classes)

@@ -1,22 +1,15 @@
-"""Training on Ray: the plan of a training, and the processes that Ray Train starts for it."""
+"""The plan of a training: where it runs, what it starts from, and all that its processes need to know."""
 
 import functools
 import math
-import re
-import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import ray
-import ray.train
 import torch
-from ray.train.torch import TorchTrainer
 
-from pipeline.graph.board import following_board, start_board
-from pipeline.graph.learning import Given, Layout, TrainJob, epoch_order, learn
+from pipeline.graph.learning import Layout, TrainJob, epoch_order
 from pipeline.graph.resources import Machine
-from pipeline.graph.training_files import Epoch, Progress, TrainingFiles
+from pipeline.graph.training_files import TrainingFiles
 from pipeline.images.decode import DecodeLimits
 from pipeline.models.architecture import Architecture
 from pipeline.models.box_head import NAME as BOX_HEAD
@@ -24,7 +17,7 @@ from pipeline.models.building import cam_network, with_box_head
 from pipeline.models.checkpoint import Card
 from pipeline.models.convert import build_network
 from pipeline.models.heads import ConvHead
-from pipeline.models.loading import State, check_image_size
+from pipeline.models.loading import check_image_size
 from pipeline.models.recipe import Recipe
 from pipeline.models.registry import preprocessing_of
 from pipeline.models.weights import Pretrained, load_pretrained
@@ -32,38 +25,39 @@ from pipeline.storage.filesystems import canonical_url, protocol_of, read_url, s
 from pipeline.storage.labelled import LabelledImages
 from pipeline.storage.lineage import camlake_version
 from schemas.config import StorageConfig
-from schemas.errors import CamlakeError, ModelError, UsageError
+from schemas.errors import ModelError, UsageError
 from schemas.training import TrainConfig
 
-RETRIES = 1
-"""Times that Ray starts the processes anew after one failed; they go on from the last epoch that was written.
-
-Machines that are taken away don't count: Ray Train replaces them as often as that happens.
-"""
 MIN_SHARE = 0.05
 """Least share of a CPU that a process may be planned with."""
 
 
 def plan_layout(config: TrainConfig, machine: Machine) -> Layout:
-    """Return where everything runs; raises UsageError for CUDA without a GPU and for workers that don't fit.
-
-    What the processes leave of the CPUs, at least a quarter, fetches and decodes.
-    """
+    """Return where everything runs; raises UsageError for CUDA without a GPU and for workers that don't fit."""
     if config.device == "cuda" and machine.gpus == 0:
         raise UsageError("--device cuda: this Ray cluster has no GPU; allowed here: cpu, auto")
     cuda = config.device == "cuda" or (config.device == "auto" and machine.gpus > 0)
     workers = config.workers or (max(1, int(machine.gpus)) if cuda else 1)
-    if cuda and workers > machine.gpus:
-        raise UsageError(f"--workers {workers}: this Ray cluster has {machine.gpus:g} GPUs; or use --device cpu")
+    layout = share_out(workers, cuda, max(1, (machine.cores or 1) // workers), machine)
     if config.batch_size % workers:
         raise UsageError(f"--batch-size {config.batch_size}: allowed: multiples of {workers}, the workers")
+    return layout
+
+
+def share_out(workers: int, cuda: bool, threads: int, machine: Machine) -> Layout:
+    """Return what each of the processes gets of a machine, or of what is left of it; raises UsageError for too little.
+
+    What the processes leave of the CPUs, at least a quarter, fetches and decodes.
+    """
+    if cuda and workers > machine.gpus:
+        raise UsageError(f"--workers {workers}: this Ray cluster has {machine.gpus:g} GPUs; or use --device cpu")
     spare = max(0.5, machine.cpus / 4)
     worker_cpus = math.floor(100 * min(1.0, (machine.cpus - spare) / workers)) / 100
     if worker_cpus < MIN_SHARE:
         raise UsageError(f"--workers {workers}: this Ray has {machine.cpus:g} CPUs, too few for them")
     feed_cpus = (machine.cpus - workers * worker_cpus) / workers
     task_cpus = math.floor(100 * min(1.0, feed_cpus)) / 100
-    return Layout(workers, cuda, worker_cpus, max(1, (machine.cores or 1) // workers), task_cpus, feed_cpus)
+    return Layout(workers, cuda, worker_cpus, threads, task_cpus, feed_cpus)
 
 
 def first_weights(config: TrainConfig, images: LabelledImages) -> tuple[Architecture, Pretrained]:
@@ -154,64 +148,3 @@ def training_files(config: TrainConfig, train: LabelledImages, val: LabelledImag
 def shown_settings(config: TrainConfig) -> dict[str, Any]:
     """Return what decides the outcome, without secrets that stand in URLs."""
     return {key: safe_url(value) if isinstance(value, str) else value for key, value in config.settings().items()}
-
-
-def fit(
-    job: TrainJob,
-    state: State,
-    train: LabelledImages,
-    val: LabelledImages,
-    advance: Callable[[int, int], None],
-    tell: Callable[[Epoch], None],
-) -> Progress:
-    """Train to the end and return what became of it; goes on from the output's state where there is one.
-
-    ``advance`` is told twice a second how many images were seen and rejected, ``tell`` each epoch that ends here.
-    Raises CamlakeError where the processes failed more than ``RETRIES`` times.
-    """
-    layout = job.layout
-    board = start_board()
-    given = Given(ray.put(state), ray.put(train.plan), ray.put(val.plan), board)
-    resources = {"CPU": layout.worker_cpus} | ({"GPU": 1.0} if layout.cuda else {})
-    with tempfile.TemporaryDirectory(prefix="camlake-train-") as folder, following_board(board, advance, tell):
-        trainer = _Trainer(
-            learn,
-            train_loop_config={"job": job, "given": given},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=layout.workers,
-                use_gpu=layout.cuda,
-                resources_per_worker=resources,
-                # GPUs talk fastest within a machine; on CPU each process gains a machine's caches and memory.
-                placement_strategy="PACK" if layout.cuda else "SPREAD",
-            ),
-            run_config=ray.train.RunConfig(
-                name="train", storage_path=folder, failure_config=ray.train.FailureConfig(max_failures=RETRIES)
-            ),
-        )
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _reason(error) from error
-    return job.files.resume()[0]
-
-
-class _Trainer(TorchTrainer):
-    """Ray Train without its guard of placement groups, which asks the dashboard: where none runs it waits for that.
-
-    Measured on one machine: 12 s at the end of every training. The guard's work is done without it: Ray removes the
-    groups of a driver that has ended.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # That of Ray Train V2 has it.
-        return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]
-
-
-def _reason(error: Exception) -> CamlakeError:
-    """Return the first process's own failure in one line; a task's comes as the text of its traceback."""
-    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
-    first: BaseException = next(iter(failures.values()))
-    if isinstance(first, CamlakeError):
-        return first
-    lines = [line.strip() for line in str(first).splitlines() if re.match(r"[\w.]+(Error|Exception): ", line.strip())]
-    return CamlakeError(f"training failed: {lines[0] if lines else f'{type(first).__name__}: {first}'}")

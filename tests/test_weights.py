@@ -65,6 +65,16 @@ def test_labels_stand_in_the_metadata_of_a_safetensors_file(tmp_path: Path) -> N
     assert load_weights(DEMO, str(path), labels_file(tmp_path)).labels == LABELS, "--labels wins"
 
 
+def test_own_labels_in_another_order_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    save_file(demo_state(), path, metadata={"labels": json.dumps(list(LABELS))})
+    (tmp_path / "turned.txt").write_text("\n".join(reversed(LABELS)))
+    with pytest.raises(
+        ModelError, match=r"^--labels \S+turned.txt: the names of \S+ in another order; allowed: its own"
+    ):
+        load_weights(DEMO, str(path), str(tmp_path / "turned.txt"))
+
+
 def test_a_thousand_classes_without_labels_are_imagenets() -> None:
     found = load_weights(DEMO, "net.safetensors", None, lambda _: save(demo_state(1000))).labels
     assert (len(found), found[340], found[999]) == (1000, "zebra", "toilet tissue")

@@ -81,8 +81,8 @@ def load_weights(
     admits networks that only classify.
 
     Raises ModelError where the network is unknown or refused, a file can't be reached or read or holds anything but
-    tensors, the tensors are another network's or not what their card says, or labels are missing or of another number
-    than the classes.
+    tensors, the tensors are another network's or not what their card says, or labels are missing, of another number
+    than the classes or the weights' own in another order.
     """
     if model is not None:
         family_of(model, exact_maps)
@@ -102,13 +102,17 @@ def load_weights(
     if file.card and (file.card.supervision == "boxes") != has_box_head(state):
         holds = "a" if has_box_head(state) else "no"
         raise ModelError(f"{source} holds {holds} box head, but its card says supervision: {file.card.supervision}")
-    labels = _read_labels(labels_path, read) if labels_path else file.labels
-    if labels is None:
-        labels = _known_labels(entry, architecture.classes, source)
+    own = file.labels or (tuple(entry.meta["categories"]) if entry else None)
+    labels = _read_labels(labels_path, read) if labels_path else own or _imagenet_labels(architecture.classes, source)
     if len(labels) != architecture.classes:
         raise ModelError(
             f"{len(labels)} labels for the {architecture.classes} classes of {source}: "
             "give one name a class with --labels"
+        )
+    if own and labels != own and sorted(labels) == sorted(own):
+        raise ModelError(
+            f"--labels {shown(labels_path or '')}: the names of {source} in another order; allowed: its own order, or"
+            " no --labels, for it knows its names"
         )
     return Weights(
         architecture,
@@ -222,10 +226,8 @@ def _read_labels(path: str, read: Read) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.rstrip().splitlines())
 
 
-def _known_labels(entry: WeightsEnum | None, classes: int, source: str) -> tuple[str, ...]:
+def _imagenet_labels(classes: int, source: str) -> tuple[str, ...]:
     imagenet = ResNet50_Weights.IMAGENET1K_V2.meta["categories"]
-    if entry is not None:
-        return tuple(entry.meta["categories"])
     if classes == len(imagenet):
         return tuple(imagenet)
     raise ModelError(f"{source} has {classes} classes and no names for them: give one name a class with --labels")

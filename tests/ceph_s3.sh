@@ -32,6 +32,8 @@ osd crush chooseleaf type = 0
 # few placement groups, so that the first bucket is there in seconds
 osd pool default pg num = 8
 osd pool default pg autoscale mode = off
+# each change of the cluster's maps waits this long for another one, by itself 1 s; a start makes dozens, one by one
+paxos propose interval = 0.05
 # objects live in memory; a nearly full disk of the test machine is no reason to stop
 osd objectstore = memstore
 memstore device bytes = $((4 << 30))

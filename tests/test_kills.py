@@ -1,12 +1,16 @@
 """A run killed with SIGKILL at work, and the next one: what was done stays, the rest follows, nothing twice."""
 
-import subprocess
-import sys
+import os
+import signal
+import threading
+import time
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from jobs.suites.kills import same_rows
 from pipeline import camlake
@@ -15,8 +19,8 @@ from pipeline.storage.filesystems import connect
 from pipeline.storage.verify import verify
 from schemas.config import StorageConfig
 from schemas.errors import CamlakeError
-from tests.jobs_on import ROOT, command, run_annotate
-from tests.killing import kill_when
+from tests.jobs_on import command, run_annotate
+from tests.killing import LOOKS_EVERY_S, kill_when
 
 N_IMAGES = 160
 
@@ -31,9 +35,10 @@ def test_killed_runs_cost_nothing_but_their_last_commit(ray_session, tmp_path):
         *(tmp_path / "images", "--out", killed, "--model", "camlake_demo", "--topk", "2", "--actors", "1"),
         *("--batch-size", "4", "--images-per-commit", "8", "--max-rejected", "1", "--precision", "fp32"),
     )
-    for _ in range(2):
+    # The first has a Ray of its own, which ends with it; the second's cluster lives on.
+    for address in ((), ("--address", ray.get_runtime_context().gcs_address)):
         done = len(commits(killed))
-        kill_when(words, lambda done=done: len(commits(killed)) > done)
+        kill_when([*words, *address], lambda done=done: len(commits(killed)) > done)
     counts = run_annotate(tmp_path / "images", killed, **options).counts
     assert counts.already_done > 0
     assert counts.already_done + counts.planned == N_IMAGES + 1
@@ -57,46 +62,37 @@ def commits(out):
     return list(out.glob("_runs/*/commits/*.json"))
 
 
-KILLING = """
-import os, signal, sys, threading, time
-from pathlib import Path
-from tests.jobs_on import run_annotate
-
 def parent(pid):
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
-def actors():
+
+def annotators():
+    """Return the processes that annotate on this process's Ray: its raylet, their parent, is a child of ours."""
+    found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if "MapWorker" in (folder / "cmdline").read_text() and parent(parent(folder.name)) == str(os.getpid()):
-                yield int(folder.name)
+            if "MapWorker" in (folder / "cmdline").read_text() and parent(parent(folder.name)) == os.getpid():
+                found.add(int(folder.name))
         except (FileNotFoundError, ProcessLookupError):
             continue
-
-def kill_an_actor():
-    while not list(Path(sys.argv[2]).glob("_runs/*/commits/*.json")):
-        time.sleep(0.02)
-    os.kill(next(actors()), signal.SIGKILL)
-    print("killed", flush=True)
-
-threading.Thread(target=kill_an_actor, daemon=True).start()
-print(run_annotate(sys.argv[1], sys.argv[2], batch_size=4, images_per_commit=8).counts.annotated)
-"""
+    return found
 
 
 def test_a_worker_killed_at_work_is_replaced(ray_session, tmp_path):
     """SIGKILL to the actor's process: Ray starts it again, and every image has one ending."""
     write_corpus(tmp_path, 96, seed=6, size_hw=(48, 64), broken=0)
-    out = tmp_path / "out"
-    done = subprocess.run(
-        [sys.executable, "-c", KILLING, str(tmp_path / "images"), str(out)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert (lines[0], lines[-1]) == ("killed", "96")
+    out, of_others, killed = tmp_path / "out", annotators(), []
+
+    def kill_one():
+        while not commits(out):
+            time.sleep(LOOKS_EVERY_S)
+        (pid,) = annotators() - of_others
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    counts = run_annotate(tmp_path / "images", out, batch_size=4, images_per_commit=8).counts
+    killer.join()
+    assert (len(killed), counts.annotated) == (1, 96)
     assert verify(*connect(str(out), StorageConfig())).problems == ()

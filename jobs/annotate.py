@@ -8,7 +8,7 @@ from jobs.estimate import print_estimate
 from pipeline.graph.cluster import ray_cluster
 from pipeline.graph.job import describe, make_job, plan_inputs
 from pipeline.graph.measuring import sample_plan
-from pipeline.graph.model import load_model
+from pipeline.graph.model import fit_topk, load_model
 from pipeline.graph.opened import open_run
 from pipeline.graph.stream import run_stream
 from pipeline.graph.tuning import TUNE_FROM, resolve_compute, worth_tuning
@@ -45,6 +45,7 @@ def annotate(config: AnnotateConfig, screen: Screen, tune_from: int = TUNE_FROM)
     From ``tune_from`` images on, a few seconds of trials choose what the configuration leaves open.
     """
     model = load_model(config)
+    config = fit_topk(config, model.network)
     screen.say(f"model {model.partition} ({model.network.n_parameters / 1e6:.1f} M parameters, {model.weights.source})")
     with open_run(config, model) as opened:
         done = done_images(opened.fs, opened.root, opened.manifest.model, config.retry_rejected)

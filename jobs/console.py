@@ -44,7 +44,7 @@ class Screen:
     def __init__(self, log_format: Literal["text", "json"] = "text") -> None:
         self.json = log_format == "json"
         width = None if sys.stdout.isatty() else 200
-        self.out = Console(width=width, highlight=False, soft_wrap=True)
+        self.out = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=True)
         self.err = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str, **facts: Any) -> None:
@@ -127,7 +127,7 @@ class Screen:
 
     def _line(self, **facts: Any) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        stream = sys.stdout if facts["event"] in {"result", "table"} else sys.stderr
+        stream = self.out.file if facts["event"] in {"result", "table"} else sys.stderr
         print(json.dumps({"time": stamp, **facts}, default=str), file=stream, flush=True)
 
 

@@ -13,7 +13,7 @@ from jobs.console import Screen
 from pipeline.graph.cluster import ray_cluster
 from pipeline.graph.job import describe, plan_inputs
 from pipeline.graph.measuring import sample_plan
-from pipeline.graph.model import Model, load_model
+from pipeline.graph.model import Model, fit_topk, load_model
 from pipeline.graph.opened import find_calibration, refuse_other_settings, shown_config
 from pipeline.graph.resources import Machine
 from pipeline.graph.tuning import TUNE_FROM, Measured, measure_run
@@ -42,6 +42,7 @@ def print_estimate(config: AnnotateConfig, screen: Screen, tune_from: int = TUNE
     offer = read_offer(config)
     started = time.monotonic()
     model = load_model(config)
+    config = fit_topk(config, model.network)
     plan, sample = _plan(config, model)
     _print_plan(config, model, plan, screen)
     if sample is None:

@@ -30,13 +30,15 @@ def run(config: TrainConfig, screen: Screen) -> None:
     last = progress.history[-1]
     out = safe_url(config.out).rstrip("/")
     if not math.isfinite(last["train_loss"]):
+        so_far = f"; the best weights so far are {out}/best.safetensors" if progress.best else ""
         raise CamlakeError(
-            f"the loss of epoch {len(progress.history)} is no finite number; try a smaller --lr, with another --out;"
-            f" the best weights so far are {out}/best.safetensors"
+            f"the loss of epoch {len(progress.history)} is no finite number; try a smaller --lr, with another"
+            f" --out{so_far}"
         )
     best = progress.best or last
     screen.result(f"best of {len(progress.history)} epochs: {told(best)}", **best)
-    screen.result(f"use it:  camlake annotate IMAGES --out LABELS --weights {out}/best.safetensors")
+    way = " --method regress" if config.supervision == "boxes" else ""
+    screen.result(f"use it:  camlake annotate IMAGES --out LABELS --weights {out}/best.safetensors{way}")
     refuse_rejected_share(config, progress, len(train) + len(val))
 
 

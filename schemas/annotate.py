@@ -54,7 +54,13 @@ class AnnotateConfig(BoxConfig):
     )
     labels: str | None = option(None, "file of class names, one a line or a JSON list", "Network")
 
-    topk: int = option(5, "maps and boxes for this many most probable classes", "Localization", ge=1, le=1000)
+    topk: int = option(
+        5,
+        "maps and boxes for this many most probable classes; by default fewer where there are fewer",
+        "Localization",
+        ge=1,
+        le=1000,
+    )
     classes: str | None = option(
         None,
         "CSV or Parquet that names classes for each image, or what else `evaluate --truth` reads; they get maps and"
@@ -120,7 +126,9 @@ class AnnotateConfig(BoxConfig):
         "number type of the network; auto: bf16 where the device multiplies it, else fp16 on CUDA and fp32 on CPU",
         "Compute",
     )
-    compile: Switch = option("auto", "run the network through torch.compile; auto: where it pays", "Compute")
+    compile: Switch = option(
+        "auto", "run the network through torch.compile; auto: where it pays; never with --method backprop", "Compute"
+    )
     batch_size: int | None = option(None, "images a forward pass; default: chosen by device", "Compute", ge=1, le=4096)
     actors: Annotated[tuple[int, int] | None, BeforeValidator(_actor_range)] = option(
         None, "MIN or MIN:MAX network actors; default: one for each GPU, or each CPU core", "Compute"

@@ -1,12 +1,15 @@
 """Charts: that the lines are where the numbers are."""
 
 import io
+import math
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib import colormaps
 from PIL import Image
 
+from pipeline.graph.training_files import curves_png
 from pipeline.images.charts import DOTS_PER_INCH, PANEL_INCHES, Line, Panel, chart_png
 
 COLOURS = np.rint(255 * np.array(colormaps["tab10"].colors)).astype(int)
@@ -41,8 +44,8 @@ def test_a_line_of_one_point_is_a_disc() -> None:
 
 
 def test_panels_stand_side_by_side_and_reach_their_highest_point() -> None:
-    losses = Panel("epoch", "loss", [Line("loss", [(1, 40.0), (2, 10.0)])], (0, 2.5), highest=None)
-    png = chart_png("t", [losses, Panel("epoch", "share", [Line("share", [(1, 0.1), (2, 0.9)])], (0, 2.5))])
+    losses = Panel("epoch", "loss", [Line("loss", [(1, 40.0), (2, 10.0)])], counted=True, open_above=True)
+    png = chart_png("t", [losses, Panel("epoch", "share", [Line("share", [(1, 0.1), (2, 0.9)])], counted=True)])
     with Image.open(io.BytesIO(png)) as image:
         width, height = image.size
     assert (width, height) == tuple(round(inches * DOTS_PER_INCH) for inches in (2 * PANEL_INCHES[0], PANEL_INCHES[1]))
@@ -52,6 +55,15 @@ def test_panels_stand_side_by_side_and_reach_their_highest_point() -> None:
     assert np.corrcoef(right.T)[0, 1] < -0.9, "rises"
 
 
+def test_curves_of_a_training_leave_out_what_there_is_not() -> None:
+    """Warnings are errors here: a panel without lines would warn."""
+    for figures in ({"train_loss": math.nan, "train_top1": 0.5}, {"train_loss": 0.0}, {"train_loss": math.nan}):
+        with Image.open(io.BytesIO(curves_png([{"epoch": 1.0} | figures], "tiny"))) as image:
+            assert image.size[0] == round(PANEL_INCHES[0] * DOTS_PER_INCH), "one panel"
+
+
 def test_the_same_numbers_make_the_same_bytes() -> None:
     line = Line("a", [(0, 0), (0.5, 0.7), (1, 0.2)])
-    assert one_panel(line) == one_panel(line)
+    plain = one_panel(line)
+    with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30}):
+        assert one_panel(line) == plain

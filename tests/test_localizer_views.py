@@ -143,7 +143,7 @@ def test_pictures_that_give_no_number_have_no_maps(method):
     assert len(found.maps.image) == len(found.boxes.map) == 0
 
 
-def test_compiled_networks_take_gradients_too():
+def test_a_compiled_trunk_gives_gradcam_the_same_maps():
     if not any(shutil.which(os.environ.get(name, name)) for name in ("CXX", "c++", "g++", "clang++")):
         pytest.skip("no C++ compiler: torch.compile has nothing to work with on this machine")
     torch.manual_seed(0)
@@ -262,6 +262,15 @@ def test_options_that_are_refused(options, message):
     with pytest.raises(UsageError) as caught:
         AnnotateConfig.resolve({"input": "in", "out": "out", **options})
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [{}, {"compile": "auto"}, {"compile": "off"}])
+def test_what_keeps_a_graph_is_never_compiled(given):
+    found = [
+        AnnotateConfig.resolve({"input": "in", "out": "out", "method": method, **given}).compile
+        for method in ("backprop", "gradcam")
+    ]
+    assert found == ["off", given.get("compile", "auto")]
 
 
 def test_sides_that_no_picture_can_have():

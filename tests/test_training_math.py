@@ -66,6 +66,11 @@ def test_mean_average_precision_by_the_definition(n_images, n_classes, seed):
     assert mean_average_precision(scores, targets) == pytest.approx(expected)
 
 
+def test_scores_that_are_no_numbers_have_no_average_precision():
+    assert math.isnan(mean_average_precision(np.float32([[0.5], [np.nan]]), np.float32([[1], [0]])))
+    assert math.isnan(mean_average_precision(np.float32([[0.5], [np.inf]]), np.float32([[1], [0]])))
+
+
 def plain_average_precision(scores, right):
     total = recall = 0.0
     for threshold in sorted(set(scores.tolist()), reverse=True):

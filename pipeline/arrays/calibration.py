@@ -73,7 +73,7 @@ def fit_calibration(columns: Mapping[str, ArrayLike], right: Bools) -> Calibrati
         raise ValueError("needs right boxes and wrong ones")
     raw = features(columns)
     scaler = StandardScaler().fit(raw)
-    fitted = LogisticRegression(solver="newton-cholesky", tol=1e-8).fit(scaler.transform(raw), right)
+    fitted = LogisticRegression(tol=1e-6, max_iter=1000).fit(scaler.transform(raw), right)
     means, scales, weights = (tuple(map(float, each)) for each in (scaler.mean_, scaler.scale_, fitted.coef_[0]))
     return Calibration(means, scales, weights, float(fitted.intercept_[0]))
 

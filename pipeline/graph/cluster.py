@@ -2,8 +2,9 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import ray
 from ray.data import DataContext
@@ -27,16 +28,18 @@ def ray_cluster(address: str | None) -> Iterator[Machine]:
     """
     cores = os.cpu_count() or 1
     ours = not ray.is_initialized()
-    if ours:
-        _connect(address, cores)
-    try:
-        _quiet()
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        alone = ours and not (address or os.environ.get("RAY_ADDRESS"))
-        yield Machine(resources.get("CPU", 1.0), resources.get("GPU", 0.0), cores if alone else None)
-    finally:
+    # Ray's own words about workers that died go to standard output, which is for results.
+    with redirect_stdout(sys.stderr):
         if ours:
-            ray.shutdown()
+            _connect(address, cores)
+        try:
+            _quiet()
+            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            alone = ours and not (address or os.environ.get("RAY_ADDRESS"))
+            yield Machine(resources.get("CPU", 1.0), resources.get("GPU", 0.0), cores if alone else None)
+        finally:
+            if ours:
+                ray.shutdown()
 
 
 def _connect(address: str | None, cores: int) -> None:

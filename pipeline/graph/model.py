@@ -11,6 +11,7 @@ from pipeline.models.views import ViewPlan, make_views, plan_views
 from pipeline.models.weights import Weights, load_weights, model_digest
 from pipeline.storage.filesystems import read_url
 from schemas.annotate import AnnotateConfig
+from schemas.box_rules import HEURISTIC_CLASSES
 from schemas.errors import ModelError, UsageError
 
 GREATEST_SIDE_PX = 4096
@@ -42,12 +43,22 @@ def load_model(config: AnnotateConfig) -> Model:
     )
     if config.method == "regress" and network.box_head is None:
         raise ModelError(NO_BOX_HEAD)
-    if config.topk > network.classes:
-        raise UsageError(f"--topk {config.topk}: allowed: up to the {network.classes} classes of {name}")
     views = _views(config, network)
     resize = ResizePlan(config.resize, views.side_px, views.canvas_hw)
     digest = model_digest(name, weights.sha256, network.preprocessing, config.resize)
     return Model(network, weights, digest, resize)
+
+
+def fit_topk(config: AnnotateConfig, network: CamNetwork) -> AnnotateConfig:
+    """Return ``config`` with no more top classes than the network has; raises UsageError where more were asked for."""
+    if config.topk <= network.classes:
+        return config
+    shown = f"allowed: up to the {network.classes} classes of {network.name}"
+    if "topk" in config.model_fields_set:
+        raise UsageError(f"--topk {config.topk}: {shown}")
+    if config.box_rule == "heuristic" and network.classes < HEURISTIC_CLASSES:
+        raise UsageError(f"--box-rule heuristic: takes {HEURISTIC_CLASSES} classes; {shown}")
+    return config.model_copy(update={"topk": network.classes})
 
 
 def _views(config: AnnotateConfig, network: CamNetwork) -> ViewPlan:

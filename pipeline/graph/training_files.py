@@ -148,10 +148,10 @@ def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
 def curves_png(history: Sequence[Epoch], title: str) -> bytes:
     """Return a chart of losses and accuracies over the epochs; what is not finite is left out."""
     panels = [
-        Panel("epoch", y_name, _lines_of(history, curves), (0.0, len(history) + 0.5), highest)
-        for y_name, curves, highest in (("loss", _LOSSES, None), ("share of the images", _SHARES, 1.0))
+        Panel("epoch", "loss", _lines_of(history, _LOSSES), counted=True, open_above=True),
+        Panel("epoch", "share of the images", _lines_of(history, _SHARES), counted=True),
     ]
-    return chart_png(title, panels)
+    return chart_png(title, [panel for panel in panels if panel.lines])
 
 
 _LOSSES = {"val_loss": "validation loss", "train_loss": "training loss"}

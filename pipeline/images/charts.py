@@ -3,9 +3,11 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 PANEL_INCHES = 5.2, 4.6
 DOTS_PER_INCH = 120
+_ROOM = 1.05
 
 
 @dataclass(frozen=True)
@@ -14,40 +16,49 @@ class Line:
 
     name: str
     points: Sequence[tuple[float, float]]
-    """Of x and y."""
+    """Of x and y; one or more."""
     marked: tuple[float, float] | None = None
     """A point to mark."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines that share their axes; y begins at 0."""
+    """One line or more that share their axes, which begin at 0."""
 
     x_name: str
     y_name: str
     lines: Sequence[Line]
-    x_range: tuple[float, float] = (0.0, 1.0)
-    highest: float | None = 1.0
-    """Where y ends; None: above the highest point."""
+    counted: bool = False
+    """Whether x counts, in whole numbers from 1; else it is a share."""
+    open_above: bool = False
+    """Whether y ends above the highest point; else it is a share."""
 
 
 def chart_png(title: str, panels: Sequence[Panel]) -> bytes:
-    """Return a chart; the same numbers give the same bytes."""
+    """Return a chart, a bare title where there is no panel; the same numbers give the same bytes."""
     # It takes half a second to import, and of a training's processes one alone draws.
+    from matplotlib import style  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
 
     width, height = PANEL_INCHES
-    figure = Figure((width * len(panels), height), DOTS_PER_INCH, layout="constrained")
-    figure.suptitle(title, fontsize="medium")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for number, line in enumerate(panel.lines):
-            # A line of one point would be invisible.
-            axes.plot(*zip(*line.points, strict=True), marker="." if len(line.points) == 1 else "", label=line.name)
-            if line.marked:
-                axes.plot(*line.marked, marker="o", color=f"C{number}")
-        axes.set(xlabel=panel.x_name, ylabel=panel.y_name, xlim=panel.x_range, ylim=(0, panel.highest))
-        axes.grid(alpha=0.3)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize="small", ncols=2)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with style.context("default"):
+        figure = Figure((width * max(1, len(panels)), height), DOTS_PER_INCH, layout="constrained")
+        figure.suptitle(title, fontsize="medium")
+        rows: Any = figure.subplots(1, len(panels), squeeze=False) if panels else [[]]
+        for axes, panel in zip(rows[0], panels, strict=True):
+            for number, line in enumerate(panel.lines):
+                # A line of one point would be invisible.
+                axes.plot(*zip(*line.points, strict=True), marker="." if len(line.points) == 1 else "", label=line.name)
+                if line.marked:
+                    axes.plot(*line.marked, marker="o", color=f"C{number}")
+            last, highest = (max(point[axis] for line in panel.lines for point in line.points) for axis in (0, 1))
+            axes.set(xlabel=panel.x_name, xlim=(0, last + 0.5 if panel.counted else 1))
+            axes.set(ylabel=panel.y_name, ylim=(0, _ROOM * highest if panel.open_above and highest else 1))
+            if panel.counted:
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.3)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize="small", ncols=2)
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -136,8 +136,8 @@ class LayerCam(_HeadGradients):
 class Backprop(Localization):
     """The size of the logit's gradient in the network's input, which is the normalized picture.
 
-    One pass forward, whose graph is kept, and one backward for each of the n classes; the head runs once more, for
-    those classes alone.
+    One pass forward, whose graph is kept, and one backward for each of the n classes; the head runs once more, where
+    it can for those classes alone.
     """
 
     def images_at_once(self, image_pixels: int) -> int:

@@ -37,13 +37,15 @@ def mean_average_precision(scores: NDArray[np.float32], targets: NDArray[np.floa
     """Return the mean over classes of the average precision of ``scores`` (N, C) for ``targets`` (N, C) of 0 and 1.
 
     AP = Σ over thresholds of (recall gained) · precision. Classes without an image don't count; NaN where that leaves
-    none.
+    none, or a score is not finite.
     """
     # It takes a second to import, and few trainings have several labels an image.
     from sklearn.metrics import average_precision_score  # noqa: PLC0415
 
     seen = targets.any(axis=0)
-    return float(average_precision_score(targets[:, seen], scores[:, seen])) if seen.any() else math.nan
+    if not seen.any() or not np.isfinite(scores).all():
+        return math.nan
+    return float(average_precision_score(targets[:, seen], scores[:, seen]))
 
 
 def freeze(network: nn.Module, trained: Collection[str]) -> None:

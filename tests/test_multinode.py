@@ -42,7 +42,7 @@ def kill_a_node_when(at_work, name):
         while not at_work():
             time.sleep(0.05)
         cluster.remove_node(workers.pop(0), allow_graceful=False)
-        print("killed", name, flush=True)
+        print("killed", name, file=sys.__stdout__, flush=True)
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()

@@ -5,9 +5,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import ray
+from ray.exceptions import ActorDiedError, RayError
 
 from pipeline.graph.progress import answer, beside_driver, following
 from pipeline.graph.training_files import Epoch
+from schemas.errors import CamlakeError
 
 _News = tuple[int, int, list[Epoch]]
 """Images, those of them that were rejected, and new epochs."""
@@ -50,6 +52,10 @@ class Board:
         """Note a finished epoch."""
         self._epochs.append(epoch)
 
+    def done(self) -> int | None:
+        """Return how many epochs are done, those before this start included; None where no process knows yet."""
+        return None if self._before is None else self._before + len(self._epochs)
+
     def read(self, known: int) -> _News:
         """Return images and rejected so far, and the epochs after the first ``known``."""
         images, rejected = map(sum, zip((0, 0), *self._counts.values(), strict=True))
@@ -59,6 +65,22 @@ class Board:
 def start_board() -> Any:
     """Return a board beside the driver, so that the training outlives every other machine."""
     return beside_driver(Board)
+
+
+def epochs_done(board: Any) -> int | None:
+    """Return how many epochs are done, None where that is not known now.
+
+    Raises CamlakeError where the board is dead: what it knew is nowhere else.
+    """
+    try:
+        done: int | None = answer(board.done)
+    except ActorDiedError as error:
+        raise CamlakeError(
+            "the board was lost, the process that collects what the others report; run the same command again to go on"
+        ) from error
+    except RayError:
+        return None
+    return done
 
 
 def following_board(

@@ -1,10 +1,10 @@
 """Runs the processes of a training through Ray Train, and starts them anew on what is left when a machine is lost."""
 
 import os
-import re
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,21 +14,24 @@ import ray.train
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 
-from pipeline.graph.board import following_board, start_board
+from pipeline.graph.board import epochs_done, following_board, start_board
+from pipeline.graph.failures import CodeError, LostError, NoRoomError, reason
 from pipeline.graph.learning import Given, Layout, TrainJob, learn
 from pipeline.graph.progress import answer, following
-from pipeline.graph.resources import Machine
-from pipeline.graph.training import share_out
+from pipeline.graph.room import fits_a_node, free_leftovers, in_words, machine_now, no_room
+from pipeline.graph.training import plan_anew
 from pipeline.graph.training_files import Epoch, Progress
 from pipeline.models.loading import State
 from pipeline.storage.labelled import LabelledImages
 from schemas.errors import CamlakeError, InputError, LeaseError, UsageError
 
 RETRIES = 3
-"""Times in a row that the processes are started anew without a new epoch; each epoch that was written begins the count.
+"""Times in a row that processes, machines or connections may be lost without a new epoch.
 
 Ray notices some 15 s late that a machine is gone, so that one loss can cost two starts.
 """
+CODE_RETRIES = 1
+"""Times in a row that the code itself may fail without a new epoch: most of that comes again."""
 ROOM_WITHIN_S = 30
 """How long a start waits for room on the cluster before it is planned anew with what the cluster has by then."""
 MACHINES_WITHIN_S = 600
@@ -48,38 +51,68 @@ def fit(
     """Train to the end and return what became of it; goes on from the output's state where there is one.
 
     ``advance`` is told twice a second how many images were seen and rejected, ``tell`` each epoch that ends here, and
-    ``say`` in a line that processes start anew, or what they wait for. Raises CamlakeError where the processes failed
-    more than ``RETRIES`` times in a row, or machines stayed away for ``MACHINES_WITHIN_S``.
+    ``say`` in a line that processes start anew, or what they wait for: where others use the cluster, its room is waited
+    for without end. Raises CamlakeError where the processes failed more often in a row than ``RETRIES`` or
+    ``CODE_RETRIES`` allow, machines stayed away for ``MACHINES_WITHIN_S``, no machine could hold even one process, or
+    the board is lost.
     """
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(ROOM_WITHIN_S))
     board = start_board()
     given = Given(ray.put(state), ray.put(train.plan), ray.put(val.plan), board)
+    tries, waits = _Tries(), ""
     with following_board(board, advance, tell):
-        failures, known = 0, len(job.files.resume()[0].history)
         while (problem := _attempt(job, given)) is not None:
-            done = len(job.files.resume()[0].history)
-            if not isinstance(problem, _NoRoomError):
-                failures = failures + 1 if done == known else 1
-                if failures > RETRIES:
-                    raise _given_up(problem)
-            layout = _planned_anew(job.layout, say)
-            if layout == job.layout and isinstance(problem, _NoRoomError):
-                say(f"{problem}; waiting")
+            done = epochs_done(board)
+            tries.count(problem, done)
+            layout = _planned_anew(job, say)
+            if layout == job.layout and isinstance(problem, NoRoomError):
+                waits = _waiting(layout, waits, say)
             else:
-                onward = f"going on after epoch {done}" if done else "from the beginning"
-                say(f"{problem}; starting {layout.workers} with {layout.worker_cpus:g} CPUs each, {onward}")
-            known, job = done, replace(job, layout=layout)
+                onward = "" if done is None else f", going on after epoch {done}" if done else ", from the beginning"
+                say(f"{problem}; starting {in_words(layout)}{onward}")
+                job, waits = replace(job, layout=layout), ""
     return job.files.resume()[0]
 
 
-def _given_up(problem: CamlakeError) -> CamlakeError:
-    if type(problem) is not CamlakeError:
-        return problem
-    return CamlakeError(f"training failed {RETRIES + 1} times in a row without a new epoch: {problem}")
+class _Tries:
+    """Counts the failures in a row, those of each kind on their own; each epoch that was written begins the count."""
+
+    def __init__(self) -> None:
+        self._failed: Counter[bool] = Counter()
+        self._known: int | None = None
+
+    def count(self, problem: CamlakeError, done: int | None) -> None:
+        """Note why the processes ended after ``done`` epochs; raises CamlakeError where no other try is allowed."""
+        if done is not None and done != self._known:
+            self._failed.clear()
+            self._known = done
+        if isinstance(problem, NoRoomError):
+            return
+        of_code = isinstance(problem, CodeError)
+        self._failed[of_code] += 1
+        if self._failed[of_code] <= (CODE_RETRIES if of_code else RETRIES):
+            return
+        if not isinstance(problem, CodeError | LostError):
+            raise problem
+        detail = f" ({problem.detail})" if isinstance(problem, LostError) and problem.detail else ""
+        times = f"{self._failed.total()} times in a row without a new epoch"
+        raise CamlakeError(f"training failed {times}: {problem}{detail}") from problem
 
 
-class _NoRoomError(CamlakeError):
-    """The cluster has no room for the processes now."""
+def _waiting(layout: Layout, said: str, say: Callable[[str], None]) -> str:
+    """Say what is waited for, unless that was ``said``, and return it.
+
+    Raises CamlakeError where waiting is no use, as no machine could hold even one process.
+    """
+    if not fits_a_node(layout):
+        raise CamlakeError(
+            f"no machine of this Ray cluster could hold {in_words(replace(layout, workers=1))}; add a larger one, and"
+            " run the same command again to go on"
+        )
+    text = f"{no_room(layout)}; waiting"
+    if text != said:
+        say(text)
+    return text
 
 
 def _attempt(job: TrainJob, given: Given) -> CamlakeError | None:
@@ -91,8 +124,7 @@ def _attempt(job: TrainJob, given: Given) -> CamlakeError | None:
 
     def starving() -> list[Any]:
         """Return the processes where the CPUs that are left can't feed them: they would wait for ever."""
-        cpus: float = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
-        return answer(given.board.processes) if cpus < layout.least_cpus - 1e-6 else []
+        return answer(given.board.processes) if machine_now().cpus < layout.least_cpus - 1e-6 else []
 
     def end(processes: list[Any]) -> None:
         if processes and not ended.is_set():
@@ -103,19 +135,18 @@ def _attempt(job: TrainJob, given: Given) -> CamlakeError | None:
     with tempfile.TemporaryDirectory(prefix="camlake-train-") as folder, following(starving, end):
         try:
             _trainer(job, given, folder).fit()
-        except ray.train.TrainingFailedError as error:
-            reason = _reason(error, layout)
+        except (ray.train.TrainingFailedError, RayActorError) as error:
+            problem = reason(error)
+            free_leftovers()
         else:
             return None
         finally:
             ended.set()
-    if isinstance(reason, UsageError | LeaseError | InputError):
-        raise reason
-    if starved.is_set() and not isinstance(reason, _NoRoomError):
-        return CamlakeError(
-            f"too few CPUs are left to feed {layout.workers} processes with {layout.worker_cpus:g} each"
-        )
-    return reason
+    if isinstance(problem, UsageError | LeaseError | InputError):
+        raise problem
+    if starved.is_set() and isinstance(problem, LostError):
+        return LostError(f"too few CPUs are left to feed {in_words(layout)}")  # Those that were lost, we ended.
+    return problem
 
 
 def _trainer(job: TrainJob, given: Given, folder: str) -> TorchTrainer:
@@ -152,58 +183,19 @@ class _Trainer(TorchTrainer):
         """Leave Ctrl-C what it is everywhere: Ray Train's own would outlive the processes that it ends."""
 
 
-def _planned_anew(layout: Layout, say: Callable[[str], None]) -> Layout:
-    """Return the layout of as many processes on what the cluster has now; waits for machines where that is too little.
+def _planned_anew(job: TrainJob, say: Callable[[str], None]) -> Layout:
+    """Return the layout on what the cluster has now; waits for machines where that is too little.
 
     Raises CamlakeError where it stays so.
     """
-    deadline = time.monotonic() + MACHINES_WITHIN_S
+    deadline, said = time.monotonic() + MACHINES_WITHIN_S, ""
     while True:
         try:
-            return share_out(layout.workers, layout.cuda, layout.threads, _cluster())
+            return plan_anew(job.layout, job.batch_size, machine_now())
         except UsageError as error:
             if time.monotonic() > deadline:
                 waited = f"waited {MACHINES_WITHIN_S} s for machines"
                 raise CamlakeError(f"{error}; {waited}; run the same command again to go on") from error
-            say(f"{error}; waiting for machines")
+            if said != (said := f"{error}; waiting for machines"):
+                say(said)
             time.sleep(MACHINES_EVERY_S)
-
-
-def _cluster() -> Machine:
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return Machine(resources.get("CPU", 0.0), resources.get("GPU", 0.0), None)
-
-
-def _reason(error: Exception, layout: Layout) -> CamlakeError:
-    """Return why the processes ended, in one line: the cause where one is known, not what it did to the others."""
-    start = type(getattr(error, "controller_failure", None)).__name__
-    if start == "WorkerGroupStartupTimeoutError":
-        return _no_room(layout)
-    if start == "WorkerGroupStartupFailedError":
-        return CamlakeError("a process was lost while it started")
-    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
-    own = [failure for failure in failures.values() if isinstance(failure, CamlakeError)]
-    if own:
-        return own[0]
-    if any(isinstance(getattr(each, "health_check_failure", each), RayActorError) for each in failures.values()):
-        return CamlakeError("a process that learns was lost")
-    texts = [_error_line(failure) for failure in failures.values()]
-    causes = [text for text in texts if not re.search("gloo|nccl|connection", text, re.IGNORECASE)]
-    return CamlakeError(causes[0] if causes else "a process that learns lost the connection to another one")
-
-
-def _error_line(failure: BaseException) -> str:
-    """Return the line that names the error; a task's comes as the text of its traceback."""
-    lines = [line.strip() for line in str(failure).splitlines()]
-    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
-    return named[0] if named else f"{type(failure).__name__}: {failure}"
-
-
-def _no_room(layout: Layout) -> _NoRoomError:
-    free = ray.available_resources()  # type: ignore[no-untyped-call]
-    has, each = _cluster(), f"{layout.worker_cpus:g} CPUs"
-    there = f"{has.cpus:g} CPUs, {free.get('CPU', 0.0):g} of them free"
-    if layout.cuda:
-        each += " and a GPU"
-        there += f", and {has.gpus:g} GPUs, {free.get('GPU', 0.0):g} of them free"
-    return _NoRoomError(f"no room for {layout.workers} processes with {each} each: this Ray cluster has {there}")

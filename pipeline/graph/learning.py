@@ -42,6 +42,8 @@ class Layout:
     """Where a training runs."""
 
     workers: int
+    workers_given: bool
+    """Whether the user chose their number; else it follows the GPUs there are."""
     cuda: bool
     worker_cpus: float
     threads: int

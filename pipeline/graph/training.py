@@ -38,26 +38,48 @@ def plan_layout(config: TrainConfig, machine: Machine) -> Layout:
         raise UsageError("--device cuda: this Ray cluster has no GPU; allowed here: cpu, auto")
     cuda = config.device == "cuda" or (config.device == "auto" and machine.gpus > 0)
     workers = config.workers or (max(1, int(machine.gpus)) if cuda else 1)
-    layout = share_out(workers, cuda, max(1, (machine.cores or 1) // workers), machine)
+    if cuda and workers > machine.gpus:
+        raise UsageError(f"--workers {workers}: this Ray cluster has {counted(machine.gpus, 'GPU')}; or --device cpu")
+    layout = share_out(workers, bool(config.workers), cuda, max(1, (machine.cores or 1) // workers), machine)
     if config.batch_size % workers:
         raise UsageError(f"--batch-size {config.batch_size}: allowed: multiples of {workers}, the workers")
     return layout
 
 
-def share_out(workers: int, cuda: bool, threads: int, machine: Machine) -> Layout:
+def plan_anew(layout: Layout, batch_size: int, machine: Machine) -> Layout:
+    """Return where the processes of a training run on what is left, or was gained; raises UsageError for too little.
+
+    As many as before where the user chose their number, and on CPU; else as many as there are GPUs, as far as the
+    images of a step divide by them.
+    """
+    workers = layout.workers
+    if layout.cuda and not layout.workers_given:
+        allowed = [number for number in range(1, int(machine.gpus) + 1) if batch_size % number == 0]
+        workers = max(allowed, default=1)
+    return share_out(workers, layout.workers_given, layout.cuda, layout.threads, machine)
+
+
+def share_out(workers: int, workers_given: bool, cuda: bool, threads: int, machine: Machine) -> Layout:
     """Return what each of the processes gets of a machine, or of what is left of it; raises UsageError for too little.
 
     What the processes leave of the CPUs, at least a quarter, fetches and decodes.
     """
+    who = f"--workers {workers}" if workers_given else counted(workers, "process")
     if cuda and workers > machine.gpus:
-        raise UsageError(f"--workers {workers}: this Ray cluster has {machine.gpus:g} GPUs; or use --device cpu")
+        raise UsageError(f"{who}: this Ray cluster has {counted(machine.gpus, 'GPU')}, too few for them")
     spare = max(0.5, machine.cpus / 4)
     worker_cpus = math.floor(100 * min(1.0, (machine.cpus - spare) / workers)) / 100
     if worker_cpus < MIN_SHARE:
-        raise UsageError(f"--workers {workers}: this Ray has {machine.cpus:g} CPUs, too few for them")
+        raise UsageError(f"{who}: this Ray cluster has {counted(machine.cpus, 'CPU')}, too few for them")
     feed_cpus = (machine.cpus - workers * worker_cpus) / workers
     task_cpus = math.floor(100 * min(1.0, feed_cpus)) / 100
-    return Layout(workers, cuda, worker_cpus, threads, task_cpus, feed_cpus)
+    return Layout(workers, workers_given, cuda, worker_cpus, threads, task_cpus, feed_cpus)
+
+
+def counted(number: float, noun: str) -> str:
+    """Return a number of things in words: 1 CPU, 0.75 CPUs, 2 processes."""
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:g} {noun}{plural}"
 
 
 def first_weights(config: TrainConfig, images: LabelledImages) -> tuple[Architecture, Pretrained]:

@@ -225,7 +225,7 @@ class TestDryRun:
         prediction = {row["fact"]: row["value"] for row in tables["Prediction"]}
         assert prediction["images/s"] == pytest.approx(limit["images/s of all"], abs=0.6)
         assert prediction["cost (EUR)"] == pytest.approx(prediction["duration with the start (s)"], abs=0.06)
-        assert "1 actors" in results[0]
+        assert results[0].startswith("1 actor ")
         assert "batches of 20" in results[0]
         assert not (tmp_path / "out").exists()
 

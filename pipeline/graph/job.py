@@ -123,12 +123,12 @@ def plan_inputs(
 
 def describe(compute: Compute) -> str:
     """Say in one line what was chosen and why: actors, threads, device, number type, batch size, place of decoding."""
-    actors = "–".join(map(str, dict.fromkeys(compute.actors)))
+    actors = "–".join(map(str, dict.fromkeys(compute.actors))) + (" actor" if compute.actors == (1, 1) else " actors")
     runtime = compute.runtime
     threads = f" of {runtime.threads} threads" if runtime.threads > 1 else ""
     precision = resolve_precision(runtime.precision, runtime.device)
     compiled = "compiled, " if runtime.compile else ""
     return (
-        f"{actors} actors{threads} on {runtime.device}, {precision}, {compiled}batches of {runtime.batch_size}, "
+        f"{actors}{threads} on {runtime.device}, {precision}, {compiled}batches of {runtime.batch_size}, "
         f"decoding {compute.decode} ({compute.why})"
     )

@@ -45,8 +45,11 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+ABOUT = "Measure this machine: speed, published scores, memory, crash recovery, boxes."
+
 command = verb(
     "benchmark",
+    ABOUT,
     BenchmarkConfig,
     run,
     "camlake benchmark end-to-end --model squeezenet1_1 --result result.json",

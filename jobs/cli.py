@@ -1,23 +1,29 @@
 """The program ``camlake``: every verb in one place; only the module of the verb that was asked for is imported."""
 
+import ast
 import importlib
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-VERBS = {
-    "demo": "Render pictures with known boxes, annotate them, score the boxes and write a page.",
-    "annotate": "Annotate images with classes, class activation maps, boxes and features.",
-    "train": "Fine-tune a network on labelled images, for annotate --weights.",
-    "evaluate": "Score the boxes and maps of an output against known boxes.",
-    "rebox": "Cut new boxes from an output's stored maps, without network, GPU and images.",
-    "report": "Write one self-contained HTML page with pictures, heatmaps, boxes, scores and rejects.",
-    "verify": "Prove that every listed input is accounted for and that every committed file is whole.",
-    "models": "List the networks: whether they have exact class activation maps, and where their weights come from.",
-    "benchmark": "Measure this machine: speed, published scores, memory, crash recovery, boxes.",
-}
+FIRST = ("demo", "annotate", "train", "evaluate")
+"""The verbs that stand first in the help; the others follow by the alphabet."""
+
+
+def verbs() -> dict[str, str]:
+    """Return each verb with its one sentence: a verb is a file of this folder that says what it does in ``ABOUT``.
+
+    The files are read, not imported, so that the help of the program needs none of what the verbs need.
+    """
+    found = {}
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        for line in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(line, ast.Assign) and [ast.unparse(target) for target in line.targets] == ["ABOUT"]:
+                found[file.stem] = str(ast.literal_eval(line.value))
+    return {name: found.pop(name) for name in FIRST} | found
 
 
 def make_app(asked: str | None) -> typer.Typer:
@@ -30,7 +36,7 @@ def make_app(asked: str | None) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_program)
-    for verb, about in VERBS.items():
+    for verb, about in verbs().items():
         if verb == asked:
             app.command(verb)(importlib.import_module(f"jobs.{verb}").command)
         else:

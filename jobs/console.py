@@ -9,7 +9,7 @@ import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 import yaml
@@ -19,20 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from jobs.cli import VERBS
+from pipeline.annotate.reporter import Advance
 from schemas.config import JobConfig
 from schemas.errors import CamlakeError, UsageError
 
 Config = TypeVar("Config", bound=JobConfig)
 LOG_EVERY_S = 5.0
 """With no terminal, progress is a log line this often."""
-
-
-class Advance(Protocol):
-    """Reports progress: how many inputs are done so far, and how many of them were rejected."""
-
-    def __call__(self, done: int, rejected: int = 0) -> None:
-        """Show it."""
 
 
 class Screen:
@@ -133,14 +126,14 @@ class Screen:
 
 def verb(
     name: str,
+    about: str,
     config_class: type[Config],
     run: Callable[[Config, Screen], None],
     example: str,
-    about: str | None = None,
 ) -> Callable[..., None]:
     """Return the function that typer shows as ``camlake NAME``: one parameter for each field of ``config_class``.
 
-    ``about``: what it does, for a job that is no verb of ``camlake``.
+    ``about`` is one sentence for the help texts, ``example`` a whole command.
     """
 
     def command(**flags: Any) -> None:
@@ -152,7 +145,7 @@ def verb(
             run(config_class.resolve({**read_config(file), **given}), Screen(log_format))
 
     command.__name__ = name
-    command.__doc__ = f"{about or VERBS[name]}\n\nExample: {example}"
+    command.__doc__ = f"{about}\n\nExample: {example}"
     fields = [_parameter(config_class, key, field) for key, field in config_class.model_fields.items()]
     command.__signature__ = inspect.Signature(fields + list(_COMMON.values()))  # type: ignore[attr-defined]
     return command

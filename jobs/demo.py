@@ -5,17 +5,17 @@ from pathlib import Path
 
 import cv2
 
-from jobs.annotate import annotate
 from jobs.console import Screen, main, verb
 from jobs.evaluate import write_scores
 from jobs.report import report
-from pipeline import camlake
-from pipeline.evaluation import evaluate
-from pipeline.gallery import picture_views
-from pipeline.images.scenes import write_corpus
+from pipeline.graph.annotate.driver import annotate
+from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.models.registry import DEMO
-from pipeline.report import contact_sheet
-from pipeline.storage.truth import read_truth
+from pipeline.outputs import reader as camlake
+from pipeline.outputs.evaluate import evaluate
+from pipeline.outputs.gallery import picture_views
+from pipeline.outputs.report import contact_sheet
+from pipeline.storage.truth.truth import read_truth
 from schemas.annotate import AnnotateConfig
 from schemas.config import StorageConfig
 from schemas.demo import DemoConfig
@@ -87,8 +87,11 @@ def render(config: DemoConfig, folder: Path, screen: Screen) -> Path:
     return truth
 
 
+ABOUT = "Render pictures with known boxes, annotate them, score the boxes and write a page."
+
 command = verb(
     "demo",
+    ABOUT,
     DemoConfig,
     run,
     "camlake demo",

@@ -5,18 +5,18 @@ import json
 import posixpath
 
 from jobs.console import Screen, main, verb
-from pipeline import camlake
-from pipeline.calibrating import calibrate
-from pipeline.evaluation import evaluate
 from pipeline.images.charts import Line, Panel, chart_png
-from pipeline.storage.calibrations import write_calibration
-from pipeline.storage.class_names import read_class_names
-from pipeline.storage.commit import committed_settings
+from pipeline.outputs import reader as camlake
+from pipeline.outputs.calibrate import calibrate
+from pipeline.outputs.evaluate import evaluate
+from pipeline.outputs.truth_join import run_of_model
 from pipeline.storage.filesystems import connect, safe_url, store_errors
-from pipeline.storage.lake import write_whole
-from pipeline.storage.masks import read_masks
-from pipeline.storage.matching import run_of_model
-from pipeline.storage.truth import read_truth
+from pipeline.storage.lake.calibrations import write_calibration
+from pipeline.storage.lake.commit import committed_settings
+from pipeline.storage.lake.layout import write_whole
+from pipeline.storage.truth.class_names import read_class_names
+from pipeline.storage.truth.masks import read_masks
+from pipeline.storage.truth.truth import read_truth
 from schemas.config import StorageConfig
 from schemas.errors import UsageError
 from schemas.reading import EvaluateConfig
@@ -79,8 +79,11 @@ def _picture(scores: Scores, kind: CurveKind) -> bytes:
     return chart_png(scores.model, [Panel(x_name, kind, lines)])
 
 
+ABOUT = "Score the boxes and maps of an output against known boxes."
+
 command = verb(
     "evaluate",
+    ABOUT,
     EvaluateConfig,
     run,
     "camlake evaluate s3://bucket/labels --truth truth.csv",

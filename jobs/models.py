@@ -34,8 +34,11 @@ def weights_of(entry: CatalogEntry) -> str:
     return f"trained from {entry.source}'s convolutions" if entry.source else "trained from random values"
 
 
+ABOUT = "List the networks: whether they have exact class activation maps, and where their weights come from."
+
 command = verb(
     "models",
+    ABOUT,
     ModelsConfig,
     run,
     "camlake models --name resnet",

@@ -1,7 +1,7 @@
 """``camlake rebox``: new boxes from the stored maps of an output; no network runs, no image is read."""
 
 from jobs.console import Screen, main, verb
-from pipeline.rebox import open_rebox
+from pipeline.outputs.rebox import open_rebox
 from pipeline.storage.filesystems import safe_url
 from schemas.rebox import ReboxConfig
 from schemas.runs import RunManifest
@@ -22,19 +22,22 @@ def run(config: ReboxConfig, screen: Screen) -> None:
 def rebox(config: ReboxConfig, screen: Screen) -> RunManifest:
     """Cut and commit the boxes, and return the run's account."""
     with open_rebox(config) as opened:
-        counts = opened.manifest.counts
+        counts = opened.run.manifest.counts
         screen.say(f"{counts.listed} inputs in {opened.source.url}, {counts.already_done} done, {counts.planned} to do")
-        if opened.calibration is None:
+        if opened.run.calibration is None:
             screen.say("no calibration of this rule: box_score stays null")
         with screen.progress("reboxing", counts.planned) as advance:
-            unknown = opened.run(advance)
+            unknown = opened.cut(advance)
         if unknown:
             screen.say(f"{unknown} maps get no box: LABELS has none of theirs, which would tell their class_prob")
-        return opened.finish()
+        return opened.run.finish()
 
+
+ABOUT = "Cut new boxes from an output's stored maps, without network, GPU and images."
 
 command = verb(
     "rebox",
+    ABOUT,
     ReboxConfig,
     run,
     "camlake rebox s3://bucket/labels --out s3://bucket/labels-30 --threshold 0.3",

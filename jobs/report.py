@@ -3,14 +3,14 @@
 import io
 
 from jobs.console import Screen, main, verb
-from pipeline import camlake
-from pipeline.camlake import Lake
-from pipeline.evaluation import evaluate
-from pipeline.gallery import picture_views
-from pipeline.report import write_report
+from pipeline.outputs import reader as camlake
+from pipeline.outputs.evaluate import evaluate
+from pipeline.outputs.gallery import picture_views
+from pipeline.outputs.reader import Lake
+from pipeline.outputs.report import write_report
 from pipeline.storage.filesystems import connect, safe_url, store_errors
-from pipeline.storage.lake import write_whole
-from pipeline.storage.truth import read_truth
+from pipeline.storage.lake.layout import write_whole
+from pipeline.storage.truth.truth import read_truth
 from schemas.errors import StoreError, UsageError
 from schemas.reading import ReportConfig
 from schemas.runs import RunManifest
@@ -77,8 +77,11 @@ def summary(manifest: RunManifest) -> dict[str, str | float]:
     }
 
 
+ABOUT = "Write one self-contained HTML page with pictures, heatmaps, boxes, scores and rejects."
+
 command = verb(
     "report",
+    ABOUT,
     ReportConfig,
     run,
     "camlake report out --truth truth.csv",

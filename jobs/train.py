@@ -5,19 +5,19 @@ from collections.abc import Sequence
 
 from jobs.console import Screen, main, verb
 from pipeline.graph.cluster import ray_cluster
-from pipeline.graph.fitting import fit
-from pipeline.graph.learning import epoch_order
-from pipeline.graph.trackers import tracking
-from pipeline.graph.training import first_weights, make_job, plan_layout, training_files
-from pipeline.graph.training_files import Epoch, Progress
+from pipeline.graph.train.checkpoints import Epoch, Progress
+from pipeline.graph.train.controller import fit
+from pipeline.graph.train.plan import first_weights, make_job, plan_layout, training_files
+from pipeline.graph.train.trackers import tracking
+from pipeline.graph.train.worker import epoch_order
 from pipeline.models.registry import in_words
 from pipeline.storage.filesystems import canonical_url, connect, safe_url
-from pipeline.storage.labelled import LabelledImages, read_label_names, read_labelled, split_by_hash
-from pipeline.storage.lake import new_run_id
-from pipeline.storage.lease import Lease
-from pipeline.storage.truth import read_truth
+from pipeline.storage.lake.layout import new_run_id
+from pipeline.storage.lake.lease import Lease
+from pipeline.storage.truth.labelled_images import LabelledImages, read_label_names, read_labelled, split_by_hash
+from pipeline.storage.truth.truth import read_truth
 from schemas.errors import CamlakeError, RejectedShareError, UsageError
-from schemas.training import TrainConfig
+from schemas.train import TrainConfig
 
 
 def run(config: TrainConfig, screen: Screen) -> None:
@@ -147,8 +147,11 @@ def refuse_rejected_share(config: TrainConfig, progress: Progress, images: int) 
         )
 
 
+ABOUT = "Fine-tune a network on labelled images, for annotate --weights."
+
 command = verb(
     "train",
+    ABOUT,
     TrainConfig,
     run,
     "camlake train photos --out trained --model resnet50 --epochs 10",

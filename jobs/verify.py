@@ -2,7 +2,7 @@
 
 from jobs.console import Screen, main, verb
 from pipeline.storage.filesystems import connect, safe_url
-from pipeline.storage.verify import verify
+from pipeline.storage.lake.verify import verify
 from schemas.errors import StoreError
 from schemas.reading import VerifyConfig
 
@@ -19,8 +19,11 @@ def run(config: VerifyConfig, screen: Screen) -> None:
     screen.result("complete: every listed input ended in exactly one of images or quarantine", **report.facts)
 
 
+ABOUT = "Prove that every listed input is accounted for and that every committed file is whole."
+
 command = verb(
     "verify",
+    ABOUT,
     VerifyConfig,
     run,
     "camlake verify s3://bucket/labels",

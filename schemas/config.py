@@ -75,3 +75,8 @@ class StorageConfig(JobConfig):
     endpoint_url: str | None = option(None, "URL of an S3-compatible store", "Storage")
     profile: str | None = option(None, "profile of the AWS credentials file", "Storage")
     anonymous: bool = option(False, "read the input without credentials (public buckets)", "Storage")
+
+    @property
+    def storage(self) -> "StorageConfig":
+        """Return only the fields of StorageConfig: what every worker needs of a job's configuration."""
+        return StorageConfig(**{name: getattr(self, name) for name in StorageConfig.model_fields})

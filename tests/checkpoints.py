@@ -5,18 +5,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.models.architecture import Architecture
-from pipeline.models.checkpoint import Card
-from pipeline.models.convert import build_network
-from pipeline.models.network import Preprocessing
-from pipeline.models.tiny import TinyCam
+from pipeline.models.learn.conversion import build_network
+from pipeline.models.networks.architecture import Architecture
+from pipeline.models.networks.demo_network import DemoNetwork
+from pipeline.models.networks.network import Preprocessing
+from pipeline.models.weights.checkpoint import Card
 
 LABELS = ("ant", "bee", "<b>wasp</b>")
 
 
 def demo_state(classes: int = 3) -> dict[str, Tensor]:
     torch.manual_seed(5)
-    return TinyCam(classes).state_dict()
+    return DemoNetwork(classes).state_dict()
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

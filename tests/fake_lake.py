@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.commit import Committer, finish_run, remove_leftovers, start_run
 from pipeline.storage.filesystems import connect
-from pipeline.storage.lake import Layout, new_run_id, write_whole
-from pipeline.storage.lease import Lease
+from pipeline.storage.lake.commit import Committer, finish_run, remove_leftovers, start_run
+from pipeline.storage.lake.layout import LakePaths, new_run_id, write_whole
+from pipeline.storage.lake.lease import Lease
 from schemas.config import StorageConfig
 from schemas.reasons import Reason
 from schemas.runs import CommitRecord, Counts, Lineage, RunManifest
@@ -97,7 +97,7 @@ class FakeLake:
 
     def path(self, relative: str) -> str:
         """Return the full path of an object of the output."""
-        return Layout(self.root).full(relative)
+        return LakePaths(self.root).full(relative)
 
     def committer(self, run_id: str, generation: int, model: str = MODEL) -> Committer:
         """Return what commits a run's tasks."""
@@ -108,7 +108,7 @@ class FakeLake:
         rows = [version(uri, etag) | {"path": uri} for uri, etag in versions.items()]
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=PLAN), sink)
-        write_whole(self.fs, self.path(f"{Layout(self.root).plan_dir(run_id)}/00000.parquet"), sink.getvalue())
+        write_whole(self.fs, self.path(f"{LakePaths(self.root).plan_dir(run_id)}/00000.parquet"), sink.getvalue())
 
     def run(
         self,

@@ -2,9 +2,9 @@
 
 import pyarrow as pa
 
-from pipeline.storage.fetch import Fetcher
-from pipeline.storage.listing import image_id, list_inputs
-from pipeline.storage.objects import Fetched
+from pipeline.storage.inputs.fetch import Fetcher
+from pipeline.storage.inputs.listing import image_id, list_inputs
+from pipeline.storage.inputs.object_reader import Fetched
 from schemas.config import StorageConfig
 from schemas.errors import RejectedImage
 from schemas.tables import PLAN

@@ -5,14 +5,14 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from pipeline.graph.annotating import AnnotateSpec, AnnotateStage
-from pipeline.graph.decoding import DECODED
+from pipeline.annotate.annotate_stage import AnnotateSpec, AnnotateStage
+from pipeline.annotate.decode_stage import DECODED
 from pipeline.images.resize import ResizePlan
-from pipeline.models.box_rules import BoxRule
-from pipeline.models.heads import LinearHead
-from pipeline.models.localizer import CamRule
-from pipeline.models.network import CamNetwork, Preprocessing
-from pipeline.models.runtime import Runtime
+from pipeline.models.localize.box_rules import BoxRule
+from pipeline.models.localize.localizer import CamRule
+from pipeline.models.localize.runtime import Runtime
+from pipeline.models.networks.heads import LinearHead
+from pipeline.models.networks.network import CamNetwork, Preprocessing
 
 RUNTIME = Runtime("cpu", "fp32", compile=False, threads=1, batch_size=8)
 RULE = CamRule(topk=2, boxes=BoxRule("paper", (0.5,), 0.0))

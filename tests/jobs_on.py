@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jobs.annotate import annotate
 from jobs.console import Screen
+from pipeline.graph.annotate.driver import annotate
 from schemas.annotate import AnnotateConfig
 from schemas.runs import RunManifest
 

@@ -4,7 +4,7 @@ import io
 import tarfile
 from pathlib import Path
 
-from pipeline.storage.listing import Listing, list_inputs
+from pipeline.storage.inputs.listing import Listing, list_inputs
 from schemas.config import StorageConfig
 
 LOCAL = StorageConfig()

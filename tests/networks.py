@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.architecture import Architecture
 from pipeline.models.building import build
-from pipeline.models.heads import Head
+from pipeline.models.networks.architecture import Architecture
+from pipeline.models.networks.heads import Head
 
 SMALL = Architecture("vgg16_gap", classes=3, width=0.125)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report import MapView, PictureView, write_report
+from pipeline.outputs.report import MapView, PictureView, write_report
 
 NO_BOXES = np.empty((0, 4), np.float32)
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.storage.fetch import read_plan_slice
 from pipeline.storage.filesystems import connect
-from pipeline.storage.listing import Listing, image_id
-from pipeline.storage.planning import Plan, make_plan
+from pipeline.storage.inputs.listing import Listing, image_id
+from pipeline.storage.lake.planning import Plan, make_plan, read_plan_slice
 from schemas.tables import PLAN
 from tests.listings import LOCAL
 

@@ -12,12 +12,12 @@ from rich.console import Console
 
 from jobs.console import Screen
 from jobs.evaluate import run
-from pipeline import camlake
-from pipeline.evaluation import evaluate
-from pipeline.storage.commit import Committer, finish_run, start_run
+from pipeline.outputs import reader as camlake
+from pipeline.outputs.evaluate import evaluate
 from pipeline.storage.filesystems import connect
-from pipeline.storage.lease import Lease
-from pipeline.storage.truth import read_truth
+from pipeline.storage.lake.commit import Committer, finish_run, start_run
+from pipeline.storage.lake.lease import Lease
+from pipeline.storage.truth.truth import read_truth
 from schemas.config import StorageConfig
 from schemas.reading import EvaluateConfig
 from schemas.scores import Scores

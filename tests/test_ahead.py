@@ -6,7 +6,7 @@ from itertools import count
 
 import pytest
 
-from pipeline.storage.ahead import chain_ahead, map_ahead
+from pipeline.storage.prefetch import chain_ahead, map_ahead
 
 
 def test_results_come_in_order_and_no_more_calls_wait_than_threads():
@@ -61,13 +61,13 @@ def test_an_error_comes_in_its_turn_and_ends_the_rest():
 
 @pytest.mark.parametrize("lengths", [[0], [1, 0, 7, 3, 6, 2], [3, 3, 3], [10, 1], []])
 def test_sources_follow_each_other_whole(monkeypatch, lengths):
-    monkeypatch.setattr("pipeline.storage.ahead.CHUNK", 3)
+    monkeypatch.setattr("pipeline.storage.prefetch.CHUNK", 3)
     sources = [[(source, item) for item in range(length)] for source, length in enumerate(lengths)]
     assert list(chain_ahead(sources, 2)) == [item for source in sources for item in source]
 
 
 def test_a_source_is_read_ahead_by_a_chunk_only(monkeypatch):
-    monkeypatch.setattr("pipeline.storage.ahead.CHUNK", 3)
+    monkeypatch.setattr("pipeline.storage.prefetch.CHUNK", 3)
     taken = [0] * 10
 
     def source(index: int) -> Iterator[int]:

@@ -13,18 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.annotate import refuse_rejected_share
-from pipeline import camlake
-from pipeline.graph.annotating import AnnotateStage
-from pipeline.graph.decoding import DecodeStage
-from pipeline.graph.job import annotate_spec, decode_spec
-from pipeline.graph.model import load_model
+from pipeline.annotate.annotate_stage import AnnotateStage
+from pipeline.annotate.decode_stage import DecodeStage
+from pipeline.annotate.model import load_model
+from pipeline.annotate.reader import ImageReader
+from pipeline.annotate.spec import annotate_spec, decode_spec
 from pipeline.graph.resources import Machine, plan_compute
-from pipeline.graph.source import ImageReader
-from pipeline.images.scenes import CLASSES, write_corpus
+from pipeline.images.synthetic.scenes import CLASSES, write_corpus
+from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
-from pipeline.storage.listing import list_inputs
-from pipeline.storage.rows import split_rows
-from pipeline.storage.verify import verify
+from pipeline.storage.inputs.listing import list_inputs
+from pipeline.storage.lake.rows import split_rows
+from pipeline.storage.lake.verify import verify
 from schemas.annotate import AnnotateConfig
 from schemas.config import StorageConfig
 from schemas.errors import RejectedShareError, UsageError
@@ -102,7 +102,7 @@ class TestOneRun:
         model, compute = load_model(config), plan_compute(config, Machine(4, 0, 1))
         plan = pa.Table.from_batches(list_inputs(config.input, config).batches).sort_by("uri")
         decode = DecodeStage(decode_spec(config, model))
-        annotate = AnnotateStage(annotate_spec(config, model, compute), model.weights.state)
+        annotate = AnnotateStage(annotate_spec(config, model, compute.runtime), model.weights.state)
         wide = annotate(decode(ImageReader(config, "unused", config.max_bytes).fetch(plan)))
         by_hand = split_rows(wide, "run", config.outputs)
         with camlake.open(str(annotated[0])) as lake:

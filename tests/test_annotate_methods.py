@@ -5,15 +5,15 @@ import json
 import pytest
 
 from jobs.console import Screen
-from jobs.estimate import print_estimate
-from pipeline import camlake
+from jobs.dry_run import print_estimate
+from pipeline.annotate.model import load_model
 from pipeline.arrays.calibration import Calibration
-from pipeline.graph.model import load_model
-from pipeline.graph.opened import refuse_other_settings
-from pipeline.images.scenes import write_corpus
-from pipeline.storage.calibrations import write_calibration
+from pipeline.images.synthetic.scenes import write_corpus
+from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
-from pipeline.storage.verify import verify
+from pipeline.storage.lake.calibrations import write_calibration
+from pipeline.storage.lake.run import refuse_other_settings
+from pipeline.storage.lake.verify import verify
 from schemas.annotate import AnnotateConfig
 from schemas.config import StorageConfig
 from schemas.errors import UsageError

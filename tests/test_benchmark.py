@@ -13,19 +13,19 @@ import torch
 
 from jobs import benchmark
 from jobs.console import Screen
-from jobs.suites import peers
 from jobs.suites.common import annotated_s, make_photographs, steady_per_s, weights_file
-from jobs.suites.peers import ray_pattern
-from jobs.suites.peers.by_hand import BATCH, ByHand, Setup, boxes_of, load, normalized, opencv_box, read_image
-from jobs.suites.peers.loops import hand_loop
-from jobs.suites.reference import enlarge
-from pipeline.models.box_rules import BoxRule
-from pipeline.models.loading import load_network
-from pipeline.models.localizer import CamRule, Localizer
-from pipeline.models.runtime import Runtime
+from pipeline.models.localize.box_rules import BoxRule
+from pipeline.models.localize.localizer import CamRule, Localizer
+from pipeline.models.localize.runtime import Runtime
+from pipeline.models.weights.state_fitting import load_network
 from schemas.benchmark import BenchmarkConfig
 from schemas.errors import UsageError
 from schemas.tables import table_schema
+from tests.benchmarks import peers
+from tests.benchmarks.peers import ray_pattern
+from tests.benchmarks.peers.by_hand import BATCH, ByHand, Setup, boxes_of, load, normalized, opencv_box, read_image
+from tests.benchmarks.peers.loops import hand_loop
+from tests.benchmarks.reference import enlarge
 
 SIZE_HW = (120, 160)
 RULE = CamRule(5, BoxRule("paper", (0.2,), 0.0))
@@ -175,7 +175,7 @@ class TestPeers:
 def peer(module, name):
     """Return a peer's own module; skips where the library is not installed."""
     pytest.importorskip(module, reason=f"{module} is missing: pip install -e '.[benchmark]'")
-    return importlib.import_module(f"jobs.suites.peers.{name}")
+    return importlib.import_module(f"tests.benchmarks.peers.{name}")
 
 
 def test_the_loop_writes_the_same_tables(setup):
@@ -205,7 +205,7 @@ class TestSteadyState:
 
 def test_boxes_from_start_to_file(tmp_path, monkeypatch):
     for constant in ("MAPS", "SAMPLE"):
-        monkeypatch.setattr(f"jobs.suites.boxes.{constant}", 8)
+        monkeypatch.setattr(f"tests.benchmarks.boxes.{constant}", 8)
     config = BenchmarkConfig(suite="boxes", repeats=1, result=str(tmp_path / "result.json"))
     benchmark.run(config, Screen())
     result = json.loads((tmp_path / "result.json").read_text())

@@ -12,20 +12,20 @@ from torch import nn
 
 from pipeline.arrays.metrics import paired_iou
 from pipeline.images.augment import VISIBLE, box_shares, draw_views, take_views, view_boxes
-from pipeline.images.scenes import render_scene
-from pipeline.models.architecture import Architecture
-from pipeline.models.box_head import BOX_WEIGHT, GRID, BoxedNetwork, BoxHead, box_losses
-from pipeline.models.box_rules import BoxRule
+from pipeline.images.synthetic.scenes import render_scene
 from pipeline.models.building import cam_network, with_box_head
-from pipeline.models.checkpoint import Card, checkpoint_bytes
-from pipeline.models.convert import build_network, convert
-from pipeline.models.loading import fit_state, load_network
-from pipeline.models.localizer import CamRule, Localizer
-from pipeline.models.network import Preprocessing
-from pipeline.models.recipe import Recipe
-from pipeline.models.runtime import Runtime
-from pipeline.models.training import Learner, image_losses
-from pipeline.models.weights import load_weights
+from pipeline.models.learn.conversion import build_network, convert
+from pipeline.models.learn.recipe import Recipe
+from pipeline.models.learn.steps import Learner, image_losses
+from pipeline.models.localize.box_rules import BoxRule
+from pipeline.models.localize.localizer import CamRule, Localizer
+from pipeline.models.localize.runtime import Runtime
+from pipeline.models.networks.architecture import Architecture
+from pipeline.models.networks.box_head import BOX_WEIGHT, GRID, BoxedNetwork, BoxHead, box_losses
+from pipeline.models.networks.network import Preprocessing
+from pipeline.models.weights.checkpoint import Card, checkpoint_bytes
+from pipeline.models.weights.load_weights import load_weights
+from pipeline.models.weights.state_fitting import fit_state, load_network
 from schemas.errors import ModelError
 
 SIDE = 64

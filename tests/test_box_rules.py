@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.models.box_rules import BoxRule, CutMaps, boxes_in_pixels
-from pipeline.models.localizer import CamRule
+from pipeline.models.localize.box_rules import BoxRule, CutMaps, boxes_in_pixels
+from pipeline.models.localize.localizer import CamRule
 from schemas.annotate import AnnotateConfig
 from schemas.box_rules import HEURISTIC_THRESHOLDS
 from schemas.errors import UsageError

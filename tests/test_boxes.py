@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jobs.suites.box_scores import MapsOfPhotographs, localized, overlap_with_opencv, scores_of_both
-from jobs.suites.opencv_boxes import agreement, component_boxes, smooth_maps, upsampled
 from pipeline.arrays.areas import component_areas, mark_saddles, patch_kinds
 from pipeline.arrays.boxes import foreground_levels, level_boxes
-from pipeline.models.loading import load_network
-from pipeline.models.weights import load_weights
-from pipeline.storage.truth import read_truth
+from pipeline.models.weights.load_weights import load_weights
+from pipeline.models.weights.state_fitting import load_network
+from pipeline.storage.truth.truth import read_truth
 from schemas.config import StorageConfig
+from tests.benchmarks.box_scores import MapsOfPhotographs, localized, overlap_with_opencv, scores_of_both
+from tests.references.opencv_boxes import agreement, component_boxes, smooth_maps, upsampled
 
 
 def boxes_of(rows, level, components="largest"):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from pipeline.models.architecture import Architecture
-from pipeline.models.checkpoint import CARD_KEY, checkpoint_bytes
-from pipeline.models.convert import build_network
-from pipeline.models.loading import load_network
-from pipeline.models.weights import load_weights
+from pipeline.models.learn.conversion import build_network
+from pipeline.models.networks.architecture import Architecture
+from pipeline.models.weights.checkpoint import CARD_KEY, checkpoint_bytes
+from pipeline.models.weights.load_weights import load_weights
+from pipeline.models.weights.state_fitting import load_network
 from schemas.errors import ModelError
 from tests.checkpoints import CARD, LABELS, demo_state, labels_file, same, trained
 

@@ -9,7 +9,7 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
-from pipeline.graph.training_files import curves_png
+from pipeline.graph.train.checkpoints import curves_png
 from pipeline.images.charts import DOTS_PER_INCH, PANEL_INCHES, Line, Panel, chart_png
 
 COLOURS = np.rint(255 * np.array(colormaps["tab10"].colors)).astype(int)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage.class_names import ClassNames, read_class_names
+from pipeline.storage.truth.class_names import ClassNames, read_class_names
 from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
 

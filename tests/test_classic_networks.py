@@ -7,16 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.models import vgg
-from pipeline.models.architecture import Architecture
-from pipeline.models.blocks import scaled
 from pipeline.models.building import cam_network, without_values
 from pipeline.models.catalog import describe
-from pipeline.models.convert import build_network
-from pipeline.models.heads import ClassifierHead
-from pipeline.models.loading import architecture_of, load_network
+from pipeline.models.learn.conversion import build_network
+from pipeline.models.networks import vgg
+from pipeline.models.networks.architecture import Architecture
+from pipeline.models.networks.blocks import scaled
+from pipeline.models.networks.designs import DESIGNS
+from pipeline.models.networks.heads import ClassifierHead
 from pipeline.models.registry import check, classifier_names, poolings_of, preprocessing_of
-from pipeline.models.zoo import DESIGNS
+from pipeline.models.weights.state_fitting import architecture_of, load_network
 from schemas.errors import ModelError
 from tests.networks import SMALL, images, seeded, state_of
 

@@ -7,7 +7,7 @@ import yaml
 
 from jobs import cli
 from jobs.console import Screen
-from pipeline.models.architecture import GREATEST_WIDTH, WIDTH_STEPS
+from pipeline.models.networks.architecture import GREATEST_WIDTH, WIDTH_STEPS
 from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
 from tests.jobs_on import run_command

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.images import clutter
-from pipeline.images.clutter import CLASSES, LEAST_SEEN, LOOKS, OTHERS, extent_of_mask, render_clutter
-from pipeline.images.grounds import draw_ground
-from pipeline.images.objects import draw_object, mask_of, object_colors, placed, posed
+from pipeline.images.synthetic import clutter
+from pipeline.images.synthetic.backgrounds import draw_ground
+from pipeline.images.synthetic.clutter import CLASSES, LEAST_SEEN, LOOKS, OTHERS, extent_of_mask, render_clutter
+from pipeline.images.synthetic.objects import draw_object, mask_of, object_colors, placed, posed
 
 
 def test_the_same_seed_gives_the_same_scene() -> None:

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage import commit
-from pipeline.storage.commit import finish_run, start_run
-from pipeline.storage.lake import Layout, list_data_files, load_commits, load_runs, new_run_id, write_whole
-from pipeline.storage.lease import Lease
+from pipeline.storage.lake import commit
+from pipeline.storage.lake.commit import finish_run, start_run
+from pipeline.storage.lake.layout import LakePaths, list_data_files, load_commits, load_runs, new_run_id, write_whole
+from pipeline.storage.lake.lease import Lease
 from schemas.errors import LeaseError, StoreError
 from schemas.reasons import Reason
 from schemas.runs import CommitRecord, Lineage
@@ -20,12 +20,12 @@ from tests.fake_lake import CHANNELS, DATE, MODEL, START, FakeLake, manifest_of,
 
 
 def test_layout_names_and_keeps_inside():
-    layout = Layout("/data/out")
+    layout = LakePaths("/data/out")
     path = layout.data_path("boxes", MODEL, DATE, "r1", "000007")
     assert path == f"boxes/model={MODEL}/date={DATE}/part-r1-000007.parquet"
     assert layout.full(path) == f"/data/out/{path}"
     assert layout.relative(f"/data/out/{path}") == path
-    assert Layout("bucket/out").relative("bucket/out/_runs/lease") == "_runs/lease"
+    assert LakePaths("bucket/out").relative("bucket/out/_runs/lease") == "_runs/lease"
     assert layout.commit_path("r1", "000007") == "_runs/r1/commits/000007.json"
     for bad in ("../r1", "a/b", "", ".hidden", "a b"):
         with pytest.raises(ValueError, match="can't stand in a path"):

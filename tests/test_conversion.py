@@ -7,10 +7,10 @@ import torch
 import torchvision
 from torch import nn
 
-from pipeline.models.architecture import Architecture
 from pipeline.models.building import without_values
-from pipeline.models.convert import build_network, convert
-from pipeline.models.loading import fit_state
+from pipeline.models.learn.conversion import build_network, convert
+from pipeline.models.networks.architecture import Architecture
+from pipeline.models.weights.state_fitting import fit_state
 from schemas.errors import ModelError
 from tests.networks import SMALL, images, state_of
 

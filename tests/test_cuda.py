@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.suites.opencv_boxes import smooth_maps
+from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
+from pipeline.annotate.gpu_decode_stage import GpuDecodeStage
 from pipeline.arrays.boxes import foreground_levels, level_boxes
-from pipeline.graph.decoding import DecodeSpec, DecodeStage
-from pipeline.graph.gpu_decoding import GpuDecodeStage
 from pipeline.images.device import decode_jpegs, to_inputs
 from pipeline.images.resize import ResizePlan
-from pipeline.models.box_rules import BoxRule
-from pipeline.models.engine import Engine
-from pipeline.models.loading import load_network
-from pipeline.models.localizer import CamRule, Localizer
-from pipeline.models.runtime import Runtime
+from pipeline.models.localize.box_rules import BoxRule
+from pipeline.models.localize.engine import Engine
+from pipeline.models.localize.localizer import CamRule, Localizer
+from pipeline.models.localize.runtime import Runtime
+from pipeline.models.weights.state_fitting import load_network
 from tests.hand_made import RUNTIME, answers, decoded_table, stage_by_hand
+from tests.references.opencv_boxes import smooth_maps
 from tests.test_gpu_decode import LIMITS, as_jpeg, bad_tables, turned
 from tests.test_scaled_decode import fetched, waves
 from tests.test_training_math import a_batch, learner_of

@@ -10,7 +10,7 @@ import pytest
 from jobs import demo
 from jobs.console import Screen
 from pipeline.storage.filesystems import connect
-from pipeline.storage.verify import verify
+from pipeline.storage.lake.verify import verify
 from schemas.config import StorageConfig
 from schemas.demo import DemoConfig
 from schemas.errors import UsageError

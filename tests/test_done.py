@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from pipeline.storage.commit import committed_settings, done_images, finish_run, remove_leftovers, start_run
-from pipeline.storage.lake import list_data_files, load_runs, new_run_id
-from pipeline.storage.lease import Lease
-from pipeline.storage.verify import verify
+from pipeline.storage.lake.commit import committed_settings, done_images, finish_run, remove_leftovers, start_run
+from pipeline.storage.lake.layout import list_data_files, load_runs, new_run_id
+from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.verify import verify
 from schemas.errors import StoreError
 from schemas.reasons import Reason
 from schemas.runs import CommitRecord, RunManifest

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.console import Screen
-from jobs.suites import encoding as suite
 from pipeline.arrays.rounding import rounded
-from pipeline.storage.encoding import Encoding, to_parquet
+from pipeline.storage.lake.encoding import Encoding, to_parquet
 from schemas.benchmark import BenchmarkConfig
+from tests.benchmarks import encoding as suite
 
 
 def test_heavy_rows_get_smaller_row_groups():

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.annotate import annotate
 from jobs.console import Screen
-from jobs.estimate import print_estimate, read_offer
-from pipeline.graph.estimate import RAY_CORES, RAY_START_S, predict
+from jobs.dry_run import print_estimate, read_offer
+from pipeline.graph.annotate.driver import annotate
 from pipeline.graph.resources import Machine, plan_compute
-from pipeline.graph.timing import Pace, Size, Timed
-from pipeline.images.scenes import write_corpus
+from pipeline.graph.tuning.bench_actor import RunTiming, SizeModel, StageTiming
+from pipeline.graph.tuning.estimate import RAY_CORES, RAY_START_S, predict
+from pipeline.images.synthetic.scenes import write_corpus
 from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
 from tests.jobs_on import ROOT, run_command
@@ -26,7 +26,7 @@ def config(**options):
 
 
 def pace(wall_ms, cpu_ms=0.0):
-    return Pace(1000, wall_ms, cpu_ms)
+    return StageTiming(1000, wall_ms, cpu_ms)
 
 
 def timed(**stages):
@@ -36,13 +36,13 @@ def timed(**stages):
         "decode": pace(2, 2),
         "network": pace(8, 8),
         "encode": pace(1, 0.5),
-        "sizes": {"images": Size(1000, 100), "boxes": Size(0, 50)},
+        "sizes": {"images": SizeModel(1000, 100), "boxes": SizeModel(0, 50)},
         "actors": 2,
         "decoders": 2,
         "cores": 2,
         "cpus": 4.0,
     }
-    return Timed(images=128, rejected=0, start_s=4, **given | stages)
+    return RunTiming(images=128, rejected=0, start_s=4, **given | stages)
 
 
 def predicted(compute, machine, times, planned=10_000):

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.storage.calibrations import calibration_path, read_calibration
 from pipeline.storage.filesystems import connect
+from pipeline.storage.lake.calibrations import calibration_path, read_calibration
 from schemas.errors import StoreError, UsageError
 from tests.fake_lake import MODEL, image_id
 from tests.scoring import BUMP, STORAGE, Output, job, one_map

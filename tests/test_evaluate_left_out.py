@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import camlake
-from pipeline.evaluation import evaluate
-from pipeline.storage.truth import read_truth
+from pipeline.outputs import reader as camlake
+from pipeline.outputs.evaluate import evaluate
+from pipeline.storage.truth.truth import read_truth
 from schemas.errors import UsageError
 from tests.scoring import LEFT, STORAGE, TRUTH, Output, example, score
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from s3fs import S3FileSystem
 
-from pipeline.storage.fetch import Fetcher
+from pipeline.storage.inputs.fetch import Fetcher
 from schemas.config import StorageConfig
 from schemas.errors import RejectedImage
 from schemas.tables import PLAN
@@ -232,7 +232,7 @@ def web() -> Iterator[str]:
 
 
 def test_signed_urls_fetch_and_their_secrets_stay_in_the_plan(web, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.storage.fetch._FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("pipeline.storage.inputs.fetch._FIRST_WAIT_S", 0.0)
     _Web.failures_left = 2
     names = ["a.jpg?v=1&X-Amz-Signature=hush", "404?token=hush", "403?sig=hush", "500?sig=hush", "large", "flaky"]
     uris = [f"{web}/{name}" for name in names]

@@ -9,10 +9,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage.containers import open_parquet
-from pipeline.storage.fetch import Fetcher
-from pipeline.storage.objects import Fetched
-from pipeline.storage.parquet_images import read_rows
+from pipeline.storage.inputs.containers import open_parquet
+from pipeline.storage.inputs.fetch import Fetcher
+from pipeline.storage.inputs.object_reader import Fetched
+from pipeline.storage.inputs.parquet_images import read_rows
 from tests.fetching import MAX_BYTES, fetch, plan_of, planned, reason
 from tests.listings import LOCAL, tar_bytes
 
@@ -33,12 +33,12 @@ def test_members_of_a_shard_share_requests(tmp_path, monkeypatch):
     monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.cat_file", counted)
     assert fetch(shuffled) == [members[f"{(number * 37) % 100:03d}.jpg"] for number in range(100)]
     assert len(reads) == 1
-    monkeypatch.setattr("pipeline.storage.fetch._MERGED_BYTES", 4000)
+    monkeypatch.setattr("pipeline.storage.inputs.fetch._MERGED_BYTES", 4000)
     reads.clear()
     assert fetch(plan) == list(members.values())
     assert len(reads) > 5
     assert max(reads) <= 4000
-    monkeypatch.setattr("pipeline.storage.fetch._MERGE_GAP_BYTES", -1)
+    monkeypatch.setattr("pipeline.storage.inputs.fetch._MERGE_GAP_BYTES", -1)
     reads.clear()
     fetch(plan.slice(1))
     assert sum(reads) == sum(map(len, members.values()))
@@ -167,7 +167,7 @@ def test_parquet_rows_are_streamed_in_parts_from_one_open_file(tmp_path, monkeyp
     plan = planned({"uri": f"{tmp_path}/plain", "size_bytes": 5}, *rows, {"uri": f"{tmp_path}/plain", "size_bytes": 5})
     opened: list[Path] = []
     monkeypatch.setattr(
-        "pipeline.storage.fetch.open_parquet", lambda fs, path: opened.append(path) or open_parquet(fs, path)
+        "pipeline.storage.inputs.fetch.open_parquet", lambda fs, path: opened.append(path) or open_parquet(fs, path)
     )
     first, *streamed, last = in_parts(plan, 1000)
     assert first == last == [b"plain"]
@@ -184,7 +184,7 @@ def test_parquet_rows_are_streamed_in_parts_from_one_open_file(tmp_path, monkeyp
 
 def test_a_stream_that_breaks_goes_on_where_it_was(monkeypatch):
     """A store that is neither local nor S3 gets three tries."""
-    monkeypatch.setattr("pipeline.storage.fetch._FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("pipeline.storage.inputs.fetch._FIRST_WAIT_S", 0.0)
     images = [bytes([number]) * 100 for number in range(60)]
     buffer = io.BytesIO()
     pq.write_table(pa.table({"jpg": images}), buffer, row_group_size=20, use_dictionary=False)
@@ -201,7 +201,7 @@ def test_a_stream_that_breaks_goes_on_where_it_was(monkeypatch):
             read.append(row)
             yield row, data
 
-    monkeypatch.setattr("pipeline.storage.fetch.read_rows", broken)
+    monkeypatch.setattr("pipeline.storage.inputs.fetch.read_rows", broken)
     assert list(chain.from_iterable(in_parts(plan, 1000))) == images
     assert read == list(range(60))
     breaks[:] = [10, 11, 12]

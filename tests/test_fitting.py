@@ -19,13 +19,14 @@ from ray.util.placement_group import placement_group_table
 from torch import OutOfMemoryError
 from torch.distributed import DistBackendError
 
-from pipeline.graph import fitting, room
-from pipeline.graph.board import epochs_done, start_board
-from pipeline.graph.failures import LINE_CHARS, CodeError, LostError, NoRoomError, one_line, reason
-from pipeline.graph.learning import TrainJob
 from pipeline.graph.resources import Machine
-from pipeline.graph.training import plan_anew, plan_layout, share_out
-from pipeline.graph.training_files import Progress
+from pipeline.graph.train import capacity as room
+from pipeline.graph.train import controller as fitting
+from pipeline.graph.train.checkpoints import Progress
+from pipeline.graph.train.failures import LINE_CHARS, CodeError, LostError, NoRoomError, one_line, reason
+from pipeline.graph.train.plan import plan_anew, plan_layout, share_out
+from pipeline.graph.train.train_progress import epochs_done, start_board
+from pipeline.graph.train.worker import TrainJob
 from schemas.errors import CamlakeError, StoreError, UsageError
 from tests.training import config
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.graph.decoding import DecodeSpec, DecodeStage
-from pipeline.graph.gpu_decoding import GpuDecodeStage
-from pipeline.graph.stream import Annotator
+from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
+from pipeline.annotate.gpu_decode_stage import GpuDecodeStage
+from pipeline.graph.annotate.stream import Annotator
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.device import check_nvjpeg, decode_jpegs, to_inputs
 from pipeline.images.jpeg import read_frame
@@ -99,8 +99,8 @@ def test_a_device_whose_decoder_does_not_work_is_refused(
 def test_an_actor_says_so_at_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of a failed constructor Ray only says that the actor died.
     monkeypatch.setattr("pipeline.images.device.decode_jpeg", missing)
-    monkeypatch.setattr("pipeline.graph.stream.AnnotateStage", lambda spec, state: None)
-    monkeypatch.setattr("pipeline.graph.stream.ray.get", lambda reference: reference)
+    monkeypatch.setattr("pipeline.graph.annotate.stream.AnnotateStage", lambda spec, state: None)
+    monkeypatch.setattr("pipeline.graph.annotate.stream.ray.get", lambda reference: reference)
     compute = SimpleNamespace(decode="gpu", decode_threads=1, runtime=SimpleNamespace(device="cuda"))
     spec = DecodeSpec(LIMITS, ResizePlan("squash", 32, (4, 4)))
     actor = Annotator(SimpleNamespace(compute=compute, decode=spec, annotate=None), [None], None)

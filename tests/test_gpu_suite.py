@@ -11,10 +11,10 @@ from jobs.suites import gpu
 from jobs.suites.common import make_photographs
 from jobs.suites.decode_tasks import decoded_per_s, fetched_table
 from jobs.suites.gpu_busy import busy_share, following_busy_share
-from pipeline.graph.decoding import DecodeSpec, DecodeStage
+from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.resize import ResizePlan
-from pipeline.storage import lineage
+from pipeline.storage.lake import lineage
 from schemas.benchmark import BenchmarkConfig
 from schemas.errors import UsageError
 
@@ -83,8 +83,10 @@ def test_a_package_that_is_not_installed_costs_no_figure(tmp_path, monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     order = []
-    monkeypatch.setattr("pipeline.storage.lineage.metadata.version", version)
-    monkeypatch.setattr("jobs.suites.boxes.measure", lambda config, screen: order.append("measured") or {"ratio": 2.0})
+    monkeypatch.setattr("pipeline.storage.lake.lineage.metadata.version", version)
+    monkeypatch.setattr(
+        "tests.benchmarks.boxes.measure", lambda config, screen: order.append("measured") or {"ratio": 2.0}
+    )
     facts = benchmark.machine_facts
     monkeypatch.setattr(benchmark, "machine_facts", lambda: order.append("facts") or facts())
     benchmark.run(BenchmarkConfig(suite="boxes", result=str(tmp_path / "result.json")), Screen())

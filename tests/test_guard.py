@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 import ray
 
-from pipeline.graph.guard import TRIES, Guard
-from pipeline.graph.progress import start_tally
+from pipeline.annotate.crash_isolation import TRIES, CrashIsolation
+from pipeline.graph.progress import start_progress
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -21,7 +21,7 @@ class Worker:
     """Does what Ray Data's actors do with a table: the same again after each death."""
 
     def __init__(self, tally, diary):
-        self._guard, self._diary = Guard(tally), diary
+        self._guard, self._diary = CrashIsolation(tally), diary
 
     def run(self, images):
         return self._guard.run(images, self._work)
@@ -42,7 +42,7 @@ def table(*names):
 
 def test_the_culprit_alone_is_rejected(tmp_path):
     diary = tmp_path / "deaths.txt"
-    tally = start_tally()
+    tally = start_progress()
     worker = Worker.remote(tally, str(diary))
     rows = ray.get(worker.run.remote(table("a", "poison", "b")), timeout=120)
     assert rows["image_id"].to_pylist() == ["a", "poison", "b"]
@@ -52,8 +52,8 @@ def test_the_culprit_alone_is_rejected(tmp_path):
 
 
 def test_a_suspicious_table_waits_until_nothing_is_beside_it():
-    tally, order = start_tally(), []
-    guard = Guard(tally)
+    tally, order = start_progress(), []
+    guard = CrashIsolation(tally)
     ray.get([tally.begin.remote("1 from suspicious") for _ in range(TRIES)])
     is_at_work, may_end = threading.Event(), threading.Event()
 

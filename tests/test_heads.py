@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.models.heads import ConvHead, LinearHead, NormedHead
+from pipeline.models.networks.heads import ConvHead, LinearHead, NormedHead
 from tests.networks import logits_of_maps
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.storage.keyranges import Page, find_cuts, list_ranges
+from pipeline.storage.inputs.key_ranges import Page, find_cuts, list_ranges
 from schemas.errors import InputError
 
 CHARACTERS = st.characters(exclude_categories=["Cs"]) | st.sampled_from("/0123456789ab~\x7f\ud7ff\U0010ffff")

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from jobs.suites.kills import same_rows
-from pipeline import camlake
-from pipeline.images.scenes import write_corpus
+from pipeline.images.synthetic.scenes import write_corpus
+from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
-from pipeline.storage.verify import verify
+from pipeline.storage.lake.verify import verify
 from schemas.config import StorageConfig
 from schemas.errors import CamlakeError
+from tests.benchmarks.kills import same_rows
 from tests.jobs_on import command, run_annotate
 from tests.killing import LOOKS_EVERY_S, kill_when
 

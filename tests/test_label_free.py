@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from jobs.console import Screen
-from jobs.suites import label_free
-from jobs.suites.label_free import (
+from pipeline.arrays.figures import THRESHOLDS, Pairs
+from pipeline.images.synthetic.scenes import write_corpus
+from pipeline.models.localize.runtime import Runtime
+from pipeline.models.weights.load_weights import load_weights
+from pipeline.models.weights.state_fitting import load_network
+from schemas.benchmark import BenchmarkConfig
+from schemas.errors import UsageError
+from tests.benchmarks import label_free
+from tests.benchmarks.label_free import (
     Half,
     Photographs,
     Search,
@@ -18,13 +25,6 @@ from jobs.suites.label_free import (
     read_photographs,
     true_maps,
 )
-from pipeline.arrays.figures import THRESHOLDS, Pairs
-from pipeline.images.scenes import write_corpus
-from pipeline.models.loading import load_network
-from pipeline.models.runtime import Runtime
-from pipeline.models.weights import load_weights
-from schemas.benchmark import BenchmarkConfig
-from schemas.errors import UsageError
 
 
 @pytest.fixture(autouse=True)

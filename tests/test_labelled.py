@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage.labelled import read_label_names, read_labelled, split_by_hash
+from pipeline.storage.truth.labelled_images import read_label_names, read_labelled, split_by_hash
 from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
 

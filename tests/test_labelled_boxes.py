@@ -8,11 +8,11 @@ import pytest
 
 from jobs.console import Screen
 from jobs.train import labelled_images
-from pipeline.storage.labelled import read_labelled, split_by_hash
-from pipeline.storage.truth import read_truth
+from pipeline.storage.truth.labelled_images import read_labelled, split_by_hash
+from pipeline.storage.truth.truth import read_truth
 from schemas.config import StorageConfig
 from schemas.errors import UsageError
-from schemas.training import TrainConfig
+from schemas.train import TrainConfig
 
 STORAGE = StorageConfig()
 HEAD = "uri,label,xmin,ymin,xmax,ymax\n"

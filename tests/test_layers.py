@@ -12,21 +12,27 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = {
     "schemas": 0,
     "pipeline/arrays": 1,
-    "pipeline/images": 2,
-    "pipeline/models": 2,
-    "pipeline/storage": 3,
-    "pipeline/camlake.py": 3,
-    "pipeline/report.py": 3,
-    "pipeline/evaluation.py": 3,
-    "pipeline/evaluation_notes.py": 3,
-    "pipeline/calibrating.py": 3,
-    "pipeline/gallery.py": 3,
-    "pipeline/rebox.py": 3,
-    "pipeline/stored_maps.py": 3,
-    "pipeline/graph": 4,
-    "jobs": 5,
+    "pipeline/images": 2.0,
+    "pipeline/images/synthetic": 2.1,
+    "pipeline/models/networks": 2.2,
+    "pipeline/models": 2.3,
+    "pipeline/models/weights": 2.4,
+    "pipeline/models/learn": 2.5,
+    "pipeline/models/localize": 2.5,
+    "pipeline/storage": 3.0,
+    "pipeline/storage/inputs": 3.1,
+    "pipeline/storage/truth": 3.2,
+    "pipeline/storage/lake": 3.3,
+    "pipeline/annotate": 3.5,
+    "pipeline/outputs": 3.5,
+    "pipeline/graph": 4.0,
+    "pipeline/graph/tuning": 4.1,
+    "pipeline/graph/annotate": 4.2,
+    "pipeline/graph/train": 4.2,
+    "jobs/suites": 5.0,
+    "jobs": 5.1,
 }
-"""The longest entry that a path lies under says its level."""
+"""Each folder's level; a file imports from its own folder and from lower levels. A new file needs no entry here."""
 
 PACKAGES = {"schemas", "pipeline", "jobs"}
 
@@ -47,24 +53,28 @@ OPERATING_SYSTEM = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "
 PICTURES = {"cv2", "PIL", "pillow_heif"}
 
 NEVER = {
-    0: NETWORK | RAY | STORAGE | OPERATING_SYSTEM | PICTURES,
-    1: RAY | STORAGE | OPERATING_SYSTEM,
-    2: RAY,
-    3: RAY | NETWORK,
-    4: set(),
-    5: set(),
+    "schemas": NETWORK | RAY | STORAGE | OPERATING_SYSTEM | PICTURES,
+    "pipeline/arrays": RAY | STORAGE | OPERATING_SYSTEM,
+    "pipeline/images": RAY,
+    "pipeline/models": RAY,
+    "pipeline/storage": RAY | NETWORK,
+    "pipeline/annotate": RAY,
+    "pipeline/outputs": RAY,
+    "jobs": RAY,
 }
-"""What no file of a level imports, with everything below these names."""
+"""What no file of a folder, or of the folders in it, imports, with everything below these names."""
 
 TOP = {"pipeline", "jobs", "schemas", "tests", "cluster.yaml", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
 
 
-def level_of(path: PurePosixPath) -> int | None:
-    """Return the level of a file or folder; None where DESIGN gives it none."""
-    for place in (path, *path.parents):
-        if str(place) in LEVELS:
-            return LEVELS[str(place)]
-    return None
+def folder_of(path: PurePosixPath) -> str:
+    """Return the folder of a file, or a folder itself."""
+    return str(path.parent if path.suffix == ".py" else path)
+
+
+def never_in(path: PurePosixPath) -> set[str]:
+    """Return what a file must not import."""
+    return set().union(*(NEVER.get(str(place), set()) for place in path.parents))
 
 
 def imported(source: str, path: PurePosixPath) -> Iterator[tuple[str, ...]]:
@@ -78,11 +88,11 @@ def imported(source: str, path: PurePosixPath) -> Iterator[tuple[str, ...]]:
             yield from ((f"{module}.{alias.name}", module) for alias in node.names)
 
 
-def level_of_module(names: tuple[str, ...], root: Path) -> int | None:
-    """Return the level of one of the project's own modules; None for one that has no level or is not there."""
+def module_of(names: tuple[str, ...], root: Path) -> PurePosixPath | None:
+    """Return the file or the folder of one of the project's own modules; None for one that is not there."""
     paths = [PurePosixPath(*name.split(".")) for name in names]
-    places = [place for path in paths for place in (path, path.with_suffix(".py")) if (root / place).exists()]
-    return level_of(places[0]) if places else None
+    places = [place for path in paths for place in (path.with_suffix(".py"), path) if (root / place).exists()]
+    return places[0] if places else None
 
 
 def lies_under(name: str, forbidden: set[str]) -> bool:
@@ -90,27 +100,47 @@ def lies_under(name: str, forbidden: set[str]) -> bool:
     return any(name == other or name.startswith(f"{other}.") for other in forbidden)
 
 
+def files_of(root: Path) -> dict[PurePosixPath, list[tuple[str, ...]]]:
+    """Return every file of the packages with its imports."""
+    files = sorted(file for package in PACKAGES for file in (root / package).rglob("*.py"))
+    paths = [PurePosixPath(file.relative_to(root).as_posix()) for file in files]
+    return {path: list(imported((root / path).read_text(encoding="utf-8"), path)) for path in paths}
+
+
 def violations(root: Path) -> list[str]:
-    """Return a line for each import under ``root`` that points up or reaches what its level must not."""
+    """Return a line for each import under ``root`` that points up or reaches what its folder must not."""
     found = []
-    for file in sorted(file for package in PACKAGES for file in (root / package).rglob("*.py")):
-        path = PurePosixPath(file.relative_to(root).as_posix())
-        level = level_of(path)
-        imports = list(imported(file.read_text(encoding="utf-8"), path))
+    for path, imports in files_of(root).items():
         if path == PurePosixPath("pipeline/__init__.py"):
             found += [f"{path} imports {names[0]}: it runs before every level and imports nothing" for names in imports]
             continue
+        folder = folder_of(path)
+        level = LEVELS.get(folder)
         if level is None:
             found.append(f"{path} has no level")
             continue
         for names in imports:
             if names[0].split(".")[0] in PACKAGES:
-                target = level_of_module(names, root)
-                if target is None or target > level:
-                    found.append(f"{path} (level {level}) imports {names[0]} (level {target})")
-            elif lies_under(names[0], NEVER[level]):
+                target = module_of(names, root)
+                other = folder_of(target) if target else ""
+                if other != folder and LEVELS.get(other, level) >= level:
+                    found.append(f"{path} (level {level}) imports {names[0]} (level {LEVELS.get(other)})")
+            elif lies_under(names[0], never_in(path)):
                 found.append(f"{path} (level {level}) imports {names[0]}")
     return found
+
+
+def circles(root: Path) -> list[list[str]]:
+    """Return the groups of files that import each other in a circle, inside functions too."""
+    graph: dict[str, set[str]] = {}
+    for path, imports in files_of(root).items():
+        own = [module_of(names, root) for names in imports if names[0].split(".")[0] in PACKAGES]
+        graph[str(path)] = {str(one if one.suffix == ".py" else one / "__init__.py") for one in own if one} - {
+            str(path)
+        }
+    while leaves := {name for name, others in graph.items() if not others & graph.keys()}:
+        graph = {name: others for name, others in graph.items() if name not in leaves}
+    return [sorted(graph)] if graph else []
 
 
 def calls_of_open(root: Path) -> list[str]:
@@ -134,6 +164,10 @@ def unexpected_at_top(names: set[str]) -> set[str]:
 
 def test_every_file_imports_from_its_own_level_or_lower() -> None:
     assert violations(ROOT) == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circles(ROOT) == []
 
 
 def test_schemas_and_arrays_open_no_files() -> None:
@@ -179,17 +213,17 @@ def test_a_clean_project_has_no_violation(project: Path) -> None:
         ("schemas/thing.py", "from pyarrow import parquet", "imports pyarrow.parquet"),
         ("schemas/thing.py", "from pathlib import Path", "imports pathlib.Path"),
         ("pipeline/arrays/thing.py", "import fsspec", "imports fsspec"),
-        ("pipeline/arrays/thing.py", "from ..models import thing", "imports pipeline.models.thing (level 2)"),
-        ("pipeline/models/thing.py", "from pipeline import storage", "imports pipeline.storage (level 3)"),
+        ("pipeline/arrays/thing.py", "from ..models import thing", "imports pipeline.models.thing (level 2.3)"),
+        ("pipeline/models/thing.py", "from pipeline import storage", "imports pipeline.storage (level 3.0)"),
         ("pipeline/models/thing.py", "def late():\n    import ray", "imports ray"),
         ("pipeline/storage/thing.py", "import torch", "imports torch"),
         ("pipeline/storage/thing.py", "from ray.data import Dataset", "imports ray.data.Dataset"),
         (
             "pipeline/storage/thing.py",
             "from pipeline.graph.thing import run",
-            "imports pipeline.graph.thing.run (level 4)",
+            "imports pipeline.graph.thing.run (level 4.0)",
         ),
-        ("pipeline/graph/thing.py", "from jobs.thing import main", "imports jobs.thing.main (level 5)"),
+        ("pipeline/graph/thing.py", "from jobs.thing import main", "imports jobs.thing.main (level 5.1)"),
         ("pipeline/__init__.py", "import json", "imports json"),
         ("pipeline/loose.py", "", "has no level"),
     ],
@@ -200,6 +234,12 @@ def test_a_planted_violation_is_found(project: Path, file: str, line: str, viola
     assert len(found) == 1
     assert found[0].startswith(file)
     assert violation in found[0]
+
+
+def test_a_planted_circle_is_found(project: Path) -> None:
+    (project / "pipeline/models/thing.py").write_text("from pipeline.models import other\n")
+    (project / "pipeline/models/other.py").write_text("def late():\n    from pipeline.models.thing import late\n")
+    assert circles(project) == [["pipeline/models/other.py", "pipeline/models/thing.py"]]
 
 
 def test_a_planted_open_is_found(project: Path) -> None:

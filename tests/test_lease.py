@@ -16,17 +16,17 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.storage import lease as lease_module
 from pipeline.storage.filesystems import connect
-from pipeline.storage.lake import Layout, list_dir
-from pipeline.storage.lease import Lease, assert_generation_held
+from pipeline.storage.lake.layout import LakePaths, list_dir
+from pipeline.storage.lake.layout import lease as lease_module
+from pipeline.storage.lake.lease import Lease, assert_generation_held
 from schemas.config import StorageConfig
 from schemas.errors import LeaseError, StoreError
 
 HOLD = """
 import sys, time
 from pipeline.storage.filesystems import connect
-from pipeline.storage.lease import Lease
+from pipeline.storage.lake.lease import Lease
 from schemas.config import StorageConfig
 from schemas.errors import LeaseError
 fs, root = connect(sys.argv[1], StorageConfig())
@@ -51,12 +51,12 @@ def output(request, tmp_path) -> tuple[AbstractFileSystem, str]:
 
 
 def lease_files(fs, root) -> list[str]:
-    return [Path(path).name for path in list_dir(fs, Layout(root).full("_runs/lease"))]
+    return [Path(path).name for path in list_dir(fs, LakePaths(root).full("_runs/lease"))]
 
 
 def holder_of(fs, root) -> dict:
     name = lease_files(fs, root)[-1]
-    return json.loads(fs.cat_file(Layout(root).full(f"_runs/lease/{name}")))
+    return json.loads(fs.cat_file(LakePaths(root).full(f"_runs/lease/{name}")))
 
 
 def start_holder(out: str, run_id: str) -> subprocess.Popen:
@@ -153,7 +153,7 @@ def test_a_holder_on_another_machine_is_believed_until_it_expires(output):
     gone = Lease.acquire(fs, root, "gone", ttl_s=1000)
     gone._stop.set()
     gone._thread.join()
-    path = Layout(root).full("_runs/lease/00000001.json")
+    path = LakePaths(root).full("_runs/lease/00000001.json")
     holder = json.loads(fs.cat_file(path)) | {"pid": 2**30, "machine": "elsewhere", "host": "elsewhere"}
     fs.pipe_file(path, json.dumps(holder).encode())
     with pytest.raises(LeaseError, match="on elsewhere"):
@@ -177,8 +177,8 @@ def test_it_is_renewed_while_it_is_held(output):
 def test_a_holder_that_was_taken_over_stops_and_leaves_the_new_one_alone(output):
     fs, root = output
     old = Lease.acquire(fs, root, "old", ttl_s=0.4)
-    taken = json.loads(fs.cat_file(Layout(root).full("_runs/lease/00000001.json"))) | {"run_id": "new", "nonce": "n"}
-    fs.pipe_file(Layout(root).full("_runs/lease/00000002.json"), json.dumps(taken).encode())
+    taken = json.loads(fs.cat_file(LakePaths(root).full("_runs/lease/00000001.json"))) | {"run_id": "new", "nonce": "n"}
+    fs.pipe_file(LakePaths(root).full("_runs/lease/00000002.json"), json.dumps(taken).encode())
     old._thread.join(5)
     assert not old._thread.is_alive()
     with pytest.raises(LeaseError, match="took this output over"):

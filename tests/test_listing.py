@@ -14,9 +14,9 @@ import pytest
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
 from pipeline.storage.filesystems import connect
-from pipeline.storage.folders import iter_objects
-from pipeline.storage.listing import image_id, list_inputs
-from pipeline.storage.s3_pages import list_bucket
+from pipeline.storage.inputs.folders import iter_objects
+from pipeline.storage.inputs.listing import image_id, list_inputs
+from pipeline.storage.inputs.s3_pages import list_bucket
 from schemas.config import StorageConfig
 from schemas.errors import InputError
 from schemas.tables import PLAN
@@ -110,7 +110,7 @@ def test_an_s3_prefix(s3):
 
 
 def test_s3_pages_and_what_list_and_head_say_agree(object_store, monkeypatch):
-    monkeypatch.setattr("pipeline.storage.s3_pages.PAGE_KEYS", 7)
+    monkeypatch.setattr("pipeline.storage.inputs.s3_pages.PAGE_KEYS", 7)
     bucket = object_store.bucket()
     names = [f"p/{number:04d}.jpg" for number in range(150)] + ["p/é/x.jpg", "p/猫/x.jpg", "p/\U0001f600.jpg", "p/~"]
     with ThreadPoolExecutor(8) as pool:
@@ -251,8 +251,8 @@ def test_shards_beside_images_are_counted_not_listed(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.storage.listing.BATCH_ROWS", 200)
-    monkeypatch.setattr("pipeline.storage.folders._STAT_CHUNK", 4)
+    monkeypatch.setattr("pipeline.storage.inputs.listing.BATCH_ROWS", 200)
+    monkeypatch.setattr("pipeline.storage.inputs.folders._STAT_CHUNK", 4)
     count = {"small": 800, "large": 4_000}
     for name, files in count.items():
         (tmp_path / name).mkdir()

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pipeline.arrays.calibration import Calibration
-from pipeline.models.box_rules import BoxRule
-from pipeline.models.loading import load_network
-from pipeline.models.localizer import CamRule, Localizer
+from pipeline.models.localize.box_rules import BoxRule
+from pipeline.models.localize.localizer import CamRule, Localizer
+from pipeline.models.weights.state_fitting import load_network
 from tests.hand_made import RULE, RUNTIME, answers, by_hand, decoded_table, stage_by_hand
 
 

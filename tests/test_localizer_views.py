@@ -10,23 +10,23 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline.graph.annotating import AnnotateStage
-from pipeline.graph.decoding import DecodeStage
-from pipeline.graph.job import annotate_spec, decode_spec, row_bytes
-from pipeline.graph.model import load_model
+from pipeline.annotate.annotate_stage import AnnotateStage
+from pipeline.annotate.decode_stage import DecodeStage
+from pipeline.annotate.model import load_model
+from pipeline.annotate.reader import ImageReader
+from pipeline.annotate.spec import annotate_spec, decode_spec, row_bytes
 from pipeline.graph.resources import Machine, plan_compute
-from pipeline.graph.source import ImageReader
-from pipeline.images.scenes import write_corpus
-from pipeline.models import methods
-from pipeline.models.architecture import Architecture
-from pipeline.models.box_rules import BoxRule
+from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.models.building import build
-from pipeline.models.engine import Engine
-from pipeline.models.loading import load_network
-from pipeline.models.localizer import CamRule, Localizer
-from pipeline.models.runtime import Runtime
-from pipeline.models.views import make_views
-from pipeline.storage.listing import list_inputs
+from pipeline.models.localize import methods
+from pipeline.models.localize.box_rules import BoxRule
+from pipeline.models.localize.engine import Engine
+from pipeline.models.localize.localizer import CamRule, Localizer
+from pipeline.models.localize.runtime import Runtime
+from pipeline.models.localize.views import make_views
+from pipeline.models.networks.architecture import Architecture
+from pipeline.models.weights.state_fitting import load_network
+from pipeline.storage.inputs.listing import list_inputs
 from schemas.annotate import AnnotateConfig
 from schemas.errors import ModelError, UsageError
 
@@ -174,7 +174,7 @@ def wide_rows(corpus, **options):
     model, compute = load_model(config), plan_compute(config, Machine(4, 0, 1))
     plan = pa.Table.from_batches(list_inputs(config.input, config).batches).sort_by("uri")
     decoded = DecodeStage(decode_spec(config, model))(ImageReader(config, "x", config.max_bytes).fetch(plan))
-    return AnnotateStage(annotate_spec(config, model, compute), model.weights.state)(decoded), config, model
+    return AnnotateStage(annotate_spec(config, model, compute.runtime), model.weights.state)(decoded), config, model
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage.listing import list_inputs
+from pipeline.storage.inputs.listing import list_inputs
 from schemas.errors import InputError
 from schemas.tables import PLAN
 from tests.listings import LOCAL, listed, rows, write

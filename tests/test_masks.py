@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from pipeline.images.masks import SCORES, SIDE, central_counts, pixel_counts, polygon_mask, run_length_mask
-from pipeline.storage.masks import masks_of_coco
+from pipeline.images.mask_decoding import SCORES, SIDE, central_counts, pixel_counts, polygon_mask, run_length_mask
+from pipeline.storage.truth.masks import masks_of_coco
 from schemas.errors import UsageError
 
 MASKS = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40))

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from pipeline.models.memory import keep_freed_memory
+from pipeline.models.allocator import keep_freed_memory
 from tests.jobs_on import ROOT
 
 PAGES = """
 import resource, sys
 import torch
-from pipeline.models.memory import keep_freed_memory
+from pipeline.models.allocator import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()

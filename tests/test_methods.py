@@ -6,14 +6,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.models import methods
-from pipeline.models.box_rules import BoxRule
-from pipeline.models.engine import Engine
-from pipeline.models.heads import ClassifierHead, ConvHead, Head, LinearHead, NormedHead
-from pipeline.models.localizer import CamRule, Localizer
-from pipeline.models.methods import METHODS, Backprop, GradCam, LayerCam, head_gradients
-from pipeline.models.network import CamNetwork, Preprocessing
-from pipeline.models.runtime import Runtime
+from pipeline.models.localize import methods
+from pipeline.models.localize.box_rules import BoxRule
+from pipeline.models.localize.engine import Engine
+from pipeline.models.localize.localizer import CamRule, Localizer
+from pipeline.models.localize.methods import METHODS, Backprop, GradCam, LayerCam, head_gradients
+from pipeline.models.localize.runtime import Runtime
+from pipeline.models.networks.heads import ClassifierHead, ConvHead, Head, LinearHead, NormedHead
+from pipeline.models.networks.network import CamNetwork, Preprocessing
 
 RUNTIME = Runtime("cpu", "fp32", compile=False, threads=1, batch_size=8)
 CHANNELS, CLASSES, SIDE = 6, 5, 32
@@ -150,8 +150,8 @@ def test_layercam_by_hand():
     assert kinds[GradCam].tolist() == [[[[0, 7.5]]]]
 
 
-def look_at(features: torch.Tensor) -> methods.Look:
-    return methods.Look(torch.empty(0), torch.empty(0), features)
+def look_at(features: torch.Tensor) -> methods.ForwardPass:
+    return methods.ForwardPass(torch.empty(0), torch.empty(0), features)
 
 
 def test_the_head_is_differentiated_in_parts_where_all_would_take_too_much(monkeypatch, network):

@@ -11,15 +11,15 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.models.architecture import Architecture
 from pipeline.models.building import without_values
 from pipeline.models.catalog import describe
-from pipeline.models.families import FAMILIES, REFUSED
-from pipeline.models.loading import load_network
-from pipeline.models.network import Preprocessing
+from pipeline.models.networks.architecture import Architecture
+from pipeline.models.networks.demo_network import DemoNetwork
+from pipeline.models.networks.designs import DESIGNS
+from pipeline.models.networks.families import FAMILIES, REFUSED
+from pipeline.models.networks.network import Preprocessing
 from pipeline.models.registry import DEMO, classifier_names, default_architecture, model_names
-from pipeline.models.tiny import TinyCam
-from pipeline.models.zoo import DESIGNS
+from pipeline.models.weights.state_fitting import load_network
 from schemas.errors import ModelError
 from tests.networks import logits_of_maps
 
@@ -188,7 +188,7 @@ def test_the_number_of_classes_is_that_of_the_state() -> None:
 
 
 def test_float32_values_are_shared_and_half_ones_become_float32() -> None:
-    state = TinyCam(3).state_dict()
+    state = DemoNetwork(3).state_dict()
     half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     assert load_network(DEMO, state, None).head.linear.weight.data_ptr() == state["classifier.weight"].data_ptr()
     assert {value.dtype for value in load_network(DEMO, half, None).parameters()} == {torch.float32}

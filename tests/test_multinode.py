@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from pipeline import camlake
-from pipeline.images.scenes import write_corpus
+from pipeline.images.synthetic.scenes import write_corpus
+from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
-from pipeline.storage.verify import verify
+from pipeline.storage.lake.verify import verify
 from schemas.config import StorageConfig
 from tests.jobs_on import ROOT
 from tests.training import Output
@@ -21,9 +21,9 @@ import sys, threading, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
 import ray
-from jobs.annotate import annotate
+from pipeline.graph.annotate.driver import annotate
 from jobs.console import Screen
-from pipeline.graph.board import start_board
+from pipeline.graph.train.train_progress import start_board
 from pipeline.storage.filesystems import connect
 from tests.training import train
 from schemas.annotate import AnnotateConfig

@@ -9,12 +9,13 @@ import pytest
 import torch
 import torchvision
 
-from pipeline.models.architecture import Architecture
 from pipeline.models.building import without_values
-from pipeline.models.checkpoint import checkpoint_bytes
-from pipeline.models.network import Preprocessing
+from pipeline.models.learn.pretrained import load_pretrained
+from pipeline.models.networks.architecture import Architecture
+from pipeline.models.networks.network import Preprocessing
 from pipeline.models.registry import DEMO, preprocessing_of
-from pipeline.models.weights import load_pretrained, load_weights
+from pipeline.models.weights.checkpoint import checkpoint_bytes
+from pipeline.models.weights.load_weights import load_weights
 from schemas.errors import ModelError
 from tests.checkpoints import CARD, same, trained
 

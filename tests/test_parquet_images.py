@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage.listing import list_inputs
+from pipeline.storage.inputs.listing import list_inputs
 from schemas.errors import InputError
 from tests.listings import LOCAL, listed, rows, uris, write
 
@@ -67,7 +67,7 @@ def test_a_folder_of_parquet_files_survives_a_damaged_one(tmp_path):
 
 
 def test_row_groups_are_known_by_their_first_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.storage.listing.BATCH_ROWS", 4)
+    monkeypatch.setattr("pipeline.storage.inputs.listing.BATCH_ROWS", 4)
     for name, rows_per_group in (("a", 3), ("b", 4)):
         pq.write_table(pa.table({"jpg": [b"x"] * 7}), tmp_path / f"{name}.parquet", row_group_size=rows_per_group)
     (tmp_path / "c.parquet").write_bytes(b"PAR1 nonsense")

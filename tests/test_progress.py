@@ -6,7 +6,8 @@ import time
 import pytest
 import ray
 
-from pipeline.graph import board, progress
+from pipeline.graph import progress
+from pipeline.graph.train import train_progress as board
 
 PATIENCE_S = 30
 

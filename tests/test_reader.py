@@ -15,10 +15,10 @@ import pyarrow.dataset as ds
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline import camlake
-from pipeline.storage.lake import Layout, committed_files, load_runs
-from pipeline.storage.lease import Lease
-from pipeline.storage.query import CommittedFiles, add_views, connect_duckdb
+from pipeline.outputs import reader as camlake
+from pipeline.storage.lake.layout import LakePaths, committed_files, load_runs
+from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.query import CommittedFiles, add_views, connect_duckdb
 from schemas.errors import StoreError, UsageError
 from schemas.reasons import Reason
 from schemas.tables import TABLES
@@ -204,7 +204,7 @@ def test_remote_files_are_read_by_ranges_alone():
 def test_committed_files_are_all_there_is():
     lake = FakeLake(f"memory://{uuid.uuid4().hex}/out")
     run = lake.run({"a": "v1"})
-    view = CommittedFiles(lake.fs, Layout(lake.root), run.files[:1])
+    view = CommittedFiles(lake.fs, LakePaths(lake.root), run.files[:1])
     name = f"camlake://{run.files[0].path}"
     assert view.glob(name) == [run.files[0].path]
     assert view.glob("camlake://other.parquet") == []

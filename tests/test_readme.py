@@ -7,7 +7,7 @@ import duckdb
 import pandas as pd
 import pytest
 
-from pipeline.images.scenes import write_corpus
+from pipeline.images.synthetic.scenes import write_corpus
 from schemas.reasons import Reason
 from schemas.tables import TABLES, table_schema
 from tests.jobs_on import ROOT, run_annotate

@@ -9,13 +9,13 @@ import pytest
 from jobs.console import Screen
 from jobs.rebox import rebox
 from jobs.report import run as report
-from pipeline import camlake
 from pipeline.arrays.calibration import Calibration
-from pipeline.storage.calibrations import write_calibration
-from pipeline.storage.commit import Committer, finish_run, start_run
+from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
-from pipeline.storage.lease import Lease
-from pipeline.storage.verify import verify
+from pipeline.storage.lake.calibrations import write_calibration
+from pipeline.storage.lake.commit import Committer, finish_run, start_run
+from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.verify import verify
 from schemas.config import StorageConfig
 from schemas.errors import StoreError, UsageError
 from schemas.reading import ReportConfig
@@ -36,7 +36,7 @@ def _random_bits_descend(monkeypatch):
     """Let nothing but the time put the ids of runs in order, however fast they follow each other."""
     numbers = itertools.count(1)
     falling = SimpleNamespace(token_hex=lambda n_bytes: f"{256**n_bytes - next(numbers):0{2 * n_bytes}x}")
-    monkeypatch.setattr("pipeline.storage.lake.secrets", falling)
+    monkeypatch.setattr("pipeline.storage.lake.layout.secrets", falling)
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from hypothesis.extra.numpy import arrays
 
 from jobs.console import Screen
 from jobs.rebox import rebox
-from pipeline import camlake
 from pipeline.arrays.boxes import level_boxes
 from pipeline.arrays.maps import dequantize, quantize
-from pipeline.images.scenes import write_corpus
+from pipeline.images.synthetic.scenes import write_corpus
+from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
-from pipeline.storage.verify import verify
+from pipeline.storage.lake.verify import verify
 from schemas.config import StorageConfig
 from schemas.errors import UsageError
 from schemas.rebox import ReboxConfig

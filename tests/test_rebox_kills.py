@@ -4,12 +4,12 @@ import os
 
 from jobs.console import Screen
 from jobs.rebox import rebox
-from jobs.suites.kills import same_rows
 from pipeline.storage.filesystems import connect
-from pipeline.storage.verify import verify
+from pipeline.storage.lake.verify import verify
 from schemas.config import StorageConfig
 from schemas.reasons import Reason
 from schemas.rebox import ReboxConfig
+from tests.benchmarks.kills import same_rows
 from tests.fake_lake import FakeLake
 from tests.jobs_on import command
 from tests.killing import kill_when

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from jobs.console import Screen
 from jobs.report import run as run_report
 from jobs.verify import run as run_verify
-from pipeline import camlake
 from pipeline.arrays.metrics import paired_iou
-from pipeline.evaluation import evaluate
 from pipeline.images.resize import ResizePlan
-from pipeline.images.scenes import write_corpus
-from pipeline.models.box_head import BoxHead
-from pipeline.models.box_rules import BoxRule
-from pipeline.models.checkpoint import read_checkpoint
-from pipeline.models.localizer import CamRule, Localizer
-from pipeline.storage.truth import read_truth
+from pipeline.images.synthetic.scenes import write_corpus
+from pipeline.models.localize.box_rules import BoxRule
+from pipeline.models.localize.localizer import CamRule, Localizer
+from pipeline.models.networks.box_head import BoxHead
+from pipeline.models.weights.checkpoint import read_checkpoint
+from pipeline.outputs import reader as camlake
+from pipeline.outputs.evaluate import evaluate
+from pipeline.storage.truth.truth import read_truth
 from schemas.annotate import AnnotateConfig
 from schemas.box_rules import NO_CUT
 from schemas.config import StorageConfig

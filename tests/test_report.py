@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline.report import (
+from pipeline.outputs.report import (
     BOX_RGB,
     TRUTH_RGB,
     MapView,
@@ -47,7 +47,7 @@ class _Page(HTMLParser):
 
 
 def test_level_three_needs_neither_ray_nor_torch() -> None:
-    code = "import sys, pipeline.report; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    code = "import sys, pipeline.outputs.report; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

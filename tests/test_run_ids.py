@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.storage.commit import finish_run, remove_leftovers, start_run
-from pipeline.storage.lake import DATA_NAME, RUN_ID, Layout, load_runs, new_run_id
-from pipeline.storage.lease import Lease
-from pipeline.storage.verify import verify
+from pipeline.storage.lake.commit import finish_run, remove_leftovers, start_run
+from pipeline.storage.lake.layout import DATA_NAME, RUN_ID, LakePaths, load_runs, new_run_id
+from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.verify import verify
 from tests.fake_lake import DATE, MODEL, FakeLake, manifest_of, rows_of
 
 START = datetime(2026, 11, 23, 14, 8, 23, 998_700, tzinfo=UTC)
@@ -25,9 +25,9 @@ def clock(monkeypatch):
         state.ids += 1
         return START + timedelta(milliseconds=state.ids - 1)
 
-    monkeypatch.setattr("pipeline.storage.lake.datetime", SimpleNamespace(now=now))
+    monkeypatch.setattr("pipeline.storage.lake.layout.datetime", SimpleNamespace(now=now))
     falling = SimpleNamespace(token_hex=lambda n_bytes: f"{256**n_bytes - state.ids:0{2 * n_bytes}x}")
-    monkeypatch.setattr("pipeline.storage.lake.secrets", falling)
+    monkeypatch.setattr("pipeline.storage.lake.layout.secrets", falling)
 
 
 @pytest.mark.usefixtures("clock")
@@ -58,7 +58,7 @@ def test_a_run_begun_in_the_same_second_covers_what_the_one_before_left(tmp_path
 @pytest.mark.parametrize("run_id", [EARLIER, new_run_id()], ids=["earlier", "new"])
 def test_both_kinds_of_ids_are_known(run_id):
     assert RUN_ID.fullmatch(run_id)
-    name = Layout("out").data_path("boxes", MODEL, DATE, run_id, "000007-abc").rpartition("/")[2]
+    name = LakePaths("out").data_path("boxes", MODEL, DATE, run_id, "000007-abc").rpartition("/")[2]
     assert DATA_NAME.fullmatch(name)[1] == run_id
 
 

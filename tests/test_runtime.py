@@ -14,13 +14,13 @@ from torch import nn
 
 from jobs.console import Screen
 from jobs.suites import gpu
-from pipeline.graph.annotating import BusyClock
-from pipeline.models.engine import Engine
-from pipeline.models.heads import LinearHead
-from pipeline.models.loading import load_network
-from pipeline.models.network import CamNetwork, Preprocessing
+from pipeline.annotate.annotate_stage import BusyClock
+from pipeline.models.localize.engine import Engine
+from pipeline.models.localize.runtime import Runtime, resolve_precision
+from pipeline.models.networks.heads import LinearHead
+from pipeline.models.networks.network import CamNetwork, Preprocessing
 from pipeline.models.registry import model_names
-from pipeline.models.runtime import Runtime, resolve_precision
+from pipeline.models.weights.state_fitting import load_network
 from schemas.benchmark import BenchmarkConfig
 from schemas.errors import ModelError, UsageError
 

@@ -5,14 +5,14 @@ import pytest
 
 from jobs.console import Screen
 from jobs.rebox import rebox
-from pipeline import camlake
-from pipeline.images.scenes import write_corpus
-from pipeline.storage.fetch import Fetcher
+from pipeline.images.synthetic.scenes import write_corpus
+from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
-from pipeline.storage.lake import new_run_id
-from pipeline.storage.lease import Lease
-from pipeline.storage.listing import list_inputs
-from pipeline.storage.verify import verify
+from pipeline.storage.inputs.fetch import Fetcher
+from pipeline.storage.inputs.listing import list_inputs
+from pipeline.storage.lake.layout import new_run_id
+from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.verify import verify
 from schemas.config import StorageConfig
 from schemas.errors import InputError, LeaseError, StoreError
 from schemas.rebox import ReboxConfig

@@ -3,17 +3,17 @@
 import pyarrow as pa
 import pytest
 
-from jobs.suites.fake_network import FakeGpu
-from jobs.suites.fake_store import BUCKET, FOLDER_OBJECTS, Keys, StoreSpec, fake_store, list_page
-from jobs.suites.simulation import simulate
-from pipeline import camlake
-from pipeline.images.scenes import write_corpus
-from pipeline.storage.fetch import Fetcher
+from pipeline.images.synthetic.scenes import write_corpus
+from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
-from pipeline.storage.listing import list_inputs
-from pipeline.storage.verify import verify
+from pipeline.storage.inputs.fetch import Fetcher
+from pipeline.storage.inputs.listing import list_inputs
+from pipeline.storage.lake.verify import verify
 from schemas.annotate import AnnotateConfig
 from schemas.config import StorageConfig
+from tests.benchmarks.fake_network import FakeGpu
+from tests.benchmarks.fake_store import BUCKET, FOLDER_OBJECTS, Keys, StoreSpec, fake_store, list_page
+from tests.benchmarks.simulation import simulate
 
 BODY = b"0123456789"
 

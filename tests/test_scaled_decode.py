@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.graph.decoding import DecodeSpec, DecodeStage
-from pipeline.graph.source import FETCHED
+from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
+from pipeline.annotate.reader import FETCHED
 from pipeline.images.decode import DecodeLimits, decode
 from pipeline.images.jpeg import scale_for, scaled
 from pipeline.images.resize import MARGIN, ResizePlan

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.images import scenes
-from pipeline.images.drawings import PARTS
-from pipeline.images.objects import OBJECT_SHARE
-from pipeline.images.scenes import ASPECT_MAX, CLASSES, SIDES_PX, random_size, render_scene, write_corpus
+from pipeline.images.synthetic import scenes
+from pipeline.images.synthetic.drawings import PARTS
+from pipeline.images.synthetic.objects import OBJECT_SHARE
+from pipeline.images.synthetic.scenes import ASPECT_MAX, CLASSES, SIDES_PX, random_size, render_scene, write_corpus
 
 
 def _rng(*seed: int) -> np.random.Generator:

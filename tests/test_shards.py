@@ -7,7 +7,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.storage.listing import list_inputs
+from pipeline.storage.inputs.listing import list_inputs
 from tests.listings import LOCAL, listed, rows, tar_bytes, write
 
 
@@ -61,7 +61,7 @@ def test_a_damaged_shard_lists_what_stands_before_the_damage(tmp_path, damage, l
 
 
 def test_shards_are_listed_in_order_and_their_other_members_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.storage.ahead.CHUNK", 3)
+    monkeypatch.setattr("pipeline.storage.prefetch.CHUNK", 3)
     write(
         tmp_path,
         {f"{i:02d}.tar": tar_bytes({f"{j}.{k}": b"1" for j in range(5) for k in ("jpg", "cls")}) for i in range(20)},

@@ -12,18 +12,18 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from jobs import study
 from jobs.console import Screen
-from jobs.studies import running, scenes
-from jobs.studies.claims import CLAIMS, NEARLY, Claim, Comparison, Side, judge
-from jobs.studies.intervals import difference_of, mean_of
-from jobs.studies.learning import input_side, make_network, viewed_boxes
-from jobs.studies.plan import ENTRIES, Entry, chosen_entries, tasks
-from jobs.studies.results import Result, claim_folder, is_finished, read_all, result_path
-from jobs.studies.scoring import Found, found_by, paper_boxes
 from pipeline.images.augment import draw_views, take_views
 from schemas.errors import UsageError
-from schemas.study import StudyConfig
+from tests.benchmarks import study
+from tests.benchmarks.study import running, scenes
+from tests.benchmarks.study.claims import CLAIMS, NEARLY, Claim, Comparison, Side, judge
+from tests.benchmarks.study.config import StudyConfig
+from tests.benchmarks.study.intervals import difference_of, mean_of
+from tests.benchmarks.study.learning import input_side, make_network, viewed_boxes
+from tests.benchmarks.study.plan import ENTRIES, Entry, chosen_entries, tasks
+from tests.benchmarks.study.results import Result, claim_folder, is_finished, read_all, result_path
+from tests.benchmarks.study.scoring import Found, found_by, paper_boxes
 
 TINY = {"scenes": 40, "tests": 20, "size": 48, "cells": 2, "width": 1 / 64, "epochs": 1, "batch_size": 20, "seeds": 1}
 
@@ -278,7 +278,7 @@ def test_help_names_every_option() -> None:
     shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert shown.exit_code == 0
     assert all("--" + name.replace("_", "-") in shown.output for name in StudyConfig.model_fields)
-    assert "python -m jobs.study" in shown.output
+    assert "python -m tests.benchmarks.study" in shown.output
 
 
 def test_a_way_is_scored_with_thresholds_of_other_scenes(finished: StudyConfig) -> None:

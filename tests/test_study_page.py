@@ -4,10 +4,10 @@ from pathlib import Path
 
 from torch import nn
 
-from jobs.studies.learning import make_network
-from jobs.studies.page import COLUMNS, Study, markdown
-from jobs.studies.plan import chosen_entries
-from schemas.study import StudyConfig
+from tests.benchmarks.study.config import StudyConfig
+from tests.benchmarks.study.learning import make_network
+from tests.benchmarks.study.page import COLUMNS, Study, markdown
+from tests.benchmarks.study.plan import chosen_entries
 
 
 def test_the_page_says_of_alexnets_padding_what_its_layers_have() -> None:

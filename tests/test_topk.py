@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipeline.graph.model import fit_topk
-from pipeline.models.architecture import Architecture
+from pipeline.annotate.model import fit_topk
 from pipeline.models.building import cam_network
-from pipeline.models.convert import build_network
+from pipeline.models.learn.conversion import build_network
+from pipeline.models.networks.architecture import Architecture
 from pipeline.models.registry import preprocessing_of
 from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from pipeline.graph.trackers import tracking
+from pipeline.graph.train.trackers import tracking
 from schemas.config import StorageConfig
 from schemas.errors import CamlakeError
 

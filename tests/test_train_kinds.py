@@ -5,18 +5,18 @@ import pytest
 import ray
 import torch
 
-from pipeline.graph.feeding import Feed, PictureReader
 from pipeline.graph.resources import Machine
-from pipeline.graph.training import first_weights, plan_layout
-from pipeline.graph.training_files import TrainingFiles
+from pipeline.graph.train.checkpoints import TrainingFiles
+from pipeline.graph.train.data_feed import Feed, PictureReader
+from pipeline.graph.train.plan import first_weights, plan_layout
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.resize import ResizePlan
-from pipeline.models.architecture import Architecture
-from pipeline.models.weights import load_pretrained
+from pipeline.models.learn.pretrained import load_pretrained
+from pipeline.models.networks.architecture import Architecture
 from pipeline.storage.filesystems import connect
-from pipeline.storage.labelled import read_labelled
-from pipeline.storage.lake import new_run_id
-from pipeline.storage.lease import Lease
+from pipeline.storage.lake.layout import new_run_id
+from pipeline.storage.lake.lease import Lease
+from pipeline.storage.truth.labelled_images import read_labelled
 from schemas.config import StorageConfig
 from schemas.errors import LeaseError, ModelError, UsageError
 from tests.training import N_SCENES, Output, config, train, write_scenes

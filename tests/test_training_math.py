@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.graph.learning import epoch_order
-from pipeline.graph.training_files import Progress
+from pipeline.graph.train.checkpoints import Progress
+from pipeline.graph.train.worker import epoch_order
 from pipeline.images.augment import draw_views, picture_side, take_views
-from pipeline.models.architecture import Architecture
-from pipeline.models.convert import build_network
-from pipeline.models.network import Preprocessing
-from pipeline.models.recipe import Recipe, make_optimizer
-from pipeline.models.training import Learner, freeze, image_losses, mean_average_precision
+from pipeline.models.learn.conversion import build_network
+from pipeline.models.learn.recipe import Recipe, make_optimizer
+from pipeline.models.learn.steps import Learner, freeze, image_losses, mean_average_precision
+from pipeline.models.networks.architecture import Architecture
+from pipeline.models.networks.network import Preprocessing
 
 PLAIN = Preprocessing(8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 

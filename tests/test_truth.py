@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.storage.truth import Truth, read_truth
+from pipeline.storage.truth.truth import Truth, read_truth
 from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.graph.resources import Machine
-from pipeline.graph.timing import Pace, Speed, Timed
-from pipeline.graph.tuning import measure_run, tune, worth_tuning
+from pipeline.graph.tuning.autotune import measure_run, tune, worth_tuning
+from pipeline.graph.tuning.bench_actor import RunTiming, Speed, StageTiming
 from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
 
@@ -39,13 +39,13 @@ class MadeUp:
     def stages(self, compute, machine, seconds):
         self.tried.append(compute.decode)
         decode_s = self.decode_s / (compute.decode_threads if compute.decode == "local" else 1)
-        return timed(decode=Pace(1, decode_s, self.decode_s), network=Pace(1, 0.001, 0.0005))
+        return timed(decode=StageTiming(1, decode_s, self.decode_s), network=StageTiming(1, 0.001, 0.0005))
 
 
 def timed(**stages):
-    nothing = Pace(1, 0.0, 0.0)
+    nothing = StageTiming(1, 0.0, 0.0)
     given = {"fetch": nothing, "decode": nothing, "network": nothing, "encode": nothing, **stages}
-    return Timed(
+    return RunTiming(
         device="cuda", images=1, rejected=0, start_s=0, **given, sizes={}, actors=1, decoders=1, cores=16, cpus=16
     )
 
@@ -170,11 +170,11 @@ def test_a_machine_without_a_gpu_is_timed_with_its_own_decoding_for_a_cluster_th
     def stages(compute, machine, seconds):
         planned.append(compute)
         return replace(
-            timed(**dict.fromkeys(("fetch", "decode", "network", "encode"), Pace(1, 0.1, 0.1))), device="cpu"
+            timed(**dict.fromkeys(("fetch", "decode", "network", "encode"), StageTiming(1, 0.1, 0.1))), device="cpu"
         )
 
     bench = SimpleNamespace(stages=stages)
-    monkeypatch.setattr("pipeline.graph.tuning.open_bench", lambda *how: nullcontext(bench))
+    monkeypatch.setattr("pipeline.graph.tuning.autotune.open_bench", lambda *how: nullcontext(bench))
     model = SimpleNamespace(network=SimpleNamespace(channels=8), resize=SimpleNamespace(map_hw=(4, 4)))
     slices, cluster = [SimpleNamespace(rows=1000)], Machine(cpus=64, gpus=2, cores=None)
     measured = measure_run(config(decode="gpu"), model, LAPTOP, slices, None, offered=cluster)

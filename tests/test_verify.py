@@ -6,11 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage.commit import remove_leftovers
-from pipeline.storage.encoding import to_parquet
-from pipeline.storage.lake import Layout, load_runs
-from pipeline.storage.lease import Lease
-from pipeline.storage.verify import verify
+from pipeline.storage.lake.commit import remove_leftovers
+from pipeline.storage.lake.encoding import to_parquet
+from pipeline.storage.lake.layout import LakePaths, load_runs
+from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.verify import verify
 from schemas.errors import StoreError
 from schemas.reasons import Reason
 from schemas.runs import DataFile, RunManifest
@@ -163,7 +163,7 @@ def test_a_row_that_nobody_planned(local):
 
 def test_an_input_planned_twice(local):
     run = local.run({"a": "v1"})
-    plan = local.path(f"{Layout(local.root).plan_dir(run.run_id)}/00000.parquet")
+    plan = local.path(f"{LakePaths(local.root).plan_dir(run.run_id)}/00000.parquet")
     local.fs.cp_file(plan, plan.replace("00000", "00001"))
     assert f"run {run.run_id}: 1 inputs are planned more than once, such as 'a'" in problems(local)
 

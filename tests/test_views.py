@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.models.views import Canvas, View, ViewPlan, make_views, mean_of, plan_views
+from pipeline.models.localize.views import Canvas, View, ViewPlan, make_views, mean_of, plan_views
 
 TTAS = st.sampled_from(("none", "flip", "tencrop"))
 

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save, save_file
 from torch import nn
 
-from pipeline.models.checkpoint import shown
-from pipeline.models.network import Preprocessing
+from pipeline.models.networks.network import Preprocessing
 from pipeline.models.registry import DEMO, preprocessing_of
-from pipeline.models.weights import load_weights, model_digest
+from pipeline.models.weights.checkpoint import shown
+from pipeline.models.weights.load_weights import load_weights, model_digest
 from pipeline.storage.filesystems import read_url
 from schemas.config import StorageConfig
 from schemas.errors import InputError, ModelError

@@ -10,9 +10,9 @@ import torchvision
 from safetensors.torch import save
 from torch import Tensor
 
-from pipeline.models.loading import load_network
 from pipeline.models.registry import DEMO
-from pipeline.models.weights import load_weights
+from pipeline.models.weights.load_weights import load_weights
+from pipeline.models.weights.state_fitting import load_network
 from schemas.errors import ModelError
 from tests.checkpoints import demo_state, labels_file
 

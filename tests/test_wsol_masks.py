@@ -10,9 +10,9 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score
 
 from pipeline.arrays.metrics import pixel_average_precision
-from pipeline.images.masks import SIDE, mask_of_file, pixel_counts
-from pipeline.storage.masks import read_masks
-from pipeline.storage.wsol_masks import MaskFiles, MaskLine, mask_lines
+from pipeline.images.mask_decoding import SIDE, mask_of_file, pixel_counts
+from pipeline.storage.truth.masks import read_masks
+from pipeline.storage.truth.wsol_masks import MaskFiles, MaskLine, mask_lines
 from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
 

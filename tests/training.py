@@ -10,13 +10,13 @@ import numpy as np
 
 from jobs.console import Screen
 from jobs.train import labelled_images, learn
-from pipeline.graph.training_files import Progress
-from pipeline.images.drawings import CLASSES
-from pipeline.images.scenes import render_scene
-from pipeline.models.checkpoint import WeightsFile, read_checkpoint
+from pipeline.graph.train.checkpoints import Progress
+from pipeline.images.synthetic.drawings import CLASSES
+from pipeline.images.synthetic.scenes import render_scene
+from pipeline.models.weights.checkpoint import WeightsFile, read_checkpoint
 from pipeline.storage.filesystems import read_url
 from schemas.config import StorageConfig
-from schemas.training import TrainConfig
+from schemas.train import TrainConfig
 
 SMALL = {"model": "alexnet_gap", "weights": "none", "width": 0.125, "image_size": 64, "precision": "fp32"}
 LABELS = ("bicycle", "butterfly", "fish")

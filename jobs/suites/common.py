@@ -20,11 +20,11 @@ import safetensors.torch
 import torch
 import torchvision
 
-from jobs.console import Advance, Screen
-from pipeline.images.scenes import CLASSES, render_scene
+from pipeline.annotate.reporter import Advance, Reporter
+from pipeline.images.synthetic.scenes import CLASSES, render_scene
+from pipeline.models.localize.runtime import resolve_precision
 from pipeline.models.registry import DEMO
-from pipeline.models.runtime import resolve_precision
-from pipeline.storage import lineage
+from pipeline.storage.lake import lineage
 from schemas.annotate import AnnotateConfig
 from schemas.benchmark import BenchmarkConfig
 from schemas.config import Precision
@@ -114,11 +114,10 @@ def photographs_job(config: BenchmarkConfig, folder: Path, **options: Any) -> An
     )
 
 
-class Watch(Screen):
-    """A screen that says nothing and remembers when how much was done."""
+class Watch(Reporter):
+    """A reporter that says nothing and remembers when how much was done."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.points: list[tuple[float, int]] = []
 
     def say(self, text: str, **facts: Any) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.graph.decoding import DecodeSpec, DecodeStage
-from pipeline.graph.source import FETCHED
+from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
+from pipeline.annotate.reader import FETCHED
 
 START_S = 300.0
 """Within which all processes must have started."""

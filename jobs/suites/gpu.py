@@ -17,8 +17,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from jobs.annotate import annotate
-from jobs.console import Screen
 from jobs.suites.common import (
     PHOTO_HW,
     Figures,
@@ -31,24 +29,26 @@ from jobs.suites.common import (
 )
 from jobs.suites.decode_tasks import decoded_per_s, fetched_table
 from jobs.suites.gpu_busy import busy_share, following_busy_share
-from jobs.suites.opencv_boxes import THRESHOLD, component_boxes, smooth_maps, upsampled
 from jobs.suites.stage_parts import network_parts
+from pipeline.annotate.annotate_stage import AnnotateStage
+from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
+from pipeline.annotate.gpu_decode_stage import GpuDecodeStage
+from pipeline.annotate.model import Model, load_model
+from pipeline.annotate.reporter import Reporter
+from pipeline.annotate.spec import annotate_spec, decode_spec
 from pipeline.arrays.boxes import foreground_levels, level_boxes
-from pipeline.graph.annotating import AnnotateStage
+from pipeline.graph.annotate.driver import annotate
+from pipeline.graph.annotate.stream import TABLES_AT_A_TIME
 from pipeline.graph.cluster import LOGICAL_PER_CORE
-from pipeline.graph.decoding import DecodeSpec, DecodeStage
-from pipeline.graph.gpu_decoding import GpuDecodeStage
-from pipeline.graph.job import annotate_spec, decode_spec
-from pipeline.graph.model import Model, load_model
 from pipeline.graph.resources import GPU_BATCH, Machine, decoders, plan_compute
-from pipeline.graph.stream import TABLES_AT_A_TIME
 from pipeline.images.device import decode_jpegs
-from pipeline.models.engine import DTYPES, to_host
-from pipeline.models.loading import load_network
-from pipeline.models.runtime import resolve_precision
+from pipeline.models.localize.engine import DTYPES, to_host
+from pipeline.models.localize.runtime import resolve_precision
+from pipeline.models.weights.state_fitting import load_network
 from schemas.annotate import AnnotateConfig
 from schemas.benchmark import BenchmarkConfig
 from schemas.errors import ModelError, UsageError
+from tests.references.opencv_boxes import THRESHOLD, component_boxes, smooth_maps, upsampled
 
 DEVICE = "cuda"
 BATCHES = 20
@@ -64,7 +64,7 @@ LEAST_COUNT = 20 * GPU_BATCH
 BUSY = "GPU busy share"
 
 
-def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
+def measure(config: BenchmarkConfig, reporter: Reporter) -> Figures:
     """Return images/s, ratios and shares run by run; what this machine can't tell is a figure that says why.
 
     Raises UsageError on a machine without CUDA, and for too few images.
@@ -93,7 +93,7 @@ def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
                 notes.setdefault(BUSY, "left out: nvidia-smi told nothing while the job was at steady state")
             else:
                 runs[BUSY].append(whole.busy_share)
-            screen.say(", ".join(f"{name} {values[-1]:.4g}" for name, values in runs.items()))
+            reporter.say(", ".join(f"{name} {values[-1]:.4g}" for name, values in runs.items()))
     if BUSY in notes:
         runs.pop(BUSY, None)
     return _figures(runs, gpus) | facts | notes
@@ -132,7 +132,7 @@ def _sides(config: AnnotateConfig, photographs: Sequence[Path]) -> tuple[dict[st
     cores = os.cpu_count() or 1
     machine = Machine(cores * LOGICAL_PER_CORE, max(1, torch.cuda.device_count()), cores)
     model, compute = load_model(config), plan_compute(config, machine)
-    spec, size = annotate_spec(config, model, compute), compute.runtime.batch_size
+    spec, size = annotate_spec(config, model, compute.runtime), compute.runtime.batch_size
     decoding, tasks = decode_spec(config, model), decoders(compute, machine)
     fetched, stage = fetched_table(photographs), AnnotateStage(spec, model.weights.state)
     decoded = DecodeStage(decoding, cores)(fetched)

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.annotate import annotate
-from jobs.console import Advance, Screen
 from jobs.suites.common import Figures, Watch, make_photographs
 from jobs.suites.usage import peak_bytes
+from pipeline.annotate.reporter import Advance, Reporter
+from pipeline.graph.annotate.driver import annotate
 from pipeline.models.registry import DEMO
 from schemas.annotate import AnnotateConfig
 from schemas.benchmark import BenchmarkConfig
@@ -30,7 +30,7 @@ PICTURES = 64
 """Different pictures; they are repeated under new names."""
 
 
-def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
+def measure(config: BenchmarkConfig, reporter: Reporter) -> Figures:
     """Return for each size what one run took; the driver's memory must not grow with it, nor the time of an image."""
     figures: Figures = {}
     peaks, times_s = [], []
@@ -39,7 +39,7 @@ def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
         pictures = make_photographs(BenchmarkConfig(suite="memory"), folder / "pictures", PICTURES, TINY_HW)
         for count in SIZES:
             seen = _annotate(_linked(pictures, folder / f"images-{count}", count), folder / f"out-{count}")
-            screen.say(f"{count} images: {seen}")
+            reporter.say(f"{count} images: {seen}")
             peaks.append(seen["peak_bytes"])
             times_s.append(seen["took_s"] / count)
             figures |= {

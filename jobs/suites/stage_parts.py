@@ -10,10 +10,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from pipeline.graph.annotating import AnnotateSpec, AnnotateStage
-from pipeline.models.engine import Engine, to_host
-from pipeline.models.localizer import Localizer
-from pipeline.models.network import CamNetwork
+from pipeline.annotate.annotate_stage import AnnotateSpec, AnnotateStage
+from pipeline.models.localize.engine import Engine, to_host
+from pipeline.models.localize.localizer import Localizer
+from pipeline.models.networks.network import CamNetwork
 
 
 class Timed(NamedTuple):

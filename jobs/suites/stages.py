@@ -8,6 +8,7 @@ import itertools
 import os
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -16,22 +17,23 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from jobs.console import Screen
 from jobs.suites.common import Figures, make_photographs, photographs_job, spread
 from jobs.suites.stage_parts import Timed, by_batch, network_parts
-from pipeline.graph.annotating import AnnotateStage
-from pipeline.graph.decoding import DecodeSpec, DecodeStage
-from pipeline.graph.job import make_job, plan_inputs
-from pipeline.graph.model import Model, load_model
-from pipeline.graph.opened import OpenRun, open_run
+from pipeline.annotate.annotate_stage import AnnotateStage
+from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
+from pipeline.annotate.model import Model, load_model
+from pipeline.annotate.reader import count_tables
+from pipeline.annotate.reporter import Reporter
+from pipeline.annotate.spec import plan_inputs, run_request
+from pipeline.graph.annotate.job import make_job
 from pipeline.graph.resources import Machine, plan_compute
-from pipeline.graph.source import count_tables
 from pipeline.images.decode import decode
-from pipeline.storage.encoding import to_parquet
-from pipeline.storage.lake import Layout
-from pipeline.storage.listing import list_inputs
-from pipeline.storage.planning import Plan
-from pipeline.storage.rows import split_rows
+from pipeline.storage.inputs.listing import list_inputs
+from pipeline.storage.lake.encoding import to_parquet
+from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.planning import Plan
+from pipeline.storage.lake.rows import split_rows
+from pipeline.storage.lake.run import OpenRun, open_run
 from schemas.annotate import AnnotateConfig
 from schemas.benchmark import BenchmarkConfig
 
@@ -44,7 +46,7 @@ STAGES = ("list", "list and plan", *IN_STREAM[:-1], "Parquet encoding", IN_STREA
 SCALED, WHOLE = "decode 4000×3000 scaled", "decode 4000×3000 whole"
 
 
-def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
+def measure(config: BenchmarkConfig, reporter: Reporter) -> Figures:
     """Return for each stage ms an image, images/s of one worker and of this machine, and its share of the slowest."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -53,9 +55,9 @@ def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
         make_photographs(copies, folder / "photographs", config.count)
         job_config = photographs_job(config, folder, precision=config.precision)
         model = load_model(job_config)
-        with open_run(job_config, model) as run:
+        with open_run(run_request(job_config, model)) as run:
             timed, workers = _to_time(job_config, model, run)
-            runs_ms = _time(timed, config.repeats, screen)
+            runs_ms = _time(timed, config.repeats, reporter)
     return _figures(runs_ms, workers)
 
 
@@ -66,12 +68,12 @@ def _to_time(config: AnnotateConfig, model: Model, run: OpenRun) -> tuple[dict[s
         return sum(len(batch) for batch in list_inputs(config.input, config, out=config.out).batches)
 
     def planned() -> Plan:
-        plan_dir = Layout(run.root).plan_dir(run.manifest.run_id)
+        plan_dir = LakePaths(run.root).plan_dir(run.manifest.run_id)
         return plan_inputs(config, model, [], run.fs, run.root, plan_dir)
 
     plan, cores, gpus = planned(), os.cpu_count() or 1, torch.cuda.device_count()
     compute = plan_compute(config, Machine(cores, gpus, cores), count_tables(plan.slices))
-    job = make_job(config, model, run.begin(plan.counts, compute), compute, plan.counts.planned)
+    job = make_job(config, model, run.begin(plan.counts, asdict(compute)), compute, plan.counts.planned)
     ends = list(itertools.accumulate(one.rows for one in plan.slices))
     slices = [one for one, end in zip(plan.slices, ends, strict=True) if end - one.rows < SAMPLE]
 
@@ -106,7 +108,7 @@ def _of_large_photographs(spec: DecodeSpec, sample: pa.Table) -> dict[str, Timed
     return {SCALED: by_batch(scaled, table, 2), WHOLE: by_batch(whole, table, 2)}
 
 
-def _time(timed: dict[str, Timed], repeats: int, screen: Screen) -> dict[str, NDArray[np.float64]]:
+def _time(timed: dict[str, Timed], repeats: int, reporter: Reporter) -> dict[str, NDArray[np.float64]]:
     """Return ms an image of each run, all of them in turn; a first run does not count."""
     runs_ms = {name: np.zeros(repeats + 1) for name in timed}
     for repeat in range(repeats + 1):
@@ -114,7 +116,7 @@ def _time(timed: dict[str, Timed], repeats: int, screen: Screen) -> dict[str, ND
             started = time.perf_counter()
             one.run()
             runs_ms[name][repeat] = (time.perf_counter() - started) / one.images * 1e3
-        screen.say(f"run {repeat} of {repeats}: decode {runs_ms['decode'][repeat]:.2f} ms an image")
+        reporter.say(f"run {repeat} of {repeats}: decode {runs_ms['decode'][repeat]:.2f} ms an image")
     return {name: values[1:] for name, values in runs_ms.items()}
 
 

@@ -12,7 +12,7 @@ SAMPLE_S = 0.5
 DRIVER = "driver"
 _ROLES = (
     ("ray::MapWorker", "actors"),
-    ("ray::Tally", "tally"),
+    ("ray::ProgressActor", "progress actor"),
     ("ray::_", "Ray Data's own actors"),
     ("ray::", "readers, decoders, writers"),
     ("gcs_server", "gcs"),

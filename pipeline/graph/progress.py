@@ -15,7 +15,7 @@ ANSWERS_WITHIN_S = 10
 Found = TypeVar("Found")
 
 
-class Done(NamedTuple):
+class RunProgress(NamedTuple):
     """Sums over all actors since the start of the run."""
 
     images: int
@@ -25,11 +25,11 @@ class Done(NamedTuple):
 
 
 @ray.remote(num_cpus=0)
-class Tally:
+class ProgressActor:
     """Adds up the actors' reports; takes no CPU of the plan."""
 
     def __init__(self) -> None:
-        self._done = Done(0, 0, 0.0)
+        self._done = RunProgress(0, 0, 0.0)
         self._begun: dict[str, int] = {}
 
     def begin(self, key: str) -> int:
@@ -44,16 +44,34 @@ class Tally:
     def add(self, images: int, rejected: int, busy_s: float) -> None:
         """Count a table that an actor finished."""
         images_so_far, rejected_so_far, busy_so_far_s = self._done
-        self._done = Done(images_so_far + images, rejected_so_far + rejected, busy_so_far_s + busy_s)
+        self._done = RunProgress(images_so_far + images, rejected_so_far + rejected, busy_so_far_s + busy_s)
 
-    def read(self) -> Done:
+    def read(self) -> RunProgress:
         """Return the sums so far."""
         return self._done
 
 
-def start_tally() -> Any:
-    """Return a tally beside the driver."""
-    return beside_driver(Tally)
+def start_progress() -> Any:
+    """Return a new ProgressActor beside the driver."""
+    return beside_driver(ProgressActor)
+
+
+class ActorAttempts:
+    """The Attempts of ``pipeline.annotate.crash_isolation``, counted by a ProgressActor; travels to every worker."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def begin(self, key: str) -> int:
+        """Return how often the work ``key`` was begun without being finished, this time included."""
+        count: int = ray.get(self._actor.begin.remote(key))
+        return count
+
+    def finish(self, key: str, *, wait: bool = False) -> None:
+        """Forget the work ``key``; with ``wait`` return only when it is forgotten."""
+        forgotten = self._actor.finish.remote(key)
+        if wait:
+            ray.get(forgotten)
 
 
 def beside_driver(kind: Any) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.models.runtime import Runtime
+from pipeline.models.localize.runtime import Runtime, resolve_precision
 from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
 
@@ -66,7 +66,8 @@ def plan_compute(config: AnnotateConfig, machine: Machine, n_tables: int | None 
     """Return where everything runs, by rules alone; raises UsageError for CUDA, or nvJPEG, where no GPU is used.
 
     There are never more actors than ``n_tables``, the tables that are to be worked on. What the user left open gets
-    the value that is safe everywhere; ``pipeline.graph.tuning`` fills in measured values first where a run repays it.
+    the value that is safe everywhere; ``pipeline.graph.tuning.autotune`` fills in measured values first where a run
+    repays it.
 
     On CPU each actor has one core and one thread: side by side they keep all cores at work while another one decodes,
     which a single network with many threads does not. A quarter of the logical CPUs stays free for reading and
@@ -142,3 +143,16 @@ def images_per_slice(config: AnnotateConfig) -> Callable[[int], int]:
         return batch * max(1, few, math.ceil(n_images / (MAX_SLICES * batch)))
 
     return size
+
+
+def describe(compute: Compute) -> str:
+    """Say in one line what was chosen and why: actors, threads, device, number type, batch size, place of decoding."""
+    actors = "–".join(map(str, dict.fromkeys(compute.actors))) + (" actor" if compute.actors == (1, 1) else " actors")
+    runtime = compute.runtime
+    threads = f" of {runtime.threads} threads" if runtime.threads > 1 else ""
+    precision = resolve_precision(runtime.precision, runtime.device)
+    compiled = "compiled, " if runtime.compile else ""
+    return (
+        f"{actors}{threads} on {runtime.device}, {precision}, {compiled}batches of {runtime.batch_size}, "
+        f"decoding {compute.decode} ({compute.why})"
+    )

@@ -33,7 +33,7 @@ from PIL import (
 )
 from pillow_heif import HeifImageFile
 
-from pipeline.images.ends import DECODER_ERRORS, ends_early
+from pipeline.images.truncation import DECODER_ERRORS, ends_early
 from schemas.errors import RejectedImage
 from schemas.reasons import Reason
 

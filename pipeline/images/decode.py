@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.images.container import Header, open_header, refusal
-from pipeline.images.ends import DECODER_ERRORS, ends_early
 from pipeline.images.jpeg import JPEG_START, JpegFrame, check_scans, read_frame, scale_for, scaled
 from pipeline.images.pixels import orientation, rgb8, upright, upright_hw
+from pipeline.images.truncation import DECODER_ERRORS, ends_early
 from schemas.errors import RejectedImage
 from schemas.reasons import Reason
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
-from pipeline.images.ends import DECODER_ERRORS
+from pipeline.images.truncation import DECODER_ERRORS
 
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS_PER_SAMPLE = 258

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pipeline.models.architecture import Architecture
-from pipeline.models.box_head import NAME as BOX_HEAD
-from pipeline.models.box_head import add_box_head, has_box_head
-from pipeline.models.families import cut
-from pipeline.models.network import CamNetwork, Preprocessing
+from pipeline.models.networks.architecture import Architecture
+from pipeline.models.networks.box_head import NAME as BOX_HEAD
+from pipeline.models.networks.box_head import add_box_head, has_box_head
+from pipeline.models.networks.designs import DESIGNS
+from pipeline.models.networks.families import cut
+from pipeline.models.networks.network import CamNetwork, Preprocessing
 from pipeline.models.registry import builder_of, family_of
-from pipeline.models.zoo import DESIGNS
 
 
 def cam_network(architecture: Architecture, module: nn.Module, preprocessing: Preprocessing) -> CamNetwork:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.models.building import cam_network, without_values
-from pipeline.models.heads import Pooling
+from pipeline.models.networks.heads import Pooling
 from pipeline.models.registry import (
     DEMO,
     default_architecture,

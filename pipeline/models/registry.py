@@ -9,16 +9,16 @@ import torchvision
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from pipeline.models.architecture import GREATEST_WIDTH, WIDTH_STEPS, Architecture
-from pipeline.models.families import FAMILIES, IMAGENET_MEAN, IMAGENET_STD, REFUSED, Family
-from pipeline.models.heads import Pooling
-from pipeline.models.network import Preprocessing
-from pipeline.models.tiny import IMAGE_SIZE, SCENE_CLASSES, TinyCam
-from pipeline.models.zoo import DESIGNS
+from pipeline.models.networks.architecture import GREATEST_WIDTH, WIDTH_STEPS, Architecture
+from pipeline.models.networks.demo_network import IMAGE_SIZE, SCENE_CLASSES, DemoNetwork
+from pipeline.models.networks.designs import DESIGNS
+from pipeline.models.networks.families import FAMILIES, IMAGENET_MEAN, IMAGENET_STD, REFUSED, Family
+from pipeline.models.networks.heads import Pooling
+from pipeline.models.networks.network import Preprocessing
 from schemas.errors import ModelError
 
 DEMO = "camlake_demo"
-"""The demo's network, trained by ``jobs.train_demo``; its weights ship with camlake."""
+"""The demo's network, trained by ``tests.benchmarks.train_demo``; its weights ship with camlake."""
 OWN_SIZE = 224
 """Side in pixels of the input of camlake's own networks where no weights say another."""
 
@@ -139,11 +139,11 @@ def _torchvision_names() -> list[str]:
 
 def builder_of(name: str) -> Callable[..., nn.Module]:
     """Return what builds a network that camlake does not build from ``DESIGNS``: the demo's or torchvision's."""
-    builder: Callable[..., nn.Module] = TinyCam if name == DEMO else torchvision.models.get_model_builder(name)
+    builder: Callable[..., nn.Module] = DemoNetwork if name == DEMO else torchvision.models.get_model_builder(name)
     return builder
 
 
 def _class_of(name: str) -> type[nn.Module]:
     """Return the class of a network without building it."""
-    kind: type[nn.Module] = TinyCam if name == DEMO else inspect.signature(builder_of(name)).return_annotation
+    kind: type[nn.Module] = DemoNetwork if name == DEMO else inspect.signature(builder_of(name)).return_annotation
     return kind

@@ -1,1 +1,0 @@
-"""What ``python -m jobs.study`` is made of."""

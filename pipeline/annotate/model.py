@@ -1,0 +1,75 @@
+"""The network of a configuration, with its weights and how pictures come to it, resolved once on the driver."""
+
+import functools
+from dataclasses import dataclass
+
+from pipeline.images.resize import ResizePlan
+from pipeline.models.localize.methods import METHODS, NO_BOX_HEAD
+from pipeline.models.localize.views import ViewPlan, make_views, plan_views
+from pipeline.models.networks.network import CamNetwork
+from pipeline.models.weights.load_weights import Weights, load_weights, model_digest
+from pipeline.models.weights.state_fitting import load_network
+from pipeline.storage.filesystems import read_url
+from schemas.annotate import AnnotateConfig
+from schemas.box_rules import HEURISTIC_CLASSES
+from schemas.errors import ModelError, UsageError
+
+GREATEST_SIDE_PX = 4096
+"""Of the square in which a picture travels to the network: 48 MiB."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with its weights, resolved once, on the driver."""
+
+    network: CamNetwork
+    weights: Weights
+    digest: str
+    resize: ResizePlan
+
+    @property
+    def partition(self) -> str:
+        """Return the value of the ``model`` partition."""
+        return f"{self.network.name}-{self.digest[:8]}"
+
+
+def load_model(config: AnnotateConfig) -> Model:
+    """Return the network that ``config`` names; raises ModelError where it or its weights can't be used."""
+    read, exact_maps = functools.partial(read_url, storage=config), METHODS[config.method].exact
+    weights = load_weights(config.model, config.weights, config.labels, read, exact_maps=exact_maps)
+    name = weights.architecture.name
+    network = load_network(
+        name, weights.state, config.image_size, preprocessing=weights.preprocessing, exact_maps=exact_maps
+    )
+    if config.method == "regress" and network.box_head is None:
+        raise ModelError(NO_BOX_HEAD)
+    views = _views(config, network)
+    resize = ResizePlan(config.resize, views.side_px, views.canvas_hw)
+    digest = model_digest(name, weights.sha256, network.preprocessing, config.resize)
+    return Model(network, weights, digest, resize)
+
+
+def fit_topk(config: AnnotateConfig, network: CamNetwork) -> AnnotateConfig:
+    """Return ``config`` with no more top classes than the network has; raises UsageError where more were asked for."""
+    if config.topk <= network.classes:
+        return config
+    shown = f"allowed: up to the {network.classes} classes of {network.name}"
+    if "topk" in config.model_fields_set:
+        raise UsageError(f"--topk {config.topk}: {shown}")
+    if config.box_rule == "heuristic" and network.classes < HEURISTIC_CLASSES:
+        raise UsageError(f"--box-rule heuristic: takes {HEURISTIC_CLASSES} classes; {shown}")
+    return config.model_copy(update={"topk": network.classes})
+
+
+def _views(config: AnnotateConfig, network: CamNetwork) -> ViewPlan:
+    """Return the views of each picture; raises ModelError or UsageError for sides that are too small or too large."""
+    views = make_views(network.preprocessing.image_size, config.tta, config.scales)
+    shown = f"--scales {','.join(f'{scale:g}' for scale in config.scales)} --tta {config.tta}"
+    try:
+        plan = plan_views(views, functools.partial(METHODS[config.method].map_hw, network))
+    except RuntimeError as error:
+        least = min(view.side_px for view in views)
+        raise ModelError(f"{shown}: {least} pixels are too small for {network.name}; give larger scales") from error
+    if plan.side_px > GREATEST_SIDE_PX:
+        raise UsageError(f"{shown}: inputs of {plan.side_px} pixels a side; allowed: up to {GREATEST_SIDE_PX}")
+    return plan

@@ -1,0 +1,32 @@
+"""Where the stream ends: wide rows become committed tables. Its workers load no network."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+from ray.data import Datasink
+
+from pipeline.storage.lake.commit import Committer
+from pipeline.storage.lake.rows import count_maps_without_box, split_rows
+from schemas.runs import CommitRecord
+
+
+class LakeSink(Datasink[CommitRecord | None]):
+    """Commits wide rows: one write task, one commit record."""
+
+    def __init__(self, committer: Committer, outputs: Sequence[str], images_per_commit: int) -> None:
+        self._committer, self._outputs, self._images_per_commit = committer, outputs, images_per_commit
+
+    @property
+    def min_rows_per_write(self) -> int:
+        """Images whose rows become part of the output together."""
+        return self._images_per_commit
+
+    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> CommitRecord | None:
+        """Write one commit; a retried task writes the same names again."""
+        parts = [block for block in blocks if len(block)]
+        if not parts:
+            return None
+        rows = pa.concat_tables(parts)
+        tables = split_rows(rows, self._committer.run_id, self._outputs)
+        return self._committer.commit(f"{ctx.task_idx:06d}", tables, count_maps_without_box(rows))

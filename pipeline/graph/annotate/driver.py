@@ -1,0 +1,80 @@
+"""The whole of ``camlake annotate`` on Ray: list → plan → read → decode → annotate → commit.
+
+The module is called after Ray's word for the process that starts the work, because ``run`` is what
+``pipeline.storage.lake.run`` opens and closes.
+"""
+
+import time
+from dataclasses import asdict
+from functools import partial
+
+from pipeline.annotate.model import Model, fit_topk, load_model
+from pipeline.annotate.reporter import Reporter
+from pipeline.annotate.spec import plan_inputs, run_request
+from pipeline.graph.annotate.job import make_job
+from pipeline.graph.annotate.stream import run_stream
+from pipeline.graph.cluster import ray_cluster
+from pipeline.graph.resources import describe, images_per_slice
+from pipeline.graph.tuning.autotune import TUNE_FROM, resolve_compute, worth_tuning
+from pipeline.graph.tuning.bench import sample_plan
+from pipeline.storage.filesystems import safe_url
+from pipeline.storage.lake.commit import done_images
+from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.planning import Plan
+from pipeline.storage.lake.run import OpenRun, open_run
+from schemas.annotate import AnnotateConfig
+from schemas.errors import UsageError
+from schemas.runs import RunManifest
+
+
+def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_FROM) -> RunManifest:
+    """Annotate every listed input that is not done yet, and return the final manifest of the run.
+
+    From ``tune_from`` images on, a few seconds of trials choose what the configuration leaves open.
+    """
+    model = load_model(config)
+    config = fit_topk(config, model.network)
+    size = f"{model.network.n_parameters / 1e6:.1f} M parameters"
+    reporter.say(f"model {model.partition} ({size}, {model.weights.source})")
+    with open_run(run_request(config, model)) as run:
+        done = done_images(run.fs, run.root, run.manifest.model, config.retry_rejected)
+        plan_dir = LakePaths(run.root).plan_dir(run.manifest.run_id)
+        plan = plan_inputs(config, model, done, run.fs, run.root, plan_dir, images_per_slice(config))
+        counts = plan.counts
+        reporter.say(f"{counts.listed} listed, {counts.already_done} done, {counts.planned} to do")
+        refuse_unmatched_classes(config, plan)
+        if not plan.slices:
+            return run.begin(counts).finish()
+        return _on_ray(config, model, run, plan, reporter, tune_from)
+
+
+def _on_ray(
+    config: AnnotateConfig, model: Model, run: OpenRun, plan: Plan, reporter: Reporter, tune_from: int
+) -> RunManifest:
+    """Stream the plan through a Ray cluster, and return the final manifest."""
+    planned = plan.counts.planned
+    reporter.say("starting Ray and the networks")
+    with ray_cluster(config.address) as machine:
+        if worth_tuning(config, planned, tune_from):
+            reporter.say("trying for a few seconds what is fastest here")
+        sample = partial(sample_plan, plan.slices, run.fs, run.root)
+        compute = resolve_compute(config, model, machine, plan.slices, sample, tune_from)
+        reporter.say(describe(compute))
+        run = run.begin(plan.counts, asdict(compute))
+        job = make_job(config, model, run, compute, planned)
+        started = time.monotonic()
+        with reporter.progress("annotating", planned) as advance:
+            done = run_stream(plan.slices, job, model.weights.state, advance)
+        elapsed_s = time.monotonic() - started
+        busy = done.busy_s / (compute.actors[1] * elapsed_s)
+        reporter.say(f"{planned / elapsed_s:.1f} images/s with the start, networks busy {busy:.0%}")
+    return run.finish()
+
+
+def refuse_unmatched_classes(config: AnnotateConfig, plan: Plan) -> None:
+    """Raise UsageError where ``--classes`` names none of the images that are to be annotated."""
+    if config.classes and plan.counts.planned and not plan.with_classes:
+        raise UsageError(
+            f"--classes {safe_url(config.classes)}: names none of the {plan.counts.planned} images to annotate; "
+            "its keys are uris or their ends after a /"
+        )

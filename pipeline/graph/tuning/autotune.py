@@ -1,0 +1,233 @@
+"""Fills in what the user left open by trying it on a few images: batch size, actors and threads, compilation, decoding.
+
+What was chosen is a configuration again, one that the user could have written: there is one way from it to a plan.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple, Protocol
+
+import pyarrow as pa
+
+from pipeline.annotate.model import Model
+from pipeline.annotate.reader import count_tables
+from pipeline.annotate.spec import row_bytes
+from pipeline.graph.resources import Compute, Machine, images_per_commit, images_per_slice, plan_compute
+from pipeline.graph.tuning.bench import cannot_run, open_bench
+from pipeline.graph.tuning.bench_actor import RunTiming, Speed
+from pipeline.graph.tuning.estimate import Prediction, predict, predict_images_per_s
+from pipeline.storage.lake.planning import PlanSlice
+from schemas.annotate import AnnotateConfig
+
+TUNE_FROM = 20_000
+"""Planned images from which tuning repays: it takes about ten seconds, and gains about a tenth of minutes."""
+BUDGET_S = 5.0
+"""Seconds of trials after which no further one begins, but for that of compilation."""
+TRIAL_S = 0.4
+"""Seconds that a trial goes on, and at least one batch."""
+STAGES_S = 2.0
+"""Seconds that the network is timed for a prediction."""
+CPU_BATCHES = (16, 32, 64, 128)
+GPU_BATCHES = (16, 32, 64, 128, 256, 512, 1024)
+MIN_GAIN = 1.03
+"""What takes more memory or moves more bytes must be faster by this."""
+COMPILE_FROM_S = 120.0
+"""Seconds of work from which compilation, which takes 5 to 20 of them, is tried; SqueezeNet on CPU: twice as fast."""
+COMPILE_REPAYS = 3.0
+"""Times its own duration that compilation must save."""
+
+
+class Trials(Protocol):
+    """What can be tried; ``pipeline.graph.tuning.bench.Bench`` does it."""
+
+    @property
+    def compiles(self) -> bool:
+        """Return whether torch.compile finds its compiler."""
+
+    def network(self, compute: Compute, seconds: float) -> Speed | str:
+        """Return the speed of all actors together, or why the network can't run so."""
+
+    def stages(self, compute: Compute, machine: Machine, seconds: float) -> RunTiming:
+        """Return the times of all stages."""
+
+
+class Choice(NamedTuple):
+    """A configuration with the actors' speed that it gave."""
+
+    config: AnnotateConfig
+    speed: Speed
+
+
+def worth_tuning(config: AnnotateConfig, planned: int, tune_from: int = TUNE_FROM) -> bool:
+    """Return whether a run is long enough to repay trials, and leaves anything open."""
+    given = config.batch_size and config.actors and config.compile != "auto" and config.decode != "auto"
+    return planned >= tune_from and not given
+
+
+def tune(
+    config: AnnotateConfig,
+    machine: Machine,
+    n_tables: int,
+    planned: int,
+    trials: Trials,
+    budget_s: float = BUDGET_S,
+) -> Compute:
+    """Return the plan with the fastest of what ``config`` leaves open; its ``why`` tells what was tried.
+
+    Explicit options stay as they are and cost no trial. Raises UsageError where no batch fits into the GPU's memory.
+    """
+    tuner = _Tuner(machine, n_tables, trials, budget_s)
+    best = tuner.batch_size(_uncompiled(config))
+    best = tuner.threads(best)
+    if config.compile == "auto":
+        best = tuner.compilation(best, planned)
+    chosen = tuner.decoding(best.config)
+    if config.compile == "on":
+        chosen = chosen.model_copy(update={"compile": "on"})
+    return replace(tuner.plan(chosen), why=f"measured, images/s of the networks alone: {', '.join(tuner.tried)}")
+
+
+def _uncompiled(config: AnnotateConfig) -> AnnotateConfig:
+    """Return what sizes are tried with: to compile for each of them would take minutes."""
+    return config.model_copy(update={"compile": "off"})
+
+
+def resolve_compute(
+    config: AnnotateConfig,
+    model: Model,
+    machine: Machine,
+    slices: Sequence[PlanSlice],
+    read_sample: Callable[[], pa.Table],
+    tune_from: int = TUNE_FROM,
+) -> Compute:
+    """Return where a run of these slices happens: measured where that repays, by the rules of plan_compute elsewhere.
+
+    ``read_sample`` gives planned inputs (PLAN) to measure on.
+    """
+    planned = sum(one.rows for one in slices)
+    if not worth_tuning(config, planned, tune_from):
+        return plan_compute(config, machine, count_tables(slices))
+    with open_bench(
+        config, model, plan_compute(_uncompiled(config), machine, count_tables(slices)), read_sample()
+    ) as bench:
+        return tune(config, machine, count_tables(slices), planned, bench)
+
+
+class Measured(NamedTuple):
+    """A run's plan, what its stages took on a sample, and what follows for all of it."""
+
+    compute: Compute
+    timed: RunTiming
+    prediction: Prediction
+
+
+def measure_run(
+    config: AnnotateConfig,
+    model: Model,
+    machine: Machine,
+    slices: Sequence[PlanSlice],
+    sample: pa.Table,
+    *,
+    offered: Machine | None = None,
+    tune_from: int = TUNE_FROM,
+) -> Measured:
+    """Choose as resolve_compute does, time every stage on the connected Ray (``machine``), and predict the run.
+
+    ``offered`` is another cluster to predict for; its plan is by the rules alone, since a trial here says nothing of
+    its machines, and its GPUs count as unmeasured where there is none here.
+    """
+    planned, n_tables = sum(one.rows for one in slices), count_tables(slices)
+    tuned = offered is None and worth_tuning(config, planned, tune_from)
+    here = _uncompiled(config) if tuned else config
+    if offered:
+        wanted = plan_compute(config, offered, n_tables).runtime.device
+        device = wanted if machine.gpus else "cpu"
+        here = config.model_copy(update={"device": device, "actors": None})
+        if device == "cpu" and config.decode == "gpu":
+            here = here.model_copy(update={"decode": "auto"})
+    compute = plan_compute(here, machine, n_tables)
+    with open_bench(here, model, compute, sample) as bench:
+        if tuned:
+            compute = tune(config, machine, n_tables, planned, bench)
+        timed = bench.stages(compute, machine, STAGES_S)
+    if offered:
+        compute = plan_compute(config, offered, n_tables)
+    per_slice = images_per_slice(config)(planned)
+    per_commit = images_per_commit(config, planned, compute.actors[1], row_bytes(config, model))
+    return Measured(compute, timed, predict(compute, offered or machine, timed, planned, per_slice, per_commit))
+
+
+class _Tuner:
+    def __init__(self, machine: Machine, n_tables: int, trials: Trials, budget_s: float) -> None:
+        self._machine, self._n_tables, self._trials = machine, n_tables, trials
+        self._end_s = time.monotonic() + budget_s
+        self.tried: list[str] = []
+
+    def plan(self, config: AnnotateConfig) -> Compute:
+        return plan_compute(config, self._machine, self._n_tables)
+
+    def batch_size(self, config: AnnotateConfig) -> Choice:
+        sizes = GPU_BATCHES if self.plan(config).runtime.device == "cuda" else CPU_BATCHES
+        open_sizes = (config.batch_size,) if config.batch_size else sizes
+        candidates = [config.model_copy(update={"batch_size": size}) for size in open_sizes]
+        first = self._try(candidates[0])
+        if isinstance(first, str):
+            raise cannot_run(self.plan(candidates[0]), first)
+        return self._climb(Choice(candidates[0], first), candidates[1:])
+
+    def threads(self, best: Choice) -> Choice:
+        """Try half as many actors with twice the threads, on a CPU that is this run's alone."""
+        compute = self.plan(best.config)
+        if best.config.actors or compute.runtime.device != "cpu" or not self._machine.cores:
+            return best
+        actors, fewer = compute.actors[1], []
+        while actors := actors // 2:
+            fewer.append(best.config.model_copy(update={"actors": (actors, actors)}))
+        return self._climb(best, fewer)
+
+    def compilation(self, best: Choice, planned: int) -> Choice:
+        plain_s = planned / best.speed.images_per_s
+        if not self._trials.compiles or plain_s < COMPILE_FROM_S:
+            return best
+        compiled = best.config.model_copy(update={"compile": "on"})
+        speed = self._try(compiled)
+        if isinstance(speed, str) or plain_s - planned / speed.images_per_s < COMPILE_REPAYS * speed.ready_s:
+            return best
+        return Choice(compiled, speed)
+
+    def decoding(self, config: AnnotateConfig) -> AnnotateConfig:
+        """Choose where to decode on a machine with GPUs: local moves less, so remote must gain by it.
+
+        On CPU both places share the same cores.
+        """
+        if config.decode != "auto" or self.plan(config).runtime.device != "cuda" or not self._machine.cores:
+            return config
+        rates = {}
+        for place in ("local", "remote"):
+            compute = self.plan(config.model_copy(update={"decode": place}))
+            timed = self._trials.stages(compute, self._machine, TRIAL_S)
+            rates[place] = predict_images_per_s(compute, self._machine, timed)
+            self.tried.append(f"decoding {place} {rates[place]:.0f} with all stages")
+        place = "remote" if rates["remote"] > MIN_GAIN * rates["local"] else "local"
+        return config.model_copy(update={"decode": place})
+
+    def _climb(self, best: Choice, candidates: Iterable[AnnotateConfig]) -> Choice:
+        """Return the last candidate that was faster than the one before by MIN_GAIN; the first that is not ends it."""
+        for config in candidates:
+            if time.monotonic() > self._end_s:
+                break
+            speed = self._try(config)
+            if isinstance(speed, str) or speed.images_per_s < MIN_GAIN * best.speed.images_per_s:
+                break
+            best = Choice(config, speed)
+        return best
+
+    def _try(self, config: AnnotateConfig) -> Speed | str:
+        compute = self.plan(config)
+        runtime = compute.runtime
+        speed = self._trials.network(compute, TRIAL_S)
+        name = f"{compute.actors[1]} × {runtime.threads} threads, batch {runtime.batch_size}"
+        result = speed if isinstance(speed, str) else f"{speed.images_per_s:.1f}"
+        self.tried.append(f"{name}{' compiled' if runtime.compile else ''} {result}")
+        return speed

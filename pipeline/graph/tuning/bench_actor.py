@@ -1,0 +1,221 @@
+"""What an actor does to time the stages: run them over a sample again and again.
+
+Ray keeps an actor's class, and so all that its module imports, until the process ends: DuckDB would complain of that on
+standard error, so nothing here imports it.
+"""
+
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
+
+import pyarrow as pa
+import ray
+import torch
+from torch import Tensor
+
+from pipeline.annotate.annotate_stage import AnnotateSpec, AnnotateStage
+from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
+from pipeline.annotate.gpu_decode_stage import GpuDecodeStage
+from pipeline.graph.resources import Compute
+from pipeline.models.localize.runtime import Runtime
+from schemas.errors import ModelError
+from schemas.tables import Table
+
+T = TypeVar("T")
+
+
+class StageTiming(NamedTuple):
+    """What one worker did in a stage while the others did the same."""
+
+    images: int
+    wall_s: float
+    cpu_s: float
+    """Of the worker's whole process."""
+
+    @property
+    def image_s(self) -> float:
+        """Return the seconds that an image takes one worker."""
+        return self.wall_s / self.images
+
+    @property
+    def image_cpu_s(self) -> float:
+        """Return the seconds of a CPU that an image takes."""
+        return self.cpu_s / self.images
+
+    @classmethod
+    def together(cls, paces: Iterable["StageTiming"]) -> "StageTiming":
+        """Return the pace of the average worker."""
+        return cls(*(sum(values) for values in zip(*paces, strict=True)))
+
+
+class Speed(NamedTuple):
+    """What all actors do together."""
+
+    images_per_s: float
+    ready_s: float
+    """Until the network was ready: loaded and, where asked, compiled."""
+
+
+class NetworkTiming(NamedTuple):
+    """What an actor's network did."""
+
+    pace: StageTiming
+    ready_s: float
+    """Until it was ready."""
+    rows: pa.Table
+    """Wide rows of the sample, as far as it came."""
+
+
+class SizeModel(NamedTuple):
+    """Bytes that n images take in a Parquet file: ``fixed + n · per_image``."""
+
+    fixed: float
+    per_image: float
+
+
+@dataclass(frozen=True)
+class RunTiming:
+    """What the stages took for the sample, each worker side by side with the others of its stage."""
+
+    device: str
+    """Where the network ran."""
+    images: int
+    rejected: int
+    start_s: float
+    """From nothing to networks that are loaded and warm, with the sample at hand."""
+    fetch: StageTiming
+    decode: StageTiming
+    network: StageTiming
+    encode: StageTiming
+    sizes: dict[Table, SizeModel]
+    actors: int
+    """That worked side by side."""
+    decoders: int
+    """Workers that decoded side by side: the actors, or tasks."""
+    cores: int
+    """Of the machines where all of this was measured."""
+    cpus: float
+    """CPUs that Ray hands out on them."""
+
+
+class MachineFacts(NamedTuple):
+    """A machine of the cluster."""
+
+    node: str
+    cores: int
+    cpus: float
+    """That Ray hands out."""
+    compiles: bool
+    """Whether torch.compile finds the compiler it needs: of C++ on CPU, of C on CUDA."""
+
+    @classmethod
+    def here(cls, device: str) -> "MachineFacts":
+        """Return the machine that this runs on."""
+        node_id = ray.get_runtime_context().get_node_id()
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        cpus = next(node["Resources"].get("CPU", 1.0) for node in nodes if node["NodeID"] == node_id)
+        names = ("CXX", "c++", "g++", "clang++") if device == "cpu" else ("CC", "cc", "gcc", "clang")
+        compiles = any(shutil.which(os.environ.get(name, name)) for name in names)
+        return cls(node_id, os.cpu_count() or 1, cpus, compiles)
+
+
+class BenchActor:
+    """An actor like the run's own, which decodes and annotates the same images as often as it takes to time it."""
+
+    def __init__(self, decode: DecodeSpec, annotate: AnnotateSpec, state: Sequence[Any]) -> None:
+        """``state`` holds the reference to the network's weights, as for the run's actors."""
+        self._decode_spec, self._spec = decode, annotate
+        self._state: dict[str, Tensor] = ray.get(state[0])
+        self._stage: tuple[Runtime, AnnotateStage] | None = None
+
+    def warm_up(self, fetched: pa.Table) -> MachineFacts:
+        """Decode the sample, annotate a batch of it, and say where this is."""
+        self._fetched = fetched
+        self._decoded = DecodeStage(self._decode_spec)(fetched)
+        self._network(self._spec.runtime)
+        return MachineFacts.here(self._spec.runtime.device)
+
+    def decode(self, compute: Compute, seconds: float) -> StageTiming:
+        """Return how fast this actor decodes, beside its network or on its GPU."""
+        if compute.decode != "gpu":
+            return decode_sample(self._decode_spec, self._fetched, compute, seconds)
+        stage = GpuDecodeStage(self._decode_spec, "cuda", compute.decode_threads)
+
+        def finished(images: pa.Table) -> None:
+            stage(images)
+            torch.cuda.synchronize()
+
+        return time_batches(finished, self._fetched, compute.runtime.batch_size, seconds)[0]
+
+    def network(self, compute: Compute, seconds: float) -> NetworkTiming | str:
+        """Return how fast the network runs as ``compute`` says, or why it can't: memory, or no way to compile it."""
+        runtime = compute.runtime
+        started = time.perf_counter()
+        try:
+            stage, decoded = self._network(runtime)
+            ready_s = time.perf_counter() - started
+            with ThreadPoolExecutor(compute.calls) as pool:
+                lanes = [
+                    pool.submit(time_batches, stage, decoded, runtime.batch_size, seconds) for _ in range(compute.calls)
+                ]
+                found = [lane.result() for lane in lanes]
+        except torch.OutOfMemoryError:
+            self._stage = None
+            torch.cuda.empty_cache()
+            return "out of memory"
+        except ModelError as error:
+            if not runtime.compile:
+                raise
+            return str(error)
+        images, wall_s, cpu_s = zip(*(pace for pace, _ in found), strict=True)
+        # Each lane sees the whole process's time on the CPU.
+        return NetworkTiming(StageTiming(sum(images), max(wall_s), max(cpu_s)), ready_s, pa.concat_tables(found[0][1]))
+
+    def _network(self, runtime: Runtime) -> tuple[AnnotateStage, pa.Table]:
+        """Return the stage that runs as ``runtime`` says, warm, and the sample, as often as fills a batch.
+
+        A first batch allocates, chooses kernels and compiles. The stage before this one gives its memory back first.
+        """
+        decoded = self._decoded
+        while len(decoded) < runtime.batch_size:
+            decoded = pa.concat_tables([decoded, decoded])
+        if self._stage is None or self._stage[0] != runtime:
+            self._stage = None
+            stage = AnnotateStage(replace(self._spec, runtime=runtime), self._state)
+            stage(decoded.slice(0, runtime.batch_size))
+            self._stage = runtime, stage
+        return self._stage[1], decoded
+
+
+def time_batches(
+    stage: Callable[[pa.Table], T], images: pa.Table, batch_size: int, seconds: float
+) -> tuple[StageTiming, list[T]]:
+    """Run a stage over the images again and again until ``seconds`` are over; return its pace and what came out.
+
+    Batches are whole, as nearly all of a run's are, unless there are too few images for one. What came out is that of
+    the first round, as far as it went.
+    """
+    starts = range(0, max(1, len(images) - batch_size + 1), batch_size)
+    first: list[T] = []
+    started, cpu_started = time.perf_counter(), time.process_time()
+    for done in itertools.count(1):
+        out = stage(images.slice(starts[(done - 1) % len(starts)], batch_size))
+        if done <= len(starts):
+            first.append(out)
+        if time.perf_counter() - started >= seconds:
+            break
+    pace = StageTiming(
+        done * min(batch_size, len(images)), time.perf_counter() - started, time.process_time() - cpu_started
+    )
+    return pace, first
+
+
+def decode_sample(spec: DecodeSpec, fetched: pa.Table, compute: Compute, seconds: float) -> StageTiming:
+    """Return how fast this process decodes a sample (FETCHED) on its CPUs."""
+    stage = DecodeStage(spec, compute.decode_threads)
+    return time_batches(stage, fetched, compute.runtime.batch_size, seconds)[0]

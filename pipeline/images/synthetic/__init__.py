@@ -1,0 +1,1 @@
+"""Rendered scenes with known boxes: what the demo shows and the demo network learned from."""

@@ -1,0 +1,83 @@
+"""Scenes harder than the demo's: objects of several classes that cover each other, on backgrounds that give hints.
+
+The largest object is what the scene is labelled with. Each class has a look of background of its own, which a scene of
+the class has more often than chance where the caller asks for it: what a network that never saw a box may learn
+instead of the object.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.images.synthetic.backgrounds import BackgroundStyle, draw_ground
+from pipeline.images.synthetic.drawings import CLASSES, PARTS, Part
+from pipeline.images.synthetic.objects import Pixels, draw_object, mask_of, object_colors, placed, posed
+
+MAIN_SIDES = (0.45, 0.80)
+"""Range of the labelled object's longer side as a share of the picture's side."""
+OTHER_SIDES = (0.20, 0.36)
+"""The same of the others: always smaller than the labelled one."""
+OTHERS = (1, 2)
+"""Least and greatest number of objects of other classes."""
+LEAST_SEEN = 0.6
+"""Share of the labelled object's pixels that the others leave to be seen at least."""
+LOOKS = tuple(BackgroundStyle(index % 4, index / len(CLASSES)) for index in range(len(CLASSES)))
+"""The background that goes with each class."""
+
+
+class ClutteredScene(NamedTuple):
+    """A rendered square picture, the object it is labelled with, and the hints it gives."""
+
+    pixels: Pixels
+    """(S, S, 3) uint8, RGB."""
+    label: int
+    """Index into CLASSES of the largest object."""
+    box_xyxy: NDArray[np.float64]
+    """(4,) half-open pixels: the extent of that object's pixels that are SEEN, as annotators draw it."""
+    look: int
+    """Index into LOOKS of the background; the label's own where it is the same number."""
+    others: tuple[int, ...]
+    """Classes of the other objects."""
+
+
+def render_clutter(rng: np.random.Generator, label: int, side_px: int, correlation: float) -> ClutteredScene:
+    """Return a picture of ``side_px``² pixels: an object of class ``label`` and smaller ones of others over and under.
+
+    The background has the class's own look with the chance ``correlation``, else any of the ten, all equally often: 0
+    means that it says nothing of the class. The same state of ``rng`` gives the same scene. ``side_px`` is drawn at
+    twice its size and halved. A side under 48 pixels raises ValueError.
+    """
+    if side_px < 48:
+        raise ValueError(f"side_px {side_px}: allowed: 48 or more")
+    size_hw = 2 * side_px, 2 * side_px
+    look = label if rng.random() < correlation else int(rng.integers(len(LOOKS)))
+    pixels = draw_ground(rng, size_hw, LOOKS[look])
+    main = placed(rng, posed(rng, PARTS[label], size_hw, MAIN_SIDES), size_hw)
+    rest = [index for index in range(len(CLASSES)) if index != label]
+    others = tuple(rng.choice(rest, int(rng.integers(OTHERS[0], OTHERS[1] + 1)), replace=False).tolist())
+    seen = mask_of(main, size_hw)
+    least = LEAST_SEEN * seen.sum()
+    under: list[list[Part]] = []
+    over: list[list[Part]] = []
+    for other in others:
+        parts = placed(rng, posed(rng, PARTS[other], size_hw, OTHER_SIDES), size_hw)
+        left = seen & ~mask_of(parts, size_hw)
+        if rng.random() < 0.5 and left.sum() >= least:
+            over.append(parts)
+            seen = left
+        else:
+            under.append(parts)
+    for parts in (*under, main, *over):
+        draw_object(rng, pixels, parts, object_colors(rng, pixels))
+    halved = np.asarray(cv2.resize(pixels, (side_px, side_px), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return ClutteredScene(halved, label, extent_of_mask(seen) / 2, look, others)
+
+
+def extent_of_mask(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the half-open box (4,) of the set pixels of ``mask`` (H, W); raises ValueError where none is."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        raise ValueError("extent of an empty mask")
+    return np.array((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1), dtype=np.float64)

@@ -1,0 +1,71 @@
+"""The demo's own small CAM network, ``camlake_demo``; `python -m tests.benchmarks.train_demo` trains it."""
+
+from torch import Tensor, nn
+
+IMAGE_SIZE = 112
+"""Side of the input in pixels; three halvings leave a 14×14 map, the size that the paper's networks have."""
+SCENE_CLASSES = 10
+"""Number of classes of the demo's scenes."""
+
+
+def _convolution(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
+    """Return a 3×3 convolution, or one that halves height and width with its cells centred on the pixels they see.
+
+    A 3×3 kernel of stride 2 is centred on every second pixel, half a pixel off the middle of its cell; three of them
+    would move the map by 3 % of the image. A 4×4 kernel is centred right.
+    """
+    side = 3 if stride == 1 else 4
+    return nn.Conv2d(inputs, outputs, side, stride, padding=1, bias=False)
+
+
+class ResidualBlock(nn.Module):
+    """A 3×3 and a ``second`` convolution and a shortcut (He et al. 2016); ``stride`` 2 halves height and width."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, second: int = 3) -> None:
+        """``inputs`` and ``outputs`` are numbers of channels, ``second`` is the side of the second kernel, 1 or 3."""
+        super().__init__()
+        self.body = nn.Sequential(
+            _convolution(inputs, outputs, stride),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(outputs, outputs, second, padding=second // 2, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.AvgPool2d(stride), nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+            )
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return maps of shape (B, outputs, h / stride, w / stride), none of them negative."""
+        result: Tensor = self.relu(self.body(maps) + self.shortcut(maps))
+        return result
+
+
+class DemoNetwork(nn.Module):
+    """Convolutions, global average pooling, one linear layer: images (B, 3, 112, 112) to logits (B, C).
+
+    ``features`` gives (B, 112, 14, 14) after a ReLU. 0.40 million parameters, 1.6 MB in float32. The last two blocks
+    end in 1×1 kernels: with 3×3 ones a unit sees nearly the whole image, and maps of small objects spread beyond them.
+    """
+
+    def __init__(self, num_classes: int = SCENE_CLASSES) -> None:
+        """Start from PyTorch's own random values."""
+        super().__init__()
+        self.features = nn.Sequential(
+            _convolution(3, 24, stride=2),
+            nn.BatchNorm2d(24),
+            nn.ReLU(inplace=True),
+            ResidualBlock(24, 48, stride=2),
+            ResidualBlock(48, 80, stride=2),
+            ResidualBlock(80, 112, second=1),
+            ResidualBlock(112, 112, second=1),
+        )
+        self.classifier = nn.Linear(112, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, C) of normalized images (B, 3, H, W)."""
+        result: Tensor = self.classifier(self.features(images).mean((2, 3)))
+        return result

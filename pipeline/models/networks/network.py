@@ -1,0 +1,111 @@
+"""The CAM network: pixels in, the last feature maps and the logits out."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.networks.box_head import BoxHead
+from pipeline.models.networks.heads import Head, HeadOutput
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network expects of its input: RGB, (value / 255 − mean) / std for each channel."""
+
+    image_size: int
+    """Side of the square input, in pixels."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Normalization(nn.Module):
+    """Turns pixels into what a trunk takes: (value / 255 − mean) / std for each channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        for buffer, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
+            self.register_buffer(buffer, 255 * torch.tensor(values), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (B, 3, H, W) float32, channels last in memory, of RGB ``images`` (B, H, W, 3) uint8.
+
+        Raises ValueError where shape or type are others.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise ValueError(f"images: {images.dtype} of shape {tuple(images.shape)}; allowed: uint8 (B, H, W, 3)")
+        # By whole rows of pixels: loops over three values take three times as long on CPU, a twentieth of MobileNetV2.
+        width = images.shape[2]
+        rows = images.flatten(2) - self.mean.repeat(width)
+        return rows.div_(self.std.repeat(width)).view(images.shape).permute(0, 3, 1, 2)
+
+
+class CamNetwork(nn.Module):
+    """A trunk that ends in feature maps, and a head that is linear in them.
+
+    It has no hooks and keeps nothing of an image: maps come from the features of the same forward pass,
+
+        features = network.features(images)
+        logits, pooled = network.head(features)
+        maps = network.head.class_maps(features, logits.topk(5).indices)
+    """
+
+    def __init__(
+        self, name: str, trunk: nn.Module, head: Head, preprocessing: Preprocessing, box_head: BoxHead | None = None
+    ) -> None:
+        """``trunk`` takes normalized images (B, 3, H, W) and gives the feature maps that ``head`` takes.
+
+        ``box_head`` takes them too, where the network was trained with boxes.
+        """
+        super().__init__()
+        self.name = name
+        self.trunk = trunk
+        self.head = head
+        self.box_head = box_head
+        self.preprocessing = preprocessing
+        self._normalization = Normalization(preprocessing)
+        self._map_sizes: dict[int, tuple[int, int]] = {}
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the last feature maps (B, K, h, w) of RGB ``images`` (B, H, W, 3) uint8 on the network's device.
+
+        H and W are free within what the trunk takes; raises ValueError where shape or type are others.
+        """
+        result: Tensor = self.trunk(self._normalization(images))
+        return result
+
+    def forward(self, images: Tensor) -> HeadOutput:
+        """Return the logits (B, C) and the pooled vectors (B, K) of ``images``, as ``features`` takes them."""
+        result: HeadOutput = self.head(self.features(images))
+        return result
+
+    @property
+    def channels(self) -> int:
+        """K, the number of feature maps."""
+        return self.head.channels
+
+    @property
+    def classes(self) -> int:
+        """C, the number of classes."""
+        return self.head.classes
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trained values, buffers aside."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def map_size(self, image_size: int) -> tuple[int, int]:
+        """Return (h, w) of the feature maps of a square input of ``image_size`` pixels.
+
+        Only shapes are computed. Raises RuntimeError, PyTorch's own, where the input is too small for the trunk.
+        """
+        if image_size not in self._map_sizes:
+            tensors = dict(self.trunk.named_parameters()) | dict(self.trunk.named_buffers())
+            shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+            pixels = torch.empty(1, 3, image_size, image_size, device="meta")
+            maps = torch.func.functional_call(self.trunk, shapes, (pixels,))
+            self._map_sizes[image_size] = (maps.shape[2], maps.shape[3])
+        return self._map_sizes[image_size]

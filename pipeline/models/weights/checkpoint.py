@@ -1,0 +1,192 @@
+"""A weights file: tensors, and in a safetensors file of camlake's the card that says what they are.
+
+The card stands as JSON under the key ``camlake`` of the safetensors header. Nothing but tensors is ever unpickled.
+"""
+
+import hashlib
+import io
+import json
+import math
+import pickle
+import re
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from pipeline.models.networks.architecture import Architecture
+from pipeline.models.networks.network import Preprocessing
+from pipeline.models.registry import check
+from pipeline.models.weights.state_fitting import State
+from schemas.errors import ModelError
+from schemas.train import Supervision
+
+STATE_KEYS = ("state_dict", "model")
+"""Keys under which training scripts put the state dict, beside optimizer and epoch."""
+CARD_KEY = "camlake"
+"""Key of the card in a safetensors file's metadata."""
+
+_NOT_TORCH_SAVE = (
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    EOFError,
+    struct.error,
+)
+"""What torch.load was seen to raise over cut and garbled files, beside UnpicklingError: it checks as it goes."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that is to be known of trained weights to use them."""
+
+    architecture: Architecture
+    labels: tuple[str, ...]
+    """Names of the C classes, in the order of the logits."""
+    preprocessing: Preprocessing
+    multi_label: bool = False
+    """Whether each logit has a probability of its own, its sigmoid; otherwise the softmax over all is meant."""
+    supervision: Supervision = "labels"
+    """What it learned from: labels alone, or boxes too, by a box head that the state then has."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else is worth knowing, in JSON's types: digest of the data, metrics, seed."""
+
+    def json(self) -> str:
+        """Return the card as a JSON object, as a file beside the weights may show it."""
+        return _CARD.dump_json(self, indent=2).decode()
+
+
+_CARD = TypeAdapter(Card)
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A weights file as read."""
+
+    state: State
+    card: Card | None
+    labels: tuple[str, ...] | None
+    """Those of the card, or of the metadata key ``labels``."""
+    sha256: str
+    """Of the file's bytes, hex."""
+
+
+def read_local(path: str) -> bytes:
+    """Return the bytes of a local file; raises ModelError where it can't be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} can't be read: {error.strerror}") from error
+
+
+def shown(url: str) -> str:
+    """Return ``url`` as messages and lineage may show it: without user and password, over HTTP without the query."""
+    bare = re.sub(r"(://)[^/@]*@", r"\1", url)
+    return re.sub(r"(https?://[^?#]*)[?#].*", r"\1", bare)
+
+
+def checkpoint_bytes(state: Mapping[str, Tensor], card: Card) -> bytes:
+    """Return a safetensors file of ``state`` with its card; ``load_weights`` needs nothing else to use it.
+
+    Raises ValueError where the card's labels are of another number than its classes.
+    """
+    if len(card.labels) != card.architecture.classes:
+        raise ValueError(f"{len(card.labels)} labels for {card.architecture.classes} classes")
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    content: bytes = safetensors.torch.save(tensors, metadata={CARD_KEY: _CARD.dump_json(card).decode()})
+    return content
+
+
+def read_checkpoint(url: str, read: Callable[[str], bytes] = read_local) -> WeightsFile:
+    """Return what a .safetensors, .pt or .pth file holds; ``read`` gives its bytes, and what it raises passes through.
+
+    Raises ModelError where the file has another suffix, is not whole, holds anything but tensors, or has a card that
+    says nothing sensible.
+    """
+    suffix = Path(shown(url)).suffix.lower()
+    if suffix not in (".safetensors", ".pt", ".pth"):
+        raise ModelError(f"--weights {shown(url)}: allowed: a .safetensors, .pt or .pth file")
+    content = read(url)
+    digest = hashlib.sha256(content).hexdigest()
+    if suffix == ".safetensors":
+        try:
+            state = safetensors.torch.load(content)
+        except safetensors.SafetensorError as error:
+            raise ModelError(f"--weights {shown(url)} is no whole safetensors file: {error}") from error
+        metadata = _metadata(content)
+        card = _card_inside(metadata, url)
+        return WeightsFile(state, card, card.labels if card else _labels_inside(metadata, url), digest)
+    try:
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"--weights {shown(url)} is no plain state dict, and nothing else is unpickled; save model.state_dict()"
+        ) from error
+    except _NOT_TORCH_SAVE as error:
+        raise ModelError(f"--weights {shown(url)} is no whole file of torch.save") from error
+    return WeightsFile(_state_inside(loaded, url), None, None, digest)
+
+
+def label_list(text: str, place: str) -> tuple[str, ...]:
+    """Return the names of a JSON list; raises ModelError, naming ``place``, for anything else."""
+    try:
+        labels = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{place} is no JSON list: {error}") from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ModelError(f"{place} is no JSON list of names")
+    return tuple(labels)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Return the metadata of a whole safetensors file: they stand in a JSON header behind 8 bytes of its length."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    return metadata
+
+
+def _card_inside(metadata: dict[str, str], url: str) -> Card | None:
+    text = metadata.get(CARD_KEY)
+    if text is None:
+        return None
+    try:
+        card = _CARD.validate_json(text)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ModelError(f"the card of {shown(url)} can't be read: {where}: {problem['msg']}") from error
+    check(card.architecture)
+    values = (*card.preprocessing.mean, *card.preprocessing.std)
+    if not (card.preprocessing.image_size > 0 and all(map(math.isfinite, values)) and min(card.preprocessing.std) > 0):
+        raise ModelError(f"the card of {shown(url)} has a preprocessing that can't be meant: {card.preprocessing}")
+    return card
+
+
+def _labels_inside(metadata: dict[str, str], url: str) -> tuple[str, ...] | None:
+    text = metadata.get("labels")
+    return None if text is None else label_list(text, f"metadata key 'labels' of {shown(url)}")
+
+
+def _state_inside(loaded: Any, url: str) -> State:
+    for key in STATE_KEYS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict):
+        raise ModelError(f"--weights {shown(url)} holds a {type(loaded).__name__}, not a state dict")
+    for key, value in loaded.items():
+        if not isinstance(value, Tensor):
+            raise ModelError(
+                f"--weights {shown(url)} is no state dict: {key!r} is a {type(value).__name__}, not a tensor"
+            )
+    return dict(loaded)

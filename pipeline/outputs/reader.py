@@ -1,0 +1,150 @@
+"""Reads an output back: ``from pipeline import camlake; lake = camlake.open("s3://bucket/labels")``.
+
+Every query sees committed rows only, and of each image only the rows of the run that decided on it last, so that a
+running or dead run never shows half results and a changed photograph's old boxes stay hidden. Each view has the
+partition columns ``model`` and ``date`` beside the table's own. Any engine gets the same rows from the bare files with
+``CURRENT_ROWS_SQL``.
+"""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import cv2
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.storage.filesystems import connect, safe_url
+from pipeline.storage.lake.layout import committed_files, load_runs
+from pipeline.storage.lake.query import LATEST_SQL, add_views, column_names, connect_duckdb
+from schemas.config import StorageConfig
+from schemas.errors import StoreError, UsageError
+from schemas.runs import RunManifest
+from schemas.tables import TABLES, Table
+
+CURRENT_ROWS_SQL = f"SELECT * FROM {{table}} SEMI JOIN ({LATEST_SQL}) AS latest USING (model, image_id, run_id)"
+"""The current rows of a table for any engine that reads Parquet; fill in ``table``, ``images`` and ``quarantine``.
+
+In DuckDB: table="'OUT/boxes/**/*.parquet'", images="'OUT/images/**/*.parquet'", quarantine likewise; in Spark:
+table="parquet.`OUT/boxes`" and so on. An output that never rejected an image has no quarantine folder: leave that half
+of the UNION out there.
+"""
+
+
+class Lake:
+    """An opened output, as of the moment it was opened. A context manager; ``close`` ends its DuckDB connection."""
+
+    def __init__(self, runs: list[RunManifest], con: duckdb.DuckDBPyConnection) -> None:
+        """Made by ``camlake.open``."""
+        self._runs, self._con = runs, con
+
+    @property
+    def models(self) -> list[str]:
+        """The models with committed rows, as the ``model`` partitions name them, sorted."""
+        return sorted({run.model for run in self._runs if run.files})
+
+    @property
+    def runs(self) -> list[RunManifest]:
+        """Every run's manifest, oldest first; a running one counts what is committed so far."""
+        return list(self._runs)
+
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """Return the DuckDB connection with the views images, boxes, heatmaps, features, quarantine.
+
+        ``all_<table>`` are the same with superseded rows. Times are UTC.
+        """
+        return self._con
+
+    def sql(self, query: str, params: Mapping[str, Any] | list[Any] | None = None) -> duckdb.DuckDBPyRelation:
+        """Return the query's result as a DuckDB relation; ``params`` fill ``$name`` or ``?``."""
+        return self._con.sql(query, params=params)
+
+    def relation(self, table: Table, model: str | None = None) -> duckdb.DuckDBPyRelation:
+        """Return one table as a DuckDB relation with all of its columns, then ``model`` and ``date``.
+
+        Of one model or of all; a table without rows gives an empty relation. Raises UsageError for an unknown table
+        or model.
+        """
+        return self._select(table, None, None, model)
+
+    def arrow(
+        self, table: Table, columns: list[str] | None = None, where: str | None = None, model: str | None = None
+    ) -> pa.Table:
+        """Return rows of one table as an Arrow table: ``columns`` (default: all), where the SQL condition holds.
+
+        Raises UsageError for an unknown table, column or model, and duckdb.Error for a condition that is no SQL.
+        """
+        return self._select(table, columns, where, model).to_arrow_table()
+
+    def pandas(
+        self, table: Table, columns: list[str] | None = None, where: str | None = None, model: str | None = None
+    ) -> pd.DataFrame:
+        """Return what ``arrow`` returns as a data frame; lists are arrays."""
+        frame: pd.DataFrame = self.arrow(table, columns, where, model).to_pandas()
+        return frame
+
+    def close(self) -> None:
+        """End the DuckDB connection; relations of it can't be read any more."""
+        self._con.close()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """End the connection."""
+        self.close()
+
+    def _select(
+        self, table: Table, columns: list[str] | None, where: str | None, model: str | None
+    ) -> duckdb.DuckDBPyRelation:
+        if table not in TABLES:
+            raise UsageError(f"table {table!r}: allowed: {', '.join(TABLES)}")
+        unknown = [name for name in columns or () if name not in column_names(table)]
+        if unknown:
+            raise UsageError(f"column {unknown[0]!r}: {table} has {', '.join(column_names(table))}")
+        if model is not None and model not in self.models:
+            raise UsageError(f"model {model!r}: this output has {', '.join(self.models) or 'none yet'}")
+        chosen = f"SELECT {', '.join(columns or ['*'])} FROM {table}"
+        conditions = ([] if model is None else ["model = $model"]) + ([] if where is None else [f"({where})"])
+        if conditions:
+            chosen += f" WHERE {' AND '.join(conditions)}"
+        return self._con.sql(chosen, params=None if model is None else {"model": model})
+
+
+def open(  # noqa: A001 (camlake.open reads as gzip.open does)
+    out: str, *, endpoint_url: str | None = None, profile: str | None = None, anonymous: bool = False
+) -> Lake:
+    """Return the output ``out``, any fsspec URL, for reading.
+
+    ``endpoint_url`` names an S3-compatible store, ``profile`` one of the AWS credentials file; ``anonymous`` reads a
+    public bucket. Raises StoreError where there is no camlake output or it can't be read.
+    """
+    storage = StorageConfig(endpoint_url=endpoint_url, profile=profile, anonymous=anonymous)
+    fs, root = connect(out, storage, anonymous=anonymous)
+    runs = load_runs(fs, root)
+    if not runs:
+        raise StoreError(
+            f"{safe_url(out)}: no camlake output here; `camlake annotate INPUT --out {safe_url(out)}` makes one"
+        )
+    return Lake(runs, add_views(connect_duckdb(memory_limit=None), fs, root, committed_files(runs)))
+
+
+def heatmap(row: Mapping[str, Any], size_hw: tuple[int, int] | None = None) -> NDArray[np.float32]:
+    """Return the class activation map M_c of a row of ``heatmaps``, (heat_h, heat_w) float32, or at ``size_hw``.
+
+    The row may be a dict, a pandas Series or anything else with its columns as keys. Stored are 256 levels, so M_c is
+    exact to (heat_max - heat_min) / 510. At ``size_hw`` = (height, width) in pixels, such as the upright image's, it is
+    interpolated bilinearly between half-pixel centres, edges held. Raises ValueError for a row whose ``heat`` does not
+    have heat_h x heat_w values.
+    """
+    levels = np.asarray(row["heat"], np.float32).reshape(int(row["heat_h"]), int(row["heat_w"]))
+    low, high = np.float32(row["heat_min"]), np.float32(row["heat_max"])
+    values = low + levels / np.float32(255) * (high - low)
+    if size_hw is None:
+        return values
+    height, width = size_hw
+    return np.asarray(cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)

@@ -1,0 +1,205 @@
+"""What ``rebox`` reads: the stored maps of an output, commit by commit, and which of their images are not done yet.
+
+The plan has one file for each commit of the source that still has current images to do, so that a worker reads the
+files of one commit whole.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from pipeline.storage.filesystems import canonical_url, connect, safe_url
+from pipeline.storage.lake.commit import BATCH_ROWS
+from pipeline.storage.lake.layout import LakePaths, committed_files, load_commits, load_runs, read_whole, write_whole
+from pipeline.storage.lake.query import committed_views, file_urls, quote_list
+from schemas.box_rules import HEURISTIC_CLASSES
+from schemas.errors import StoreError, UsageError
+from schemas.rebox import ReboxConfig
+from schemas.runs import CommitRecord, Counts, RunManifest
+from schemas.tables import IMAGES, PLAN, QUARANTINE, Table, table_schema
+
+_ENDINGS: tuple[Table, ...] = ("images", "quarantine")
+_VERSION = "image_id, etag, size_bytes, modified_at"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model's committed rows of an output."""
+
+    fs: AbstractFileSystem
+    root: str
+    url: str
+    """Canonical, without secrets."""
+    run: RunManifest
+    """The newest run with rows."""
+    run_ids: tuple[str, ...]
+    """All runs with rows, oldest first."""
+    commits: tuple[CommitRecord, ...]
+
+    def current_rows(self, work: "Work", fs: AbstractFileSystem, root: str) -> dict[Table, pa.Table]:
+        """Return the rows of ``work``'s images in images, boxes, heatmaps and quarantine.
+
+        ``fs`` and ``root``: the new output's, which has the plan. Raises StoreError where something can't be read.
+        """
+        path = LakePaths(root).full(work.plan)
+        planned = _read_parquet(fs, path, ["image_id"])["image_id"].combine_chunks()
+        rows = {table: self._read(work.commit, table) for table in _COLUMNS}
+        return {table: found.filter(pc.is_in(found["image_id"], planned)) for table, found in rows.items()}
+
+    def _read(self, commit: CommitRecord, table: Table) -> pa.Table:
+        columns = list(_COLUMNS[table])
+        schema = table_schema(table, 1, "float32")
+        none = pa.schema([schema.field(name) for name in columns]).empty_table()
+        paths = [LakePaths(self.root).full(file.path) for file in commit.files if file.table == table]
+        return pa.concat_tables([none, *(_read_parquet(self.fs, path, columns).cast(none.schema) for path in paths)])
+
+
+_COLUMNS: dict[Table, tuple[str, ...]] = {
+    "images": tuple(IMAGES.names),
+    "quarantine": tuple(QUARANTINE.names),
+    "boxes": ("image_id", "rank", "class_prob"),
+    "heatmaps": ("image_id", "rank", "class_id", "label", "heat_h", "heat_w", "heat_min", "heat_max", "heat"),
+}
+"""What ``current_rows`` reads of each table."""
+
+
+class Work(NamedTuple):
+    """Images of one commit of the source that are to be done."""
+
+    commit: CommitRecord
+    plan: str
+    """Their file of the plan, relative to the new output."""
+    rows: int
+
+
+def _read_parquet(fs: AbstractFileSystem, path: str, columns: list[str]) -> pa.Table:
+    data = read_whole(fs, path)
+    if data is None:
+        raise StoreError(f"{path} is missing; `camlake verify` says what else")
+    try:
+        return pq.read_table(pa.BufferReader(data), columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{path} can't be read: {str(error).splitlines()[0]}") from error
+
+
+def open_source(config: ReboxConfig) -> Source:
+    """Return the rows that ``config`` names.
+
+    Raises StoreError where there is no output, UsageError for an unknown model and for an output without what the new
+    boxes need.
+    """
+    fs, root = connect(config.labels, config, anonymous=config.anonymous)
+    runs = [run for run in load_runs(fs, root) if run.files]
+    if not runs:
+        raise StoreError(f"{safe_url(config.labels)}: no camlake output with rows here")
+    model = config.model or runs[-1].model
+    own = [run for run in runs if run.model == model]
+    if not own:
+        raise UsageError(f"--model {model!r}: {safe_url(config.labels)} has {', '.join({run.model for run in runs})}")
+    _refuse_unfit(config, own[-1])
+    commits = tuple(commit for run in own for commit in load_commits(fs, root, run.run_id))
+    named = {file.path for commit in commits for file in commit.files}
+    lost = [file.path for file in committed_files(own) if file.path not in named]
+    if lost:
+        raise StoreError(f"{safe_url(config.labels)}: no commit record names {lost[0]}; it was removed from _runs")
+    url = safe_url(canonical_url(config.labels))
+    return Source(fs, root, url, own[-1], tuple(run.run_id for run in own), commits)
+
+
+def _refuse_unfit(config: ReboxConfig, run: RunManifest) -> None:
+    """Raise UsageError where the source can't give the boxes that are asked for."""
+    settings, where = run.settings, safe_url(config.labels)
+    missing = [table for table in ("heatmaps", "boxes") if table not in settings["outputs"]]
+    if missing:
+        raise UsageError(
+            f"LABELS {where}: has no {missing[0]}; new boxes come from heatmaps, their class_prob from boxes: "
+            "annotate with both --outputs"
+        )
+    if settings.get("box_rule") == "heuristic" != config.box_rule:
+        raise UsageError(
+            f"--box-rule {config.box_rule}: {where} was annotated with --box-rule heuristic, whose boxes tell the"
+            " class_prob of three classes only; allowed: heuristic"
+        )
+    if config.box_rule == "heuristic" and settings["topk"] < HEURISTIC_CLASSES:
+        raise UsageError(
+            f"--box-rule heuristic: {where} was annotated with --topk {settings['topk']}; it takes"
+            f" {HEURISTIC_CLASSES} or more"
+        )
+
+
+def plan_rebox(source: Source, fs: AbstractFileSystem, root: str, plan_dir: str) -> tuple[list[Work], Counts]:
+    """Write the source's current images and rejections that ``root`` lacks to ``root``/``plan_dir``; return the work.
+
+    Done is an input whose same version ended in the same table. Memory stays bounded: DuckDB spills.
+    """
+    ours = [run for run in load_runs(fs, root) if run.model == source.run.model]
+    files = [file for commit in source.commits for file in commit.files if file.table in _ENDINGS]
+    with committed_views(source.fs, source.root, files) as con:
+        with committed_views(fs, root, committed_files(ours)) as target:
+            done = f"SELECT {_VERSION}, true AS annotated FROM images"
+            done += f" UNION ALL SELECT {_VERSION}, false AS annotated FROM quarantine"
+            con.register("done_rows", target.sql(done).to_arrow_reader(BATCH_ROWS))
+            con.execute("CREATE TABLE done AS SELECT * FROM done_rows")
+        listed = _add_endings(con, source)
+        works = list(_write_plan(con, source, fs, root, plan_dir))
+    planned = sum(work.rows for work in works)
+    return works, Counts(listed=listed, already_done=listed - planned, planned=planned)
+
+
+def _add_endings(con: duckdb.DuckDBPyConnection, source: Source) -> int:
+    """Make ``endings``, the current ones with the place of their commit, and return how many there are."""
+    con.execute("CREATE TABLE commits (url VARCHAR, place BIGINT)")
+    parts = []
+    for table in _ENDINGS:
+        urls = []
+        for place, commit in enumerate(source.commits):
+            found = file_urls(source.fs, source.root, commit.files, table)
+            urls += [(url, place) for url in found]
+        if urls:
+            con.register("urls", pa.table({"url": [url for url, _ in urls], "place": [place for _, place in urls]}))
+            con.execute("INSERT INTO commits SELECT url, place FROM urls")
+            names = quote_list([url for url, _ in urls])
+            columns = f"run_id, uri, {_VERSION}, filename, {table == 'images'} AS annotated"
+            parts.append(f"SELECT {columns} FROM read_parquet({names}, filename = true, hive_partitioning = false)")
+    con.execute(
+        f"CREATE TABLE endings AS SELECT rows.* EXCLUDE (filename), place FROM ({' UNION ALL '.join(parts)}) AS rows"
+        " JOIN commits ON filename = url SEMI JOIN latest ON rows.image_id = latest.image_id"
+        " AND rows.run_id = latest.run_id"
+    )
+    return int(con.sql("SELECT count(*) FROM endings").fetchall()[0][0])
+
+
+def _write_plan(
+    con: duckdb.DuckDBPyConnection, source: Source, fs: AbstractFileSystem, root: str, plan_dir: str
+) -> Iterator[Work]:
+    todo = con.sql(
+        f"""SELECT place, uri, {_VERSION} FROM endings WHERE NOT EXISTS (
+            SELECT 1 FROM done WHERE done.image_id = endings.image_id AND done.annotated = endings.annotated
+            AND done.etag IS NOT DISTINCT FROM endings.etag
+            AND done.size_bytes IS NOT DISTINCT FROM endings.size_bytes
+            AND done.modified_at IS NOT DISTINCT FROM endings.modified_at) ORDER BY place, image_id"""
+    )
+    for place, pieces in groupby(_pieces(todo.to_arrow_reader(BATCH_ROWS)), key=lambda piece: piece[0]):
+        rows, commit = pa.concat_tables([piece for _, piece in pieces]), source.commits[place]
+        columns = {name: rows[name] if name in rows.schema.names else pa.nulls(len(rows)) for name in PLAN.names}
+        columns["path"] = pa.array([commit.files[0].path]).take(pa.array([0] * len(rows), pa.int32()))
+        buffer, file = io.BytesIO(), f"{plan_dir}/part-{place:05d}.parquet"
+        pq.write_table(pa.table(columns).cast(PLAN), buffer, compression="zstd")
+        write_whole(fs, LakePaths(root).full(file), buffer.getvalue())
+        yield Work(commit, file, len(rows))
+
+
+def _pieces(batches: pa.RecordBatchReader) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the rows of each place, in one or more tables."""
+    for batch in batches:
+        rows = pa.table(batch)
+        for place in pc.unique(rows["place"]).to_pylist():
+            yield place, rows.filter(pc.equal(rows["place"], place)).drop_columns("place")

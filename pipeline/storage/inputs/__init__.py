@@ -1,0 +1,1 @@
+"""What is read: how inputs are listed and their bytes are fetched."""

@@ -1,0 +1,127 @@
+"""Whole objects of S3 through obstore: 0.3 ms of CPU for one of 60 KB, where s3fs takes 1.45 ms.
+
+s3fs stays the one that knows the store: credentials, region and address come from it, and what obstore can't read it
+reads, or says why not.
+"""
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import obstore
+from fsspec import AbstractFileSystem
+from fsspec.asyn import sync
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+from pipeline.storage.filesystems import is_store_failure
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+_CREDENTIALS_TTL = timedelta(minutes=5)
+"""After this botocore is asked again, which hands out none that expire within its own ten minutes."""
+_CLIENT: "ClientConfig" = {"allow_http": True, "connect_timeout": "10s", "read_timeout": "60s", "timeout": "1h"}
+_RETRIES: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=60)}
+"""Few, because s3fs tries again."""
+
+
+class S3Response(NamedTuple):
+    """What a store has under a key."""
+
+    size_bytes: int
+    data: bytes | None
+    """Its bytes; None where it is larger than was allowed."""
+
+
+class S3Objects:
+    """Reads whole objects of any bucket; each bucket is looked up once."""
+
+    def __init__(self) -> None:
+        """Connect nothing yet."""
+        self._buckets: dict[str, S3Store | None] = {}
+        self._opening = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel to another process without connections."""
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin anew."""
+        self.__init__()  # type: ignore[misc]
+
+    def get(self, fs: AbstractFileSystem, path: str, max_bytes: int) -> S3Response | None:
+        """Return an object by one request without a range; None where obstore can't, so that s3fs reads it or says why.
+
+        That is so for any failure after a few tries, and for keys with an empty part, ``.`` or ``..``, which are no
+        paths to obstore.
+        """
+        bucket, key, _ = fs.split_path(path)
+        with self._opening:
+            if bucket not in self._buckets:
+                self._buckets[bucket] = _open_bucket(fs, bucket)
+        store = self._buckets[bucket]
+        if store is None or key.strip("/") != key:  # obstore would ask for the key without its outer slashes
+            return None
+        try:
+            answer = obstore.get(store, key)
+            size_bytes = int(answer.meta["size"])
+            return S3Response(size_bytes, bytes(answer.bytes()) if size_bytes <= max_bytes else None)
+        except (BaseError, FileNotFoundError, ValueError):
+            return None
+
+
+def _open_bucket(fs: AbstractFileSystem, bucket: str) -> S3Store | None:
+    """Return obstore's view of a bucket; None where s3fs can't say where it lies or how to sign."""
+    try:
+        regional = _in_region_of(fs, bucket)
+        url = urlsplit(regional.url(f"{bucket}/-"))
+        signing: dict[str, Any] = {"skip_signature": True} if fs.anon else {"credential_provider": _credentials(fs)}
+        authority = fs.session.get_config_variable("ca_bundle")
+        trust: ClientConfig = {"root_certificate": Path(authority).read_bytes()} if authority else {}
+    except Exception as error:
+        if not is_store_failure(error):
+            raise
+        return None
+    return S3Store(
+        bucket,
+        endpoint=f"{url.scheme}://{url.netloc}{url.path.removesuffix('/-')}",
+        virtual_hosted_style_request=True,  # the endpoint is the bucket's own, whatever botocore makes of its name
+        region=regional.s3.meta.region_name,
+        client_options={**_CLIENT, **trust},
+        retry_config=_RETRIES,
+        **signing,
+    )
+
+
+def _in_region_of(fs: AbstractFileSystem, bucket: str) -> AbstractFileSystem:
+    """Return s3fs for the region that the store names for a bucket; ``fs`` itself where that is its own, or unknown."""
+    try:
+        answer = fs.call_s3("head_bucket", Bucket=bucket)
+    except Exception as error:
+        if not is_store_failure(error):
+            raise
+        return fs
+    region = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", fs.s3.meta.region_name)
+    if region == fs.s3.meta.region_name:
+        return fs
+    return type(fs)(**fs.storage_options | {"client_kwargs": {"region_name": region}})
+
+
+def _credentials(fs: AbstractFileSystem) -> Callable[[], dict[str, Any]]:
+    """Return what hands out s3fs's own credentials, refreshed by botocore."""
+    found = sync(fs.loop, fs.session.get_credentials)
+
+    def provide() -> dict[str, Any]:
+        frozen = sync(fs.loop, found.get_frozen_credentials)
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.now(UTC) + _CREDENTIALS_TTL,
+        }
+
+    return provide

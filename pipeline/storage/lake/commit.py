@@ -1,0 +1,244 @@
+"""Commits rows, opens and closes runs, clears up after dead ones, and knows what is done.
+
+Rows become part of the dataset in two steps: data files are written whole under names of the run, the task and their
+content, then the commit record that names them. What has no record does not count and is removed when the run ends or
+the next one starts. So two attempts at one task, of which one was thought dead, never overwrite each other's files.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from fsspec import AbstractFileSystem
+
+from pipeline.storage.filesystems import connect, is_local
+from pipeline.storage.lake.encoding import to_parquet
+from pipeline.storage.lake.layout import (
+    DATA_NAME,
+    TEMP_SUFFIX,
+    LakePaths,
+    committed_files,
+    list_data_files,
+    load_commits,
+    load_runs,
+    parse_record,
+    read_whole,
+    remove_many,
+    with_commits,
+    write_record,
+    write_whole,
+)
+from pipeline.storage.lake.lease import assert_generation_held
+from pipeline.storage.lake.query import committed_views
+from schemas.config import StorageConfig
+from schemas.errors import StoreError
+from schemas.runs import CommitRecord, Counts, DataFile, RunManifest
+from schemas.tables import TABLES, Table
+
+BATCH_ROWS = 65_536
+
+_SORT_KEYS = ("image_id", "rank", "threshold", "component")
+
+
+@dataclass(frozen=True)
+class Committer:
+    """Commits the rows of write tasks. Made of plain values, so that it travels to every worker."""
+
+    out: str
+    storage: StorageConfig
+    run_id: str
+    model: str
+    """Value of the ``model`` partition."""
+    date: str
+    """Value of the ``date`` partition, YYYY-MM-DD."""
+    generation: int
+    """Of the run's lease: rows count only while it is held."""
+    schemas: Mapping[Table, pa.Schema]
+    """Of each table that this run writes."""
+
+    def commit(self, task: str, tables: Mapping[Table, pa.Table], maps_without_box: int = 0) -> CommitRecord:
+        """Write the rows of one task, make them part of the dataset, and return the record that says so.
+
+        A task that is committed already keeps its first record and files. Raises StoreError for rows that contradict
+        their schema or each other and where the store refuses, LeaseError where another run took the output over; then
+        nothing of the task counts.
+        """
+        fs, root = connect(self.out, self.storage)
+        layout = LakePaths(root)
+        record_path = layout.full(layout.commit_path(self.run_id, task))
+        if committed := _read_record(fs, record_path):
+            return committed
+        assert_generation_held(fs, root, self.generation)
+        checked = {table: self._checked(table, rows) for table, rows in tables.items()}
+        _check_images(checked)
+        files = [
+            self._write(fs, layout, table, rows, task)
+            for table in TABLES
+            if (rows := checked.pop(table, None)) is not None and len(rows)
+        ]
+        rows_of = {file.table: file.rows for file in files}
+        record = CommitRecord(
+            run_id=self.run_id,
+            task=task,
+            images=rows_of.get("images", 0),
+            rejected=rows_of.get("quarantine", 0),
+            maps_without_box=maps_without_box,
+            files=tuple(files),
+        )
+        assert_generation_held(fs, root, self.generation)
+        if committed := _read_record(fs, record_path):  # by another attempt at this task, on a node that seemed dead
+            remove_many(fs, [layout.full(file.path) for file in files if file not in committed.files])
+            return committed
+        write_record(fs, record_path, record)
+        return record
+
+    def _checked(self, table: Table, rows: pa.Table) -> pa.Table:
+        """Return the rows as the schema declares them, sorted; raises StoreError where they can't be."""
+        schema = self.schemas.get(table)
+        if schema is None:
+            raise StoreError(f"table {table}: this run declared no such table")
+        if set(rows.schema.names) != set(schema.names):
+            odd = sorted(set(rows.schema.names) ^ set(schema.names))
+            raise StoreError(f"table {table}: columns {odd} are missing or not declared")
+        try:
+            rows = rows.select(schema.names).cast(schema)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+            raise StoreError(f"table {table}: {str(error).splitlines()[0]}") from error
+        if len(rows) and pc.unique(rows["run_id"]).to_pylist() != [self.run_id]:
+            raise StoreError(f"table {table}: rows of another run than {self.run_id}")
+        order = pc.sort_indices(rows, [(name, "ascending") for name in _SORT_KEYS if name in schema.names])
+        in_order = pc.all(pc.equal(order, pa.array(np.arange(len(rows), dtype=np.uint64))), min_count=0).as_py()
+        return rows if in_order else rows.take(order)
+
+    def _write(self, fs: AbstractFileSystem, layout: LakePaths, table: Table, rows: pa.Table, task: str) -> DataFile:
+        data = to_parquet(rows)
+        name = f"{task}-{hashlib.blake2b(data, digest_size=4).hexdigest()}"
+        path = layout.data_path(table, self.model, self.date, self.run_id, name)
+        write_whole(fs, layout.full(path), data)
+        return DataFile(table=table, path=path, rows=len(rows), size_bytes=len(data))
+
+
+def _read_record(fs: AbstractFileSystem, path: str) -> CommitRecord | None:
+    data = read_whole(fs, path)
+    return None if data is None else parse_record(CommitRecord, data, path)
+
+
+def _check_images(tables: Mapping[Table, pa.Table]) -> None:
+    """Raise StoreError unless each image has one ending, and boxes, heatmaps and features only annotated ones."""
+    empty = pa.array([], pa.string())
+    annotated = tables["images"]["image_id"].combine_chunks() if "images" in tables else empty
+    rejected = tables["quarantine"]["image_id"].combine_chunks() if "quarantine" in tables else empty
+    endings = pa.concat_arrays([annotated, rejected])
+    if len(pc.unique(endings)) != len(endings):
+        raise StoreError("an image ends more than once in images and quarantine of the same task")
+    for table in set(tables) - {"images", "quarantine"}:
+        if not pc.all(pc.is_in(tables[table]["image_id"], value_set=annotated), min_count=0).as_py():
+            raise StoreError(f"table {table}: rows of images that this task did not annotate")
+
+
+def start_run(fs: AbstractFileSystem, root: str, manifest: RunManifest) -> None:
+    """Write lineage and manifest of a run that begins; ``manifest`` has the status ``running``."""
+    layout = LakePaths(root)
+    write_record(fs, layout.full(layout.lineage_path(manifest.run_id)), manifest.lineage)
+    write_record(fs, layout.full(layout.manifest_path(manifest.run_id)), manifest)
+
+
+def finish_run(fs: AbstractFileSystem, root: str, manifest: RunManifest, generation: int) -> RunManifest:
+    """Write the last word on a complete run and return it: ``manifest`` with what its commit records name and count.
+
+    ``manifest`` brings what only the run itself knows: listed, planned, already_done and the like. A second call gives
+    the same but for ``ended_at``. Raises StoreError where annotated and rejected don't sum up to planned; then the run
+    stays unfinished. Raises LeaseError where another run took the output over.
+    """
+    run = _account(fs, root, manifest)
+    counts = run.counts
+    if counts.planned != counts.annotated + counts.rejected:
+        raise StoreError(
+            f"{root}: run {run.run_id} planned {counts.planned} images, but {counts.annotated} are annotated and "
+            f"{counts.rejected} rejected; run again to annotate what is missing"
+        )
+    run = run.model_copy(update={"status": "complete", "ended_at": datetime.now(UTC)})
+    assert_generation_held(fs, root, generation)
+    write_record(fs, _manifest_path(root, run), run)
+    _remove_strays(fs, root, load_runs(fs, root))
+    return run
+
+
+def remove_leftovers(fs: AbstractFileSystem, root: str) -> tuple[list[str], list[str]]:
+    """Clear up after dead runs; return the data files removed (relative) and the runs found interrupted.
+
+    Only the holder of the lease may call this, before its own run starts: whatever else claims to be running is dead.
+    A data file that no manifest or commit record names is removed, and so is what local writes left half-done; files
+    that camlake did not name are left alone. A dead run's manifest becomes ``interrupted`` and keeps the files that its
+    commit records name.
+    """
+    runs = load_runs(fs, root)
+    dead = [run for run in runs if run.status == "running"]
+    for run in dead:
+        ended = _account(fs, root, run).model_copy(update={"status": "interrupted", "ended_at": datetime.now(UTC)})
+        write_record(fs, _manifest_path(root, run), ended)
+    strays = _remove_strays(fs, root, runs)
+    if is_local(fs):
+        remove_many(fs, [path for path in fs.find(root) if path.endswith(TEMP_SUFFIX)])
+    return strays, [run.run_id for run in dead]
+
+
+def _remove_strays(fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest]) -> list[str]:
+    """Remove and return the data files with camlake's names that no run names; a dead run's worker may be late.
+
+    Data files that a worker had half written when it died, as its node may, are removed too.
+    """
+    named = {file.path for file in committed_files(runs)}
+    written = [path for path in list_data_files(fs, root) if DATA_NAME.fullmatch(path.rpartition("/")[2])]
+    strays = sorted(path for path in written if path not in named)
+    layout = LakePaths(root)
+    remove_many(fs, [layout.full(path) for path in strays])
+    if is_local(fs):
+        remove_many(fs, [path for path in fs.find(root) if "/.part-" in path and path.endswith(TEMP_SUFFIX)])
+    return strays
+
+
+def done_images(
+    fs: AbstractFileSystem, root: str, model: str, retry_rejected: bool = False
+) -> Iterator[pa.RecordBatch]:
+    """Yield image_id, etag, size_bytes and modified_at of every image that is done for ``model``, each image once.
+
+    Done means that the image's latest committed row stands in ``images``, or in ``quarantine`` with a permanent reason
+    (with ``retry_rejected`` no rejection counts). Memory stays bounded: what exceeds DuckDB's limit is spilled.
+    """
+    files = committed_files([run for run in load_runs(fs, root) if run.model == model])
+    if not files:
+        return
+    source = "image_id, etag, size_bytes, modified_at"
+    query = f"SELECT {source} FROM images"
+    if not retry_rejected:
+        query += f" UNION ALL SELECT {source} FROM quarantine WHERE permanent"
+    with committed_views(fs, root, files) as con:
+        yield from con.sql(query).to_arrow_reader(BATCH_ROWS)
+
+
+def committed_settings(fs: AbstractFileSystem, root: str, model: str) -> dict[str, Any] | None:
+    """Return the settings of the newest run of ``model`` that has committed rows; None where there is none."""
+    for run in reversed(load_runs(fs, root)):
+        if run.model == model and run.files:
+            return run.settings
+    return None
+
+
+def _manifest_path(root: str, run: RunManifest) -> str:
+    layout = LakePaths(root)
+    return layout.full(layout.manifest_path(run.run_id))
+
+
+def _account(fs: AbstractFileSystem, root: str, manifest: RunManifest) -> RunManifest:
+    """Return the manifest with the files and counts of its commit records, rejections by reason too."""
+    run = with_commits(manifest, load_commits(fs, root, manifest.run_id))
+    with committed_views(fs, root, committed_files([run], "quarantine")) as con:
+        reasons = con.sql("SELECT reason_code, count(*) FROM all_quarantine GROUP BY ALL ORDER BY ALL").fetchall()
+    counts = Counts(**{**run.counts.model_dump(), "rejected_by_reason": dict(reasons)})
+    return run.model_copy(update={"counts": counts})

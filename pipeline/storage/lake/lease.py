@@ -1,0 +1,257 @@
+"""A lease on an output, so that two runs never interleave.
+
+The lease has generations, ``_runs/lease/<generation>.json``, and who created the highest one holds it. A generation is
+only ever created by a conditional write that fails where it exists, so that of many who try at once one succeeds.
+Taking over means to create the next generation: the former holder finds it and stops, whatever its clock says.
+"""
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fsspec import AbstractFileSystem
+from pydantic import AwareDatetime
+
+from pipeline.storage.filesystems import is_local, store_errors
+from pipeline.storage.lake.layout import LakePaths, list_dir, parse_record, read_whole, remove_many, write_whole
+from schemas.errors import LeaseError, StoreError
+from schemas.runs import Record
+
+RENEWALS_PER_TTL = 4
+"""Three renewals in a row may fail before the lease is lost."""
+
+SETTLE_S = 2.0
+"""Wait before reading back on stores that ignore the condition: longer than a listing and a small write take."""
+
+_ATTEMPTS = 5
+_creating = threading.Lock()
+
+
+class _Holder(Record):
+    """What a generation says of its holder."""
+
+    run_id: str
+    host: str
+    machine: str
+    pid: int
+    process_started: str
+    expires_at: AwareDatetime
+    released: bool = False
+    probe: bool = False
+    nonce: str
+
+
+class Lease:
+    """The right to write to an output; a thread renews it until ``release``. Made by ``acquire``."""
+
+    def __init__(self, fs: AbstractFileSystem, root: str, holder: _Holder, generation: int, ttl_s: float) -> None:
+        """Start nothing yet; ``generation`` is the one that ``acquire`` created."""
+        self.generation = generation
+        self._fs, self._root, self._holder, self._ttl_s = fs, root, holder, ttl_s
+        self._good_until = time.monotonic() + ttl_s
+        self._lost: str | None = None
+        self._failure: StoreError | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew_until_stopped, name="camlake-lease", daemon=True)
+
+    @classmethod
+    def acquire(cls, fs: AbstractFileSystem, root: str, run_id: str, ttl_s: float = 60.0) -> Self:
+        """Return the lease on ``root``, renewed every quarter of ``ttl_s`` seconds.
+
+        It is taken over at once from a released or expired holder and from a process of this machine that has ended.
+        Clocks of machines that share an output should agree to within ``ttl_s``; where they don't, a live holder may
+        lose its lease, but never share it. Raises LeaseError while another run holds it, StoreError where the store
+        refuses to write it.
+        """
+        holder = _this_process(run_id, ttl_s)
+        for _ in range(_ATTEMPTS):
+            generations = _generations(fs, root)
+            newest = generations[-1] if generations else 0
+            _refuse_if_held(fs, root, newest)
+            if _create(fs, _path(root, newest + 1), holder) and _generations(fs, root)[-1] == newest + 1:
+                lease = cls(fs, root, holder, newest + 1, ttl_s)
+                remove_many(fs, [_path(root, old) for old in generations])
+                lease._thread.start()
+                return lease
+        raise LeaseError(f"{root}: other runs keep taking this output's lease; try again when they have ended")
+
+    def assert_held(self) -> None:
+        """Raise LeaseError when another run took the lease over, or when it could not be renewed before it expired."""
+        if self._lost:
+            raise LeaseError(self._lost)
+        if time.monotonic() > self._good_until:
+            why = f": {self._failure}" if self._failure else ""
+            raise LeaseError(f"{self._root}: the lease could not be renewed for {self._ttl_s:g} s{why}")
+        assert_generation_held(self._fs, self._root, self.generation)
+
+    def release(self) -> None:
+        """Stop renewing and let the next run take the lease; a lease that was lost is left to its new holder."""
+        self._stop.set()
+        self._thread.join(self._ttl_s)
+        if not self._lost and _generations(self._fs, self._root)[-1:] == [self.generation]:
+            self._write(self._holder.model_copy(update={"released": True}))
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Release the lease, whatever happened inside."""
+        self.release()
+
+    def _renew_until_stopped(self) -> None:
+        while not self._lost and not self._stop.wait(self._ttl_s / RENEWALS_PER_TTL):
+            try:
+                self._renew()
+            except LeaseError as error:
+                self._lost = str(error)
+            except StoreError as error:
+                self._failure = error
+
+    def _renew(self) -> None:
+        began = time.monotonic()
+        assert_generation_held(self._fs, self._root, self.generation)
+        current = _read(self._fs, _path(self._root, self.generation))
+        if current is None or current.nonce != self._holder.nonce:
+            raise LeaseError(f"{self._root}: another run overwrote this run's lease; this run has stopped")
+        self._write(self._holder.model_copy(update={"expires_at": _after(self._ttl_s)}))
+        self._good_until = began + self._ttl_s
+
+    def _write(self, holder: _Holder) -> None:
+        write_whole(self._fs, _path(self._root, self.generation), _encode(holder))
+
+
+def assert_generation_held(fs: AbstractFileSystem, root: str, generation: int) -> None:
+    """Raise LeaseError unless ``generation`` is still the highest; one listing, for workers about to commit."""
+    newest = _generations(fs, root)[-1:]
+    if not newest:
+        raise LeaseError(f"{root}: the lease is gone; was the output removed while this run wrote to it?")
+    if newest[0] != generation:
+        raise LeaseError(
+            f"{root}: another run took this output over (lease {newest[0]} > {generation}); this one stops"
+        )
+
+
+def _path(root: str, generation: int) -> str:
+    layout = LakePaths(root)
+    return layout.full(f"{layout.lease_dir}/{generation:08d}.json")
+
+
+def _generations(fs: AbstractFileSystem, root: str) -> list[int]:
+    layout = LakePaths(root)
+    names = [Path(path).stem for path in list_dir(fs, layout.full(layout.lease_dir)) if path.endswith(".json")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _encode(holder: _Holder) -> bytes:
+    return json.dumps(holder.model_dump(mode="json"), indent=1).encode()
+
+
+def _after(ttl_s: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=ttl_s)
+
+
+def _read(fs: AbstractFileSystem, path: str) -> _Holder | None:
+    """Return what a generation says; None where a newer one replaced it. Waits for one that is just being written."""
+    for _ in range(20):
+        data = read_whole(fs, path)
+        if data is None:
+            return None
+        if data:
+            return parse_record(_Holder, data, path)
+        time.sleep(0.1)
+    return None
+
+
+def _refuse_if_held(fs: AbstractFileSystem, root: str, generation: int) -> None:
+    holder = _read(fs, _path(root, generation)) if generation else None
+    if holder is None or holder.released or holder.expires_at <= datetime.now(UTC) or _is_dead(holder):
+        return
+    raise LeaseError(
+        f"{root} is being written by run {holder.run_id} (process {holder.pid} on {holder.host}); wait for it to end: "
+        f"a run that died loses its lease at {holder.expires_at:%Y-%m-%d %H:%M:%S} UTC"
+    )
+
+
+def _create(fs: AbstractFileSystem, path: str, holder: _Holder) -> bool:
+    """Create a generation where there is none, and return whether this call did; StoreError where the store refuses."""
+    data = _encode(holder)
+    with store_errors(f"the lease {path} can't be written"):
+        if is_local(fs):
+            return _create_locally(Path(path), data)
+        with _creating:  # fsspec's memory file system looks and writes in two steps
+            return _create_in_store(fs, path, data, _encode(holder.model_copy(update={"probe": True})))
+
+
+def _create_locally(path: Path, data: bytes) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _create_in_store(fs: AbstractFileSystem, path: str, data: bytes, probe: bytes) -> bool:
+    """As ``_create``; a second write under the same condition shows whether the store heeds it.
+
+    Where it does not, the last writer wins: everybody waits until all who looked before have written, and reads back.
+    """
+    for content in (data, probe):
+        try:
+            fs.pipe_file(path, content, mode="create")
+        except OSError:  # stores name a failed condition in many ways; what stands there now says what happened
+            if not _stands(fs, path):
+                raise
+    if bytes(fs.cat_file(path)) == probe:
+        time.sleep(SETTLE_S)
+        return bytes(fs.cat_file(path)) == probe
+    return bytes(fs.cat_file(path)) == data
+
+
+def _stands(fs: AbstractFileSystem, path: str) -> bool:
+    fs.invalidate_cache()
+    return bool(fs.exists(path))
+
+
+def _this_process(run_id: str, ttl_s: float) -> _Holder:
+    return _Holder(
+        run_id=run_id,
+        host=socket.gethostname(),
+        machine=_machine(),
+        pid=os.getpid(),
+        process_started=_process_started(os.getpid()) or "",
+        expires_at=_after(ttl_s),
+        nonce=secrets.token_hex(8),
+    )
+
+
+def _machine() -> str:
+    """Return what process ids belong to, the running kernel and its process namespace; empty where it is unknown."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    return ""
+
+
+def _process_started(pid: int) -> str | None:
+    """Return a process's start in ticks since boot; None for one that has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _is_dead(holder: _Holder) -> bool:
+    same_machine = holder.machine != "" and holder.machine == _machine()
+    return same_machine and _process_started(holder.pid) != holder.process_started

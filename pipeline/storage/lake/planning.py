@@ -1,0 +1,236 @@
+"""Plans a run: from all that is listed to what is not done yet, in slices that the readers take one by one.
+
+The work is DuckDB's, in a temporary database that spills to disk, so memory does not grow with the number of images.
+"""
+
+import io
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+from numpy.typing import NDArray
+
+from pipeline.storage.inputs.listing import Listing
+from pipeline.storage.lake.layout import read_whole, write_whole
+from pipeline.storage.prefetch import map_ahead
+from pipeline.storage.truth.image_classes import ClassTable, append_rows, join_classes
+from schemas.errors import StoreError
+from schemas.runs import Counts
+from schemas.tables import PLAN
+
+DONE_COLUMNS = ("image_id", "etag", "size_bytes", "modified_at")
+SLICES_PER_FILE = 16
+"""A reader takes a plan's file whole, by one request: this many slices are 1 % of the bytes of one slice's images."""
+MAX_CHUNK_ROWS = 2_048
+"""Longest row group that is one slice's whole: of a longer one each slice reads again what stands before its rows."""
+_WRITE_THREADS = 4
+_MEMORY_LIMIT = "256MB"
+"""Of DuckDB's buffers: what is beyond spills to disk."""
+_READ_ROWS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSlice:
+    """The planned inputs of one read task: a row group of one of the plan's files."""
+
+    file: str
+    """Relative to the output's root, with ``/``."""
+    row_group: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do."""
+
+    slices: tuple[PlanSlice, ...]
+    counts: Counts
+    """Without what only the run can know: annotated, rejected, boxes."""
+    with_classes: int
+    """Planned inputs that ``classes`` names."""
+
+
+def make_plan(
+    listing: Listing,
+    done: Iterable[pa.RecordBatch],
+    fs: AbstractFileSystem,
+    root: str,
+    plan_dir: str,
+    *,
+    rows_per_slice: int | Callable[[int], int],
+    limit: int | None = None,
+    sample: float = 1.0,
+    classes: ClassTable | None = None,
+) -> Plan:
+    """Write the inputs that are not done to ``<root>/<plan_dir>/`` as Parquet of the schema PLAN, and return the plan.
+
+    Inputs keep the listing's order (a folder's are sorted by path), so that containers are read from front to back. Of
+    inputs with the same id the first counts. ``sample`` keeps a share of the inputs by their ids, always the same ones;
+    ``limit`` then keeps the first so many, done or not, so that a second run with the same limit finds nothing to do.
+    ``done`` holds DONE_COLUMNS of the latest committed version of each image: an input is done where both have an etag
+    and it is the same, or else size and time are. ``rows_per_slice`` may depend on the number of planned inputs.
+
+    Raises InputError where the listing fails, StoreError where the plan can't be written.
+    """
+    with _database() as con:
+        _load_listing(con, listing)
+        _load_done(con, done)
+        listed, firsts, considered = _consider(con, listing, limit, sample)
+        planned = _subtract_done(con)
+        join_classes(con, classes)
+        slices: tuple[PlanSlice, ...] = ()
+        if planned:
+            rows = rows_per_slice(planned) if callable(rows_per_slice) else rows_per_slice
+            slices = tuple(_write_slices(con, fs, root, plan_dir, rows, listing.chunk_starts))
+        named = _number(con, "SELECT count(classes) FROM planned LEFT JOIN named USING (seq)")
+    counts = Counts(
+        listed=firsts,
+        duplicates=listed - firsts,
+        skipped_files=listing.skipped_files,
+        left_out=firsts - considered,
+        already_done=considered - planned,
+        planned=planned,
+    )
+    return Plan(slices, counts, named)
+
+
+def read_plan_slice(fs: AbstractFileSystem, root: str, one: PlanSlice) -> pa.Table:
+    """Return the planned inputs of a slice, of the schema PLAN; raises StoreError where the plan can't be read.
+
+    The file is read whole, by one request: by footer, row group and columns it would be a dozen, one after the other.
+    """
+    path = f"{root.rstrip('/')}/{one.file}"
+    data = read_whole(fs, path)
+    if data is None:
+        raise StoreError(f"can't read the plan {path}: not found")
+    return pq.ParquetFile(io.BytesIO(data)).read_row_group(one.row_group).cast(PLAN)
+
+
+@contextmanager
+def _database() -> Iterator[duckdb.DuckDBPyConnection]:
+    with tempfile.TemporaryDirectory(prefix="camlake-plan-") as folder:
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": _MEMORY_LIMIT,
+            "temp_directory": folder,
+            "threads": 2,
+        }
+        with duckdb.connect(str(Path(folder) / "plan.duckdb"), config=config) as con:
+            try:
+                yield con
+            except duckdb.OperationalError as error:
+                reason = str(error).splitlines()[0]
+                raise StoreError(f"planning failed in {tempfile.gettempdir()} (TMPDIR): {reason}") from error
+
+
+def _number(con: duckdb.DuckDBPyConnection, query: str) -> int:
+    row = con.execute(query).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _load_listing(con: duckdb.DuckDBPyConnection, listing: Listing) -> None:
+    con.execute(
+        "CREATE TABLE listed (seq BIGINT, image_id VARCHAR, uri VARCHAR, etag VARCHAR, size_bytes BIGINT,"
+        ' modified_at BIGINT, path VARCHAR, "offset" BIGINT, reason_code VARCHAR, detail VARCHAR)'
+    )
+    start = 0
+    for batch in listing.batches:
+        table = _plain_times(pa.table(batch).drop_columns(["classes"]))
+        numbered = table.add_column(0, "seq", pa.array(range(start, start + len(table)), pa.int64()))
+        append_rows(con, "listed", numbered)
+        start += len(table)
+
+
+def _load_done(con: duckdb.DuckDBPyConnection, done: Iterable[pa.RecordBatch]) -> None:
+    con.execute("CREATE TABLE done (image_id VARCHAR, etag VARCHAR, size_bytes BIGINT, modified_at BIGINT)")
+    for batch in done:
+        append_rows(con, "done", _plain_times(pa.table(batch).select(DONE_COLUMNS)))
+
+
+def _plain_times(table: pa.Table) -> pa.Table:
+    """Return the table with ``modified_at`` as microseconds: DuckDB's time zones would only be in the way."""
+    index = table.schema.get_field_index("modified_at")
+    micros = table["modified_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64())
+    return table.set_column(index, "modified_at", micros)
+
+
+def _consider(
+    con: duckdb.DuckDBPyConnection, listing: Listing, limit: int | None, sample: float
+) -> tuple[int, int, int]:
+    """Make ``considered``; return how many inputs were listed, how many of them differ, and how many are considered."""
+    order = "seq" if listing.ordered else "path, seq"
+    con.execute("CREATE TABLE firsts AS SELECT min(seq) AS seq FROM listed GROUP BY image_id")
+    # The id is uniform: its first 16 hex digits, which sort as numbers do, are below this for that share of all images.
+    kept = "" if sample >= 1 else f"WHERE image_id < '{int(sample * 2**64):016x}'"
+    most = "" if limit is None else f"ORDER BY {order} LIMIT {int(limit)}"
+    con.execute(
+        f"CREATE TABLE considered AS SELECT row_number() OVER (ORDER BY {order}) AS place, * FROM"
+        f" (SELECT listed.* FROM listed SEMI JOIN firsts USING (seq) {kept} {most})"
+    )
+    tables = ("listed", "firsts", "considered")
+    listed, firsts, considered = (_number(con, f"SELECT count(*) FROM {name}") for name in tables)
+    return listed, firsts, considered
+
+
+def _subtract_done(con: duckdb.DuckDBPyConnection) -> int:
+    con.execute(
+        "CREATE TABLE same AS SELECT seq FROM considered JOIN done USING (image_id)"
+        " WHERE CASE WHEN considered.etag IS NOT NULL AND done.etag IS NOT NULL THEN considered.etag = done.etag"
+        " ELSE considered.size_bytes IS NOT DISTINCT FROM done.size_bytes"
+        " AND considered.modified_at IS NOT DISTINCT FROM done.modified_at END"
+    )
+    con.execute("CREATE TABLE planned AS SELECT * FROM considered ANTI JOIN same USING (seq)")
+    return _number(con, "SELECT count(*) FROM planned")
+
+
+def _write_slices(
+    con: duckdb.DuckDBPyConnection, fs: AbstractFileSystem, root: str, plan_dir: str, rows: int, starts: "array[int]"
+) -> Iterator[PlanSlice]:
+    columns = ", ".join("classes" if name == "classes" else f'planned."{name}"' for name in PLAN.names)
+    found = con.sql(f"SELECT seq, {columns} FROM planned LEFT JOIN named USING (seq) ORDER BY place")
+    slices = _in_slices(found.to_arrow_reader(_READ_ROWS), rows, np.frombuffer(starts, np.int64))
+    groups = enumerate(iter(lambda: list(islice(slices, SLICES_PER_FILE)), []))
+
+    def write(numbered: tuple[int, list[pa.Table]]) -> list[PlanSlice]:
+        index, group = numbered
+        file, buffer = f"{plan_dir}/part-{index:05d}.parquet", io.BytesIO()
+        with pq.ParquetWriter(buffer, PLAN, compression="zstd") as writer:
+            for table in group:
+                writer.write_table(table, row_group_size=len(table))
+        write_whole(fs, f"{root.rstrip('/')}/{file}", buffer.getvalue())
+        return [PlanSlice(file, number, len(table)) for number, table in enumerate(group)]
+
+    return chain.from_iterable(map_ahead(write, groups, _WRITE_THREADS))
+
+
+def _in_slices(batches: Iterable[pa.RecordBatch], rows: int, chunk_starts: NDArray[np.int64]) -> Iterator[pa.Table]:
+    """Yield the same rows, without ``seq``, in tables of ``rows`` each, the last one shorter.
+
+    A table is longer where it would else end inside of a chunk, unless that has more than MAX_CHUNK_ROWS rows.
+    """
+    waiting = pa.schema([pa.field("seq", pa.int64()), *PLAN]).empty_table()
+    most = max(rows, MAX_CHUNK_ROWS) if len(chunk_starts) else rows
+    for batch in chain(batches, [None]):
+        if batch is not None:
+            waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch]).cast(waiting.schema)])
+        while len(waiting) > (0 if batch is None else most):
+            end = _end_of_chunk(waiting["seq"].to_numpy(), rows, most, chunk_starts)
+            yield waiting.slice(0, end).drop_columns("seq")
+            waiting = waiting.slice(end)
+
+
+def _end_of_chunk(seq: NDArray[np.int64], rows: int, most: int, chunk_starts: NDArray[np.int64]) -> int:
+    """Return how many rows to take: at least ``rows``, then up to the end of a chunk, at most ``most``."""
+    if rows >= len(seq) or not len(chunk_starts):
+        return min(rows, len(seq))
+    chunk = np.searchsorted(chunk_starts, seq[rows - 1 : most + 1], side="right")
+    ends = np.flatnonzero(chunk != chunk[0])
+    return rows - 1 + int(ends[0]) if len(ends) else min(most, len(seq))

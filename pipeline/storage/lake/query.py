@@ -1,0 +1,229 @@
+"""Committed Parquet files as DuckDB views, on any fsspec file system.
+
+``all_<table>`` has every committed row with its partition columns ``model`` and ``date``. ``latest`` names for each
+model and image the run that decided last, in ``images`` or in ``quarantine``; <table> has only the rows of that run:
+the rows it supersedes are hidden.
+"""
+
+import io
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import get_ident
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from fsspec import AbstractFileSystem
+
+from pipeline.storage.filesystems import is_local
+from pipeline.storage.lake.layout import LakePaths
+from schemas.errors import StoreError
+from schemas.runs import DataFile
+from schemas.tables import TABLES, Table, table_schema
+
+PROTOCOL = "camlake"
+MEMORY_LIMIT = "1GB"
+"""For camlake's own queries: what does not fit is spilled. 24 million images need 18 s within 300 MB on two cores."""
+
+TAIL_BYTES = 32 * 2**10
+"""Holds the footer of an ordinary file, which DuckDB reads in two or three steps."""
+
+THREADS = 4
+"""For camlake's own queries: each thread needs its share of MEMORY_LIMIT."""
+
+LATEST_SQL = """
+SELECT model, image_id, max_by(run_id, decided_at) AS run_id
+FROM (SELECT model, image_id, run_id, annotated_at AS decided_at FROM {images}
+      UNION ALL
+      SELECT model, image_id, run_id, rejected_at AS decided_at FROM {quarantine})
+GROUP BY model, image_id
+"""
+"""The run that decided last on each image; plain SQL that DuckDB, Spark, Trino and Athena read alike."""
+
+
+class CommittedFiles(AbstractFileSystem):  # type: ignore[misc]  # fsspec is untyped
+    """The committed files of one output as DuckDB may see them: read-only, relative to the output, by exact ranges.
+
+    A commit record knows each file's size, so that neither a request for it nor a listing is needed, and a name with
+    ``*`` or ``[`` is only a name.
+    """
+
+    protocol = PROTOCOL
+    cachable = False
+
+    def __init__(self, store: AbstractFileSystem, layout: LakePaths, files: Sequence[DataFile]) -> None:
+        """Show ``files``, which lie in ``store`` under ``layout``."""
+        super().__init__()
+        self._store, self._layout = store, layout
+        self._sizes = {file.path: file.size_bytes for file in files}
+
+    def glob(self, path: str, **_: Any) -> list[str]:
+        """Return the one file of that name, or nothing."""
+        name = self._strip_protocol(path)
+        return [name] if name in self._sizes else []
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        """Return name, size and type; raises FileNotFoundError for a file that is not committed."""
+        name = self._strip_protocol(path)
+        if name not in self._sizes:
+            raise FileNotFoundError(path)
+        return {"name": name, "size": self._sizes[name], "type": "file"}
+
+    def modified(self, path: str) -> datetime:
+        """Return the same moment for every file: committed files never change."""
+        return datetime(2000, 1, 1, tzinfo=UTC)
+
+    def open(self, path: str, mode: str = "rb", **_: Any) -> io.RawIOBase:
+        """Return the file for reading; raises PermissionError for any other mode."""
+        if mode != "rb":
+            raise PermissionError(f"{path}: committed files are read-only")
+        name = self._strip_protocol(path)
+        return _RangeFile(self._store, self._layout.full(name), self.info(name)["size"])
+
+
+class _RangeFile(io.RawIOBase):
+    """A file of a known size in which each read is one ranged request; its last TAIL_BYTES are asked for only once.
+
+    DuckDB seeks and then reads, on one handle from several threads at once: each thread has a position of its own.
+    """
+
+    def __init__(self, store: AbstractFileSystem, path: str, size: int) -> None:
+        super().__init__()
+        self._store, self._path, self._size = store, path, size
+        self._positions: dict[int, int] = {}
+        self._tail = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._positions.get(get_ident(), 0)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._size}[whence]
+        self._positions[get_ident()] = at
+        return at
+
+    def read(self, size: int = -1) -> bytes:
+        at = self.tell()
+        end = self._size if size < 0 else min(at + size, self._size)
+        tail_start = max(0, self._size - TAIL_BYTES)
+        if end <= at:
+            data = b""
+        elif at >= tail_start:
+            self._tail = self._tail or self._fetch(tail_start, self._size)
+            data = self._tail[at - tail_start : end - tail_start]
+        else:
+            data = self._fetch(at, end)
+        self.seek(at + len(data))
+        return data
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        return bytes(self._store.cat_file(self._path, start=start, end=end))
+
+
+def quote(text: str) -> str:
+    """Return ``text`` as an SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def quote_list(texts: Sequence[str]) -> str:
+    """Return ``texts`` as an SQL list of string literals."""
+    return f"[{', '.join(map(quote, texts))}]"
+
+
+def connect_duckdb(memory_limit: str | None = MEMORY_LIMIT) -> duckdb.DuckDBPyConnection:
+    """Return an in-memory DuckDB in UTC that spills to a folder of its own; None keeps DuckDB's own memory limit."""
+    config: dict[str, Any] = {
+        "temp_directory": str(Path(tempfile.gettempdir()) / f"camlake-{uuid.uuid4().hex}"),
+        "preserve_insertion_order": False,
+    }
+    if memory_limit is not None:
+        config |= {"memory_limit": memory_limit, "threads": min(THREADS, os.cpu_count() or 1)}
+    con = duckdb.connect(config=config)
+    con.execute("SET TimeZone = 'UTC'")
+    con.execute("SET parquet_metadata_cache = true")
+    return con
+
+
+@contextmanager
+def committed_views(
+    fs: AbstractFileSystem, root: str, files: Sequence[DataFile]
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a bounded DuckDB with the module's views over ``files``; a query that fails becomes a StoreError."""
+    with closing(connect_duckdb()) as con:
+        try:
+            yield add_views(con, fs, root, files)
+        except duckdb.Error as error:
+            line = str(error).strip().splitlines()[0]
+            raise StoreError(f"{root} can't be read: {line} (`camlake verify` says what is damaged)") from error
+
+
+def add_views(
+    con: duckdb.DuckDBPyConnection, fs: AbstractFileSystem, root: str, files: Sequence[DataFile]
+) -> duckdb.DuckDBPyConnection:
+    """Create the module's views over ``files``, and return ``con``; a table without files is an empty view.
+
+    Raises StoreError for a file name that leaves the output.
+    """
+    if not _readable_by_path(fs, root):
+        con.register_filesystem(CommittedFiles(fs, LakePaths(root), files))
+    for table in TABLES:
+        con.execute(f"CREATE VIEW all_{table} AS {_all_rows(table, file_urls(fs, root, files, table))}")
+    con.execute(f"CREATE VIEW latest AS {LATEST_SQL.format(images='all_images', quarantine='all_quarantine')}")
+    for table in TABLES:
+        con.execute(
+            f"CREATE VIEW {table} AS SELECT * FROM all_{table} SEMI JOIN latest USING (model, image_id, run_id)"
+        )
+    return con
+
+
+def file_urls(fs: AbstractFileSystem, root: str, files: Sequence[DataFile], table: str) -> list[str]:
+    """Return what DuckDB calls the files of one table: local paths, or names in the registered CommittedFiles."""
+    layout = LakePaths(root)
+    paths = [file.path for file in files if file.table == table]
+    by_path = _readable_by_path(fs, root)
+    return [layout.full(path) if by_path else f"{PROTOCOL}://{path}" for path in paths]
+
+
+def _readable_by_path(fs: AbstractFileSystem, root: str) -> bool:
+    """Tell whether DuckDB may open local files itself: folders above the output must not look like partitions."""
+    return is_local(fs) and "=" not in root
+
+
+def column_names(table: Table) -> list[str]:
+    """Return the columns of a table's view: its own, then the partition's."""
+    return [*table_schema(table, 1, "float32").names, "model", "date"]
+
+
+def _all_rows(table: Table, urls: Sequence[str]) -> str:
+    if not urls:
+        columns = [f"NULL::{_sql_type(field.type)} AS {field.name}" for field in table_schema(table, 1, "float32")]
+        return f"SELECT {', '.join(columns)}, NULL::VARCHAR AS model, NULL::DATE AS date WHERE false"
+    return (
+        f"SELECT {', '.join(column_names(table))} FROM read_parquet({quote_list(urls)}, "
+        "hive_partitioning = true, hive_types = {'model': VARCHAR, 'date': DATE})"
+    )
+
+
+def _sql_type(kind: pa.DataType) -> str:
+    """Return the type that DuckDB gives a Parquet column of this Arrow type."""
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        return f"{_sql_type(kind.value_type)}[]"
+    names = {
+        pa.string(): "VARCHAR",
+        pa.int32(): "INTEGER",
+        pa.int64(): "BIGINT",
+        pa.uint8(): "UTINYINT",
+        pa.float32(): "FLOAT",
+        pa.bool_(): "BOOLEAN",
+    }
+    return "TIMESTAMPTZ" if pa.types.is_timestamp(kind) else names[kind]

@@ -1,0 +1,1 @@
+"""What is known of images beforehand: true boxes, masks and labels."""

@@ -1,0 +1,160 @@
+"""The classes that ``--classes`` names for each image: reads them, and finds the planned inputs they belong to."""
+
+import difflib
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.storage.filesystems import connect, describe_failure, safe_url, store_errors
+from pipeline.storage.inputs.containers import suffix_of
+from pipeline.storage.truth.class_names import ClassNames
+from pipeline.storage.truth.truth_files import CLASS_COLUMNS, KEY_COLUMNS, LABEL_COLUMNS, true_objects
+from schemas.config import StorageConfig
+from schemas.errors import InputError, UsageError
+
+ClassTable: TypeAlias = pa.Table
+"""The columns of CLASSES."""
+CLASSES = pa.schema(
+    [pa.field("key", pa.string(), nullable=False), pa.field("class_ids", pa.list_(pa.int32()), nullable=False)]
+)
+"""Classes named for an image: ``key`` is its uri, or the end of it after a ``/``."""
+
+
+def read_classes(url: str, storage: StorageConfig, labels: Sequence[str]) -> ClassTable:
+    """Return the classes that a table or a truth names for each image, in the schema CLASSES; each key once.
+
+    A table is CSV or Parquet, with the image in a column uri, file, path or image; its classes are whole numbers
+    (class_ids, class_id or imagenet_classes; several separated by ``;`` or as a list) or names of ``labels`` (label,
+    class_name), which mean every class of that name, as ClassNames finds it. A truth is what ``truth_files`` reads
+    beside tables: COCO's JSON, a folder of XML or of wsolevaluation; of its objects those count whose class the network
+    has. Several rows of one image unite; a row without a class adds none.
+
+    Raises UsageError for a file of another kind, a missing column, an id that the network does not have, a name in a
+    table that it does not have, a truth none of whose names it has; InputError where the file can't be read.
+    """
+    name = f"--classes {safe_url(url)}"
+    fs, path = connect(url, storage)
+    with store_errors(name, InputError):
+        is_truth = fs.isdir(path) or suffix_of(path) == ".json"
+        content = b"" if is_truth else fs.cat_file(path)
+    names = ClassNames(labels)
+    rows = _rows_of_truth(url, storage, names) if is_truth else _rows_of_table(content, suffix_of(path), names, name)
+    united: dict[str, set[int]] = {}
+    for image, ids in rows:
+        wrong = [each for each in ids if not 0 <= each < len(labels)]
+        if wrong:
+            raise UsageError(f"{name}: class id {wrong[0]}; allowed: 0 to {len(labels) - 1}")
+        united.setdefault(image, set()).update(ids)
+    named = {image: sorted(ids) for image, ids in united.items() if ids}
+    return pa.table({"key": list(named), "class_ids": list(named.values())}, schema=CLASSES)
+
+
+def _rows_of_truth(url: str, storage: StorageConfig, names: ClassNames) -> Iterator[tuple[str, Sequence[int]]]:
+    """Yield each object's image and classes; raises UsageError where the network has none of them."""
+    example, known = "", False
+    try:
+        for key, class_ids, label, _ in true_objects(url, storage):
+            ids = class_ids or names.ids(label)
+            example, known = example or label, known or bool(ids)
+            yield key, ids
+    except UsageError as error:
+        raise UsageError(f"--classes: {error}") from error
+    if not known:
+        raise UsageError(
+            f"--classes {safe_url(url)}: the network has none of its classes, like {example!r}; `camlake models` and"
+            " --labels say which it has"
+        )
+
+
+def _rows_of_table(content: bytes, suffix: str, names: ClassNames, name: str) -> Iterator[tuple[str, Sequence[int]]]:
+    """Yield each row's image and classes."""
+    frame = _read_frame(content, suffix, name)
+    key = _column(frame, KEY_COLUMNS, name)
+    column = _column(frame, CLASS_COLUMNS + LABEL_COLUMNS, name)
+    for image, value in zip(frame[key], frame[column], strict=True):
+        yield str(image), _ids(value, name) if column in CLASS_COLUMNS else _ids_of_label(value, names, name)
+
+
+def _read_frame(content: bytes, suffix: str, name: str) -> pd.DataFrame:
+    frame: pd.DataFrame
+    try:
+        if suffix in {".csv", ".tsv"}:
+            separator = "," if suffix == ".csv" else "\t"
+            frame = pd.read_csv(io.BytesIO(content), sep=separator, dtype=str, keep_default_na=False)
+        elif suffix in {".parquet", ".pq"}:
+            frame = pq.read_table(io.BytesIO(content)).to_pandas()
+        else:
+            raise UsageError(f"{name}: allowed: .csv, .tsv, .parquet, .json (COCO), a folder of ILSVRC XML files")
+    except (ValueError, pa.ArrowException, OSError) as error:
+        raise UsageError(f"{name}: can't be read as {suffix[1:]}: {describe_failure(error)}") from error
+    return frame
+
+
+def _column(frame: pd.DataFrame, names: Sequence[str], name: str) -> str:
+    for each in names:
+        if each in frame.columns:
+            return each
+    raise UsageError(f"{name}: no column {' or '.join(names)}; it has {', '.join(map(str, frame.columns))}")
+
+
+def _ids(value: Any, name: str) -> list[int]:
+    """Return the ids in a cell: 340, 340.0, "340;341", [340, 341]; none for an empty cell."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return [int(part) for part in value]
+    text = "" if value is None or value != value else str(value).strip()  # noqa: PLR0124 (NaN is not itself)
+    parts = [part.strip().removesuffix(".0") for part in text.split(";") if part.strip()]
+    wrong = [part for part in parts if not part.isdecimal()]
+    if wrong:
+        raise UsageError(f"{name}: class id {wrong[0]!r}; allowed: a whole number, or several separated by ;")
+    return [int(part) for part in parts]
+
+
+def _ids_of_label(value: Any, names: ClassNames, name: str) -> Sequence[int]:
+    label = "" if value is None or value != value else str(value).strip()  # noqa: PLR0124 (NaN is not itself)
+    ids = names.ids(label)
+    if label and not ids:
+        near = difflib.get_close_matches(label, names.names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; `camlake models` and --labels say which it has"
+        raise UsageError(f"{name}: the network has no class {label!r}{hint}")
+    return ids
+
+
+def join_classes(con: duckdb.DuckDBPyConnection, classes: ClassTable | None) -> None:
+    """Make the table ``named`` from the table ``planned``: the classes of each planned input that a key names.
+
+    A key of n parts names the uris whose last n parts it is, which makes this a plain hash join for each n. The members
+    of a shard are parts of their own.
+    """
+    con.execute("CREATE TABLE named (seq BIGINT, classes INTEGER[])")
+    if classes is None:
+        return
+    con.execute("CREATE TABLE keys (key VARCHAR, class_ids INTEGER[])")
+    append_rows(con, "keys", classes.select(CLASSES.names))
+    con.execute(
+        'CREATE TABLE parts AS SELECT seq, string_split(CASE WHEN "offset" IS NULL THEN uri'
+        " ELSE replace(uri, path || '#', path || '/') END, '/') AS parts FROM planned"
+    )
+    lengths = con.execute("SELECT DISTINCT len(string_split(key, '/')) FROM keys").fetchall()
+    for (length,) in lengths:
+        con.execute(
+            "INSERT INTO named SELECT seq, class_ids FROM"
+            f" (SELECT seq, array_to_string(list_slice(parts, -{length}, -1), '/') AS tail FROM parts) AS tails"
+            f" JOIN (SELECT * FROM keys WHERE len(string_split(key, '/')) = {length}) AS wanted ON tail = key"
+        )
+    con.execute(
+        "CREATE OR REPLACE TABLE named AS SELECT seq, list_sort(list_distinct(flatten(list(classes)))) AS classes"
+        " FROM named GROUP BY seq"
+    )
+
+
+def append_rows(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
+    """Append an Arrow table's rows to a table of the same columns."""
+    con.register("arrived", table)
+    con.execute(f"INSERT INTO {name} SELECT * FROM arrived")
+    con.unregister("arrived")

@@ -1,0 +1,230 @@
+"""Labelled images for training: a folder for each class, or a table of uris and labels, as a plan with class ids."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pyarrow import csv
+
+from pipeline.arrays.metrics import Convention
+from pipeline.storage.filesystems import canonical_url, connect, read_url, safe_url, store_errors
+from pipeline.storage.inputs.containers import open_parquet, suffix_of
+from pipeline.storage.inputs.listing import list_inputs
+from pipeline.storage.truth.labelled_boxes import BOX, Boxes, box_rows, true_boxes, with_boxes
+from pipeline.storage.truth.truth import Truth
+from pipeline.storage.truth.truth_files import BOX_COLUMNS, LABEL_COLUMNS
+from schemas.config import StorageConfig
+from schemas.errors import InputError, UsageError
+from schemas.tables import PLAN
+
+SEPARATOR = ";"
+"""Between several labels in one cell."""
+TABLES_OF_LABELS = frozenset({".csv", ".tsv", ".parquet"})
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with what is on them."""
+
+    plan: pa.Table
+    """Of the schema PLAN, ordered by image_id; ``classes`` holds the ids of the labels, ascending.
+
+    Where boxes are learned too it has the column BOX.
+    """
+    labels: tuple[str, ...]
+    """Names of the C classes."""
+    multi_label: bool
+    """Whether an image may have several labels, or none."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.plan)
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return (C,) the number of images of each class."""
+        return np.bincount(self.plan["classes"].combine_chunks().flatten().to_numpy(), minlength=len(self.labels))
+
+    @property
+    def n_boxes(self) -> int:
+        """How many images have a box."""
+        return len(self.plan) - self.plan[BOX.name].null_count if BOX.name in self.plan.column_names else 0
+
+    def digest(self) -> str:
+        """Return a SHA-256, 64 hex digits: another one where uris, versions, labels, classes or boxes changed."""
+        columns = ["uri", "etag", "size_bytes", "modified_at", "classes"]
+        columns += [BOX.name] * (BOX.name in self.plan.column_names)
+        digest = hashlib.sha256(json.dumps([self.labels, self.multi_label]).encode())
+        for row in zip(*(self.plan[name].to_pylist() for name in columns), strict=True):
+            digest.update(json.dumps(row, default=str).encode())
+        return digest.hexdigest()
+
+    def with_boxes_of(self, truth: Truth, convention: Convention = "half-open") -> Self:
+        """Return the images with the boxes that a truth has of their classes; raises UsageError as ``Truth.match``.
+
+        ``convention`` says how the truth means xmax and ymax.
+        """
+        return replace(self, plan=with_boxes(self.plan, *true_boxes(truth, self.plan, self.labels, convention)))
+
+    def missing(self) -> list[str]:
+        """Return the classes without an image."""
+        return [label for label, count in zip(self.labels, self.counts(), strict=True) if not count]
+
+
+def read_label_names(url: str, storage: StorageConfig) -> tuple[str, ...]:
+    """Return the class names of a file, one a line or a JSON list.
+
+    Raises InputError where it can't be read, UsageError for a name that stands twice, no name, or another content.
+    """
+    name = f"--labels {safe_url(url)}"
+    try:
+        text = read_url(url, storage).decode("utf-8-sig")
+        names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+    except ValueError as error:
+        raise UsageError(f"{name}: allowed: UTF-8 text, one name a line, or a JSON list") from error
+    labels = tuple(str(each).strip() for each in names if str(each).strip())
+    twice = [label for label, count in Counter(labels).items() if count > 1]
+    if twice or not labels:
+        raise UsageError(f"{name}: {f'{twice[0]!r} stands twice' if twice else 'no name in it'}")
+    return labels
+
+
+def read_labelled(
+    url: str,
+    storage: StorageConfig,
+    known: LabelledImages | Sequence[str] | None = None,
+    option: str = "INPUT",
+    *,
+    boxes: Convention | None = None,
+) -> LabelledImages:
+    """Return the labelled images at ``url``: a folder with a folder for each class, or a CSV or Parquet file.
+
+    The file has a column uri (or url, path, file, image_path; relative ones lie beside it) and label (or class_name).
+    Several labels in one cell, separated by ``;``, or a list make all images multi-label: then a cell may be empty. A
+    class of a folder is the first folder's name below ``url``. ``known`` gives the classes, as names or as the training
+    data of a validation set; None: all labels found, sorted, by value where all are whole numbers. With ``boxes`` the
+    images have the boxes in the file's columns xmin, ymin, xmax and ymax, as far as there are any; it says how the file
+    means xmax and ymax.
+
+    Raises InputError where nothing can be read, and UsageError, which names ``option``, for a missing column, an image
+    without a label or with two, and a label that is not in ``known``.
+    """
+    name = f"{option} {safe_url(url)}"
+    is_table = suffix_of(url) in TABLES_OF_LABELS
+    listing = list_inputs(url, storage)
+    allowed = "allowed: a folder with a folder for each class, or a CSV or Parquet file with columns uri and label"
+    if listing.kind != ("manifest" if is_table else "folder"):
+        raise UsageError(f"{name}: {listing.kind}; {allowed}")
+    plan = pa.Table.from_batches(listing.batches, schema=PLAN)
+    uris: list[str] = plan["uri"].to_pylist()
+    own_boxes: Boxes | None = None  # Of each row.
+    if is_table:
+        cells, own_boxes = _label_table(url, storage, name, boxes)
+    else:
+        cells = _folders(uris, url, name)
+    if len(cells) != len(plan):
+        raise InputError(f"{name}: {len(plan)} uris, but {len(cells)} labels")
+    images = _labelled(plan, cells, known, name)
+    if boxes is None:
+        return images
+    known_boxes = np.full((len(plan), 4), np.nan) if own_boxes is None else own_boxes
+    return replace(images, plan=with_boxes(images.plan, uris, known_boxes))
+
+
+def split_by_hash(images: LabelledImages, share: float) -> tuple[LabelledImages, LabelledImages]:
+    """Return the images without and with a ``share`` of them, chosen by their ids: always the same ones."""
+    # The other half of the id than --sample goes by.
+    chosen = pa.array([int(image_id[16:], 16) < share * 2**64 for image_id in images.plan["image_id"].to_pylist()])
+    inverse = pc.invert(chosen)
+    return replace(images, plan=images.plan.filter(inverse)), replace(images, plan=images.plan.filter(chosen))
+
+
+def _label_table(
+    url: str, storage: StorageConfig, name: str, boxes: Convention | None
+) -> tuple[list[tuple[str, ...]], Boxes | None]:
+    """Return each row's labels, as the listing of manifests counts rows, and its box, where asked for and there."""
+    fs, path = connect(url, storage, anonymous=storage.anonymous)
+    with store_errors(f"{name} can't be read", InputError):
+        if suffix_of(path) == ".parquet":
+            with open_parquet(fs, path) as parquet:
+                columns = _choose(parquet.schema_arrow.names, name, boxes is not None)
+                table = parquet.read(columns)
+        else:
+            parse = csv.ParseOptions(delimiter="\t" if suffix_of(path) == ".tsv" else ",", newlines_in_values=True)
+            with fs.open(path, "rb") as file, csv.open_csv(file, parse_options=parse) as head:
+                columns = _choose(head.schema.names, name, boxes is not None)
+            texts = dict.fromkeys(columns, pa.string())
+            convert = csv.ConvertOptions(include_columns=columns, column_types=texts)
+            with fs.open(path, "rb") as file:
+                table = csv.read_csv(file, parse_options=parse, convert_options=convert)
+    cells = [_cell(value) for value in table[columns[0]].to_pylist()]
+    return cells, box_rows(table, name, boxes) if boxes and len(columns) > 1 else None
+
+
+def _choose(names: Sequence[str], name: str, boxes: bool) -> list[str]:
+    """Return the column of labels, and where asked for and there those of boxes."""
+    for column in LABEL_COLUMNS:
+        if column in names:
+            return [column, *(BOX_COLUMNS if boxes and set(BOX_COLUMNS).issubset(names) else ())]
+    raise UsageError(f"{name}: no column {' or '.join(LABEL_COLUMNS)}; it has {', '.join(names)}")
+
+
+def _cell(value: object) -> tuple[str, ...]:
+    parts = value if isinstance(value, list) else "" if value is None else str(value).split(SEPARATOR)
+    return tuple(dict.fromkeys(text for part in parts if (text := str(part).strip())))
+
+
+def _folders(uris: Sequence[str], url: str, name: str) -> list[tuple[str, ...]]:
+    """Return for each image the folder below ``url`` that it lies in."""
+    root = canonical_url(url).rstrip("/") + "/"
+    names = [uri.removeprefix(root).split("/") for uri in uris]
+    loose = next((uri for uri, parts in zip(uris, names, strict=True) if len(parts) < 2), None)
+    if loose:
+        raise UsageError(f"{name}: {loose.rpartition('/')[2]!r} lies in no class's folder")
+    return [(parts[0],) for parts in names]
+
+
+def _labelled(
+    plan: pa.Table, cells: list[tuple[str, ...]], known: LabelledImages | Sequence[str] | None, name: str
+) -> LabelledImages:
+    multi_label = known.multi_label if isinstance(known, LabelledImages) else any(len(cell) > 1 for cell in cells)
+    uris = plan["uri"].to_pylist()
+    if not multi_label:
+        _check_single(uris, cells, name)
+    found = {label for cell in cells for label in cell}
+    labels = known.labels if isinstance(known, LabelledImages) else tuple(known) if known else _sorted(found)
+    strange = sorted(found.difference(labels))
+    if strange:
+        raise UsageError(f"{name}: {strange[0]!r} is none of the {len(labels)} classes, like {labels[0]!r}")
+    ids_of = {label: class_id for class_id, label in enumerate(labels)}
+    united: dict[str, set[int]] = {}
+    for uri, cell in zip(uris, cells, strict=True):
+        united.setdefault(uri, set()).update(ids_of[label] for label in cell)
+    firsts = list({uri: row for row, uri in reversed(list(enumerate(uris)))}.values())
+    classes = pa.array([sorted(united[uri]) for uri in uris], PLAN.field("classes").type)
+    labelled = plan.set_column(PLAN.get_field_index("classes"), PLAN.field("classes"), classes).take(firsts)
+    return LabelledImages(labelled.sort_by("image_id"), labels, multi_label)
+
+
+def _check_single(uris: Sequence[str], cells: Sequence[tuple[str, ...]], name: str) -> None:
+    """Raise UsageError for the first image that has not one label."""
+    label_of: dict[str, str] = {}
+    for uri, cell in zip(uris, cells, strict=True):
+        if len(cell) != 1:
+            raise UsageError(f"{name}: {uri!r} has {len(cell) or 'no'} label{'s' * (len(cell) > 1)}")
+        if label_of.setdefault(uri, cell[0]) != cell[0]:
+            raise UsageError(
+                f"{name}: {uri!r} has the labels {label_of[uri]!r} and {cell[0]!r}; for several labels an image"
+                f" write them in one cell, separated by {SEPARATOR}"
+            )
+
+
+def _sorted(labels: Iterable[str]) -> tuple[str, ...]:
+    names = sorted(labels)
+    return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else names)

@@ -1,0 +1,123 @@
+"""The truth that scores are made against: pairs of an image and what fits an object in it, with boxes."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.storage.filesystems import safe_url
+from pipeline.storage.truth.class_names import ClassNames
+from pipeline.storage.truth.truth_files import TrueBox, true_objects
+from schemas.config import StorageConfig
+from schemas.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Truth:
+    """P pairs of an image and what fits one kind of object in it, with the G boxes of these objects.
+
+    There is a box for every pair, or, where only masks tell where objects are, none at all.
+    """
+
+    keys: tuple[str, ...]
+    """(P,) what the images are called: a uri, or the end of one after a ``/``."""
+    class_ids: tuple[tuple[int, ...], ...]
+    """(P,) the network's classes that fit; empty where only ``labels`` says what it is."""
+    labels: tuple[str, ...]
+    """(P,) name of the class; empty where the truth gives none."""
+    boxes_xyxy: NDArray[np.float64]
+    """(G, 4) pixels of the upright original."""
+    owner: NDArray[np.int64]
+    """(G,) the pair of each box, ascending."""
+    without_class: int
+    """Objects left out because no class of the network fits them: their class id is empty or their label lacking."""
+    lacking: tuple[str, ...] = ()
+    """Labels that the list of the network's classes does not have."""
+
+    def match(self, uris: Sequence[str]) -> NDArray[np.int64]:
+        """Return (P,) int64: the index in ``uris`` of each pair's image, -1 where there is none.
+
+        A key fits the uri that equals it or ends with ``/`` and it; of several keys that fit a uri, the longest does.
+        Raises UsageError for a key that fits several uris.
+        """
+        known = set(self.keys)
+        found: dict[str, int] = {}
+        for index, uri in enumerate(uris):
+            key = _longest_known_suffix(uri, known)
+            if key is None:
+                continue
+            if key in found:
+                raise UsageError(
+                    f"truth {key!r} fits both {uris[found[key]]!r} and {uri!r}; write more of the path in the truth"
+                )
+            found[key] = index
+        return np.array([found.get(key, -1) for key in self.keys], dtype=np.int64)
+
+
+def read_truth(url: str, storage: StorageConfig, names: ClassNames | None = None) -> Truth:
+    """Return the truth at ``url``: a .csv, .tsv, .parquet or .json file, or a folder, as ``truth_files`` reads it.
+
+    ``names`` gives the labels of a truth without class ids those of the network. Raises InputError where nothing can be
+    read there, UsageError where it is of no known format, lacks a column, has a coordinate that is no number, no box at
+    all, or with ``names`` no label that is one of them.
+    """
+    rows = true_objects(url, storage, anonymous=storage.anonymous)
+    lacking: dict[str, None] = {}
+    if names is not None:
+        rows = _named(rows, names, lacking)
+    return _grouped(rows, safe_url(url), lacking)
+
+
+def _named(objects: Iterable[TrueBox], names: ClassNames, lacking: dict[str, None]) -> Iterator[TrueBox]:
+    """Yield objects with the class ids of their labels; one whose label is not there loses it to ``lacking``."""
+    for each in objects:
+        ids = each.class_ids or names.ids(each.label)
+        if each.label and not ids:
+            lacking[each.label] = None
+        yield each._replace(class_ids=ids, label=each.label if ids else "")
+
+
+def _grouped(boxes: Iterable[TrueBox], path: str, lacking: dict[str, None]) -> Truth:
+    """Return the pairs of ``boxes`` in the order they first appear; raises UsageError for a turned-over box or none."""
+    pairs: dict[tuple[str, tuple[int, ...], str], list[tuple[float, float, float, float]]] = {}
+    labels: list[str] = []
+    without_class = 0
+    for key, class_ids, label, box in boxes:
+        if not class_ids and not label:
+            without_class += 1
+            continue
+        if box and (box[2] < box[0] or box[3] < box[1]):
+            raise UsageError(
+                f"truth {path!r}: {key!r} has xmax < xmin or ymax < ymin in {box}; are these width, height?"
+            )
+        pair = (key, class_ids, "" if class_ids else label)
+        if pair not in pairs:
+            pairs[pair] = []
+            labels.append(label)
+        pairs[pair] += [box] if box else []
+    if not pairs and lacking:
+        raise UsageError(f"truth {path!r}: --labels has none of its labels, like {next(iter(lacking))!r}")
+    if not pairs:
+        raise UsageError(f"truth {path!r}: no object of a class")
+    boxes_xyxy = np.array([box for group in pairs.values() for box in group], dtype=np.float64)
+    return Truth(
+        keys=tuple(key for key, _, _ in pairs),
+        class_ids=tuple(class_ids for _, class_ids, _ in pairs),
+        labels=tuple(labels),
+        boxes_xyxy=boxes_xyxy.reshape(-1, 4),
+        owner=np.repeat(np.arange(len(pairs)), [len(group) for group in pairs.values()]),
+        without_class=without_class,
+        lacking=tuple(lacking),
+    )
+
+
+def _longest_known_suffix(uri: str, known: set[str]) -> str | None:
+    """Return ``uri`` or its longest part after a ``/`` that is in ``known``, None where none is."""
+    start = 0
+    while start >= 0:
+        if uri[start:] in known:
+            return uri[start:]
+        slash = uri.find("/", start)
+        start = slash + 1 if slash >= 0 else -1
+    return None

@@ -1,0 +1,1 @@
+"""The evidence behind README's figures: ``python -m tests.benchmarks.NAME``."""

@@ -1,0 +1,97 @@
+"""The exact box kernel against OpenCV's resize, threshold and connected components: speed, agreement, scores.
+
+One thread each, interleaved. Scores need photographs with true boxes and real weights.
+"""
+
+import time
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jobs.console import Screen
+from jobs.suites.common import PHOTO_HW, Figures, spread
+from pipeline.arrays.boxes import foreground_levels, level_boxes
+from schemas.benchmark import BenchmarkConfig
+from tests.benchmarks.box_scores import photograph_scores
+from tests.references.opencv_boxes import THRESHOLD, agreement, component_boxes, smooth_maps, upsampled
+
+MAPS = 160
+"""Five classes of a batch of 32."""
+SWEEP = 50
+"""Thresholds of the sweep that ``camlake evaluate`` makes."""
+SAMPLE = 10_000
+"""Maps of each size and smoothness that the agreement is counted on."""
+BLURS = {"smooth": 1.5, "rough": 1.0}
+"""Standard deviations of the blur in sevenths of a map's side: with 1.0 neighbouring cells of 7×7 correlate by .78."""
+
+
+def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
+    """Return microseconds a map, ratios, shares of agreement and, with photographs and weights, scores of both."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    figures: Figures = {}
+    for side in (7, 14):
+        figures |= _speed(side, max(5, config.repeats), screen)
+    for side in (7, 14):
+        for name, blur in BLURS.items():
+            figures |= _agreement(side, name, blur, screen)
+    if config.images and config.truth and config.weights:
+        figures |= photograph_scores(config.model, config.weights, config.images, config.truth, screen)
+    return figures
+
+
+def _speed(side: int, repeats: int, screen: Screen) -> Figures:
+    maps = smooth_maps(MAPS, side, BLURS["rough"])
+    exact, opencv, one, sweep = [], [], [], []
+    for _ in range(repeats):
+        exact.append(_best_us(lambda: _exact(maps, [THRESHOLD])) / MAPS)
+        opencv.append(_best_us(lambda: [_opencv(each) for each in maps], tries=1) / MAPS)
+        one.append(_best_us(lambda: _exact(maps[:1], [THRESHOLD])))
+        sweep.append(_best_us(lambda: _exact(maps, np.arange(1, SWEEP + 1) / (SWEEP + 1))) / MAPS)
+    ratio = [slow / fast for slow, fast in zip(opencv, exact, strict=True)]
+    name = f"{side}×{side}"
+    screen.say(f"{name}: exact {min(exact):.1f} µs a map, OpenCV {min(opencv):.0f} µs")
+    return {
+        f"{name} exact µs a map": spread(exact),
+        f"{name} OpenCV µs a map": spread(opencv),
+        f"{name} ratio": spread(ratio),
+        f"{name} exact µs of one map alone": spread(one),
+        f"{name} exact µs a map at {SWEEP} thresholds": spread(sweep),
+    }
+
+
+def _best_us(work: Callable[[], object], tries: int = 3) -> float:
+    """Return the microseconds of the fastest of a few tries."""
+    taken = []
+    for _ in range(tries):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return min(taken) * 1e6
+
+
+def _exact(maps: NDArray[np.float32], thresholds: object) -> None:
+    tensor = torch.from_numpy(maps)
+    level_boxes(tensor, foreground_levels(tensor, torch.as_tensor(thresholds)))
+
+
+def _opencv(grid: NDArray[np.float32]) -> None:
+    surface = upsampled(grid, PHOTO_HW)
+    component_boxes(surface, THRESHOLD * float(surface.max()))
+
+
+def _agreement(side: int, name: str, blur: float, screen: Screen) -> Figures:
+    """Return of how many maps the exact box is OpenCV's on the 8 times upsampled map, and what the others are."""
+    verdicts = agreement(smooth_maps(SAMPLE, side, blur))
+    total = verdicts.total()
+    share = verdicts["agrees"] / total
+    rest = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common() if verdict != "agrees")
+    screen.say(f"{side}×{side} {name}: {share:.4f} of {total} maps with a foreground agree; the rest: {rest or 'none'}")
+    return {
+        f"{side}×{side} {name} maps that agree within a pixel of 8×": share,
+        f"{side}×{side} {name} others": rest or "none",
+        f"{side}×{side} {name} unexplained": verdicts["unexplained"],
+    }

@@ -1,0 +1,83 @@
+"""Images/s of the whole job at steady state, against loops in one process on all cores, interleaved.
+
+One loop writes the same tables with boxes cut by OpenCV, the other keeps nothing; both in the job's number type.
+"""
+
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from jobs.console import Screen
+from jobs.suites.common import (
+    Figures,
+    annotated_s,
+    in_new_process,
+    make_photographs,
+    spread,
+    steady_per_s,
+)
+from schemas.benchmark import BenchmarkConfig
+from tests.benchmarks.peers import own_job
+from tests.benchmarks.peers.by_hand import Setup, setup_in
+from tests.benchmarks.peers.loops import bare_loop, hand_loop
+
+LOOP_IMAGES = 640
+"""Images of one run of a loop: enough for a few seconds, since it has no start-up to leave out."""
+
+
+class JobRun(NamedTuple):
+    """What one run of the job gave."""
+
+    images_per_s: float
+    """At steady state."""
+    first_image_s: float
+    """From the start of the process to the first annotated image."""
+    first_commit_s: float
+
+
+def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
+    """Return images/s of ``camlake annotate`` (all tables) and of both loops, and their ratios run by run."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_photographs(config, folder / "photographs", config.count)
+        make_photographs(config, folder / "few", min(config.count, LOOP_IMAGES))
+        setup = setup_in(config, folder)
+        jobs, tables, bare = [], [], []
+        for repeat in range(config.repeats):
+            before = _loops(setup, folder / "few", f"{repeat}-before")
+            jobs.append(_job(dataclasses.replace(setup, out=folder / f"job-{repeat}")))
+            after = _loops(setup, folder / "few", f"{repeat}-after")
+            tables.append((before[0] + after[0]) / 2)
+            bare.append((before[1] + after[1]) / 2)
+            screen.say(
+                f"run {repeat + 1}: {jobs[-1].images_per_s:.1f} images/s, by hand {tables[-1]:.1f}, "
+                f"by hand without outputs {bare[-1]:.1f}"
+            )
+    rates = [run.images_per_s for run in jobs]
+    return {
+        "images": config.count,
+        "precision": setup.precision,
+        "job images/s": spread(rates),
+        "loop images/s": spread(tables),
+        "loop without outputs images/s": spread(bare),
+        "ratio": spread([ours / theirs for ours, theirs in zip(rates, tables, strict=True)]),
+        "ratio to the loop without outputs": spread([ours / theirs for ours, theirs in zip(rates, bare, strict=True)]),
+        "first image s": spread([run.first_image_s for run in jobs]),
+        "first commit s": spread([run.first_commit_s for run in jobs]),
+    }
+
+
+def _loops(setup: Setup, photographs: Path, name: str) -> tuple[float, float]:
+    """Return images/s with tables and without outputs."""
+    setup = dataclasses.replace(setup, photographs=photographs, out=setup.out / name)
+    return in_new_process(hand_loop, setup), in_new_process(bare_loop, setup)
+
+
+def _job(setup: Setup) -> JobRun:
+    started_s = time.time()
+    in_new_process(own_job.run, setup)
+    times_s = annotated_s(setup.out)
+    commits_s = [path.stat().st_mtime for path in setup.out.glob("_runs/*/commits/*.json")]
+    return JobRun(steady_per_s(times_s), times_s[0] - started_s, min(commits_s) - started_s)

@@ -1,0 +1,285 @@
+"""What better maps bring and cost without one label more: resolutions, views and methods, on photographs with boxes.
+
+The setting is chosen on half of the photographs and scored on the other half, beside plain maps; then the other way
+round, for a figure over all of them. The search is greedy: resolutions first, then methods at the best of them, then
+mirrors and crops, then scales; ``MOST_PASSES`` keeps what nobody would pay for out of it.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jobs.console import Screen
+from jobs.suites.common import Figures, resolved_precision
+from pipeline.arrays.figures import THRESHOLDS, Pairs, sweep_maps
+from pipeline.arrays.maps import quantize
+from pipeline.arrays.metrics import IOU_DELTA, Bools, bootstrap_interval
+from pipeline.images.resize import ResizePlan
+from pipeline.models.localize.engine import Engine
+from pipeline.models.localize.methods import METHODS
+from pipeline.models.localize.runtime import Runtime
+from pipeline.models.localize.views import Canvas, ViewPlan, make_views, mean_of, plan_views
+from pipeline.models.weights.load_weights import Weights, load_weights
+from pipeline.models.weights.state_fitting import load_network
+from pipeline.storage.truth.truth import read_truth
+from schemas.annotate import Method, Tta
+from schemas.benchmark import BenchmarkConfig
+from schemas.config import StorageConfig
+from schemas.errors import UsageError
+from tests.benchmarks.box_scores import known_photographs, pairs_of
+
+RESOLUTIONS = (224, 288, 320, 448)
+TRIED: tuple[Method, ...] = ("cam", "gradcam", "layercam", "backprop")
+SCALES: tuple[tuple[float, ...], ...] = ((1.0, 1.5), (0.75, 1.0, 1.25), (1.0, 1.5, 2.0))
+UNIT_PX = 224
+"""Side of the input of one forward pass, which costs are counted in."""
+MOST_PASSES = 40.0
+"""Of an image; a setting that costs more is not tried."""
+BATCH = 8
+"""Images of a forward pass: at 448 and with views more would leave the caches."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How maps are made."""
+
+    image_size: int
+    method: Method = "cam"
+    tta: Tta = "none"
+    scales: tuple[float, ...] = (1.0,)
+
+    def __str__(self) -> str:
+        """Return it as the options of ``camlake annotate``."""
+        scales = ",".join(f"{scale:g}" for scale in self.scales)
+        return f"--image-size {self.image_size} --method {self.method} --tta {self.tta} --scales {scales}"
+
+    @property
+    def passes(self) -> float:
+        """Return its cost for one class of an image, in forward passes of an input of UNIT_PX a side.
+
+        A backward pass through the trunk counts as two; backprop has one. What gradients in the last maps cost is left
+        out: the head is small.
+        """
+        views = make_views(self.image_size, self.tta, self.scales)
+        return sum((view.side_px / UNIT_PX) ** 2 for view in views) * (3 if self.method == "backprop" else 1)
+
+
+@dataclass
+class Photographs:
+    """Photographs with P true pairs of an image and the network's classes that fit an object in it."""
+
+    files: list[Path]
+    fitting: list[tuple[int, ...]]
+    """(P,) the network's classes."""
+    pairs: Pairs
+    first: Bools
+    """(P,) whether the pair's photograph is in the half that settings are chosen on."""
+
+
+@dataclass
+class Search:
+    """Tries settings, each once, and keeps what they reach."""
+
+    photographs: Photographs
+    weights: Weights
+    runtime: Runtime
+    screen: Screen
+    hits: dict[Setting, Bools] = field(default_factory=dict)
+    """(P, T) whether each pair's box is right, at each of the thresholds."""
+
+    def try_out(self, settings: Sequence[Setting]) -> list[Setting]:
+        """Return those that are not too dear, each tried."""
+        affordable = [one for one in settings if one.passes <= MOST_PASSES]
+        for one in affordable:
+            if one not in self.hits:
+                self.hits[one] = self._measured(one)
+                best = self.hits[one].mean(axis=0).max()
+                self.screen.say(f"{one}: {best:.3f} on all photographs, {one.passes:.1f} passes")
+        return affordable
+
+    def _measured(self, setting: Setting) -> Bools:
+        maps, _, _ = quantize(true_maps(setting, self.photographs, self.weights, self.runtime))
+        every = np.arange(len(maps))
+        chunks = ((maps[start : start + 64], every[start : start + 64]) for start in range(0, len(maps), 64))
+        right: Bools = sweep_maps(self.photographs.pairs, chunks).largest_iou >= IOU_DELTA
+        return right
+
+
+@dataclass(frozen=True)
+class Half:
+    """The pairs that settings and thresholds are chosen on; the others are for scoring."""
+
+    search: Search
+    chosen_on: Bools
+    """(P,)."""
+
+    def best_of(self, candidates: Sequence[Setting]) -> Setting:
+        """Return the best here of those that are not too dear; of equally good ones the cheapest."""
+        return max(self.search.try_out(candidates), key=lambda one: (self.score(one), -one.passes))
+
+    def score(self, setting: Setting) -> float:
+        """Return MaxBoxAcc here."""
+        return float(self._curve(setting).max())
+
+    def threshold(self, setting: Setting) -> int:
+        """Return the place of the best threshold here, of equally good ones the lowest."""
+        return int(self._curve(setting).argmax())
+
+    def best(self, plain: Setting) -> Setting:
+        """Return what the search ends with."""
+        best = self.best_of([plain, *(replace(plain, image_size=side) for side in RESOLUTIONS)])
+        best = self.best_of([best, *(replace(best, method=method) for method in TRIED)])
+        best = self.best_of([best, *(replace(one, tta=tta) for tta in get_args(Tta) for one in (best, plain))])
+        fewer = replace(best, tta="flip") if best.tta == "tencrop" else best
+        return self.best_of([best, *(replace(fewer, scales=scales) for scales in SCALES)])
+
+    def held_out(self, setting: Setting) -> NDArray[np.float64]:
+        """Return (Q, T): 1 where the box of a pair of the other half is right, at each threshold."""
+        found: NDArray[np.float64] = self.search.hits[setting][~self.chosen_on].astype(np.float64)
+        return found
+
+    def gains(self, setting: Setting, plain: Setting) -> NDArray[np.float64]:
+        """Return (Q,): what ``setting`` gains on the other half's pairs, each at its threshold of this half."""
+        better, worse = (self.held_out(one)[:, self.threshold(one)] for one in (setting, plain))
+        gains: NDArray[np.float64] = better - worse
+        return gains
+
+    def _curve(self, setting: Setting) -> NDArray[np.float64]:
+        curve: NDArray[np.float64] = self.search.hits[setting][self.chosen_on].mean(axis=0)
+        return curve
+
+
+def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
+    """Return MaxBoxAcc of the best setting and of plain maps on the half that it was not chosen on, and both costs."""
+    if not (config.images and config.truth and config.weights):
+        raise UsageError("the suite label-free needs --images, --truth and --weights")
+    weights = load_weights(config.model, config.weights, None)
+    threads = os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    runtime = Runtime("cpu", resolved_precision(config), compile=False, threads=threads, batch_size=BATCH)
+    photographs = read_photographs(Path(config.images), config.truth, weights.labels)
+    search = Search(photographs, weights, runtime, screen)
+    plain = Setting(weights.preprocessing.image_size)
+    halves = Half(search, photographs.first), Half(search, ~photographs.first)
+    best = [half.best(plain) for half in halves]
+    facts = {"images": len(photographs.files), "precision": runtime.precision}
+    return facts | figures(halves[0], best[0], plain) | both_ways(halves, best, plain)
+
+
+def figures(half: Half, best: Setting, plain: Setting) -> Figures:
+    """Return what ``best``, chosen on a half, gives on the other one beside plain maps."""
+    image = half.search.photographs.pairs.image[~half.chosen_on]
+    gains = half.gains(best, plain)
+    both = np.stack([half.held_out(best), half.held_out(plain)], axis=1)
+    found: Figures = {
+        "pairs chosen on": int(half.chosen_on.sum()),
+        "pairs scored on": len(image),
+        "chosen setting": str(best),
+        "plain setting": str(plain),
+        "gain at the thresholds chosen with it": float(gains.mean()),
+        "its 95 % interval": _rounded(bootstrap_interval(gains, image)),
+        "gain at the best thresholds": float(_gain(both.mean(axis=0))),
+        "its 95 % interval, thresholds chosen anew": _rounded(bootstrap_interval(both, image, _gain)),
+    }
+    for name, one in (("chosen", best), ("plain", plain)):
+        accuracy, place = half.held_out(one).mean(axis=0), half.threshold(one)
+        found |= {
+            f"{name}: threshold": float(THRESHOLDS[place]),
+            f"{name}: MaxBoxAcc at that threshold": float(accuracy[place]),
+            f"{name}: MaxBoxAcc at the best threshold": float(accuracy.max()),
+            f"{name}: passes": one.passes,
+        }
+    return found
+
+
+def both_ways(halves: Sequence[Half], best: Sequence[Setting], plain: Setting) -> Figures:
+    """Return the gain over all pairs, each scored with what the other half chose, and what was tried."""
+    search = halves[0].search
+    image = search.photographs.pairs.image
+    gains = np.zeros(len(image))
+    for half, one in zip(halves, best, strict=True):
+        gains[~half.chosen_on] = half.gains(one, plain)
+    tried = {
+        f"tried: {one}": {"MaxBoxAcc of all": float(hits.mean(axis=0).max()), "passes": round(one.passes, 2)}
+        for one, hits in search.hits.items()
+    }
+    return {
+        "chosen setting the other way round": str(best[1]),
+        "gain both ways": float(gains.mean()),
+        "its 95 % interval, both ways": _rounded(bootstrap_interval(gains, image)),
+        **tried,
+    }
+
+
+def _rounded(interval: tuple[float, float]) -> list[float]:
+    return [round(value, 4) for value in interval]
+
+
+def _gain(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (…): how much higher the first of two accuracies (…, 2, T) comes than the second."""
+    highest = accuracy.max(axis=-1)
+    gain: NDArray[np.float64] = highest[..., 0] - highest[..., 1]
+    return gain
+
+
+def in_first_half(name: str) -> bool:
+    """Return which half a photograph is in, by its name alone."""
+    return hashlib.sha256(name.encode()).digest()[0] % 2 == 0
+
+
+def read_photographs(images: Path, truth_url: str, labels: Sequence[str]) -> Photographs:
+    """Return the photographs of a folder that the truth knows a class of the network on.
+
+    Raises UsageError where a half has none.
+    """
+    truth = read_truth(truth_url, StorageConfig())
+    files, pairs, image = known_photographs(images, truth)
+    named = {label: (index,) for index, label in enumerate(labels)}
+    fitting = [truth.class_ids[pair] or named.get(truth.labels[pair], ()) for pair in pairs]
+    known = np.array([bool(ids) for ids in fitting], bool)
+    first = np.array([in_first_half(files[place].name) for place in image[known]], bool)
+    if first.all() or not first.any():
+        raise UsageError(f"--images {str(images)!r}: {len(files)} photographs of the truth are too few for two halves")
+    sizes_hw = np.array([cv2.imread(str(path)).shape[:2] for path in files])
+    return Photographs(
+        files, [ids for ids in fitting if ids], pairs_of(truth, pairs[known], image[known], sizes_hw), first
+    )
+
+
+@torch.no_grad()
+def true_maps(setting: Setting, photographs: Photographs, weights: Weights, runtime: Runtime) -> NDArray[np.float32]:
+    """Return the pairs' maps (P, h, w): of the best-scoring class that fits, by the mean of the views."""
+    network = load_network(
+        weights.architecture.name, weights.state, setting.image_size, preprocessing=weights.preprocessing
+    )
+    kind = METHODS[setting.method]
+    map_hw = partial(kind.map_hw, network)
+    plan = plan_views(make_views(setting.image_size, setting.tta, setting.scales), map_hw)
+    method, canvas = kind(Engine(network, runtime), network.head), Canvas(plan, map_hw, runtime.device)
+    owner = photographs.pairs.image
+    order = np.argsort(owner, kind="stable")
+    maps = np.zeros((len(order), *plan.canvas_hw), np.float32)
+    at_once = min(BATCH, method.images_at_once(plan.image_pixels) or BATCH)
+    for start in range(0, len(order), at_once):
+        rows = order[start : start + at_once]
+        pixels = _inputs([photographs.files[place] for place in owner[rows]], plan)
+        looks = [method.look(part) for part in plan.inputs(pixels)]
+        logits = mean_of([look.logits for look in looks])
+        ids = [max(photographs.fitting[row], key=scores.__getitem__) for row, scores in zip(rows, logits, strict=True)]
+        chosen = torch.tensor(ids)[:, None]
+        maps[rows] = canvas.laid([method.maps(look, chosen) for look in looks])[:, 0].numpy()
+    return maps
+
+
+def _inputs(files: Sequence[Path], plan: ViewPlan) -> torch.Tensor:
+    squash = ResizePlan("squash", plan.side_px, plan.canvas_hw)
+    return torch.from_numpy(np.stack([squash.apply(cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)) for path in files]))

@@ -1,0 +1,146 @@
+"""camlake against what a user would pick instead: the same network, weights, photographs and machine, interleaved.
+
+Each side runs in a process of its own. Pipelines are compared at steady state, by when their rows say they were made,
+and as whole jobs, start-up included; libraries of maps by the maps alone, in fp32, which is all that they do.
+"""
+
+import dataclasses
+import importlib
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib import util
+from pathlib import Path
+from statistics import median
+
+from jobs.console import Screen
+from jobs.suites.common import (
+    Figures,
+    annotated_s,
+    in_new_process,
+    make_photographs,
+    spread,
+    steady_per_s,
+)
+from pipeline.storage.lake.lineage import installed_version
+from schemas.benchmark import BenchmarkConfig
+from schemas.errors import UsageError
+from tests.benchmarks.peers.by_hand import Setup, setup_in
+from tests.benchmarks.peers.maps import images_per_s
+
+PACKAGES = {"daft": "daft", "grad-cam": "pytorch_grad_cam", "torchcam": "torchcam"}
+"""What the extra ``benchmark`` installs, and the module of each."""
+MAP_IMAGES = 64
+"""Pictures whose maps are timed: pytorch-grad-cam takes seconds for a batch."""
+
+PIPELINES = {
+    "Ray Data": (
+        "ray_pattern",
+        "no resume, no quarantine: an image that can't be decoded ends the job; float32 maps; tables nested in one row",
+    ),
+    "Daft": (
+        "daft_pattern",
+        "no resume, no quarantine: an image that can't be decoded ends the job; float32 maps; tables nested in one row",
+    ),
+    "DataLoader": (
+        "loops",
+        "no resume, no quarantine, one machine: an image that can't be decoded ends the loop; the same tables",
+    ),
+}
+"""Each peer's module and what it does not produce."""
+MAPS = {
+    "pytorch-grad-cam": ("grad_cam", "maps only, upsampled, in [0, 1]: no boxes, features, probabilities or tables"),
+    "torch-cam": ("torch_cam", "maps only, in [0, 1]: no boxes, features, probabilities or tables"),
+}
+
+
+def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
+    """Return images/s of every side and camlake's ratio to each; raises UsageError where the extra is missing."""
+    require_extra(PACKAGES)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_photographs(config, folder / "photographs", config.count)
+        setup = setup_in(config, folder)
+        few = make_photographs(config, folder / "few", MAP_IMAGES)
+        figures = {"images": config.count, "precision of the pipelines": setup.precision}
+        figures |= _pipelines(setup, config.repeats, screen)
+        return figures | _maps(dataclasses.replace(setup, photographs=few[0].parent), config.repeats, screen)
+
+
+def require_extra(packages: Mapping[str, str]) -> None:
+    """Raise UsageError that says how to install the peers, where the module of one of them is missing."""
+    missing = [name for name, module in packages.items() if util.find_spec(module) is None]
+    if missing:
+        raise UsageError(
+            f"{missing[0]} is not installed; pip install 'camlake[benchmark]', in a checkout -e '.[benchmark]'"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the peers."""
+    return {name: installed_version(name) for name in PACKAGES}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What one run of one pipeline gave."""
+
+    steady_per_s: float
+    whole_s: float
+    """From the start of its process to its end."""
+    bytes_an_image: float
+
+
+def _pipelines(setup: Setup, repeats: int, screen: Screen) -> Figures:
+    sides = {"camlake": "own_job", **{name: module for name, (module, _) in PIPELINES.items()}}
+    runs: dict[str, list[Run]] = {name: [] for name in sides}
+    for repeat in range(repeats):
+        for name, module in sides.items():
+            runs[name].append(_run(dataclasses.replace(setup, out=setup.out / f"{module}-{repeat}"), module))
+            screen.say(f"run {repeat + 1}, {name}: {runs[name][-1].steady_per_s:.1f} images/s")
+    figures: Figures = {}
+    for name, own in runs.items():
+        figures |= {
+            f"{name} images/s": spread([run.steady_per_s for run in own]),
+            f"{name} whole job s": spread([run.whole_s for run in own]),
+            f"{name} bytes an image": median(run.bytes_an_image for run in own),
+        }
+    for name, (_, lacks) in PIPELINES.items():
+        pairs = list(zip(runs["camlake"], runs[name], strict=True))
+        figures |= {
+            f"camlake / {name}": spread([ours.steady_per_s / theirs.steady_per_s for ours, theirs in pairs]),
+            f"camlake / {name}, whole job": spread([theirs.whole_s / ours.whole_s for ours, theirs in pairs]),
+            f"{name} lacks": lacks,
+        }
+    return figures
+
+
+def _run(setup: Setup, module: str) -> Run:
+    started = time.perf_counter()
+    in_new_process(_work, setup, module)
+    whole_s = time.perf_counter() - started
+    size_bytes = sum(path.stat().st_size for path in setup.out.rglob("*.parquet") if "_runs" not in path.parts)
+    times = annotated_s(setup.out)
+    return Run(steady_per_s(times), whole_s, size_bytes / len(times))
+
+
+def _work(setup: Setup, module: str) -> None:
+    importlib.import_module(f"tests.benchmarks.peers.{module}").run(setup)
+
+
+def _maps(setup: Setup, repeats: int, screen: Screen) -> Figures:
+    libraries = {"camlake": "camlake", **{name: module for name, (module, _) in MAPS.items()}}
+    rates: dict[str, list[float]] = {name: [] for name in libraries}
+    for repeat in range(repeats):
+        for name, library in libraries.items():
+            rates[name].append(in_new_process(images_per_s, library, setup))
+            screen.say(f"run {repeat + 1}, {name}: top-5 maps of {rates[name][-1]:.1f} images/s")
+    figures: Figures = {"camlake top-5 maps and boxes, fp32, images/s": spread(rates["camlake"])}
+    for name, (_, lacks) in MAPS.items():
+        ratios = [ours / theirs for ours, theirs in zip(rates["camlake"], rates[name], strict=True)]
+        figures |= {
+            f"{name} top-5 maps, fp32, images/s": spread(rates[name]),
+            f"camlake / {name}": spread(ratios),
+            f"{name} lacks": lacks,
+        }
+    return figures

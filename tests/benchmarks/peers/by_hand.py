@@ -1,0 +1,174 @@
+"""Top-5 maps, boxes and features as one writes them by hand: the network's layers, a product of tensors, OpenCV.
+
+The loops, Ray Data's pattern and Daft all take them from here, so that they differ from camlake by what moves the
+images, and by boxes that are cut from a map of the photograph's size.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jobs.suites.common import resolved_precision, weights_file
+from pipeline.models.networks.heads import ConvHead, NormedHead
+from pipeline.models.networks.network import CamNetwork, Preprocessing
+from pipeline.models.weights.load_weights import load_weights
+from pipeline.models.weights.state_fitting import load_network
+from schemas.benchmark import BenchmarkConfig
+from schemas.config import Precision
+from schemas.errors import UsageError
+
+BATCH = 32
+"""Images a forward pass, as camlake's default on CPU."""
+TOPK = 5
+THRESHOLD = 0.2
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every side works on; plain values, because each side runs in a process of its own."""
+
+    photographs: Path
+    """A folder of JPEG files."""
+    out: Path
+    model: str
+    weights: str
+    precision: Precision
+    """Resolved: never ``auto``."""
+
+    def paths(self) -> list[str]:
+        """Return the photographs, sorted by name."""
+        return sorted(str(path) for path in self.photographs.iterdir())
+
+
+def setup_in(config: BenchmarkConfig, folder: Path) -> Setup:
+    """Return what all sides of a suite work on: ``folder``'s photographs, with the suite's network and number type."""
+    return Setup(
+        photographs=folder / "photographs",
+        out=folder / "out",
+        model=config.model,
+        weights=weights_file(config, folder),
+        precision=resolved_precision(config),
+    )
+
+
+class Found(NamedTuple):
+    """What a forward pass says of B images."""
+
+    class_ids: NDArray[np.int64]
+    """(B, 5) the most probable classes."""
+    probs: NDArray[np.float32]
+    maps: NDArray[np.float32]
+    """(B, 5, h, w)."""
+    pooled: NDArray[np.float32]
+    """(B, K) averages of the last feature maps."""
+
+
+def load(model: str, weights_path: str) -> tuple[CamNetwork, tuple[str, ...]]:
+    """Return the network, in channels_last, and the names of its classes.
+
+    Raises UsageError for a head with a normalization: its maps are not written by hand in a line.
+    """
+    weights = load_weights(model, weights_path, None)
+    network = load_network(model, weights.state, None)
+    if isinstance(network.head, NormedHead):
+        raise UsageError(f"--model {model}: its head has a normalization; allowed here: one linear layer, as resnet18")
+    return network.to(memory_format=torch.channels_last), weights.labels
+
+
+class Classifier(nn.Module):
+    """A network as libraries of maps want it: normalized images (B, 3, S, S) in, logits (B, C) out."""
+
+    def __init__(self, network: CamNetwork) -> None:
+        """``trunk`` ends in the last feature maps, ``last`` is the layer that weighs them."""
+        super().__init__()
+        self.trunk, self.head = network.trunk, network.head
+        self.last = network.head.conv if isinstance(network.head, ConvHead) else network.head.linear
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.head(self.trunk(images)).logits
+
+
+class ByHand:
+    """Classes, maps and features of the network's own layers, in the number type of ``precision``, by autocast."""
+
+    def __init__(self, network: CamNetwork, labels: Sequence[str], precision: Precision) -> None:
+        """``labels`` name the classes."""
+        self.labels, self.preprocessing = np.array(labels, dtype=object), network.preprocessing
+        self.channels = network.channels
+        self._classifier = Classifier(network)
+        self._autocast = AUTOCAST.get(precision)
+
+    @classmethod
+    def of(cls, setup: Setup) -> Self:
+        """Return what ``setup`` asks for, its weights loaded."""
+        return cls(*load(setup.model, setup.weights), setup.precision)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Found:
+        """Return classes, maps and features of normalized images (B, 3, S, S) float32."""
+        with self._precision():
+            features = self._classifier.trunk(images)
+        features = features.float()
+        logits, pooled = self._classifier.head(features)
+        probs, class_ids = logits.softmax(1).topk(TOPK)
+        last = self._classifier.last
+        maps = torch.einsum("bnk,bkhw->bnhw", last.weight.flatten(1)[class_ids], features)
+        if isinstance(last, nn.Conv2d):
+            maps = F.relu(maps + last.bias[class_ids][..., None, None])
+        return Found(class_ids.numpy(), probs.numpy(), maps.numpy(), pooled.numpy())
+
+    def classify(self, images: Tensor) -> None:
+        """Run the network alone, for a loop that keeps nothing."""
+        with torch.inference_mode(), self._precision():
+            self._classifier(images)
+
+    def normalized(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Return ``normalized`` pixels."""
+        return normalized(pixels, self.preprocessing)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return torch.autocast("cpu", self._autocast) if self._autocast else nullcontext()
+
+
+def normalized(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
+    """Return pixels (B, S, S, 3) uint8 RGB as the network wants them: (B, 3, S, S) float32, channels_last."""
+    mean, std = (255 * torch.tensor(values) for values in (preprocessing.mean, preprocessing.std))
+    return ((torch.from_numpy(pixels) - mean) / std).permute(0, 3, 1, 2)
+
+
+def read_image(path: str, side: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Return a photograph as (S, S, 3) uint8 RGB, and its height and width in pixels."""
+    picture = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
+    return cv2.resize(picture, (side, side)), picture.shape[:2]
+
+
+def boxes_of(maps: NDArray[np.float32], sizes_hw: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the boxes (B, n, 4) of maps (B, n, h, w) of B photographs; NaN where a map has no positive value."""
+    boxes = [[opencv_box(one, size) for one in image] for image, size in zip(maps, sizes_hw.tolist(), strict=True)]
+    return np.array(boxes, np.float32).reshape(*maps.shape[:2], 4)
+
+
+def opencv_box(heat: NDArray[np.float32], size_hw: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return the half-open box, in pixels, of the largest component above 20 % of the map's maximum.
+
+    The map is resized to the photograph's size, as the paper's rule is usually written. NaNs without a positive value.
+    """
+    surface = cv2.resize(heat, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_LINEAR)
+    highest = surface.max()
+    if not highest > 0:
+        return (np.nan,) * 4
+    foreground = (surface >= THRESHOLD * highest).astype(np.uint8)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(foreground, connectivity=8)
+    left, top, width, height, _ = stats[1:][stats[1:, cv2.CC_STAT_AREA].argmax()].tolist()
+    return left, top, left + width, top + height

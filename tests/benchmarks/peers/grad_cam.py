@@ -1,0 +1,31 @@
+"""pytorch-grad-cam: for each of the top-5 classes one pass forward and back, maps at the size of the network's input.
+
+On the last feature maps of a network that ends in pooling and one linear layer, Grad-CAM's weights are those of the
+layer over h·w, so its map is the class activation map, cut off below 0 and scaled to [0, 1].
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import Tensor
+
+from pipeline.models.networks.network import CamNetwork
+from tests.benchmarks.peers.by_hand import TOPK, Classifier
+
+
+def maps_of(network: CamNetwork) -> Callable[[Tensor], NDArray[np.float32]]:
+    """Return what gives the top-5 maps (B, 5, S, S) in [0, 1] of normalized images (B, 3, S, S) float32."""
+    classifier = Classifier(network).requires_grad_(True)  # as torchvision gives it: without, no gradient reaches it
+    cam = GradCAM(classifier, [classifier.trunk])
+
+    def maps(images: Tensor) -> NDArray[np.float32]:
+        with torch.no_grad():
+            classes = classifier(images).topk(TOPK).indices
+        ranks = [[ClassifierOutputTarget(class_id) for class_id in ids] for ids in classes.T.tolist()]
+        return np.stack([cam(images, targets) for targets in ranks], axis=1)
+
+    return maps

@@ -1,0 +1,75 @@
+"""Ray Data's documented pattern for batch inference: read_images → map → map_batches(class) → write_parquet.
+
+As in its example of image classification with a ResNet: torchvision's transforms in a map of rows, the network in a
+class. Its defaults are kept; the class gives maps, boxes and features too.
+"""
+
+import logging
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.data import DataContext
+from torchvision import transforms
+
+from pipeline.models.registry import preprocessing_of
+from tests.benchmarks.peers.by_hand import BATCH, ByHand, Setup, boxes_of
+
+
+class Transform:
+    """A row with an image becomes a row with a normalized tensor, the way torchvision's own transforms do it."""
+
+    def __init__(self, model: str) -> None:
+        """Squash where the example crops, so that all sides see the same picture."""
+        wanted = preprocessing_of(model)
+        self._transform = transforms.Compose(
+            [
+                transforms.ToTensor(),
+                transforms.Resize((wanted.image_size, wanted.image_size)),
+                transforms.Normalize(wanted.mean, wanted.std),
+            ]
+        )
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return path, height and width in pixels, and the network's input."""
+        height, width = row["image"].shape[:2]
+        return {"path": row["path"], "height": height, "width": width, "input": self._transform(row["image"]).numpy()}
+
+
+class Annotator:
+    """The network, loaded once an actor."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Load it."""
+        self._network = ByHand.of(setup)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return a row for each image, with all that the network says of it."""
+        inputs = torch.from_numpy(batch["input"]).to(memory_format=torch.channels_last)
+        found = self._network(inputs)
+        sizes_hw = np.stack([batch["height"], batch["width"]], axis=1)
+        return {
+            "path": batch["path"],
+            "class_ids": found.class_ids,
+            "label": self._network.labels[found.class_ids[:, 0]].astype(str),
+            "probs": found.probs,
+            "maps": found.maps,
+            "boxes": boxes_of(found.maps, sizes_hw),
+            "feature": found.pooled,
+            "annotated_at": np.full(len(inputs), datetime.now(UTC).replace(tzinfo=None), "datetime64[us]"),
+        }
+
+
+def run(setup: Setup) -> None:
+    """Write one row an image, on a Ray started here with its defaults: a CPU a core, and its own choice of actors."""
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    images = ray.data.read_images(str(setup.photographs), mode="RGB", include_paths=True)
+    found = images.map(Transform(setup.model)).map_batches(Annotator, fn_constructor_args=(setup,), batch_size=BATCH)
+    found.write_parquet(str(setup.out))
+    ray.shutdown()

@@ -1,0 +1,30 @@
+"""torch-cam's CAM: one pass forward with a hook, then a call for each of the top-5 classes.
+
+Maps have the last layer's size, each scaled to [0, 1]. A bias and a ReLU between maps and logits, as SqueezeNet has
+them, are left out.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchcam.methods import CAM
+
+from pipeline.models.networks.network import CamNetwork
+from tests.benchmarks.peers.by_hand import TOPK, Classifier
+
+
+def maps_of(network: CamNetwork) -> Callable[[Tensor], NDArray[np.float32]]:
+    """Return what gives the top-5 maps (B, 5, h, w) in [0, 1] of normalized images (B, 3, S, S) float32."""
+    classifier = Classifier(network)
+    cam = CAM(classifier, classifier.trunk, classifier.last)
+
+    def maps(images: Tensor) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            classes = classifier(images).topk(TOPK).indices
+            ranks = [cam(class_idx=ids)[0] for ids in classes.T.tolist()]
+        return torch.stack(ranks, dim=1).numpy()
+
+    return maps

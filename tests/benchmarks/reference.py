@@ -1,0 +1,80 @@
+"""The scores of a set of photographs with true boxes: annotate, then evaluate; and what scaled JPEG decoding costs.
+
+In float32, because published scores are; with ``--precision bf16`` the same scores show what that costs.
+"""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+
+from jobs.console import Screen
+from jobs.suites.common import Figures, Watch
+from pipeline.graph.annotate.driver import annotate
+from pipeline.outputs import reader as camlake
+from pipeline.outputs.evaluate import evaluate
+from pipeline.storage.truth.truth import Truth, read_truth
+from schemas.annotate import AnnotateConfig, JpegScaling
+from schemas.benchmark import BenchmarkConfig
+from schemas.config import StorageConfig
+from schemas.errors import UsageError
+from schemas.scores import TITLES
+
+LARGER = 4
+"""Times that each side of the photographs is enlarged, so that decoding can scale them down again."""
+SCALINGS: dict[JpegScaling, str] = {"off": "decoded whole", "auto": "decoded scaled"}
+
+
+def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
+    """Return every score of the output that ``camlake annotate`` makes of the photographs, as they are and enlarged."""
+    if not (config.images and config.truth):
+        raise UsageError("the suite reference needs --images and --truth")
+    truth = read_truth(config.truth, StorageConfig())
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        figures = _scores(config, config.images, folder / "out", truth, "auto", screen)
+        enlarge(Path(config.images), folder / "enlarged")
+        larger = replace(truth, boxes_xyxy=truth.boxes_xyxy * LARGER)
+        for scaling, how in SCALINGS.items():
+            scores = _scores(config, str(folder / "enlarged"), folder / how, larger, scaling, screen)
+            figures |= {f"sides × {LARGER}, {how}: {metric}": value for metric, value in scores.items()}
+    return figures
+
+
+def _scores(
+    config: BenchmarkConfig, images: str, out: Path, truth: Truth, scaling: JpegScaling, screen: Screen
+) -> Figures:
+    job = AnnotateConfig(
+        input=images,
+        out=str(out),
+        model=config.model,
+        weights=config.weights or "DEFAULT",
+        classes=config.truth,
+        precision="fp32" if config.precision == "auto" else config.precision,
+        jpeg_scaling=scaling,
+    )
+    manifest = annotate(job, Watch())
+    screen.say(f"{manifest.counts.annotated} images annotated")
+    with camlake.open(str(out)) as lake:
+        scores = evaluate(lake, truth)
+    facts: Figures = {"images": manifest.counts.annotated, "precision": job.precision}
+    for figure in scores.figures:
+        facts[TITLES[figure.metric]] = figure.value
+        if figure.threshold is not None:
+            facts[f"{TITLES[figure.metric]}: threshold"] = figure.threshold
+    return facts
+
+
+def enlarge(photographs: Path, folder: Path) -> None:
+    """Write a folder of photographs into another one, ``LARGER`` times as wide and high, as JPEG under the same names.
+
+    Its own name stays in theirs, as truth files may call the photographs by it.
+    """
+    for path in photographs.rglob("*"):
+        pixels = cv2.imread(str(path)) if path.is_file() else None
+        if pixels is not None:
+            large = cv2.resize(pixels, None, fx=LARGER, fy=LARGER, interpolation=cv2.INTER_CUBIC)
+            target = folder / path.relative_to(photographs.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(cv2.imencode(".jpg", large)[1].tobytes())

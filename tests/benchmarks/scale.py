@@ -1,0 +1,178 @@
+"""Where the driver, the planner or the commit becomes the limit: the real job around networks that only take time.
+
+Simulated: the network's time and values (tests.benchmarks.fake_network), Ray's GPUs and nodes, the object store
+(tests.benchmarks.fake_store). Real: listing, planning, Ray's scheduling, decoding, the cut of boxes, commits. Pictures
+are tiny, so that two cores can drive what many would; what travels between machines is therefore not measured. CPU
+seconds a block don't depend on how many cores work at once: from the driver's follows what one core could sustain.
+"""
+
+import http.client
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from jobs.console import Screen
+from jobs.suites.common import Figures, make_photographs
+from jobs.suites.usage import DRIVER, peak_bytes
+from pipeline.graph.resources import images_per_slice
+from pipeline.storage.filesystems import connect
+from pipeline.storage.inputs.listing import list_inputs
+from pipeline.storage.lake.commit import done_images, remove_leftovers
+from pipeline.storage.lake.layout import load_commits
+from pipeline.storage.lake.planning import make_plan
+from pipeline.storage.lake.verify import verify
+from schemas.annotate import AnnotateConfig
+from schemas.benchmark import BenchmarkConfig
+from schemas.config import StorageConfig
+from schemas.errors import CamlakeError
+from tests.benchmarks.fake_network import FakeGpu
+from tests.benchmarks.fake_store import BUCKET, PAGE_KEYS, StoreSpec, fake_store
+from tests.benchmarks.simulation import Simulated, simulate, simulated_cluster
+
+GPU_IMAGES_PER_S = 10_000.0
+"""About what one H100 does with ResNet-50 in bf16 at 224 pixels."""
+TINY_PX = 48
+NODES, GPUS_A_NODE = 2, 4
+SMALL_BLOCK = 16
+"""Images of a block, a batch and a commit in the run that is all control path."""
+KEYS_PER_COUNT, IMAGES_PER_COUNT, SMALL_PER_COUNT = 500, 10, 8
+"""Keys listed, and images of the two runs, for each of ``--count``."""
+PROBES = 500
+"""Requests that the store's own limit is measured with."""
+
+_Result = TypeVar("_Result")
+
+
+def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
+    """Return what listing and planning, the running graph and the commits cost, and what follows for the limits."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (picture,) = make_photographs(BenchmarkConfig(suite="scale"), folder / "one", 1, (TINY_PX, TINY_PX))
+        body = picture.read_bytes()
+        figures: Figures = {}
+        for keys in (config.count * KEYS_PER_COUNT // 10, config.count * KEYS_PER_COUNT):
+            figures |= listing(keys, body, folder / f"plan-{keys}")
+            screen.say(f"{keys} keys listed and planned")
+        with simulated_cluster(NODES, GPUS_A_NODE) as address:
+            large = _run(folder / "large", address, body, config.count * IMAGES_PER_COUNT)
+            figures |= control_path("as planned", large)
+            screen.say("blocks as planned: done")
+            small = _run(folder / "small", address, body, config.count * SMALL_PER_COUNT, SMALL_BLOCK)
+            figures |= control_path("small blocks", small)
+            screen.say("small blocks: done")
+        return figures | commits(folder / "small" / "out", small)
+
+
+def listing(keys: int, body: bytes, root: Path) -> Figures:
+    """Return keys/s of listing and of planning so many objects, and the peak memory so far."""
+    with fake_store(StoreSpec(keys), body) as endpoint:
+        limit = _store_limit(endpoint)
+        storage = StorageConfig(endpoint_url=endpoint, anonymous=True)
+        config = AnnotateConfig(input=f"s3://{BUCKET}/photos/", out=str(root))
+        inputs = list_inputs(config.input, storage)
+        clock = _Clock(inputs.batches)
+        inputs.batches = clock.batches()
+        fs, path = connect(config.out, storage)
+        plan, took_s = _timed(lambda: make_plan(inputs, [], fs, path, "plan", rows_per_slice=images_per_slice(config)))
+    if plan.counts.planned != keys:
+        raise CamlakeError(f"{keys} keys, but {plan.counts.planned} are planned")
+    return {
+        f"{keys} keys: listed per s": keys / clock.spent_s,
+        f"{keys} keys: planned per s": keys / (took_s - clock.spent_s),
+        f"{keys} keys: driver's peak MiB so far": peak_bytes() / 2**20,
+        f"{keys} keys: read tasks": len(plan.slices),
+        **limit,
+    }
+
+
+class _Clock:
+    """Passes batches on and adds up the seconds that were spent on getting them."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self.spent_s = 0.0
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        while True:
+            batch, took_s = _timed(lambda: next(self._batches, None))
+            self.spent_s += took_s
+            if batch is None:
+                return
+            yield batch
+
+
+def _store_limit(endpoint: str) -> Figures:
+    """Return what the store itself gives to one plain client."""
+    connection = http.client.HTTPConnection(urlsplit(endpoint).netloc)
+
+    def ask(path: str) -> None:
+        connection.request("GET", path)
+        connection.getresponse().read()
+
+    ask(f"/{BUCKET}?list-type=2")
+    _, listing_s = _timed(lambda: [ask(f"/{BUCKET}?list-type=2&prefix=photos/") for _ in range(PROBES // 10)])
+    _, getting_s = _timed(lambda: [ask(f"/{BUCKET}/photos/000000/{0:010d}.jpg") for _ in range(PROBES)])
+    connection.close()
+    return {
+        "store: keys listed per s, one plain client": PROBES // 10 * PAGE_KEYS / listing_s,
+        "store: objects read per s, one plain client": PROBES / getting_s,
+    }
+
+
+def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started
+
+
+def _run(folder: Path, address: str, body: bytes, count: int, block: int | None = None) -> Simulated:
+    """Annotate so many tiny pictures of a new folder on the simulated cluster, in blocks of ``block`` or as planned."""
+    images = folder / "images"
+    images.mkdir(parents=True)
+    for index in range(count):
+        (images / f"{index:08d}.jpg").write_bytes(body)
+    gpu = FakeGpu(GPU_IMAGES_PER_S, image_size=TINY_PX)
+    config = AnnotateConfig(
+        input=str(images),
+        out=str(folder / "out"),
+        image_size=TINY_PX,
+        address=address,
+        batch_size=block,
+        images_per_commit=block,
+    )
+    return simulate(config, gpu, block)
+
+
+def control_path(name: str, run: Simulated) -> Figures:
+    """Return what a run sustained here, where its CPU seconds went, and what one core for the driver would sustain."""
+    steady = run.steady()
+    driver_s = steady.cpu_s[DRIVER]
+    return {
+        f"{name}: images in a block": run.manifest.counts.planned / run.slices,
+        f"{name}: images/s here": steady.images / steady.took_s,
+        f"{name}: blocks/s here": steady.blocks / steady.took_s,
+        **{f"{name}: CPU us an image, {role}": 1e6 * cpu_s / steady.images for role, cpu_s in steady.cpu_s.items()},
+        f"{name}: driver's CPU ms a block": 1e3 * driver_s / steady.blocks,
+        f"{name}: driver's share of a core here": driver_s / steady.took_s,
+        f"{name}: images/s that one core for the driver sustains": steady.images / driver_s,
+    }
+
+
+def commits(out: Path, run: Simulated) -> Figures:
+    """Return what many commits cost at the end of their run, at the begin of the next one, and in verify."""
+    fs, root = connect(str(out), StorageConfig())
+    n_commits = len(load_commits(fs, root, run.manifest.run_id))
+    _, leftovers_s = _timed(lambda: remove_leftovers(fs, root))
+    done, done_s = _timed(lambda: sum(len(batch) for batch in done_images(fs, root, run.manifest.model)))
+    report, verify_s = _timed(lambda: verify(fs, root))
+    if report.problems or done != run.manifest.counts.planned:
+        raise CamlakeError(f"{out}: {done} images done; {'; '.join(report.problems)}")
+    times = {"finish the run": run.finish_s, "clear up before the next": leftovers_s}
+    times |= {"find what is done": done_s, "verify": verify_s}
+    where = f"{n_commits} commits, {len(run.manifest.files)} files"
+    return {f"{where}: s to {what}": took_s for what, took_s in times.items()}

@@ -1,0 +1,114 @@
+"""The real job on a real Ray cluster of this machine's, with networks that only take a GPU's time."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+from ray.cluster_utils import Cluster
+
+from jobs.suites.common import Watch
+from jobs.suites.usage import CpuByRole
+from pipeline.annotate.model import Model
+from pipeline.annotate.reader import count_tables
+from pipeline.annotate.spec import run_request
+from pipeline.graph.annotate.job import make_job
+from pipeline.graph.annotate.stream import run_stream
+from pipeline.graph.cluster import keep_idle_workers, ray_cluster
+from pipeline.graph.resources import images_per_slice, plan_compute
+from pipeline.images.resize import ResizePlan
+from pipeline.storage.inputs.listing import list_inputs
+from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.planning import make_plan
+from pipeline.storage.lake.run import open_run
+from schemas.annotate import AnnotateConfig
+from schemas.errors import CamlakeError
+from schemas.runs import RunManifest
+from tests.benchmarks.fake_network import FakeGpu
+
+CPUS_BESIDE = 2
+"""Logical CPUs of a node beside one for each GPU: for readers, decoders and writers."""
+OBJECT_STORE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A run that was simulated, and what was seen of it."""
+
+    manifest: RunManifest
+    slices: int
+    """Read tasks, and blocks that the actors took."""
+    finish_s: float
+    """Time to account for the run after its last commit."""
+    watch: Watch
+    cpu: CpuByRole
+
+    def steady(self) -> "Steady":
+        """Return what happened between the first fifth and the last tenth of the images, when all actors are at work.
+
+        Raises CamlakeError where the run was over too soon to see that.
+        """
+        planned = self.manifest.counts.planned
+        inner = [point for point in self.watch.points if 0.2 * planned <= point[1] <= 0.9 * planned]
+        if len(inner) < 2:
+            raise CamlakeError(f"{planned} images were over too soon to measure; use a larger --count")
+        (start_s, start), (end_s, end) = inner[0], inner[-1]
+        images = end - start
+        return Steady(images, images * self.slices / planned, end_s - start_s, self.cpu.between(start_s, end_s))
+
+
+class Steady(NamedTuple):
+    """The steady part of a run."""
+
+    images: int
+    blocks: float
+    took_s: float
+    cpu_s: dict[str, float]
+    """CPU seconds by role."""
+
+
+@contextmanager
+def simulated_cluster(nodes: int, gpus: int) -> Iterator[str]:
+    """Run a Ray cluster of a head and ``nodes`` nodes with ``gpus`` GPUs each that exist only in Ray's books."""
+    keep_idle_workers()
+    sizes = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **sizes})
+    try:
+        for _ in range(nodes):
+            cluster.add_node(num_cpus=gpus + CPUS_BESIDE, num_gpus=gpus, **sizes)
+        cluster.wait_for_nodes()
+        yield str(cluster.address)
+    finally:
+        cluster.shutdown()
+
+
+def simulated_model(config: AnnotateConfig, gpu: FakeGpu) -> Model:
+    """Return the model that stands for ``gpu`` in a job."""
+    network, side = gpu({}), (gpu.map_side, gpu.map_side)
+    return Model(network, gpu.weights, "0" * 64, ResizePlan(config.resize, gpu.image_size, side))
+
+
+def simulate(config: AnnotateConfig, gpu: FakeGpu, block: int | None = None) -> Simulated:
+    """Run the job of ``config`` with the networks of ``gpu``: Ray hands out its GPUs, PyTorch runs on the CPU.
+
+    ``block`` is the number of images that a read task fetches; None leaves it to the job's own rule.
+    """
+    model, watch = simulated_model(config, gpu), Watch()
+    with open_run(run_request(config, model)) as opened:
+        plan_dir = LakePaths(opened.root).plan_dir(opened.manifest.run_id)
+        inputs, rows = list_inputs(config.input, config, out=config.out), block or images_per_slice(config)
+        plan = make_plan(inputs, [], opened.fs, opened.root, plan_dir, rows_per_slice=rows)
+        with ray_cluster(config.address) as machine:
+            compute = plan_compute(config, machine, count_tables(plan.slices))
+            runtime = replace(compute.runtime, device="cpu", precision="fp32", compile=False, threads=1)
+            compute = replace(compute, runtime=runtime)
+            begun = opened.begin(plan.counts, asdict(compute))
+            job = make_job(config, model, begun, compute, plan.counts.planned)
+            job = replace(job, annotate=replace(job.annotate, load=gpu))
+            with CpuByRole() as cpu, watch.progress("", plan.counts.planned) as advance:
+                run_stream(plan.slices, job, {}, advance)
+        started = time.perf_counter()
+        manifest = begun.finish()
+        finish_s = time.perf_counter() - started
+    return Simulated(manifest, len(plan.slices), finish_s, watch, cpu)

@@ -1,0 +1,1 @@
+"""What ``python -m tests.benchmarks.study`` is made of."""

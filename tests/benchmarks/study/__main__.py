@@ -1,0 +1,82 @@
+"""``python -m tests.benchmarks.study``: the networks of the CAM paper on cluttered scenes, and which claims hold there.
+
+Scenes are rendered once, every network learns them from random values, and what is finished stays in the folder: a run
+that was stopped, or whose minutes were over, goes on where it stood. At full size, with a GPU:
+
+    python -m tests.benchmarks.study --folder large --size 224 --cells 14 --width 1 --scenes 20000 --lr 3e-4
+"""
+
+import time
+from pathlib import Path
+
+import torch
+
+from jobs.console import Screen, main, verb
+from schemas.errors import UsageError
+from tests.benchmarks.study import figure, page, scenes
+from tests.benchmarks.study.config import StudyConfig
+from tests.benchmarks.study.plan import Entry, chosen_entries, tasks
+from tests.benchmarks.study.results import Result, claim_folder, read_all
+from tests.benchmarks.study.running import run_tasks, unfinished, workers
+
+
+def run(config: StudyConfig, screen: Screen) -> None:
+    """Render, train what is left while there is time, and write the page, its numbers and the figure."""
+    started = time.monotonic()
+    entries, device = chosen_entries(config.networks), chosen_device(config)
+    folder = claim_folder(config)
+    planned = tasks(entries, config.seeds)
+    left = unfinished(config, planned)
+    screen.say(f"{len(planned)} trainings, {len(planned) - len(left)} of them finished before")
+
+    def may_begin() -> bool:
+        return time.monotonic() - started < 60 * config.minutes
+
+    def report(entry: Entry, result: Result) -> None:
+        way = entry.ways[0]
+        screen.say(
+            f"{(time.monotonic() - started) / 60:.1f} min: {entry.key}, seed {result.seed}, in {result.seconds:.0f} s:"
+            f" top-1 error {result.wrong.mean():.1%}, MaxBoxAcc by {way} {result.found[way].right.mean():.1%}"
+        )
+
+    with workers(config.workers) as pool:
+        scenes.render_all(config, folder / "scenes", pool, screen.say)
+        run_tasks(config, device, left, pool, may_begin, report)
+    write(config, entries, folder, screen)
+    missing = unfinished(config, planned)
+    if missing:
+        screen.say(f"{len(missing)} trainings are left; the same command goes on with them")
+
+
+def write(config: StudyConfig, entries: tuple[Entry, ...], folder: Path, screen: Screen) -> None:
+    """Write study.md, study.json and study.png of what is finished; raises UsageError where that is nothing."""
+    results = read_all(folder, entries, config.seeds)
+    if not results:
+        raise UsageError(f"--minutes {config.minutes:g}: no training was begun; allowed: more, with the same --folder")
+    study = page.summarize(config, entries, results, scenes.load(folder / "scenes", "test"))
+    page.write(study, folder)
+    finished = tuple(entry for entry in entries if entry.key in results)
+    (folder / "study.png").write_bytes(figure.maps_png(config, finished, folder))
+    screen.table("study", study.columns, study.rows)
+    for number, judged in enumerate(study.claims, 1):
+        screen.result(f"claim {number}: {judged.verdict}. {judged.claim.text}", verdict=judged.verdict)
+    screen.result(f"written: {folder / 'study.md'}, study.json, study.png")
+
+
+def chosen_device(config: StudyConfig) -> str:
+    """Return where the networks learn; raises UsageError where CUDA was asked for and is not there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device here; allowed: cpu, or auto")
+    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+command = verb(
+    "study",
+    "Train the networks of the CAM paper on cluttered scenes and hold its claims against what they find.",
+    StudyConfig,
+    run,
+    "python -m tests.benchmarks.study --minutes 45",
+)
+
+if __name__ == "__main__":
+    main(command)

@@ -1,0 +1,72 @@
+"""Maps side by side: rows are test scenes, columns the finished networks."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.outputs.report import draw_boxes, overlay_heat
+from tests.benchmarks.study.config import StudyConfig
+from tests.benchmarks.study.learning import make_network
+from tests.benchmarks.study.plan import Entry
+from tests.benchmarks.study.results import is_finished, load_weights
+from tests.benchmarks.study.scenes import SceneSet, load
+from tests.benchmarks.study.scoring import class_maps, paper_boxes, regressed
+
+ROWS = 5
+GAP_PX, HEAD_PX = 3, 40
+COLOURS = 96
+"""Of the palette, which keeps the file at a third of its size and is not seen."""
+INK, GROUND = (40, 44, 52), "white"
+
+Pixels = NDArray[np.uint8]
+
+
+def maps_png(config: StudyConfig, entries: tuple[Entry, ...], folder: Path) -> bytes:
+    """Return the figure of the first scenes whose labels differ, with each entry's first finished seed."""
+    test = load(folder / "scenes", "test")
+    few = SceneSet(test.pixels[:ROWS], test.labels[:ROWS], test.boxes[:ROWS])
+    columns = [("scene", [draw_boxes(pixels, np.empty((0, 4)), box[None]) for pixels, box in _each(few)])]
+    columns += [(entry.title, _column(config, entry, folder, few)) for entry in entries]
+    side = config.size
+    sheet = Image.new("RGB", (len(columns) * (side + GAP_PX), HEAD_PX + len(few) * (side + GAP_PX)), GROUND)
+    ink, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
+    for column, (title, tiles) in enumerate(columns):
+        left = column * (side + GAP_PX)
+        ink.multiline_text((left + 2, 4), _wrapped(title), fill=INK, font=font, spacing=2)
+        for row, tile in enumerate(tiles):
+            sheet.paste(Image.fromarray(tile), (left, HEAD_PX + row * (side + GAP_PX)))
+    buffer = io.BytesIO()
+    sheet.quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _column(config: StudyConfig, entry: Entry, folder: Path, few: SceneSet) -> list[Pixels]:
+    """Return each scene as the entry sees it, with the box that its first way gives."""
+    seed = next(seed for seed in range(config.seeds) if is_finished(folder, entry, seed))
+    module, network = make_network(config, entry)
+    load_weights(folder, entry, seed, module)
+    network.eval()
+    way = entry.ways[0]
+    if way == "regress":
+        boxes = regressed(network, few, "cpu")
+        return [draw_boxes(pixels, boxes[i : i + 1], true[None]) for i, (pixels, true) in enumerate(_each(few))]
+    maps = class_maps(network, way, few, "cpu")
+    boxes = paper_boxes(maps, config.size)
+    return [
+        draw_boxes(overlay_heat(pixels, maps[i]), boxes[i : i + 1], true[None])
+        for i, (pixels, true) in enumerate(_each(few))
+    ]
+
+
+def _each(scenes: SceneSet) -> list[tuple[Pixels, NDArray[np.float64]]]:
+    return list(zip(np.asarray(scenes.pixels), scenes.boxes, strict=True))
+
+
+def _wrapped(title: str) -> str:
+    """Return a title on two lines where it has more than a network's name."""
+    for word in (" with ", " from "):
+        title = title.replace(word, f"\n{word.strip()} ")
+    return title

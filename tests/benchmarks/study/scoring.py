@@ -1,0 +1,145 @@
+"""What a trained network says of test scenes, and what of it is right."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.arrays import figures
+from pipeline.arrays.boxes import foreground_levels, level_boxes
+from pipeline.arrays.maps import quantize
+from pipeline.arrays.metrics import IOU_DELTA, V2_DELTAS, accuracy_curves, best_threshold, paired_iou
+from pipeline.models.localize.engine import Engine
+from pipeline.models.localize.methods import METHODS
+from pipeline.models.localize.runtime import Runtime
+from pipeline.models.networks.network import CamNetwork
+from tests.benchmarks.study.plan import MapWay, Way
+from tests.benchmarks.study.scenes import SceneSet
+
+PAPER_THRESHOLD = 0.2
+"""Share of its maximum at which the CAM paper cuts a map."""
+AT_ONCE = 100
+"""Scenes of a forward pass."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one way of localizing found on N test scenes, for the class that each is labelled with."""
+
+    threshold: float | None
+    """Of the min–max scaled map, chosen on other scenes for ``right``; None for boxes that come from no map."""
+    right: NDArray[np.float64]
+    """(N,) 1 where the box at that threshold has IoU >= 0.5: MaxBoxAcc is its mean."""
+    right_v2: NDArray[np.float64]
+    """(N,) the mean over V2_DELTAS of the same with any component's box: MaxBoxAccV2."""
+    iou: NDArray[np.float64]
+    """(N,) of the paper's box, cut at 20 % of the maximum."""
+    extent: NDArray[np.float64]
+    """(N,) area of that box over the true box's; 0 without one."""
+    pointed: NDArray[np.float64] | None
+    """(N,) 1 where the map is highest inside the true box."""
+
+
+def predictions(network: CamNetwork, scenes: SceneSet, device: str) -> NDArray[np.int64]:
+    """Return (N,): the most probable class of each scene."""
+    with torch.inference_mode():
+        parts = [network(pixels).logits.argmax(1).cpu() for pixels, _ in batches(network, scenes, device)]
+    return torch.cat(parts).numpy()
+
+
+def found_by(network: CamNetwork, way: Way, choose: SceneSet, test: SceneSet, device: str) -> Found:
+    """Return what one way of localizing finds on ``test``, with thresholds chosen on ``choose``."""
+    if way == "regress":
+        return _from_boxes(regressed(network, test, device), test.boxes)
+    chosen, shown = (class_maps(network, way, scenes, device) for scenes in (choose, test))
+    sweep_chosen, sweep = (_sweep(maps, scenes) for maps, scenes in ((chosen, choose), (shown, test)))
+    threshold = best_threshold(accuracy_curves(sweep_chosen.largest_iou, [IOU_DELTA])[0], figures.THRESHOLDS)
+    right = sweep.largest_iou[:, _place(threshold)] >= IOU_DELTA
+    curves = accuracy_curves(sweep_chosen.any_iou, V2_DELTAS)
+    places = [_place(best_threshold(curve, figures.THRESHOLDS)) for curve in curves]
+    right_v2 = np.mean([sweep.any_iou[:, at] >= delta for at, delta in zip(places, V2_DELTAS, strict=True)], axis=0)
+    paper = paper_boxes(shown, test.pixels.shape[1])
+    return Found(
+        threshold,
+        right.astype(np.float64),
+        right_v2,
+        paired_iou(paper, test.boxes),
+        areas(paper) / areas(test.boxes),
+        sweep.pointed.astype(np.float64),
+    )
+
+
+def class_maps(network: CamNetwork, way: MapWay, scenes: SceneSet, device: str) -> NDArray[np.float32]:
+    """Return (N, h, w): the map of each scene's label."""
+    runtime = Runtime("cuda" if device == "cuda" else "cpu", "fp32", compile=False, threads=1, batch_size=AT_ONCE)
+    method = METHODS[way](Engine(network, runtime), network.head)
+    parts = []
+    with torch.no_grad():
+        for pixels, labels in batches(network, scenes, device):
+            parts.append(method.maps(method.look(pixels), labels[:, None])[:, 0].float().cpu())
+    return torch.cat(parts).numpy()
+
+
+def regressed(network: CamNetwork, scenes: SceneSet, device: str) -> NDArray[np.float64]:
+    """Return (N, 4): the boxes of a network that learned from boxes, in pixels of the scenes and cut to them."""
+    head = network.box_head
+    if head is None:
+        raise ValueError(f"{network.name} has no box head")
+    with torch.inference_mode():
+        parts = [head(network.features(pixels)).cpu() for pixels, _ in batches(network, scenes, device)]
+    boxes: NDArray[np.float64] = torch.cat(parts).double().clamp(0, 1).numpy()
+    return np.asarray(boxes * scenes.pixels.shape[1])
+
+
+def paper_boxes(maps: NDArray[np.float32], side: int) -> NDArray[np.float64]:
+    """Return (N, 4): the box of the largest component at 20 % of each map's maximum, in pixels; zeros where none is."""
+    tensor = torch.from_numpy(maps)
+    found = level_boxes(tensor, foreground_levels(tensor, torch.tensor([PAPER_THRESHOLD])))
+    boxes = np.zeros((len(maps), 4))
+    boxes[found.map_index.numpy()] = found.boxes_xyxy.double().numpy() * (side / maps.shape[2])
+    return boxes
+
+
+def areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the areas (N,) of boxes (N, 4)."""
+    return np.asarray((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+
+
+def batches(network: CamNetwork, scenes: SceneSet, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield pixels (B, S, S, 3) uint8 at the side that the network sees, and labels (B,), on the device."""
+    side = network.preprocessing.image_size
+    for start in range(0, len(scenes), AT_ONCE):
+        pixels = torch.from_numpy(np.array(scenes.pixels[start : start + AT_ONCE])).to(device)
+        labels = torch.from_numpy(scenes.labels[start : start + AT_ONCE]).to(device)
+        yield enlarged(pixels, side), labels
+
+
+def enlarged(pixels: Tensor, side: int) -> Tensor:
+    """Return ``pixels`` (B, S, S, 3) uint8 at another side, bilinear and rounded."""
+    if pixels.shape[1] == side:
+        return pixels
+    planes = F.interpolate(pixels.permute(0, 3, 1, 2).float(), (side, side), mode="bilinear", align_corners=False)
+    return planes.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _from_boxes(boxes: NDArray[np.float64], truth: NDArray[np.float64]) -> Found:
+    iou = paired_iou(boxes, truth)
+    right_v2 = np.mean([iou >= delta for delta in V2_DELTAS], axis=0)
+    return Found(None, (iou >= IOU_DELTA).astype(np.float64), right_v2, iou, areas(boxes) / areas(truth), None)
+
+
+def _sweep(maps: NDArray[np.float32], scenes: SceneSet) -> figures.Sweep:
+    every = np.arange(len(scenes))
+    sizes = np.full((len(scenes), 2), float(scenes.pixels.shape[1]))
+    pairs = figures.Pairs(len(scenes), every, sizes, scenes.boxes, every, "half-open")
+    stored, _, _ = quantize(maps)
+    parts = [slice(start, start + AT_ONCE) for start in range(0, len(every), AT_ONCE)]
+    return figures.sweep_maps(pairs, [(stored[part], every[part]) for part in parts])
+
+
+def _place(threshold: float) -> int:
+    return int(np.argmin(np.abs(figures.THRESHOLDS - threshold)))

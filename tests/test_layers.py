@@ -138,8 +138,12 @@ def circles(root: Path) -> list[list[str]]:
         graph[str(path)] = {str(one if one.suffix == ".py" else one / "__init__.py") for one in own if one} - {
             str(path)
         }
-    while leaves := {name for name, others in graph.items() if not others & graph.keys()}:
-        graph = {name: others for name, others in graph.items() if name not in leaves}
+    while True:  # What imports nothing of the rest, or is imported by nothing of it, stands in no circle.
+        imported_by_rest = {name for others in graph.values() for name in others}
+        kept = {name: others & graph.keys() for name, others in graph.items() if name in imported_by_rest and others}
+        if kept == graph:
+            break
+        graph = kept
     return [sorted(graph)] if graph else []
 
 

@@ -7,12 +7,13 @@ import pytest
 from jobs.console import Screen
 from jobs.dry_run import print_estimate
 from pipeline.annotate.model import load_model
+from pipeline.annotate.spec import run_request
 from pipeline.arrays.calibration import Calibration
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.calibrations import write_calibration
-from pipeline.storage.lake.run import refuse_other_settings
+from pipeline.storage.lake.run import check_settings
 from pipeline.storage.lake.verify import verify
 from schemas.annotate import AnnotateConfig
 from schemas.config import StorageConfig
@@ -83,5 +84,6 @@ def test_rows_of_other_methods_and_views_are_not_mixed_in(images, tmp_path):
 
 def test_an_empty_output_takes_any_method(tmp_path):
     config = AnnotateConfig(input="in", out=str(tmp_path), model="camlake_demo", method="backprop")
-    settings = refuse_other_settings(config, load_model(config), *connect(str(tmp_path), config))
-    assert settings["method"] == "backprop"
+    request = run_request(config, load_model(config))
+    check_settings(request, *connect(str(tmp_path), config))
+    assert request.settings["method"] == "backprop"

@@ -17,8 +17,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.storage.filesystems import connect
+from pipeline.storage.lake import lease as lease_module
 from pipeline.storage.lake.layout import LakePaths, list_dir
-from pipeline.storage.lake.layout import lease as lease_module
 from pipeline.storage.lake.lease import Lease, assert_generation_held
 from schemas.config import StorageConfig
 from schemas.errors import LeaseError, StoreError

@@ -2,11 +2,9 @@
 
 from jobs.console import Screen, main, verb
 from jobs.dry_run import print_estimate
-from pipeline.graph.annotate.driver import annotate
+from pipeline.graph.annotate.driver import annotate, refuse_rejected_share
 from pipeline.storage.filesystems import safe_url
 from schemas.annotate import AnnotateConfig
-from schemas.errors import RejectedShareError
-from schemas.runs import RunManifest
 
 
 def run(config: AnnotateConfig, screen: Screen) -> None:
@@ -25,18 +23,6 @@ def run(config: AnnotateConfig, screen: Screen) -> None:
         screen.result(f"{counts.maps_without_box} maps have no positive value, hence no box")
     screen.result(f"query:   SELECT top1_label, count(*) FROM '{out}/images/**/*.parquet' GROUP BY top1_label")
     refuse_rejected_share(manifest, config)
-
-
-def refuse_rejected_share(manifest: RunManifest, config: AnnotateConfig) -> None:
-    """Raise RejectedShareError where the run rejected more of all its inputs than ``max_rejected`` allows."""
-    counts = manifest.counts
-    inputs = counts.already_done + counts.planned
-    if counts.rejected > config.max_rejected * inputs:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.rejected_by_reason.items()))
-        raise RejectedShareError(
-            f"{counts.rejected} of {inputs} inputs were rejected ({reasons}), more than --max-rejected "
-            f"{config.max_rejected:g} allows; all other work is done, see {safe_url(config.out)}/quarantine"
-        )
 
 
 ABOUT = "Annotate images with classes, class activation maps, boxes and features."

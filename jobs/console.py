@@ -19,13 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.annotate.reporter import Advance
+from pipeline.annotate.reporter import Advance, progress_lines
 from schemas.config import JobConfig
 from schemas.errors import CamlakeError, UsageError
 
 Config = TypeVar("Config", bound=JobConfig)
-LOG_EVERY_S = 5.0
-"""With no terminal, progress is a log line this often."""
 
 
 class Screen:
@@ -75,7 +73,7 @@ class Screen:
             with self._bar(what, total) as advance:
                 yield advance
         else:
-            yield self._log_lines(what, total)
+            yield progress_lines(self.say, what, total)
 
     @contextmanager
     def _bar(self, what: str, total: int) -> Iterator[Advance]:
@@ -100,23 +98,6 @@ class Screen:
                 )
 
             yield advance
-
-    def _log_lines(self, what: str, total: int) -> Advance:
-        started = last = time.monotonic()
-
-        def advance(done: int, rejected: int = 0) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last < LOG_EVERY_S:
-                return
-            last = now
-            rate = done / (now - started)
-            left_s = round((total - done) / rate) if rate else None
-            left = f", {left_s} s left" if left_s is not None else ""
-            text = f"{what}: {done}/{total}, {rate:.1f} images/s, {rejected} rejected{left}"
-            self.say(text, done=done, total=total, images_per_s=round(rate, 2), rejected=rejected, left_s=left_s)
-
-        return advance
 
     def _line(self, **facts: Any) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.annotate import refuse_rejected_share
 from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.decode_stage import DecodeStage
 from pipeline.annotate.model import load_model
 from pipeline.annotate.reader import ImageReader
 from pipeline.annotate.spec import annotate_spec, decode_spec
+from pipeline.graph.annotate.driver import refuse_rejected_share
 from pipeline.graph.resources import Machine, plan_compute
 from pipeline.images.synthetic.scenes import CLASSES, write_corpus
 from pipeline.outputs import reader as camlake
@@ -124,7 +124,9 @@ class TestOneRun:
 
 class TestDoneMeansDone:
     def test_a_second_run_does_nothing_and_starts_no_ray(self, annotated, corpus, monkeypatch):
-        monkeypatch.setattr("jobs.annotate.ray_cluster", lambda address: pytest.fail("nothing is to do"))
+        monkeypatch.setattr(
+            "pipeline.graph.annotate.driver.ray_cluster", lambda address: pytest.fail("nothing is to do")
+        )
         counts = run_annotate(corpus / "images", annotated[0]).counts
         assert (counts.listed, counts.already_done, counts.planned) == (N_IMAGES + N_BROKEN, N_IMAGES + N_BROKEN, 0)
 

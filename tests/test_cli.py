@@ -152,7 +152,7 @@ def test_actor_ranges():
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
     clock = iter([0.0, 1.0, 6.0, 7.0])
-    monkeypatch.setattr("jobs.console.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("pipeline.annotate.reporter.time.monotonic", lambda: next(clock))
     with Screen().progress("annotating", 100) as advance:
         advance(10)
         advance(30, 2)

@@ -23,7 +23,7 @@ from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.planning import Plan
 from pipeline.storage.lake.run import OpenRun, open_run
 from schemas.annotate import AnnotateConfig
-from schemas.errors import UsageError
+from schemas.errors import RejectedShareError, UsageError
 from schemas.runs import RunManifest
 
 
@@ -77,4 +77,16 @@ def refuse_unmatched_classes(config: AnnotateConfig, plan: Plan) -> None:
         raise UsageError(
             f"--classes {safe_url(config.classes)}: names none of the {plan.counts.planned} images to annotate; "
             "its keys are uris or their ends after a /"
+        )
+
+
+def refuse_rejected_share(manifest: RunManifest, config: AnnotateConfig) -> None:
+    """Raise RejectedShareError where the run rejected more of all its inputs than ``max_rejected`` allows."""
+    counts = manifest.counts
+    inputs = counts.already_done + counts.planned
+    if counts.rejected > config.max_rejected * inputs:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.rejected_by_reason.items()))
+        raise RejectedShareError(
+            f"{counts.rejected} of {inputs} inputs were rejected ({reasons}), more than --max-rejected "
+            f"{config.max_rejected:g} allows; all other work is done, see {safe_url(config.out)}/quarantine"
         )

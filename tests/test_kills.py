@@ -18,9 +18,9 @@ from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.verify import verify
 from schemas.config import StorageConfig
 from schemas.errors import CamlakeError
-from tests.benchmarks.kills import same_rows
 from tests.jobs_on import command, run_annotate
 from tests.killing import LOOKS_EVERY_S, kill_when
+from tests.references.equal_rows import same_rows
 
 N_IMAGES = 160
 

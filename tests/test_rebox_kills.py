@@ -9,10 +9,10 @@ from pipeline.storage.lake.verify import verify
 from schemas.config import StorageConfig
 from schemas.reasons import Reason
 from schemas.rebox import ReboxConfig
-from tests.benchmarks.kills import same_rows
 from tests.fake_lake import FakeLake
 from tests.jobs_on import command
 from tests.killing import kill_when
+from tests.references.equal_rows import same_rows
 
 COMMITS = 60
 """Of the source; rebox commits once for each, all of them within a second: it is held up at the last one."""

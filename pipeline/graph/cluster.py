@@ -5,6 +5,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
 
 import ray
 from ray.data import DataContext
@@ -32,6 +35,11 @@ def ray_cluster(address: str | None) -> Iterator[Machine]:
     with redirect_stdout(sys.stderr):
         if ours:
             _connect(address, cores)
+        elif folder := _shadowing_folder():
+            raise UsageError(
+                f"{folder} has the name of a package of camlake's, and the workers of the Ray that runs already would "
+                "import it instead; rename it, start Ray from another folder, or let camlake start it"
+            )
         try:
             _quiet()
             resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -55,15 +63,40 @@ def _connect(address: str | None, cores: int) -> None:
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
+                runtime_env=_runtime_env(),
             )
         return
     try:
         with _quiet_core():
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=_runtime_env())
     except (ConnectionError, ValueError) as error:
         raise UsageError(
             f"--address {address!r}: no Ray cluster answers there; start one with `ray start --head`"
         ) from error
+
+
+def _runtime_env() -> dict[str, Any] | None:
+    """Return what makes every worker import ``camlake`` first, where it would import other packages of the same names.
+
+    The import alone makes a worker take camlake's own packages; ``use_own`` without a name does nothing more.
+    """
+    return {"worker_process_setup_hook": "camlake.own_packages.use_own"} if _shadowing_folder() else None
+
+
+def _shadowing_folder() -> Path | None:
+    """Return what Ray's workers would import in the place of ``pipeline`` or ``schemas``; None where they are ours.
+
+    Ray puts the driver's working folder first on the path of its workers.
+    """
+    for name in ("pipeline", "schemas"):
+        spec = PathFinder.find_spec(name, [str(Path.cwd()), *sys.path])
+        # Without a spec the package comes from the import hook of an editable install, and nothing stands before it.
+        found = list(spec.submodule_search_locations or [spec.origin or ""]) if spec else []
+        ours = Path(sys.modules[name].__path__[0]).resolve()
+        others = [Path(place) for place in found if Path(place).resolve() != ours]
+        if others:
+            return others[0]
+    return None
 
 
 def keep_idle_workers() -> None:

@@ -1,31 +1,41 @@
-"""``camlake benchmark``: the figures that camlake claims, measured here; ratios in one run, with spread."""
+"""``camlake benchmark``: how fast this machine is, and what the job needs of it; ratios in one run, with spread."""
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jobs.console import Screen, main, verb
-from jobs.suites.common import Figures, machine_facts
-from schemas.benchmark import BenchmarkConfig
+from jobs.suites.machine import Figures, machine_facts
+from schemas.benchmark import BenchmarkConfig, MeasureConfig
+
+Config = TypeVar("Config", bound=MeasureConfig)
 
 
 def run(config: BenchmarkConfig, screen: Screen) -> None:
-    """Measure one suite, print its figures and, where asked, write them as JSON.
+    """Measure one suite, print its figures and, where asked, write them as JSON."""
+    record(config.suite, importlib.import_module(f"jobs.suites.{config.suite}").measure, config, screen)
 
-    What the figures depend on is asked first: nothing that fails is left for when hours of measuring are over.
+
+def record(
+    suite: str,
+    measure: Callable[[Config, Screen], Figures],
+    config: Config,
+    screen: Screen,
+    facts: Figures | None = None,
+) -> None:
+    """Print the figures of ``measure`` under the name ``suite`` and, with ``--result``, write them as JSON.
+
+    The JSON document names the machine, the versions and the commit; ``facts`` are added to what it says of the
+    machine. Those are asked for before anything is measured, so that hours of measuring don't end in their failure.
     """
-    suite = importlib.import_module(f"jobs.suites.{config.suite.replace('-', '_')}")
-    machine = machine_facts()
-    if config.suite == "peers":
-        machine["peers"] = suite.versions()
-    figures: Figures = suite.measure(config, screen)
-    screen.table(
-        f"{config.suite} on {machine['cores']} cores of {machine['processor']}", ("figure", "value"), rows(figures)
-    )
+    machine = machine_facts() | (facts or {})
+    figures = measure(config, screen)
+    screen.table(f"{suite} on {machine['cores']} cores of {machine['processor']}", ("figure", "value"), rows(figures))
     if config.result:
         document = {
-            "suite": config.suite,
+            "suite": suite,
             "config": config.model_dump(exclude={"result"}),
             "machine": machine,
             "figures": figures,
@@ -35,7 +45,7 @@ def run(config: BenchmarkConfig, screen: Screen) -> None:
 
 
 def rows(figures: Figures) -> list[tuple[str, str]]:
-    """Return the figures as rows; a repeated one as its median with least and greatest."""
+    """Return the figures as rows of a table; a repeated figure as its median with the least and the greatest value."""
     return [(name, _shown(value)) for name, value in figures.items()]
 
 
@@ -45,14 +55,14 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-ABOUT = "Measure this machine: speed, published scores, memory, crash recovery, boxes."
+ABOUT = "Measure this machine: the speed of each stage, the driver's memory, the GPU."
 
 command = verb(
     "benchmark",
     ABOUT,
     BenchmarkConfig,
     run,
-    "camlake benchmark end-to-end --model squeezenet1_1 --result result.json",
+    "camlake benchmark stages --model resnet18 --result result.json",
 )
 
 if __name__ == "__main__":

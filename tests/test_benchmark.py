@@ -10,18 +10,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
-from jobs import benchmark
-from jobs.console import Screen
-from jobs.suites.common import annotated_s, make_photographs, steady_per_s, weights_file
+from jobs.suites.photographs import make_photographs, weights_file
+from jobs.suites.steady_rate import annotated_s, steady_per_s
 from pipeline.models.localize.box_rules import BoxRule
 from pipeline.models.localize.localizer import CamRule, Localizer
 from pipeline.models.localize.runtime import Runtime
 from pipeline.models.weights.state_fitting import load_network
-from schemas.benchmark import BenchmarkConfig
+from schemas.benchmark import BenchmarkConfig, MeasureConfig
 from schemas.errors import UsageError
 from schemas.tables import table_schema
-from tests.benchmarks import peers
+from tests.benchmarks import boxes, peers
 from tests.benchmarks.peers import ray_pattern
 from tests.benchmarks.peers.by_hand import BATCH, ByHand, Setup, boxes_of, load, normalized, opencv_box, read_image
 from tests.benchmarks.peers.loops import hand_loop
@@ -37,7 +38,7 @@ def test_photographs_get_further_names_and_stay_as_they_are(tmp_path, monkeypatc
         raise OSError(errno.EXDEV, "another file system", str(source), None, str(target))
 
     if not links:
-        monkeypatch.setattr("jobs.suites.common.os.link", refuse)
+        monkeypatch.setattr("jobs.suites.photographs.os.link", refuse)
     given, folder = tmp_path / "given", tmp_path / "photographs"
     given.mkdir()
     (tmp_path / "c.bin").write_bytes(b"c")
@@ -45,9 +46,9 @@ def test_photographs_get_further_names_and_stay_as_they_are(tmp_path, monkeypatc
         (given / name).write_bytes(name[:1].encode())
     (given / "c.jpg").symlink_to("../c.bin")
     for _ in range(2):
-        names = make_photographs(BenchmarkConfig(suite="peers", images=str(given)), folder, 4)
+        names = make_photographs(MeasureConfig(images=str(given)), folder, 4)
         assert [path.read_bytes() for path in names] == [b"a", b"b", b"c", b"a"]
-    make_photographs(BenchmarkConfig(suite="peers", images=str(folder)), folder / "again", 4)
+    make_photographs(MeasureConfig(images=str(folder)), folder / "again", 4)
     assert [path.samefile(given / "a.jpg") for path in names] == [links, False, False, links]
     assert [names[2].is_symlink(), names[2].samefile(tmp_path / "c.bin")] == [False, links]
     assert [(given / name).read_bytes() for name in ("a.jpg", "b.JPEG", "c.jpg")] == [b"a", b"b", b"c"]
@@ -65,7 +66,7 @@ def _one_thread():
 def setup(tmp_path_factory) -> Setup:
     """Three rendered photographs and the trained demo network."""
     folder = tmp_path_factory.mktemp("benchmark")
-    make_photographs(BenchmarkConfig(suite="peers"), folder / "photographs", 3, SIZE_HW)
+    make_photographs(MeasureConfig(), folder / "photographs", 3, SIZE_HW)
     return Setup(folder / "photographs", folder / "out", "camlake_demo", "DEFAULT", "fp32")
 
 
@@ -118,7 +119,7 @@ class TestByHand:
         assert np.allclose(by_hand(by_hand.normalized(pixels)).maps, heat_of(localize(network, pixels)), atol=1e-4)
 
     def test_a_head_with_a_normalization_is_refused(self, tmp_path):
-        weights = weights_file(BenchmarkConfig(suite="peers", model="convnext_tiny"), tmp_path)
+        weights = weights_file(MeasureConfig(model="convnext_tiny"), tmp_path)
         with pytest.raises(UsageError, match="--model convnext_tiny: its head"):
             load("convnext_tiny", weights)
 
@@ -158,7 +159,7 @@ class TestPeers:
         assert len(annotated_s(setup.out)) == 3
 
     def test_ray_pattern_finds_what_camlake_finds(self, setup, pixels):
-        transform, annotator = ray_pattern.Transform(setup.model), ray_pattern.Annotator(setup)
+        transform, annotator = ray_pattern.Transform(setup.model), ray_pattern.RayNetwork(setup)
         images = [cv2.imread(path, cv2.IMREAD_COLOR_RGB) for path in setup.paths()]
         rows = [transform({"path": "", "image": image}) for image in images]
         found = annotator({name: np.stack([row[name] for row in rows]) for name in rows[0]})
@@ -203,16 +204,46 @@ class TestSteadyState:
             steady_per_s([1.0] * 32)
 
 
+def run(module, *words):
+    """Run a benchmark's command in this process."""
+    app = typer.Typer()
+    app.command()(module.command)
+    return CliRunner().invoke(app, words, env={"COLUMNS": "200", "TERM": "dumb"})
+
+
 def test_boxes_from_start_to_file(tmp_path, monkeypatch):
     for constant in ("MAPS", "SAMPLE"):
         monkeypatch.setattr(f"tests.benchmarks.boxes.{constant}", 8)
-    config = BenchmarkConfig(suite="boxes", repeats=1, result=str(tmp_path / "result.json"))
-    benchmark.run(config, Screen())
+    done = run(boxes, "--repeats", "1", "--result", str(tmp_path / "result.json"))
+    assert done.exit_code == 0, done.output
+    assert "7×7 ratio" in done.stdout
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["suite"] == "boxes"
+    assert (result["suite"], result["config"]["repeats"]) == ("boxes", 1)
     assert {"processor", "cores", "packages", "commit"} <= set(result["machine"])
     ratio = result["figures"]["7×7 ratio"]
     assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
+
+
+NAMES = ("boxes", "encoding", "end_to_end", "kills", "label_free", "peers", "reference", "scale")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_s_help_names_its_command_and_its_options(name):
+    shown = run(importlib.import_module(f"tests.benchmarks.{name}"), "--help")
+    assert shown.exit_code == 0
+    assert f"python -m tests.benchmarks.{name}" in shown.output
+    assert all(f"--{option}" in shown.output for option in MeasureConfig.model_fields)
+    assert ("--truth" in shown.output) == (name in {"boxes", "label_free", "reference"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_only_the_evidence_measures_is_no_suite_of_the_program(name):
+    with pytest.raises(UsageError, match=f"SUITE '{name}': Input should be 'stages', 'memory' or 'gpu'"):
+        BenchmarkConfig.resolve({"suite": name})
+
+
+def test_the_peers_versions_stand_in_the_file():
+    assert set(peers.versions()["peers"]) == set(peers.PACKAGES)
 
 
 def test_photographs_are_enlarged_under_their_names(tmp_path):

@@ -9,10 +9,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.console import Screen
+from jobs.suites.steady_rate import SilentReporter
 from pipeline.arrays.rounding import rounded
 from pipeline.storage.lake.encoding import Encoding, to_parquet
-from schemas.benchmark import BenchmarkConfig
+from schemas.benchmark import MeasureConfig
 from tests.benchmarks import encoding as suite
 
 
@@ -60,16 +60,9 @@ def test_every_encoding_gives_the_rows_back(tmp_path, encoding):
     assert read["label"].to_pylist() == rows["label"].to_pylist()
 
 
-class Silent(Screen):
-    """A screen that says nothing."""
-
-    def say(self, text: str, **facts) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
 def wide(tmp_path):
-    return suite._annotated(BenchmarkConfig(suite="encoding", count=16), tmp_path)
+    return suite._annotated(MeasureConfig(count=16), tmp_path)
 
 
 def test_varied_rows_are_other_images_of_the_same_kind(wide):
@@ -93,7 +86,7 @@ def test_the_suite_measures_every_setting(monkeypatch):
         "small": (Encoding(), 10),
     }
     monkeypatch.setattr(suite, "SETTINGS", settings)
-    figures = suite.measure(BenchmarkConfig(suite="encoding", count=16, repeats=2), Silent())
+    figures = suite.measure(MeasureConfig(count=16, repeats=2), SilentReporter())
     for name in settings:
         assert figures[f"{name}: bytes an image"] > 100
         for what in (

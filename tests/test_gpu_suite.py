@@ -8,21 +8,21 @@ import pytest
 from jobs import benchmark
 from jobs.console import Screen
 from jobs.suites import gpu
-from jobs.suites.common import make_photographs
 from jobs.suites.decode_tasks import decoded_per_s, fetched_table
 from jobs.suites.gpu_busy import busy_share, following_busy_share
+from jobs.suites.photographs import make_photographs
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.resize import ResizePlan
 from pipeline.storage.lake import lineage
-from schemas.benchmark import BenchmarkConfig
+from schemas.benchmark import BenchmarkConfig, MeasureConfig
 from schemas.errors import UsageError
 
 SPEC = DecodeSpec(DecodeLimits(10**6, 10**6, 30.0), ResizePlan("squash", 32, (4, 4)))
 
 
 def test_processes_decode_side_by_side(tmp_path):
-    photographs = make_photographs(BenchmarkConfig(suite="gpu"), tmp_path, 3, (48, 64))
+    photographs = make_photographs(MeasureConfig(), tmp_path, 3, (48, 64))
     assert DecodeStage(SPEC)(fetched_table(photographs))["reason_code"].null_count == 3
     assert decoded_per_s(SPEC, photographs, 2, 0.05) > 0
 
@@ -70,7 +70,7 @@ def test_one_lost_answer_does_not_end_the_following(nvidia_smi, tmp_path, monkey
 
 def test_the_job_is_held_against_its_slowest_stage_on_all_gpus():
     names = ("bare images/s", "actor images/s", "actor with one thread images/s", "network s", "no network s")
-    runs = {name: [1.0] for name in (*names, "box kernel µs a map", "OpenCV µs a map")}
+    runs = {name: [1.0] for name in (*names, "box kernel µs a map")}
     runs |= {"no network, maps and boxes s": [1.5], "actor images/s": [100.0], "job images/s": [180.0]}
     figures = gpu._figures(runs | {"decode tasks images/s": [400.0]}, gpus=2)
     assert (figures["slowest stage"], figures["job / its slowest stage"]["median"]) == ("actor", 0.9)
@@ -85,11 +85,11 @@ def test_a_package_that_is_not_installed_costs_no_figure(tmp_path, monkeypatch):
     order = []
     monkeypatch.setattr("pipeline.storage.lake.lineage.metadata.version", version)
     monkeypatch.setattr(
-        "tests.benchmarks.boxes.measure", lambda config, screen: order.append("measured") or {"ratio": 2.0}
+        "jobs.suites.memory.measure", lambda config, reporter: order.append("measured") or {"ratio": 2.0}
     )
     facts = benchmark.machine_facts
     monkeypatch.setattr(benchmark, "machine_facts", lambda: order.append("facts") or facts())
-    benchmark.run(BenchmarkConfig(suite="boxes", result=str(tmp_path / "result.json")), Screen())
+    benchmark.run(BenchmarkConfig(suite="memory", result=str(tmp_path / "result.json")), Screen())
     machine = json.loads((tmp_path / "result.json").read_text())["machine"]
     assert order == ["facts", "measured"]
     assert machine["camlake"] == machine["packages"]["torch"] == lineage.NOT_INSTALLED

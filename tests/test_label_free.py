@@ -5,18 +5,18 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.console import Screen
+from jobs.suites.steady_rate import SilentReporter
 from pipeline.arrays.figures import THRESHOLDS, Pairs
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.models.localize.runtime import Runtime
 from pipeline.models.weights.load_weights import load_weights
 from pipeline.models.weights.state_fitting import load_network
-from schemas.benchmark import BenchmarkConfig
 from schemas.errors import UsageError
 from tests.benchmarks import label_free
+from tests.benchmarks.command import TruthConfig
 from tests.benchmarks.label_free import (
     Half,
-    Photographs,
+    HalvedPhotographs,
     Search,
     Setting,
     both_ways,
@@ -42,7 +42,7 @@ def half_of(first, plain, other):
     """A finished search over photographs of one pair each; plain and other (P, 2) are hits at thresholds .2 and .4."""
     n = len(first)
     pairs = Pairs(n, np.arange(n), np.ones((n, 2)), np.zeros((n, 4)), np.arange(n), "half-open")
-    search = Search(Photographs([], [], pairs, np.array(first)), None, None, Screen())
+    search = Search(HalvedPhotographs([], [], pairs, np.array(first)), None, None, SilentReporter())
     for setting, rows in ((PLAIN, plain), (OTHER, other)):
         search.hits[setting] = np.zeros((n, len(THRESHOLDS)), bool)
         search.hits[setting][:, [10, 20]] = rows
@@ -134,9 +134,9 @@ def test_maps_are_those_of_the_true_class(corpus):
 def test_the_suite_measures_what_it_tries(corpus, monkeypatch):
     monkeypatch.setattr(label_free, "RESOLUTIONS", (112, 128))
     monkeypatch.setattr(label_free, "MOST_PASSES", 3.0)
-    given = {"suite": "label-free", "images": str(corpus / "images"), "truth": str(corpus / "truth.csv")}
-    config = BenchmarkConfig(**given, model="camlake_demo", weights="DEFAULT", precision="fp32")
-    found = label_free.measure(config, Screen())
+    given = {"images": str(corpus / "images"), "truth": str(corpus / "truth.csv")}
+    config = TruthConfig(**given, model="camlake_demo", weights="DEFAULT", precision="fp32")
+    found = label_free.measure(config, SilentReporter())
     tried = {name: value for name, value in found.items() if name.startswith("tried: ")}
     assert {"tried: --image-size 112 --method cam --tta none --scales 1", f"tried: {found['chosen setting']}"} <= set(
         tried
@@ -147,5 +147,5 @@ def test_the_suite_measures_what_it_tries(corpus, monkeypatch):
 
 
 def test_the_suite_says_what_it_needs():
-    with pytest.raises(UsageError, match="label-free needs --images, --truth and --weights"):
-        label_free.measure(BenchmarkConfig(suite="label-free"), Screen())
+    with pytest.raises(UsageError, match="label_free needs --images, --truth and --weights"):
+        label_free.measure(TruthConfig(), SilentReporter())

@@ -15,22 +15,22 @@ from typer.testing import CliRunner
 from jobs.console import Screen
 from pipeline.images.augment import draw_views, take_views
 from schemas.errors import UsageError
-from tests.benchmarks import study
-from tests.benchmarks.study import running, scenes
+from tests.benchmarks.study import __main__ as study
+from tests.benchmarks.study import running, scene_sets
 from tests.benchmarks.study.claims import CLAIMS, NEARLY, Claim, Comparison, Side, judge
-from tests.benchmarks.study.config import StudyConfig
 from tests.benchmarks.study.intervals import difference_of, mean_of
 from tests.benchmarks.study.learning import input_side, make_network, viewed_boxes
-from tests.benchmarks.study.plan import ENTRIES, Entry, chosen_entries, tasks
 from tests.benchmarks.study.results import Result, claim_folder, is_finished, read_all, result_path
-from tests.benchmarks.study.scoring import Found, found_by, paper_boxes
+from tests.benchmarks.study.scoring import WayScores, found_by, paper_boxes
+from tests.benchmarks.study.study_config import StudyConfig
+from tests.benchmarks.study.study_networks import NETWORKS, StudyNetwork, chosen_networks, tasks
 
 TINY = {"scenes": 40, "tests": 20, "size": 48, "cells": 2, "width": 1 / 64, "epochs": 1, "batch_size": 20, "seeds": 1}
 
 
 def _result(key: str, seed: int, right: list[float], way: str = "cam", extent: float = 1.0) -> Result:
     hits = np.array(right, np.float64)
-    found = Found(0.2, hits, hits, hits, np.full(len(hits), extent), hits)
+    found = WayScores(0.2, hits, hits, hits, np.full(len(hits), extent), hits)
     return Result(key, seed, 1.0, 10, 96, (6, 6), (2.0,), 1 - hits, 1 - hits, {way: found})
 
 
@@ -125,21 +125,21 @@ def test_extent_and_the_centred_box_are_compared_too() -> None:
 
 
 def test_every_claim_compares_what_the_study_trains() -> None:
-    ways = {entry.key: entry.ways for entry in ENTRIES}
+    ways = {entry.key: entry.ways for entry in NETWORKS}
     sides = [side for claim in CLAIMS for one in claim.comparisons for side in (one.more, one.less) if side]
     assert len(CLAIMS) == 4
     assert all(side.way in ways[side.key] for side in sides)
-    assert len({entry.key for entry in ENTRIES}) == len(ENTRIES)
+    assert len({entry.key for entry in NETWORKS}) == len(NETWORKS)
 
 
 def test_all_networks_come_once_before_any_comes_twice() -> None:
-    planned = tasks(ENTRIES, 2)
-    assert [seed for _, seed in planned] == [0] * len(ENTRIES) + [1] * len(ENTRIES)
-    assert [entry for entry, _ in planned[: len(ENTRIES)]] == list(ENTRIES)
+    planned = tasks(NETWORKS, 2)
+    assert [seed for _, seed in planned] == [0] * len(NETWORKS) + [1] * len(NETWORKS)
+    assert [entry for entry, _ in planned[: len(NETWORKS)]] == list(NETWORKS)
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.key)
-def test_every_network_s_maps_have_the_cells_that_are_asked_for(entry: Entry) -> None:
+@pytest.mark.parametrize("entry", NETWORKS, ids=lambda entry: entry.key)
+def test_every_network_s_maps_have_the_cells_that_are_asked_for(entry: StudyNetwork) -> None:
     config = StudyConfig(width=1 / 64)
     side = input_side(config, entry)
     _, network = make_network(config, entry)
@@ -175,7 +175,7 @@ def test_the_paper_s_box_in_pixels() -> None:
 
 def test_options_that_can_t_be_meant() -> None:
     with pytest.raises(UsageError, match="--networks 'vgg99': allowed: vgg11_gap"):
-        chosen_entries("vgg11_gap,vgg99")
+        chosen_networks("vgg11_gap,vgg99")
     with pytest.raises(UsageError, match="--batch-size 32: allowed: up to --scenes 30"):
         StudyConfig.resolve({"scenes": 30})
 
@@ -205,7 +205,7 @@ def test_a_tiny_study_ends_in_a_page_its_numbers_and_a_figure(finished: StudyCon
 
 
 def test_the_numbers_are_those_of_the_trained_weights(finished: StudyConfig) -> None:
-    entry = chosen_entries("alexnet_gap")[0]
+    entry = chosen_networks("alexnet_gap")[0]
     ((kept,),) = read_all(Path(finished.folder), (entry,), 1).values()
     again = running.train_one(finished, entry, 0, "cpu")
     assert again.losses == pytest.approx(kept.losses, rel=1e-4)
@@ -216,13 +216,13 @@ def test_what_is_finished_is_not_trained_again_and_what_was_killed_is(
     finished: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(finished.folder)
-    boxed, plain = chosen_entries(finished.networks)
+    boxed, plain = chosen_networks(finished.networks)
     planned = tasks((boxed, plain), 1)
     assert running.unfinished(finished, planned) == []
     result_path(folder, plain, 0).unlink()  # killed between its weights and its result
     (folder / "trainings" / "half.part").write_text("{")
     assert running.unfinished(finished, planned) == [(plain, 0)]
-    assert scenes.load(folder / "scenes", "test").pixels.shape == (20, 48, 48, 3)
+    assert scene_sets.load(folder / "scenes", "test").pixels.shape == (20, 48, 48, 3)
     begun = []
     monkeypatch.setattr(study, "run_tasks", lambda config, device, left, *rest: begun.extend(left))
     study.run(finished, Screen())
@@ -233,10 +233,10 @@ def test_what_is_finished_is_not_trained_again_and_what_was_killed_is(
 
 def test_no_training_begins_when_the_minutes_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
     config = StudyConfig(workers=2, **TINY)
-    planned = tasks(ENTRIES, 1)
+    planned = tasks(NETWORKS, 1)
     begun: list[str] = []
 
-    def train_one(config: StudyConfig, entry: Entry, seed: int, device: str) -> Result:
+    def train_one(config: StudyConfig, entry: StudyNetwork, seed: int, device: str) -> Result:
         begun.append(entry.key)
         return _result(entry.key, seed, MANY)
 
@@ -254,7 +254,7 @@ def test_no_training_begins_when_the_minutes_are_over(monkeypatch: pytest.Monkey
 
 def test_a_study_without_any_result_says_so(finished: StudyConfig) -> None:
     with pytest.raises(UsageError, match="--minutes 45: no training was begun; allowed: more, with the same --folder"):
-        study.write(finished, chosen_entries("nin"), Path(finished.folder), Screen())
+        study.write(finished, chosen_networks("nin"), Path(finished.folder), Screen())
 
 
 def test_another_study_s_folder_is_refused(finished: StudyConfig, tmp_path: Path) -> None:
@@ -267,9 +267,9 @@ def test_another_study_s_folder_is_refused(finished: StudyConfig, tmp_path: Path
 
 def test_scenes_depend_on_their_set_and_number_alone() -> None:
     large, small = (StudyConfig(**{**TINY, "scenes": n}) for n in (60, 40))
-    assert (scenes.scene(large, "train", 7).pixels == scenes.scene(small, "train", 7).pixels).all()
-    assert (scenes.scene(small, "train", 7).pixels != scenes.scene(small, "test", 7).pixels).any()
-    assert {scenes.scene(small, "train", index).label for index in range(10)} == set(range(10))
+    assert (scene_sets.scene(large, "train", 7).pixels == scene_sets.scene(small, "train", 7).pixels).all()
+    assert (scene_sets.scene(small, "train", 7).pixels != scene_sets.scene(small, "test", 7).pixels).any()
+    assert {scene_sets.scene(small, "train", index).label for index in range(10)} == set(range(10))
 
 
 def test_help_names_every_option() -> None:
@@ -283,9 +283,11 @@ def test_help_names_every_option() -> None:
 
 def test_a_way_is_scored_with_thresholds_of_other_scenes(finished: StudyConfig) -> None:
     folder = Path(finished.folder) / "scenes"
-    entry = chosen_entries("alexnet_gap")[0]
+    entry = chosen_networks("alexnet_gap")[0]
     _, network = make_network(finished, entry)
-    found = found_by(network.eval(), "backprop", scenes.load(folder, "choose"), scenes.load(folder, "test"), "cpu")
+    found = found_by(
+        network.eval(), "backprop", scene_sets.load(folder, "choose"), scene_sets.load(folder, "test"), "cpu"
+    )
     assert found.threshold is not None
     assert 0 <= found.threshold < 1
     assert found.right.shape == found.extent.shape == (20,)

@@ -4,15 +4,15 @@ from pathlib import Path
 
 from torch import nn
 
-from tests.benchmarks.study.config import StudyConfig
 from tests.benchmarks.study.learning import make_network
 from tests.benchmarks.study.page import COLUMNS, Study, markdown
-from tests.benchmarks.study.plan import chosen_entries
+from tests.benchmarks.study.study_config import StudyConfig
+from tests.benchmarks.study.study_networks import chosen_networks
 
 
 def test_the_page_says_of_alexnets_padding_what_its_layers_have() -> None:
     config = StudyConfig()
-    _, network = make_network(config, chosen_entries("alexnet_gap")[0])
+    _, network = make_network(config, chosen_networks("alexnet_gap")[0])
     layers = list(network.trunk.modules())
     assert all(min(layer.padding) > 0 for layer in layers if isinstance(layer, nn.Conv2d))
     assert [layer.padding for layer in layers if isinstance(layer, nn.MaxPool2d)] == [0, 0]
@@ -23,7 +23,7 @@ def test_the_page_says_of_alexnets_padding_what_its_layers_have() -> None:
 
 
 def test_alexnets_outer_cells_lie_farther_inside_than_the_box_code_has_them() -> None:
-    _, network = make_network(StudyConfig(), chosen_entries("alexnet_gap")[0])
+    _, network = make_network(StudyConfig(), chosen_networks("alexnet_gap")[0])
     side = network.preprocessing.image_size
     cells, _ = network.map_size(side)
     centre, pitch = 0.5, 1.0  # Of the first cell, in pixels from the border, and between two.

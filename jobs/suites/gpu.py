@@ -1,7 +1,7 @@
-"""The GPU's side: the actor against the bare network, what maps and boxes cost, the box kernel, nvJPEG, the whole job.
+"""The suite ``gpu``: the actor against the bare network, the cost of maps and boxes, the box kernel, nvJPEG, the job.
 
-Needs CUDA, and nvidia-smi for the share of time that the GPU is busy. A GPU is fast: use ``--count 50000`` or more.
-The job runs as the sides do: the same batch size, compiled, decoding in tasks; it tries nothing else out first.
+It needs CUDA, and nvidia-smi for the share of time that the GPU is busy. A GPU is fast: use ``--count 50000`` or more.
+The job has the same settings as what is measured beside it: batch size, compiled network, decoding in tasks, no trials.
 """
 
 import os
@@ -11,25 +11,20 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.nn.functional import avg_pool2d
 
-from jobs.suites.common import (
-    PHOTO_HW,
-    Figures,
-    Watch,
-    annotated_s,
-    make_photographs,
-    photographs_job,
-    spread,
-    steady_per_s,
-)
 from jobs.suites.decode_tasks import decoded_per_s, fetched_table
 from jobs.suites.gpu_busy import busy_share, following_busy_share
+from jobs.suites.machine import Figures, spread
+from jobs.suites.photographs import make_photographs, photographs_job
 from jobs.suites.stage_parts import network_parts
+from jobs.suites.steady_rate import SilentReporter, annotated_s, steady_per_s
 from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.annotate.gpu_decode_stage import GpuDecodeStage
@@ -41,14 +36,13 @@ from pipeline.graph.annotate.driver import annotate
 from pipeline.graph.annotate.stream import TABLES_AT_A_TIME
 from pipeline.graph.cluster import LOGICAL_PER_CORE
 from pipeline.graph.resources import GPU_BATCH, Machine, decoders, plan_compute
-from pipeline.images.device import decode_jpegs
+from pipeline.images.nvjpeg import decode_jpegs
 from pipeline.models.localize.engine import DTYPES, to_host
 from pipeline.models.localize.runtime import resolve_precision
 from pipeline.models.weights.state_fitting import load_network
 from schemas.annotate import AnnotateConfig
 from schemas.benchmark import BenchmarkConfig
 from schemas.errors import ModelError, UsageError
-from tests.references.opencv_boxes import THRESHOLD, component_boxes, smooth_maps, upsampled
 
 DEVICE = "cuda"
 BATCHES = 20
@@ -118,7 +112,6 @@ def _figures(runs: dict[str, list[float]], gpus: int) -> Figures:
         "actor with one thread / bare": columns["actor with one thread images/s"] / columns["bare images/s"],
         "maps and boxes / forward pass": (columns["no network, maps and boxes s"] - columns["no network s"])
         / columns["network s"],
-        "OpenCV / box kernel": columns["OpenCV µs a map"] / columns["box kernel µs a map"],
         "job / its slowest stage": columns["job images/s"] / limits[slowest],
     }
     return {
@@ -140,14 +133,14 @@ def _sides(config: AnnotateConfig, photographs: Sequence[Path]) -> tuple[dict[st
     parts = network_parts(spec, model.weights.state, decoded)
     on_gpu = plan_compute(config.model_copy(update={"decode": "gpu"}), machine)
     nvjpeg, facts = _nvjpeg(decoding, fetched, size, on_gpu.decode_threads)
-    sides = {
+    sides: dict[str, Callable[[], float]] = {
         "bare images/s": _bare(model, config, size),
         "actor images/s": lambda: _actor(stage, batches, TABLES_AT_A_TIME),
         "actor with one thread images/s": lambda: _actor(stage, batches, 1),
-        **{f"{name} s": lambda part=part: _seconds(part.run) for name, part in parts.items()},
+        **{f"{name} s": partial(_seconds, part.run) for name, part in parts.items()},
         "decode tasks images/s": lambda: decoded_per_s(decoding, photographs, tasks, DECODE_S),
         **nvjpeg,
-        **_box_kernel(),
+        "box kernel µs a map": box_kernel(config.threshold),
     }
     return sides, {"decode tasks": tasks} | facts
 
@@ -186,7 +179,7 @@ def _nvjpeg(
 def _bare(model: Model, config: AnnotateConfig, size: int) -> Callable[[], float]:
     """Return what times the network alone: compiled, its weights in the number type, one batch that is on the GPU."""
     dtype, side = DTYPES[resolve_precision(config.precision, DEVICE)], model.network.preprocessing.image_size
-    network = load_network(config.model, model.weights.state, side)
+    network = load_network(model.network.name, model.weights.state, side)
     layers = torch.nn.Sequential(network.trunk, network.head).to(DEVICE, dtype).to(memory_format=torch.channels_last)
     compiled = torch.compile(layers, fullgraph=True, dynamic=False)
     inputs = torch.randn(size, 3, side, side, device=DEVICE, dtype=dtype).to(memory_format=torch.channels_last)
@@ -209,26 +202,19 @@ def _actor(stage: AnnotateStage, batches: list[pa.Table], threads: int) -> float
     return sum(map(len, work[threads:])) / seconds
 
 
-def _box_kernel() -> dict[str, Callable[[], float]]:
-    grids = smooth_maps(MAPS, 7, 1.0)
-    maps, thresholds = torch.from_numpy(grids).to(DEVICE), torch.tensor([THRESHOLD], device=DEVICE)
+def box_kernel(thresholds: Sequence[float]) -> Callable[[], float]:
+    """Return what times the boxes of maps (MAPS, 7, 7) that are on the GPU, in microseconds a map."""
+    noise = torch.randn(MAPS, 9, 9, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    maps, levels = avg_pool2d(noise, 3, stride=1), torch.tensor(thresholds, device=DEVICE)
+
+    def once() -> None:
+        to_host(level_boxes(maps, foreground_levels(maps, levels)))
 
     def exact_us() -> float:
-        def once() -> None:
-            to_host(level_boxes(maps, foreground_levels(maps, thresholds)))
-
         once()
         return min(_seconds(once) for _ in range(BATCHES)) / MAPS * 1e6
 
-    def opencv_us() -> float:
-        def once() -> None:
-            for grid in grids:
-                surface = upsampled(grid, PHOTO_HW)
-                component_boxes(surface, THRESHOLD * float(surface.max()))
-
-        return _seconds(once) / MAPS * 1e6
-
-    return {"box kernel µs a map": exact_us, "OpenCV µs a map": opencv_us}
+    return exact_us
 
 
 @dataclass(frozen=True)
@@ -242,7 +228,7 @@ class _Whole:
 def _whole_job(config: AnnotateConfig) -> _Whole:
     """Return how fast ``camlake annotate`` is with all cores, and how busy it keeps the GPUs."""
     with following_busy_share() as shares:
-        annotate(config, Watch())
+        annotate(config, SilentReporter())
     times_s = annotated_s(Path(config.out))
     start_s, end_s = times_s[len(times_s) // 5], times_s[len(times_s) * 9 // 10]
     steady = [share for moment_s, share in shares if start_s <= moment_s <= end_s]

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.suites.common import Figures, Watch, make_photographs
-from jobs.suites.usage import peak_bytes
+from jobs.suites.machine import Figures
+from jobs.suites.photographs import make_photographs
 from pipeline.annotate.reporter import Advance, Reporter
 from pipeline.graph.annotate.driver import annotate
-from pipeline.models.registry import DEMO
+from pipeline.models.networks.demo_network import DEMO
 from schemas.annotate import AnnotateConfig
-from schemas.benchmark import BenchmarkConfig
+from schemas.benchmark import BenchmarkConfig, MeasureConfig
 from schemas.errors import CamlakeError
 
 SIZES = (100, 10_000, 100_000)
@@ -36,7 +36,7 @@ def measure(config: BenchmarkConfig, reporter: Reporter) -> Figures:
     peaks, times_s = [], []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        pictures = make_photographs(BenchmarkConfig(suite="memory"), folder / "pictures", PICTURES, TINY_HW)
+        pictures = make_photographs(MeasureConfig(), folder / "pictures", PICTURES, TINY_HW)
         for count in SIZES:
             seen = _annotate(_linked(pictures, folder / f"images-{count}", count), folder / f"out-{count}")
             reporter.say(f"{count} images: {seen}")
@@ -71,11 +71,10 @@ def _annotate(images: Path, out: Path) -> Figures:
     return seen
 
 
-class _Timeline(Watch):
+class _Timeline(Reporter):
     """Remembers when each step of the job was reported, in seconds since ``started``."""
 
     def __init__(self, started: float) -> None:
-        super().__init__()
         self._started = started
         self.steps: dict[str, float] = {}
 
@@ -92,6 +91,15 @@ class _Timeline(Watch):
                 self.steps.setdefault("first annotated image", round(time.time() - self._started, 2))
 
         yield advance
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has held so far, with the pages of mapped libraries.
+
+    Linux tells it in /proc. psutil has only what is held now, and ru_maxrss begins with what the parent process held.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> None:

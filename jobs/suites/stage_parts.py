@@ -48,24 +48,24 @@ def network_parts(spec: AnnotateSpec, state: dict[str, Tensor], decoded: pa.Tabl
     pixels = [np.frombuffer(row, np.uint8).reshape(side, side, 3) for row in good["pixels"].to_pylist()]
     batches = torch.split(torch.from_numpy(np.stack(pixels)), size)
     sizes_hw = np.stack([good["height_px"].to_numpy(), good["width_px"].to_numpy()], axis=1).astype(np.int64)
-    covered = spec.resize.covered(sizes_hw)
+    valid_hw = spec.resize.valid_hw(sizes_hw)
     engine = Engine(spec.load(state).eval(), spec.runtime)
     engine.warm_up()
-    with torch.no_grad(), engine.at_work():
-        features = torch.from_numpy(to_host([engine(engine.put(batches[0]))])[0])
+    with torch.no_grad(), engine.on_stream():
+        features = torch.from_numpy(to_host([engine(engine.to_device(batches[0]))])[0])
 
     def recalled(state: dict[str, Tensor]) -> CamNetwork:
         real = spec.load(state)
         return CamNetwork(real.name, _Recalled(features.clone()), real.head, real.preprocessing)
 
     def forward(engine: Engine) -> None:
-        with torch.no_grad(), engine.at_work():
+        with torch.no_grad(), engine.on_stream():
             for batch in batches:
-                to_host([engine(engine.put(batch))[:, 0, 0, 0]])
+                to_host([engine(engine.to_device(batch))[:, 0, 0, 0]])
 
     def localize() -> None:
         for at, batch in zip(itertools.count(0, size), batches, strict=False):
-            localizer(batch, sizes_hw[at : at + size], covered[at : at + size])
+            localizer(batch, sizes_hw[at : at + size], valid_hw[at : at + size])
 
     idle = Engine(recalled(state), spec.runtime)
     localizer = Localizer(recalled(state), spec.rule, spec.runtime)

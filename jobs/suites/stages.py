@@ -17,7 +17,8 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from jobs.suites.common import Figures, make_photographs, photographs_job, spread
+from jobs.suites.machine import Figures, spread
+from jobs.suites.photographs import make_photographs, photographs_job
 from jobs.suites.stage_parts import Timed, by_batch, network_parts
 from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
@@ -26,7 +27,7 @@ from pipeline.annotate.reader import count_tables
 from pipeline.annotate.reporter import Reporter
 from pipeline.annotate.spec import plan_inputs, run_request
 from pipeline.graph.annotate.job import make_job
-from pipeline.graph.resources import Machine, plan_compute
+from pipeline.graph.resources import Machine, images_per_slice, plan_compute
 from pipeline.images.decode import decode
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.encoding import to_parquet
@@ -69,7 +70,7 @@ def _to_time(config: AnnotateConfig, model: Model, run: OpenRun) -> tuple[dict[s
 
     def planned() -> Plan:
         plan_dir = LakePaths(run.root).plan_dir(run.manifest.run_id)
-        return plan_inputs(config, model, [], run.fs, run.root, plan_dir)
+        return plan_inputs(config, model, [], run.fs, run.root, plan_dir, images_per_slice(config))
 
     plan, cores, gpus = planned(), os.cpu_count() or 1, torch.cuda.device_count()
     compute = plan_compute(config, Machine(cores, gpus, cores), count_tables(plan.slices))

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.console import Screen
-from jobs.suites.common import Figures
+from jobs.suites.machine import Figures
+from pipeline.annotate.reporter import Reporter
 from pipeline.arrays import metrics
 from pipeline.arrays.boxes import level_boxes
 from pipeline.arrays.figures import THRESHOLDS, Pairs
@@ -39,7 +39,7 @@ class MapsOfPhotographs(NamedTuple):
     """(P,) its place among all classes."""
 
 
-def photograph_scores(model: str, weights: str, images: str, truth: str, screen: Screen) -> Figures:
+def photograph_scores(model: str, weights: str, images: str, truth: str, reporter: Reporter) -> Figures:
     """Return how the exact boxes of a folder of photographs agree with OpenCV's, and the scores of both."""
     loaded = load_weights(model, weights, None)
     network = load_network(model, loaded.state, None, preprocessing=loaded.preprocessing)
@@ -54,7 +54,7 @@ def photograph_scores(model: str, weights: str, images: str, truth: str, screen:
     }
     for name, (exact, opencv) in scores_of_both(maps, THRESHOLDS).items():
         figures |= {f"{model} {name} exact": exact, f"{model} {name} OpenCV": opencv}
-        screen.say(f"{model} {name}: exact {exact:.4f}, OpenCV {opencv:.4f}")
+        reporter.say(f"{model} {name}: exact {exact:.4f}, OpenCV {opencv:.4f}")
     return figures
 
 

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.console import Screen
-from jobs.suites.common import PHOTO_HW, Figures, spread
+from jobs.console import main
+from jobs.suites.machine import Figures, spread
+from jobs.suites.photographs import PHOTO_HW
+from pipeline.annotate.reporter import Reporter
 from pipeline.arrays.boxes import foreground_levels, level_boxes
-from schemas.benchmark import BenchmarkConfig
 from tests.benchmarks.box_scores import photograph_scores
+from tests.benchmarks.command import TruthConfig, benchmark
 from tests.references.opencv_boxes import THRESHOLD, agreement, component_boxes, smooth_maps, upsampled
 
 MAPS = 160
@@ -28,22 +30,22 @@ BLURS = {"smooth": 1.5, "rough": 1.0}
 """Standard deviations of the blur in sevenths of a map's side: with 1.0 neighbouring cells of 7×7 correlate by .78."""
 
 
-def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
+def measure(config: TruthConfig, reporter: Reporter) -> Figures:
     """Return microseconds a map, ratios, shares of agreement and, with photographs and weights, scores of both."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     figures: Figures = {}
     for side in (7, 14):
-        figures |= _speed(side, max(5, config.repeats), screen)
+        figures |= _speed(side, max(5, config.repeats), reporter)
     for side in (7, 14):
         for name, blur in BLURS.items():
-            figures |= _agreement(side, name, blur, screen)
+            figures |= _agreement(side, name, blur, reporter)
     if config.images and config.truth and config.weights:
-        figures |= photograph_scores(config.model, config.weights, config.images, config.truth, screen)
+        figures |= photograph_scores(config.model, config.weights, config.images, config.truth, reporter)
     return figures
 
 
-def _speed(side: int, repeats: int, screen: Screen) -> Figures:
+def _speed(side: int, repeats: int, reporter: Reporter) -> Figures:
     maps = smooth_maps(MAPS, side, BLURS["rough"])
     exact, opencv, one, sweep = [], [], [], []
     for _ in range(repeats):
@@ -53,7 +55,7 @@ def _speed(side: int, repeats: int, screen: Screen) -> Figures:
         sweep.append(_best_us(lambda: _exact(maps, np.arange(1, SWEEP + 1) / (SWEEP + 1))) / MAPS)
     ratio = [slow / fast for slow, fast in zip(opencv, exact, strict=True)]
     name = f"{side}×{side}"
-    screen.say(f"{name}: exact {min(exact):.1f} µs a map, OpenCV {min(opencv):.0f} µs")
+    reporter.say(f"{name}: exact {min(exact):.1f} µs a map, OpenCV {min(opencv):.0f} µs")
     return {
         f"{name} exact µs a map": spread(exact),
         f"{name} OpenCV µs a map": spread(opencv),
@@ -83,15 +85,29 @@ def _opencv(grid: NDArray[np.float32]) -> None:
     component_boxes(surface, THRESHOLD * float(surface.max()))
 
 
-def _agreement(side: int, name: str, blur: float, screen: Screen) -> Figures:
+def _agreement(side: int, name: str, blur: float, reporter: Reporter) -> Figures:
     """Return of how many maps the exact box is OpenCV's on the 8 times upsampled map, and what the others are."""
     verdicts = agreement(smooth_maps(SAMPLE, side, blur))
     total = verdicts.total()
     share = verdicts["agrees"] / total
     rest = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common() if verdict != "agrees")
-    screen.say(f"{side}×{side} {name}: {share:.4f} of {total} maps with a foreground agree; the rest: {rest or 'none'}")
+    reporter.say(
+        f"{side}×{side} {name}: {share:.4f} of {total} maps with a foreground agree; the rest: {rest or 'none'}"
+    )
     return {
         f"{side}×{side} {name} maps that agree within a pixel of 8×": share,
         f"{side}×{side} {name} others": rest or "none",
         f"{side}×{side} {name} unexplained": verdicts["unexplained"],
     }
+
+
+command = benchmark(
+    "boxes",
+    "Compare the exact boxes with OpenCV's: speed, agreement and, with true boxes, scores.",
+    TruthConfig,
+    measure,
+    "--model mobilenet_v2 --images PHOTOS --weights FILE --truth annotations.csv",
+)
+
+if __name__ == "__main__":
+    main(command)

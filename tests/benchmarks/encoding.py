@@ -9,30 +9,29 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from jobs.console import Screen
-from jobs.suites.common import Figures, make_photographs, photographs_job, spread
+from jobs.console import main
+from jobs.suites.decode_tasks import fetched_table
+from jobs.suites.machine import Figures, spread
+from jobs.suites.photographs import make_photographs, photographs_job
 from pipeline.annotate.annotate_stage import FEATURE_BITS, AnnotateStage
 from pipeline.annotate.decode_stage import DecodeStage
 from pipeline.annotate.model import load_model
-from pipeline.annotate.reader import count_tables
-from pipeline.annotate.spec import plan_inputs, run_request
+from pipeline.annotate.reporter import Reporter
+from pipeline.annotate.spec import annotate_spec, decode_spec
 from pipeline.arrays.rounding import rounded
-from pipeline.graph.annotate.job import make_job
 from pipeline.graph.resources import Machine, plan_compute
-from pipeline.models.registry import DEMO
+from pipeline.models.networks.demo_network import DEMO
 from pipeline.storage.lake.encoding import Encoding, to_parquet
-from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.rows import split_rows
-from pipeline.storage.lake.run import open_run
-from schemas.benchmark import BenchmarkConfig
+from schemas.benchmark import MeasureConfig
 from schemas.tables import OPTIONAL_TABLES, Table
+from tests.benchmarks.command import benchmark
 
 IMAGES = 20_480
 MOST_ANNOTATED = 2_000
@@ -58,7 +57,7 @@ Files = Mapping[Table, str]
 """Of each table the glob of its files."""
 
 
-def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
+def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
     """Return for each setting bytes an image, µs to write one, and ms of three queries; then against float32 maps."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -71,28 +70,27 @@ def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
                 figures = {"µs an image to write": written_us} | _query_ms(files, ids)
                 for what, value in figures.items():
                     measured.setdefault(f"{name}: {what}", []).append(value)
-            screen.say(f"run {repeat + 1} of {config.repeats}: {len(SETTINGS)} settings written and queried")
+            reporter.say(f"run {repeat + 1} of {config.repeats}: {len(SETTINGS)} settings written and queried")
         sizes = {name: _bytes_an_image(folder / f"{name} 0") for name in SETTINGS}
     figures = {f"{name}: bytes an image": sum(of.values()) for name, of in sizes.items()}
     figures |= {f"default: bytes an image, {table}": size for table, size in sizes["default"].items()}
     return figures | _against_float_maps(rows) | {what: spread(values) for what, values in measured.items()}
 
 
-def _annotated(config: BenchmarkConfig, folder: Path) -> pa.Table:
+def _annotated(config: MeasureConfig, folder: Path) -> pa.Table:
     """Return the wide rows (pipeline.storage.lake.rows) of up to MOST_ANNOTATED pictures."""
     if config.images is None:
         config = config.model_copy(update={"model": DEMO, "weights": None})
-    make_photographs(config, folder / "photographs", min(config.count, MOST_ANNOTATED))
+    photographs = make_photographs(config, folder / "photographs", min(config.count, MOST_ANNOTATED))
     job_config = photographs_job(config, folder, device="cpu")
     model = load_model(job_config)
-    with open_run(run_request(job_config, model)) as run:
-        plan_dir = LakePaths(run.root).plan_dir(run.manifest.run_id)
-        plan = plan_inputs(job_config, model, [], run.fs, run.root, plan_dir)
-        cores = os.cpu_count() or 1
-        compute = plan_compute(job_config, Machine(cores, 0, cores), count_tables(plan.slices))
-        job = make_job(job_config, model, run.begin(plan.counts, asdict(compute)), compute, plan.counts.planned)
-        decode, annotate = DecodeStage(job.decode), AnnotateStage(job.annotate, model.weights.state)
-        parts = [annotate(decode(part)) for one in plan.slices for part in job.reader.read_slice(one)]
+    cores = os.cpu_count() or 1
+    runtime = plan_compute(job_config, Machine(cores, 0, cores)).runtime
+    decode = DecodeStage(decode_spec(job_config, model))
+    annotate = AnnotateStage(annotate_spec(job_config, model, runtime), model.weights.state)
+    size = runtime.batch_size
+    batches = [photographs[start : start + size] for start in range(0, len(photographs), size)]
+    parts = [annotate(decode(fetched_table(batch))) for batch in batches]
     rows = pa.concat_tables(parts)
     return rows.filter(rows["reason_code"].is_null()).combine_chunks()
 
@@ -241,3 +239,15 @@ def _with_float_maps(heatmaps: pa.Table) -> pa.Table:
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     column = heatmaps.schema.get_field_index("heat")
     return heatmaps.set_column(column, "heat", pa.ListArray.from_arrays(offsets, values))
+
+
+command = benchmark(
+    "encoding",
+    "Measure the tables as Parquet: bytes an image, time to write and to query, for each encoding.",
+    MeasureConfig,
+    measure,
+    "--model mobilenet_v2 --images PHOTOS --weights FILE",
+)
+
+if __name__ == "__main__":
+    main(command)

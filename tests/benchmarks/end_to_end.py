@@ -9,16 +9,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs.console import Screen
-from jobs.suites.common import (
-    Figures,
-    annotated_s,
-    in_new_process,
-    make_photographs,
-    spread,
-    steady_per_s,
-)
-from schemas.benchmark import BenchmarkConfig
+from jobs.console import main
+from jobs.suites.machine import Figures, spread
+from jobs.suites.photographs import make_photographs
+from jobs.suites.steady_rate import annotated_s, steady_per_s
+from pipeline.annotate.reporter import Reporter
+from schemas.benchmark import MeasureConfig
+from tests.benchmarks.command import benchmark, in_new_process
 from tests.benchmarks.peers import own_job
 from tests.benchmarks.peers.by_hand import Setup, setup_in
 from tests.benchmarks.peers.loops import bare_loop, hand_loop
@@ -37,7 +34,7 @@ class JobRun(NamedTuple):
     first_commit_s: float
 
 
-def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
+def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
     """Return images/s of ``camlake annotate`` (all tables) and of both loops, and their ratios run by run."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -51,7 +48,7 @@ def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
             after = _loops(setup, folder / "few", f"{repeat}-after")
             tables.append((before[0] + after[0]) / 2)
             bare.append((before[1] + after[1]) / 2)
-            screen.say(
+            reporter.say(
                 f"run {repeat + 1}: {jobs[-1].images_per_s:.1f} images/s, by hand {tables[-1]:.1f}, "
                 f"by hand without outputs {bare[-1]:.1f}"
             )
@@ -81,3 +78,15 @@ def _job(setup: Setup) -> JobRun:
     times_s = annotated_s(setup.out)
     commits_s = [path.stat().st_mtime for path in setup.out.glob("_runs/*/commits/*.json")]
     return JobRun(steady_per_s(times_s), times_s[0] - started_s, min(commits_s) - started_s)
+
+
+command = benchmark(
+    "end_to_end",
+    "Compare the whole job's images/s with loops written by hand in one process.",
+    MeasureConfig,
+    measure,
+    "--images PHOTOS --weights FILE --count 2100",
+)
+
+if __name__ == "__main__":
+    main(command)

@@ -67,7 +67,7 @@ class Keys(Sequence[str]):
 
 
 @dataclass(frozen=True)
-class Page:
+class ListPage:
     """An answer of ListObjectsV2."""
 
     keys: list[str]
@@ -76,16 +76,16 @@ class Page:
     """Where the next page begins; None after the last one."""
 
 
-def list_page(keys: Sequence[str], start: int, prefix: str, delimiter: str, most: int) -> Page:
+def list_page(keys: Sequence[str], start: int, prefix: str, delimiter: str, most: int) -> ListPage:
     """Return the page that begins at index ``start`` or at the first key with ``prefix``, with at most ``most`` names.
 
     With a ``delimiter``, keys that have it after the prefix are rolled up into one common prefix.
     """
     at, end = max(start, bisect_left(keys, prefix)), bisect_left(keys, prefix + _AFTER)
-    page = Page([], [], None)
+    page = ListPage([], [], None)
     if not delimiter:
         stop = min(at + most, end)
-        return Page(list(keys[at:stop]), [], stop if stop < end else None)
+        return ListPage(list(keys[at:stop]), [], stop if stop < end else None)
     while at < end and len(page.keys) + len(page.prefixes) < most:
         name, found, _ = keys[at][len(prefix) :].partition(delimiter)
         if found:
@@ -94,7 +94,7 @@ def list_page(keys: Sequence[str], start: int, prefix: str, delimiter: str, most
         else:
             page.keys.append(keys[at])
             at += 1
-    return Page(page.keys, page.prefixes, at if at < end else None)
+    return ListPage(page.keys, page.prefixes, at if at < end else None)
 
 
 class _Server:

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.console import Screen
-from jobs.suites.common import Figures, resolved_precision
+from jobs.console import main
+from jobs.suites.machine import Figures
+from pipeline.annotate.reporter import Reporter
 from pipeline.arrays.figures import THRESHOLDS, Pairs, sweep_maps
 from pipeline.arrays.maps import quantize
 from pipeline.arrays.metrics import IOU_DELTA, Bools, bootstrap_interval
@@ -27,15 +28,15 @@ from pipeline.images.resize import ResizePlan
 from pipeline.models.localize.engine import Engine
 from pipeline.models.localize.methods import METHODS
 from pipeline.models.localize.runtime import Runtime
-from pipeline.models.localize.views import Canvas, ViewPlan, make_views, mean_of, plan_views
+from pipeline.models.localize.views import Canvas, ViewPlan, make_views, mean_of_views, plan_views
 from pipeline.models.weights.load_weights import Weights, load_weights
 from pipeline.models.weights.state_fitting import load_network
 from pipeline.storage.truth.truth import read_truth
 from schemas.annotate import Method, Tta
-from schemas.benchmark import BenchmarkConfig
 from schemas.config import StorageConfig
 from schemas.errors import UsageError
 from tests.benchmarks.box_scores import known_photographs, pairs_of
+from tests.benchmarks.command import TruthConfig, benchmark, resolved_precision
 
 RESOLUTIONS = (224, 288, 320, 448)
 TRIED: tuple[Method, ...] = ("cam", "gradcam", "layercam", "backprop")
@@ -74,8 +75,8 @@ class Setting:
 
 
 @dataclass
-class Photographs:
-    """Photographs with P true pairs of an image and the network's classes that fit an object in it."""
+class HalvedPhotographs:
+    """HalvedPhotographs with P true pairs of an image and the network's classes that fit an object in it."""
 
     files: list[Path]
     fitting: list[tuple[int, ...]]
@@ -89,10 +90,10 @@ class Photographs:
 class Search:
     """Tries settings, each once, and keeps what they reach."""
 
-    photographs: Photographs
+    photographs: HalvedPhotographs
     weights: Weights
     runtime: Runtime
-    screen: Screen
+    reporter: Reporter
     hits: dict[Setting, Bools] = field(default_factory=dict)
     """(P, T) whether each pair's box is right, at each of the thresholds."""
 
@@ -103,7 +104,7 @@ class Search:
             if one not in self.hits:
                 self.hits[one] = self._measured(one)
                 best = self.hits[one].mean(axis=0).max()
-                self.screen.say(f"{one}: {best:.3f} on all photographs, {one.passes:.1f} passes")
+                self.reporter.say(f"{one}: {best:.3f} on all photographs, {one.passes:.1f} passes")
         return affordable
 
     def _measured(self, setting: Setting) -> Bools:
@@ -158,16 +159,16 @@ class Half:
         return curve
 
 
-def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
+def measure(config: TruthConfig, reporter: Reporter) -> Figures:
     """Return MaxBoxAcc of the best setting and of plain maps on the half that it was not chosen on, and both costs."""
     if not (config.images and config.truth and config.weights):
-        raise UsageError("the suite label-free needs --images, --truth and --weights")
+        raise UsageError("label_free needs --images, --truth and --weights")
     weights = load_weights(config.model, config.weights, None)
     threads = os.cpu_count() or 1
     torch.set_num_threads(threads)
     runtime = Runtime("cpu", resolved_precision(config), compile=False, threads=threads, batch_size=BATCH)
     photographs = read_photographs(Path(config.images), config.truth, weights.labels)
-    search = Search(photographs, weights, runtime, screen)
+    search = Search(photographs, weights, runtime, reporter)
     plain = Setting(weights.preprocessing.image_size)
     halves = Half(search, photographs.first), Half(search, ~photographs.first)
     best = [half.best(plain) for half in halves]
@@ -236,7 +237,7 @@ def in_first_half(name: str) -> bool:
     return hashlib.sha256(name.encode()).digest()[0] % 2 == 0
 
 
-def read_photographs(images: Path, truth_url: str, labels: Sequence[str]) -> Photographs:
+def read_photographs(images: Path, truth_url: str, labels: Sequence[str]) -> HalvedPhotographs:
     """Return the photographs of a folder that the truth knows a class of the network on.
 
     Raises UsageError where a half has none.
@@ -250,13 +251,15 @@ def read_photographs(images: Path, truth_url: str, labels: Sequence[str]) -> Pho
     if first.all() or not first.any():
         raise UsageError(f"--images {str(images)!r}: {len(files)} photographs of the truth are too few for two halves")
     sizes_hw = np.array([cv2.imread(str(path)).shape[:2] for path in files])
-    return Photographs(
+    return HalvedPhotographs(
         files, [ids for ids in fitting if ids], pairs_of(truth, pairs[known], image[known], sizes_hw), first
     )
 
 
 @torch.no_grad()
-def true_maps(setting: Setting, photographs: Photographs, weights: Weights, runtime: Runtime) -> NDArray[np.float32]:
+def true_maps(
+    setting: Setting, photographs: HalvedPhotographs, weights: Weights, runtime: Runtime
+) -> NDArray[np.float32]:
     """Return the pairs' maps (P, h, w): of the best-scoring class that fits, by the mean of the views."""
     network = load_network(
         weights.architecture.name, weights.state, setting.image_size, preprocessing=weights.preprocessing
@@ -272,14 +275,26 @@ def true_maps(setting: Setting, photographs: Photographs, weights: Weights, runt
     for start in range(0, len(order), at_once):
         rows = order[start : start + at_once]
         pixels = _inputs([photographs.files[place] for place in owner[rows]], plan)
-        looks = [method.look(part) for part in plan.inputs(pixels)]
-        logits = mean_of([look.logits for look in looks])
+        passes = [method.forward(view) for view in plan.inputs(pixels)]
+        logits = mean_of_views([one.logits for one in passes])
         ids = [max(photographs.fitting[row], key=scores.__getitem__) for row, scores in zip(rows, logits, strict=True)]
         chosen = torch.tensor(ids)[:, None]
-        maps[rows] = canvas.laid([method.maps(look, chosen) for look in looks])[:, 0].numpy()
+        maps[rows] = canvas.lay([method.maps(one, chosen) for one in passes])[:, 0].numpy()
     return maps
 
 
 def _inputs(files: Sequence[Path], plan: ViewPlan) -> torch.Tensor:
     squash = ResizePlan("squash", plan.side_px, plan.canvas_hw)
     return torch.from_numpy(np.stack([squash.apply(cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)) for path in files]))
+
+
+command = benchmark(
+    "label_free",
+    "Measure what resolutions, views and methods bring and cost, on photographs with true boxes.",
+    TruthConfig,
+    measure,
+    "--model mobilenet_v2 --images PHOTOS --weights FILE --truth annotations.csv",
+)
+
+if __name__ == "__main__":
+    main(command)

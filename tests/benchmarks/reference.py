@@ -9,41 +9,43 @@ from pathlib import Path
 
 import cv2
 
-from jobs.console import Screen
-from jobs.suites.common import Figures, Watch
+from jobs.console import main
+from jobs.suites.machine import Figures
+from jobs.suites.steady_rate import SilentReporter
+from pipeline.annotate.reporter import Reporter
 from pipeline.graph.annotate.driver import annotate
 from pipeline.outputs import reader as camlake
 from pipeline.outputs.evaluate import evaluate
 from pipeline.storage.truth.truth import Truth, read_truth
 from schemas.annotate import AnnotateConfig, JpegScaling
-from schemas.benchmark import BenchmarkConfig
 from schemas.config import StorageConfig
 from schemas.errors import UsageError
 from schemas.scores import TITLES
+from tests.benchmarks.command import TruthConfig, benchmark
 
 LARGER = 4
 """Times that each side of the photographs is enlarged, so that decoding can scale them down again."""
 SCALINGS: dict[JpegScaling, str] = {"off": "decoded whole", "auto": "decoded scaled"}
 
 
-def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
+def measure(config: TruthConfig, reporter: Reporter) -> Figures:
     """Return every score of the output that ``camlake annotate`` makes of the photographs, as they are and enlarged."""
     if not (config.images and config.truth):
-        raise UsageError("the suite reference needs --images and --truth")
+        raise UsageError("reference needs --images and --truth")
     truth = read_truth(config.truth, StorageConfig())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        figures = _scores(config, config.images, folder / "out", truth, "auto", screen)
+        figures = _scores(config, config.images, folder / "out", truth, "auto", reporter)
         enlarge(Path(config.images), folder / "enlarged")
         larger = replace(truth, boxes_xyxy=truth.boxes_xyxy * LARGER)
         for scaling, how in SCALINGS.items():
-            scores = _scores(config, str(folder / "enlarged"), folder / how, larger, scaling, screen)
+            scores = _scores(config, str(folder / "enlarged"), folder / how, larger, scaling, reporter)
             figures |= {f"sides × {LARGER}, {how}: {metric}": value for metric, value in scores.items()}
     return figures
 
 
 def _scores(
-    config: BenchmarkConfig, images: str, out: Path, truth: Truth, scaling: JpegScaling, screen: Screen
+    config: TruthConfig, images: str, out: Path, truth: Truth, scaling: JpegScaling, reporter: Reporter
 ) -> Figures:
     job = AnnotateConfig(
         input=images,
@@ -54,8 +56,8 @@ def _scores(
         precision="fp32" if config.precision == "auto" else config.precision,
         jpeg_scaling=scaling,
     )
-    manifest = annotate(job, Watch())
-    screen.say(f"{manifest.counts.annotated} images annotated")
+    manifest = annotate(job, SilentReporter())
+    reporter.say(f"{manifest.counts.annotated} images annotated")
     with camlake.open(str(out)) as lake:
         scores = evaluate(lake, truth)
     facts: Figures = {"images": manifest.counts.annotated, "precision": job.precision}
@@ -78,3 +80,15 @@ def enlarge(photographs: Path, folder: Path) -> None:
             target = folder / path.relative_to(photographs.parent)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(cv2.imencode(".jpg", large)[1].tobytes())
+
+
+command = benchmark(
+    "reference",
+    "Score photographs with true boxes, as they are and enlarged; --precision auto is fp32.",
+    TruthConfig,
+    measure,
+    "--model mobilenet_v2 --images PHOTOS --weights FILE --truth annotations.csv",
+)
+
+if __name__ == "__main__":
+    main(command)

@@ -16,9 +16,11 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from jobs.console import Screen
-from jobs.suites.common import Figures, make_photographs
-from jobs.suites.usage import DRIVER, peak_bytes
+from jobs.console import main
+from jobs.suites.machine import Figures
+from jobs.suites.memory import peak_bytes
+from jobs.suites.photographs import make_photographs
+from pipeline.annotate.reporter import Reporter
 from pipeline.graph.resources import images_per_slice
 from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.listing import list_inputs
@@ -27,9 +29,11 @@ from pipeline.storage.lake.layout import load_commits
 from pipeline.storage.lake.planning import make_plan
 from pipeline.storage.lake.verify import verify
 from schemas.annotate import AnnotateConfig
-from schemas.benchmark import BenchmarkConfig
+from schemas.benchmark import MeasureConfig
 from schemas.config import StorageConfig
 from schemas.errors import CamlakeError
+from tests.benchmarks.command import benchmark
+from tests.benchmarks.cpu_by_role import DRIVER
 from tests.benchmarks.fake_network import FakeGpu
 from tests.benchmarks.fake_store import BUCKET, PAGE_KEYS, StoreSpec, fake_store
 from tests.benchmarks.simulation import Simulated, simulate, simulated_cluster
@@ -48,23 +52,23 @@ PROBES = 500
 _Result = TypeVar("_Result")
 
 
-def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
+def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
     """Return what listing and planning, the running graph and the commits cost, and what follows for the limits."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        (picture,) = make_photographs(BenchmarkConfig(suite="scale"), folder / "one", 1, (TINY_PX, TINY_PX))
+        (picture,) = make_photographs(MeasureConfig(), folder / "one", 1, (TINY_PX, TINY_PX))
         body = picture.read_bytes()
         figures: Figures = {}
         for keys in (config.count * KEYS_PER_COUNT // 10, config.count * KEYS_PER_COUNT):
             figures |= listing(keys, body, folder / f"plan-{keys}")
-            screen.say(f"{keys} keys listed and planned")
+            reporter.say(f"{keys} keys listed and planned")
         with simulated_cluster(NODES, GPUS_A_NODE) as address:
             large = _run(folder / "large", address, body, config.count * IMAGES_PER_COUNT)
             figures |= control_path("as planned", large)
-            screen.say("blocks as planned: done")
+            reporter.say("blocks as planned: done")
             small = _run(folder / "small", address, body, config.count * SMALL_PER_COUNT, SMALL_BLOCK)
             figures |= control_path("small blocks", small)
-            screen.say("small blocks: done")
+            reporter.say("small blocks: done")
         return figures | commits(folder / "small" / "out", small)
 
 
@@ -176,3 +180,15 @@ def commits(out: Path, run: Simulated) -> Figures:
     times |= {"find what is done": done_s, "verify": verify_s}
     where = f"{n_commits} commits, {len(run.manifest.files)} files"
     return {f"{where}: s to {what}": took_s for what, took_s in times.items()}
+
+
+command = benchmark(
+    "scale",
+    "Measure the driver, the planner and the commits on a simulated cluster and a simulated store.",
+    MeasureConfig,
+    measure,
+    "--count 4000",
+)
+
+if __name__ == "__main__":
+    main(command)

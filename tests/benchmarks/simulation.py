@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from ray.cluster_utils import Cluster
 
-from jobs.suites.common import Watch
-from jobs.suites.usage import CpuByRole
+from jobs.suites.steady_rate import SilentReporter
 from pipeline.annotate.model import Model
 from pipeline.annotate.reader import count_tables
+from pipeline.annotate.reporter import Advance
 from pipeline.annotate.spec import run_request
 from pipeline.graph.annotate.job import make_job
 from pipeline.graph.annotate.stream import run_stream
@@ -25,11 +25,29 @@ from pipeline.storage.lake.run import open_run
 from schemas.annotate import AnnotateConfig
 from schemas.errors import CamlakeError
 from schemas.runs import RunManifest
+from tests.benchmarks.cpu_by_role import CpuByRole
 from tests.benchmarks.fake_network import FakeGpu
 
 CPUS_BESIDE = 2
 """Logical CPUs of a node beside one for each GPU: for readers, decoders and writers."""
 OBJECT_STORE_BYTES = 256 * 2**20
+
+
+class ProgressPoints(SilentReporter):
+    """A reporter that shows nothing and remembers how many images were done when."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, int]] = []
+        """Moments of time.perf_counter, with the images that were done by then."""
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Advance]:
+        """Give a function that remembers each report."""
+
+        def advance(done: int, rejected: int = 0) -> None:
+            self.points.append((time.perf_counter(), done))
+
+        yield advance
 
 
 @dataclass(frozen=True)
@@ -41,7 +59,7 @@ class Simulated:
     """Read tasks, and blocks that the actors took."""
     finish_s: float
     """Time to account for the run after its last commit."""
-    watch: Watch
+    progress: ProgressPoints
     cpu: CpuByRole
 
     def steady(self) -> "Steady":
@@ -50,7 +68,7 @@ class Simulated:
         Raises CamlakeError where the run was over too soon to see that.
         """
         planned = self.manifest.counts.planned
-        inner = [point for point in self.watch.points if 0.2 * planned <= point[1] <= 0.9 * planned]
+        inner = [point for point in self.progress.points if 0.2 * planned <= point[1] <= 0.9 * planned]
         if len(inner) < 2:
             raise CamlakeError(f"{planned} images were over too soon to measure; use a larger --count")
         (start_s, start), (end_s, end) = inner[0], inner[-1]
@@ -94,7 +112,7 @@ def simulate(config: AnnotateConfig, gpu: FakeGpu, block: int | None = None) -> 
 
     ``block`` is the number of images that a read task fetches; None leaves it to the job's own rule.
     """
-    model, watch = simulated_model(config, gpu), Watch()
+    model, progress = simulated_model(config, gpu), ProgressPoints()
     with open_run(run_request(config, model)) as opened:
         plan_dir = LakePaths(opened.root).plan_dir(opened.manifest.run_id)
         inputs, rows = list_inputs(config.input, config, out=config.out), block or images_per_slice(config)
@@ -106,9 +124,9 @@ def simulate(config: AnnotateConfig, gpu: FakeGpu, block: int | None = None) -> 
             begun = opened.begin(plan.counts, asdict(compute))
             job = make_job(config, model, begun, compute, plan.counts.planned)
             job = replace(job, annotate=replace(job.annotate, load=gpu))
-            with CpuByRole() as cpu, watch.progress("", plan.counts.planned) as advance:
+            with CpuByRole() as cpu, progress.progress("", plan.counts.planned) as advance:
                 run_stream(plan.slices, job, {}, advance)
         started = time.perf_counter()
         manifest = begun.finish()
         finish_s = time.perf_counter() - started
-    return Simulated(manifest, len(plan.slices), finish_s, watch, cpu)
+    return Simulated(manifest, len(plan.slices), finish_s, progress, cpu)

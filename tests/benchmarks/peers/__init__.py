@@ -13,20 +13,16 @@ from importlib import util
 from pathlib import Path
 from statistics import median
 
-from jobs.console import Screen
-from jobs.suites.common import (
-    Figures,
-    annotated_s,
-    in_new_process,
-    make_photographs,
-    spread,
-    steady_per_s,
-)
+from jobs.suites.machine import Figures, spread
+from jobs.suites.photographs import make_photographs
+from jobs.suites.steady_rate import annotated_s, steady_per_s
+from pipeline.annotate.reporter import Reporter
 from pipeline.storage.lake.lineage import installed_version
-from schemas.benchmark import BenchmarkConfig
+from schemas.benchmark import MeasureConfig
 from schemas.errors import UsageError
+from tests.benchmarks.command import benchmark, in_new_process
 from tests.benchmarks.peers.by_hand import Setup, setup_in
-from tests.benchmarks.peers.maps import images_per_s
+from tests.benchmarks.peers.map_speed import images_per_s
 
 PACKAGES = {"daft": "daft", "grad-cam": "pytorch_grad_cam", "torchcam": "torchcam"}
 """What the extra ``benchmark`` installs, and the module of each."""
@@ -54,7 +50,7 @@ MAPS = {
 }
 
 
-def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
+def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
     """Return images/s of every side and camlake's ratio to each; raises UsageError where the extra is missing."""
     require_extra(PACKAGES)
     with tempfile.TemporaryDirectory() as temporary:
@@ -63,8 +59,8 @@ def measure(config: BenchmarkConfig, screen: Screen) -> Figures:
         setup = setup_in(config, folder)
         few = make_photographs(config, folder / "few", MAP_IMAGES)
         figures = {"images": config.count, "precision of the pipelines": setup.precision}
-        figures |= _pipelines(setup, config.repeats, screen)
-        return figures | _maps(dataclasses.replace(setup, photographs=few[0].parent), config.repeats, screen)
+        figures |= _pipelines(setup, config.repeats, reporter)
+        return figures | _maps(dataclasses.replace(setup, photographs=few[0].parent), config.repeats, reporter)
 
 
 def require_extra(packages: Mapping[str, str]) -> None:
@@ -76,9 +72,9 @@ def require_extra(packages: Mapping[str, str]) -> None:
         )
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the peers."""
-    return {name: installed_version(name) for name in PACKAGES}
+def versions() -> Figures:
+    """Return the versions of the peers, as the JSON file has them."""
+    return {"peers": {name: installed_version(name) for name in PACKAGES}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +87,13 @@ class Run:
     bytes_an_image: float
 
 
-def _pipelines(setup: Setup, repeats: int, screen: Screen) -> Figures:
+def _pipelines(setup: Setup, repeats: int, reporter: Reporter) -> Figures:
     sides = {"camlake": "own_job", **{name: module for name, (module, _) in PIPELINES.items()}}
     runs: dict[str, list[Run]] = {name: [] for name in sides}
     for repeat in range(repeats):
         for name, module in sides.items():
             runs[name].append(_run(dataclasses.replace(setup, out=setup.out / f"{module}-{repeat}"), module))
-            screen.say(f"run {repeat + 1}, {name}: {runs[name][-1].steady_per_s:.1f} images/s")
+            reporter.say(f"run {repeat + 1}, {name}: {runs[name][-1].steady_per_s:.1f} images/s")
     figures: Figures = {}
     for name, own in runs.items():
         figures |= {
@@ -128,13 +124,13 @@ def _work(setup: Setup, module: str) -> None:
     importlib.import_module(f"tests.benchmarks.peers.{module}").run(setup)
 
 
-def _maps(setup: Setup, repeats: int, screen: Screen) -> Figures:
+def _maps(setup: Setup, repeats: int, reporter: Reporter) -> Figures:
     libraries = {"camlake": "camlake", **{name: module for name, (module, _) in MAPS.items()}}
     rates: dict[str, list[float]] = {name: [] for name in libraries}
     for repeat in range(repeats):
         for name, library in libraries.items():
             rates[name].append(in_new_process(images_per_s, library, setup))
-            screen.say(f"run {repeat + 1}, {name}: top-5 maps of {rates[name][-1]:.1f} images/s")
+            reporter.say(f"run {repeat + 1}, {name}: top-5 maps of {rates[name][-1]:.1f} images/s")
     figures: Figures = {"camlake top-5 maps and boxes, fp32, images/s": spread(rates["camlake"])}
     for name, (_, lacks) in MAPS.items():
         ratios = [ours / theirs for ours, theirs in zip(rates["camlake"], rates[name], strict=True)]
@@ -144,3 +140,13 @@ def _maps(setup: Setup, repeats: int, screen: Screen) -> Figures:
             f"{name} lacks": lacks,
         }
     return figures
+
+
+command = benchmark(
+    "peers",
+    "Compare camlake with Ray Data's own pattern, Daft, a DataLoader, pytorch-grad-cam and torch-cam.",
+    MeasureConfig,
+    measure,
+    "--images PHOTOS --weights FILE",
+    facts=versions,
+)

@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs.suites.common import resolved_precision, weights_file
+from jobs.suites.photographs import weights_file
 from pipeline.models.networks.heads import ConvHead, NormedHead
 from pipeline.models.networks.network import CamNetwork, Preprocessing
 from pipeline.models.weights.load_weights import load_weights
 from pipeline.models.weights.state_fitting import load_network
-from schemas.benchmark import BenchmarkConfig
+from schemas.benchmark import MeasureConfig
 from schemas.config import Precision
 from schemas.errors import UsageError
+from tests.benchmarks.command import resolved_precision
 
 BATCH = 32
 """Images a forward pass, as camlake's default on CPU."""
@@ -50,7 +51,7 @@ class Setup:
         return sorted(str(path) for path in self.photographs.iterdir())
 
 
-def setup_in(config: BenchmarkConfig, folder: Path) -> Setup:
+def setup_in(config: MeasureConfig, folder: Path) -> Setup:
     """Return what all sides of a suite work on: ``folder``'s photographs, with the suite's network and number type."""
     return Setup(
         photographs=folder / "photographs",
@@ -61,7 +62,7 @@ def setup_in(config: BenchmarkConfig, folder: Path) -> Setup:
     )
 
 
-class Found(NamedTuple):
+class NetworkOutput(NamedTuple):
     """What a forward pass says of B images."""
 
     class_ids: NDArray[np.int64]
@@ -115,7 +116,7 @@ class ByHand:
         return cls(*load(setup.model, setup.weights), setup.precision)
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Found:
+    def __call__(self, images: Tensor) -> NetworkOutput:
         """Return classes, maps and features of normalized images (B, 3, S, S) float32."""
         with self._precision():
             features = self._classifier.trunk(images)
@@ -126,7 +127,7 @@ class ByHand:
         maps = torch.einsum("bnk,bkhw->bnhw", last.weight.flatten(1)[class_ids], features)
         if isinstance(last, nn.Conv2d):
             maps = F.relu(maps + last.bias[class_ids][..., None, None])
-        return Found(class_ids.numpy(), probs.numpy(), maps.numpy(), pooled.numpy())
+        return NetworkOutput(class_ids.numpy(), probs.numpy(), maps.numpy(), pooled.numpy())
 
     def classify(self, images: Tensor) -> None:
         """Run the network alone, for a loop that keeps nothing."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 from daft import DataType, Series
 from daft.functions import decode_image, download, image_height, image_width, resize
 
-from pipeline.models.registry import preprocessing_of
+from pipeline.models import registry
 from tests.benchmarks.peers.by_hand import BATCH, ByHand, Setup, boxes_of
 
 FOUND = DataType.struct(
@@ -28,7 +28,7 @@ FOUND = DataType.struct(
 
 
 @daft.cls
-class Annotator:
+class DaftNetwork:
     """The network, loaded once an instance."""
 
     def __init__(self, setup: Setup) -> None:
@@ -55,11 +55,11 @@ class Annotator:
 
 def run(setup: Setup) -> None:
     """Write one row an image."""
-    side = preprocessing_of(setup.model).image_size
+    side = registry.get(setup.model).preprocessing.image_size
     images = daft.from_pydict({"path": setup.paths()})
     images = images.with_column("image", decode_image(download(daft.col("path")), mode="RGB"))
     images = images.with_column("height", image_height(daft.col("image")))
     images = images.with_column("width", image_width(daft.col("image")))
     images = images.with_column("image", resize(daft.col("image"), w=side, h=side))
-    found = Annotator(setup).annotate(daft.col("image"), daft.col("height"), daft.col("width"))
+    found = DaftNetwork(setup).annotate(daft.col("image"), daft.col("height"), daft.col("width"))
     images.select(daft.col("path"), found).write_parquet(str(setup.out))

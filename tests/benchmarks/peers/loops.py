@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from tests.benchmarks.peers.by_hand import BATCH, ByHand, Setup, read_image
-from tests.benchmarks.peers.tables import TableWriter
+from tests.benchmarks.peers.table_writer import TableWriter
 
 Pixels = NDArray[np.uint8]
 
@@ -39,7 +39,7 @@ def hand_loop(setup: Setup) -> float:
     return len(paths) / (time.perf_counter() - started)
 
 
-class Photographs(Dataset[tuple[Pixels, tuple[int, int]]]):
+class PhotographDataset(Dataset[tuple[Pixels, tuple[int, int]]]):
     """What the workers of a DataLoader read."""
 
     def __init__(self, paths: Sequence[str], side: int) -> None:
@@ -60,7 +60,11 @@ def run(setup: Setup) -> None:
     network = _started(setup)
     paths = setup.paths()
     batches = DataLoader(
-        Photographs(paths, _side(network)), BATCH, num_workers=os.cpu_count() or 1, collate_fn=_batch, prefetch_factor=2
+        PhotographDataset(paths, _side(network)),
+        BATCH,
+        num_workers=os.cpu_count() or 1,
+        collate_fn=_batch,
+        prefetch_factor=2,
     )
     done = 0
     with _tables(setup, network) as tables:

@@ -1,6 +1,6 @@
 """camlake's own job: ``camlake annotate`` with its defaults on CPU."""
 
-from jobs.suites.common import Watch
+from jobs.suites.steady_rate import SilentReporter
 from pipeline.graph.annotate.driver import annotate
 from schemas.annotate import AnnotateConfig
 from tests.benchmarks.peers.by_hand import Setup
@@ -9,4 +9,4 @@ from tests.benchmarks.peers.by_hand import Setup
 def run(setup: Setup) -> None:
     """Write all tables, in the number type that the other sides have."""
     job = {"model": setup.model, "weights": setup.weights, "precision": setup.precision, "device": "cpu"}
-    annotate(AnnotateConfig(input=str(setup.photographs), out=str(setup.out), **job), Watch())
+    annotate(AnnotateConfig(input=str(setup.photographs), out=str(setup.out), **job), SilentReporter())

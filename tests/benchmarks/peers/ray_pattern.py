@@ -15,7 +15,7 @@ import torch
 from ray.data import DataContext
 from torchvision import transforms
 
-from pipeline.models.registry import preprocessing_of
+from pipeline.models import registry
 from tests.benchmarks.peers.by_hand import BATCH, ByHand, Setup, boxes_of
 
 
@@ -24,7 +24,7 @@ class Transform:
 
     def __init__(self, model: str) -> None:
         """Squash where the example crops, so that all sides see the same picture."""
-        wanted = preprocessing_of(model)
+        wanted = registry.get(model).preprocessing
         self._transform = transforms.Compose(
             [
                 transforms.ToTensor(),
@@ -39,7 +39,7 @@ class Transform:
         return {"path": row["path"], "height": height, "width": width, "input": self._transform(row["image"]).numpy()}
 
 
-class Annotator:
+class RayNetwork:
     """The network, loaded once an actor."""
 
     def __init__(self, setup: Setup) -> None:
@@ -70,6 +70,6 @@ def run(setup: Setup) -> None:
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     images = ray.data.read_images(str(setup.photographs), mode="RGB", include_paths=True)
-    found = images.map(Transform(setup.model)).map_batches(Annotator, fn_constructor_args=(setup,), batch_size=BATCH)
+    found = images.map(Transform(setup.model)).map_batches(RayNetwork, fn_constructor_args=(setup,), batch_size=BATCH)
     found.write_parquet(str(setup.out))
     ray.shutdown()

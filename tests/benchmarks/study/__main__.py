@@ -13,17 +13,17 @@ import torch
 
 from jobs.console import Screen, main, verb
 from schemas.errors import UsageError
-from tests.benchmarks.study import figure, page, scenes
-from tests.benchmarks.study.config import StudyConfig
-from tests.benchmarks.study.plan import Entry, chosen_entries, tasks
+from tests.benchmarks.study import figure, page, scene_sets
 from tests.benchmarks.study.results import Result, claim_folder, read_all
 from tests.benchmarks.study.running import run_tasks, unfinished, workers
+from tests.benchmarks.study.study_config import StudyConfig
+from tests.benchmarks.study.study_networks import StudyNetwork, chosen_networks, tasks
 
 
 def run(config: StudyConfig, screen: Screen) -> None:
     """Render, train what is left while there is time, and write the page, its numbers and the figure."""
     started = time.monotonic()
-    entries, device = chosen_entries(config.networks), chosen_device(config)
+    entries, device = chosen_networks(config.networks), chosen_device(config)
     folder = claim_folder(config)
     planned = tasks(entries, config.seeds)
     left = unfinished(config, planned)
@@ -32,7 +32,7 @@ def run(config: StudyConfig, screen: Screen) -> None:
     def may_begin() -> bool:
         return time.monotonic() - started < 60 * config.minutes
 
-    def report(entry: Entry, result: Result) -> None:
+    def report(entry: StudyNetwork, result: Result) -> None:
         way = entry.ways[0]
         screen.say(
             f"{(time.monotonic() - started) / 60:.1f} min: {entry.key}, seed {result.seed}, in {result.seconds:.0f} s:"
@@ -40,7 +40,7 @@ def run(config: StudyConfig, screen: Screen) -> None:
         )
 
     with workers(config.workers) as pool:
-        scenes.render_all(config, folder / "scenes", pool, screen.say)
+        scene_sets.render_all(config, folder / "scenes", pool, screen.say)
         run_tasks(config, device, left, pool, may_begin, report)
     write(config, entries, folder, screen)
     missing = unfinished(config, planned)
@@ -48,12 +48,12 @@ def run(config: StudyConfig, screen: Screen) -> None:
         screen.say(f"{len(missing)} trainings are left; the same command goes on with them")
 
 
-def write(config: StudyConfig, entries: tuple[Entry, ...], folder: Path, screen: Screen) -> None:
+def write(config: StudyConfig, entries: tuple[StudyNetwork, ...], folder: Path, screen: Screen) -> None:
     """Write study.md, study.json and study.png of what is finished; raises UsageError where that is nothing."""
     results = read_all(folder, entries, config.seeds)
     if not results:
         raise UsageError(f"--minutes {config.minutes:g}: no training was begun; allowed: more, with the same --folder")
-    study = page.summarize(config, entries, results, scenes.load(folder / "scenes", "test"))
+    study = page.summarize(config, entries, results, scene_sets.load(folder / "scenes", "test"))
     page.write(study, folder)
     finished = tuple(entry for entry in entries if entry.key in results)
     (folder / "study.png").write_bytes(figure.maps_png(config, finished, folder))

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 
 from tests.benchmarks.study.intervals import Estimate, Floats, difference_of
-from tests.benchmarks.study.plan import ENTRIES, Way
 from tests.benchmarks.study.results import Result
+from tests.benchmarks.study.study_networks import NETWORKS, Way
 
 Verdict = Literal["holds", "holds in part", "does not hold here", "undecided", "not measured"]
 Measure = Literal["right", "extent"]
@@ -35,7 +35,7 @@ class Side:
     way: Way
 
     def __str__(self) -> str:
-        title = next((entry.title for entry in ENTRIES if entry.key == self.key), self.key)
+        title = next((entry.title for entry in NETWORKS if entry.key == self.key), self.key)
         return f"{title} ({self.way})"
 
     def values(self, results: Results, measure: Measure) -> list[Floats]:

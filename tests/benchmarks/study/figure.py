@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.outputs.report import draw_boxes, overlay_heat
-from tests.benchmarks.study.config import StudyConfig
 from tests.benchmarks.study.learning import make_network
-from tests.benchmarks.study.plan import Entry
 from tests.benchmarks.study.results import is_finished, load_weights
-from tests.benchmarks.study.scenes import SceneSet, load
+from tests.benchmarks.study.scene_sets import SceneSet, load
 from tests.benchmarks.study.scoring import class_maps, paper_boxes, regressed
+from tests.benchmarks.study.study_config import StudyConfig
+from tests.benchmarks.study.study_networks import StudyNetwork
 
 ROWS = 5
 GAP_PX, HEAD_PX = 3, 40
@@ -24,7 +24,7 @@ INK, GROUND = (40, 44, 52), "white"
 Pixels = NDArray[np.uint8]
 
 
-def maps_png(config: StudyConfig, entries: tuple[Entry, ...], folder: Path) -> bytes:
+def maps_png(config: StudyConfig, entries: tuple[StudyNetwork, ...], folder: Path) -> bytes:
     """Return the figure of the first scenes whose labels differ, with each entry's first finished seed."""
     test = load(folder / "scenes", "test")
     few = SceneSet(test.pixels[:ROWS], test.labels[:ROWS], test.boxes[:ROWS])
@@ -43,7 +43,7 @@ def maps_png(config: StudyConfig, entries: tuple[Entry, ...], folder: Path) -> b
     return buffer.getvalue()
 
 
-def _column(config: StudyConfig, entry: Entry, folder: Path, few: SceneSet) -> list[Pixels]:
+def _column(config: StudyConfig, entry: StudyNetwork, folder: Path, few: SceneSet) -> list[Pixels]:
     """Return each scene as the entry sees it, with the box that its first way gives."""
     seed = next(seed for seed in range(config.seeds) if is_finished(folder, entry, seed))
     module, network = make_network(config, entry)

@@ -10,18 +10,16 @@ from torch.nn import functional as F
 
 from pipeline.images.augment import draw_views, take_views
 from pipeline.images.synthetic.drawings import CLASSES
-from pipeline.models.building import build, cam_network, with_box_head
+from pipeline.models import registry
 from pipeline.models.learn.recipe import Recipe
 from pipeline.models.learn.steps import Learner
 from pipeline.models.localize.runtime import resolve_precision
 from pipeline.models.networks.box_head import BoxedNetwork
-from pipeline.models.networks.families import IMAGENET_MEAN, IMAGENET_STD
-from pipeline.models.networks.network import CamNetwork, Preprocessing
-from pipeline.models.registry import family_of
+from pipeline.models.networks.network import IMAGENET_MEAN, IMAGENET_STD, CamNetwork, Preprocessing
 from schemas.errors import UsageError
-from tests.benchmarks.study.config import StudyConfig
-from tests.benchmarks.study.plan import Entry
-from tests.benchmarks.study.scenes import SceneSet
+from tests.benchmarks.study.scene_sets import SceneSet
+from tests.benchmarks.study.study_config import StudyConfig
+from tests.benchmarks.study.study_networks import StudyNetwork
 
 SIDE_STEP_PX = 8
 
@@ -37,7 +35,7 @@ class Learned:
     """Mean loss of each epoch."""
 
 
-def learn(config: StudyConfig, entry: Entry, seed: int, scenes: SceneSet, device: str) -> Learned:
+def learn(config: StudyConfig, entry: StudyNetwork, seed: int, scenes: SceneSet, device: str) -> Learned:
     """Train an entry from random values; the same arguments give the same network on one machine."""
     torch.manual_seed(seed)
     module, network = make_network(config, entry)
@@ -57,27 +55,29 @@ def learn(config: StudyConfig, entry: Entry, seed: int, scenes: SceneSet, device
     return Learned(module.eval(), network.eval(), tuple(losses))
 
 
-def make_network(config: StudyConfig, entry: Entry) -> tuple[nn.Module, CamNetwork]:
+def make_network(config: StudyConfig, entry: StudyNetwork) -> tuple[nn.Module, CamNetwork]:
     """Return an entry's network with values from torch's generator, whole and cut."""
     architecture = entry.architecture(config.width, len(CLASSES))
-    module = build(architecture)
+    built = registry.get(architecture.name)
+    module = built.construct(architecture)
     if entry.from_boxes:
-        module = with_box_head(architecture, module)
+        module = built.with_box_head(architecture, module)
     side = input_side(config, entry)
-    return module, cam_network(architecture, module, Preprocessing(side, IMAGENET_MEAN, IMAGENET_STD))
+    return module, built.cam_network(architecture, module, Preprocessing(side, IMAGENET_MEAN, IMAGENET_STD))
 
 
-def input_side(config: StudyConfig, entry: Entry) -> int:
+def input_side(config: StudyConfig, entry: StudyNetwork) -> int:
     """Return the side in pixels at which an entry sees the scenes: the least whose maps have ``--cells`` a side.
 
     It is a multiple of 8 and not under the scenes' own side. Fully connected layers see what the CAM form of their
     network does.
     """
-    name = f"{entry.network}_gap" if family_of(entry.network, exact_maps=False).refusal else entry.network
+    name = entry.network if registry.get(entry.network).exact_maps else f"{entry.network}_gap"
     cells = round(config.cells * entry.cells)
     architecture = replace(entry, network=name).architecture(config.width, len(CLASSES))
     with torch.random.fork_rng(devices=()):
-        network = cam_network(architecture, build(architecture), Preprocessing(1, IMAGENET_MEAN, IMAGENET_STD))
+        module = registry.get(name).construct(architecture)
+    network = registry.get(name).cam_network(architecture, module, Preprocessing(1, IMAGENET_MEAN, IMAGENET_STD))
     for side in range(config.size, 100 * cells, SIDE_STEP_PX):
         try:
             if min(network.map_size(side)) >= cells:

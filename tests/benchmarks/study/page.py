@@ -12,11 +12,11 @@ from pipeline.arrays.metrics import CENTRAL_SHARE, IOU_DELTA, central_boxes, pai
 from pipeline.images.synthetic.clutter import LEAST_SEEN
 from pipeline.images.synthetic.drawings import CLASSES
 from tests.benchmarks.study.claims import CLAIMS, Judged, Results, judge
-from tests.benchmarks.study.config import StudyConfig
 from tests.benchmarks.study.intervals import Estimate, Floats, mean_of
-from tests.benchmarks.study.plan import ALEXNET_CELLS, RATES, Entry, Way
 from tests.benchmarks.study.results import Result
-from tests.benchmarks.study.scenes import SceneSet
+from tests.benchmarks.study.scene_sets import SceneSet
+from tests.benchmarks.study.study_config import StudyConfig
+from tests.benchmarks.study.study_networks import ALEXNET_CELLS, RATES, StudyNetwork, Way
 
 COLUMNS = (
     "network",
@@ -60,7 +60,7 @@ class Study:
     """All figures, for study.json."""
 
 
-def summarize(config: StudyConfig, entries: tuple[Entry, ...], results: Results, test: SceneSet) -> Study:
+def summarize(config: StudyConfig, entries: tuple[StudyNetwork, ...], results: Results, test: SceneSet) -> Study:
     """Return table, claims and numbers of what is finished."""
     sizes = np.full((len(test), 2), float(test.pixels.shape[1]))
     central = paired_iou(central_boxes(sizes), test.boxes)
@@ -205,7 +205,7 @@ def _measures(trainings: Sequence[Result], way: Way) -> dict[str, Estimate | Non
 
 
 def _numbers(
-    entry: Entry,
+    entry: StudyNetwork,
     trainings: Sequence[Result],
     error: Estimate,
     hinted: Estimate,

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from schemas.errors import UsageError
-from tests.benchmarks.study.config import StudyConfig
-from tests.benchmarks.study.plan import Entry, Way
-from tests.benchmarks.study.scoring import Found
+from tests.benchmarks.study.scoring import WayScores
+from tests.benchmarks.study.study_config import StudyConfig
+from tests.benchmarks.study.study_networks import StudyNetwork, Way
 
 SETTINGS = "settings.json"
 
@@ -39,25 +39,25 @@ class Result:
     """(N,) 1 where the most probable class of a test scene is not its label."""
     wrong_hinted: NDArray[np.float64]
     """(N,) the same on scenes whose backgrounds hint at the class as in training."""
-    found: dict[Way, Found] = field(default_factory=dict)
+    found: dict[Way, WayScores] = field(default_factory=dict)
 
 
-def weights_path(folder: Path, entry: Entry, seed: int) -> Path:
+def weights_path(folder: Path, entry: StudyNetwork, seed: int) -> Path:
     """Return where the weights of a training stand."""
     return folder / "trainings" / f"{entry.key}-{seed}.safetensors"
 
 
-def result_path(folder: Path, entry: Entry, seed: int) -> Path:
+def result_path(folder: Path, entry: StudyNetwork, seed: int) -> Path:
     """Return the file that makes a training finished."""
     return folder / "trainings" / f"{entry.key}-{seed}.json"
 
 
-def is_finished(folder: Path, entry: Entry, seed: int) -> bool:
+def is_finished(folder: Path, entry: StudyNetwork, seed: int) -> bool:
     """Tell whether a training has its result."""
     return result_path(folder, entry, seed).exists()
 
 
-def keep(folder: Path, entry: Entry, result: Result, module: nn.Module) -> None:
+def keep(folder: Path, entry: StudyNetwork, result: Result, module: nn.Module) -> None:
     """Write weights, then the result, each whole or not at all."""
     weights = weights_path(folder, entry, result.seed)
     weights.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def keep(folder: Path, entry: Entry, result: Result, module: nn.Module) -> None:
     part.rename(target)
 
 
-def read_all(folder: Path, entries: Iterable[Entry], n_seeds: int) -> dict[str, list[Result]]:
+def read_all(folder: Path, entries: Iterable[StudyNetwork], n_seeds: int) -> dict[str, list[Result]]:
     """Return the finished trainings of each entry, by key, seeds ascending; entries without one are left out."""
     found = {
         entry.key: [_read(folder, entry, seed) for seed in range(n_seeds) if is_finished(folder, entry, seed)]
@@ -79,7 +79,7 @@ def read_all(folder: Path, entries: Iterable[Entry], n_seeds: int) -> dict[str, 
     return {key: results for key, results in found.items() if results}
 
 
-def _read(folder: Path, entry: Entry, seed: int) -> Result:
+def _read(folder: Path, entry: StudyNetwork, seed: int) -> Result:
     values = json.loads(result_path(folder, entry, seed).read_text())
     found = {way: _found(one) for way, one in values.pop("found").items()}
     for name in ("wrong", "wrong_hinted"):
@@ -89,7 +89,7 @@ def _read(folder: Path, entry: Entry, seed: int) -> Result:
     return Result(**values, found=found)
 
 
-def load_weights(folder: Path, entry: Entry, seed: int, module: nn.Module) -> None:
+def load_weights(folder: Path, entry: StudyNetwork, seed: int, module: nn.Module) -> None:
     """Give ``module`` the values that a training ended with."""
     module.load_state_dict(load_file(weights_path(folder, entry, seed)))
 
@@ -116,10 +116,10 @@ def claim_folder(config: StudyConfig) -> Path:
     return folder
 
 
-def _found(values: dict[str, Any]) -> Found:
+def _found(values: dict[str, Any]) -> WayScores:
     threshold = values.pop("threshold")
     arrays = {name: None if value is None else np.array(value, np.float64) for name, value in values.items()}
-    return Found(threshold, **arrays)  # type: ignore[arg-type]
+    return WayScores(threshold, **arrays)  # type: ignore[arg-type]
 
 
 def _listed(value: Any) -> Any:

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from pipeline.models.allocator import keep_freed_memory
-from tests.benchmarks.study import scenes
-from tests.benchmarks.study.config import StudyConfig
+from tests.benchmarks.study import scene_sets
 from tests.benchmarks.study.learning import learn
-from tests.benchmarks.study.plan import Entry
 from tests.benchmarks.study.results import Result, is_finished, keep
 from tests.benchmarks.study.scoring import found_by, predictions
+from tests.benchmarks.study.study_config import StudyConfig
+from tests.benchmarks.study.study_networks import StudyNetwork
 
-Task = tuple[Entry, int]
+Task = tuple[StudyNetwork, int]
 """An entry and a seed."""
 
 
@@ -40,14 +40,14 @@ def run_tasks(
     tasks: list[Task],
     pool: Executor,
     may_begin: Callable[[], bool],
-    report: Callable[[Entry, Result], None],
+    report: Callable[[StudyNetwork, Result], None],
 ) -> None:
     """Train the tasks in order, as many at a time as there are workers, and report each that is finished.
 
     No task begins once ``may_begin`` says no; those that run are waited for.
     """
     left = iter(tasks)
-    running: dict[Future[Result], Entry] = {}
+    running: dict[Future[Result], StudyNetwork] = {}
     while True:
         while len(running) < config.workers and may_begin() and (task := next(left, None)):
             running[pool.submit(train_one, config, *task, device)] = task[0]
@@ -57,11 +57,11 @@ def run_tasks(
             report(running.pop(done), done.result())
 
 
-def train_one(config: StudyConfig, entry: Entry, seed: int, device: str) -> Result:
+def train_one(config: StudyConfig, entry: StudyNetwork, seed: int, device: str) -> Result:
     """Train and score one network, leave both in the study's folder, and return the result."""
     started = time.monotonic()
     folder = Path(config.folder)
-    train, choose, test, hints = (scenes.load(folder / "scenes", part) for part in scenes.PARTS)
+    train, choose, test, hints = (scene_sets.load(folder / "scenes", part) for part in scene_sets.PARTS)
     learned = learn(config, entry, seed, train, device)
     network = learned.network
     wrong, hinted = ((predictions(network, each, device) != each.labels).astype(np.float64) for each in (test, hints))

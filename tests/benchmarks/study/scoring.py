@@ -17,8 +17,8 @@ from pipeline.models.localize.engine import Engine
 from pipeline.models.localize.methods import METHODS
 from pipeline.models.localize.runtime import Runtime
 from pipeline.models.networks.network import CamNetwork
-from tests.benchmarks.study.plan import MapWay, Way
-from tests.benchmarks.study.scenes import SceneSet
+from tests.benchmarks.study.scene_sets import SceneSet
+from tests.benchmarks.study.study_networks import MapWay, Way
 
 PAPER_THRESHOLD = 0.2
 """Share of its maximum at which the CAM paper cuts a map."""
@@ -27,7 +27,7 @@ AT_ONCE = 100
 
 
 @dataclass(frozen=True)
-class Found:
+class WayScores:
     """What one way of localizing found on N test scenes, for the class that each is labelled with."""
 
     threshold: float | None
@@ -51,7 +51,7 @@ def predictions(network: CamNetwork, scenes: SceneSet, device: str) -> NDArray[n
     return torch.cat(parts).numpy()
 
 
-def found_by(network: CamNetwork, way: Way, choose: SceneSet, test: SceneSet, device: str) -> Found:
+def found_by(network: CamNetwork, way: Way, choose: SceneSet, test: SceneSet, device: str) -> WayScores:
     """Return what one way of localizing finds on ``test``, with thresholds chosen on ``choose``."""
     if way == "regress":
         return _from_boxes(regressed(network, test, device), test.boxes)
@@ -63,7 +63,7 @@ def found_by(network: CamNetwork, way: Way, choose: SceneSet, test: SceneSet, de
     places = [_place(best_threshold(curve, figures.THRESHOLDS)) for curve in curves]
     right_v2 = np.mean([sweep.any_iou[:, at] >= delta for at, delta in zip(places, V2_DELTAS, strict=True)], axis=0)
     paper = paper_boxes(shown, test.pixels.shape[1])
-    return Found(
+    return WayScores(
         threshold,
         right.astype(np.float64),
         right_v2,
@@ -80,7 +80,7 @@ def class_maps(network: CamNetwork, way: MapWay, scenes: SceneSet, device: str) 
     parts = []
     with torch.no_grad():
         for pixels, labels in batches(network, scenes, device):
-            parts.append(method.maps(method.look(pixels), labels[:, None])[:, 0].float().cpu())
+            parts.append(method.maps(method.forward(pixels), labels[:, None])[:, 0].float().cpu())
     return torch.cat(parts).numpy()
 
 
@@ -126,10 +126,10 @@ def enlarged(pixels: Tensor, side: int) -> Tensor:
     return planes.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def _from_boxes(boxes: NDArray[np.float64], truth: NDArray[np.float64]) -> Found:
+def _from_boxes(boxes: NDArray[np.float64], truth: NDArray[np.float64]) -> WayScores:
     iou = paired_iou(boxes, truth)
     right_v2 = np.mean([iou >= delta for delta in V2_DELTAS], axis=0)
-    return Found(None, (iou >= IOU_DELTA).astype(np.float64), right_v2, iou, areas(boxes) / areas(truth), None)
+    return WayScores(None, (iou >= IOU_DELTA).astype(np.float64), right_v2, iou, areas(boxes) / areas(truth), None)
 
 
 def _sweep(maps: NDArray[np.float32], scenes: SceneSet) -> figures.Sweep:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.storage.inputs.listing import image_id
 from schemas.tables import Table, table_schema
-from tests.benchmarks.peers.by_hand import THRESHOLD, TOPK, Found, boxes_of
+from tests.benchmarks.peers.by_hand import THRESHOLD, TOPK, NetworkOutput, boxes_of
 
 ROWS_A_GROUP = 256
 """Images whose rows are written together, as many as ``annotate`` commits in a run of some thousands."""
@@ -36,7 +36,7 @@ class TableWriter:
         self._labels = labels
         self._waiting: dict[Table, list[pa.Table]] = {name: [] for name in names}
 
-    def add(self, paths: Sequence[str], sizes_hw: NDArray[np.int64], found: Found) -> None:
+    def add(self, paths: Sequence[str], sizes_hw: NDArray[np.int64], found: NetworkOutput) -> None:
         """Add a batch: files, their (height, width) in pixels, and what the network said."""
         boxes = boxes_of(found.maps, sizes_hw)
         ids = np.array([image_id(path) for path in paths], dtype=object)
@@ -78,7 +78,7 @@ def _images(
     paths: Sequence[str],
     ids: NDArray[np.object_],
     sizes_hw: NDArray[np.int64],
-    found: Found,
+    found: NetworkOutput,
     labels: NDArray[np.object_],
     boxes: NDArray[np.float32],
 ) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _images(
 
 
 def _boxes(
-    per_map: dict[str, Any], sizes_hw: NDArray[np.int64], found: Found, boxes: NDArray[np.float32]
+    per_map: dict[str, Any], sizes_hw: NDArray[np.int64], found: NetworkOutput, boxes: NDArray[np.float32]
 ) -> dict[str, Any]:
     flat = boxes.reshape(-1, 4)
     kept = np.isfinite(flat[:, 0])

@@ -1,6 +1,5 @@
-"""CPU seconds of this process and of all that it started, told apart by what they do. Linux only: it reads /proc."""
+"""CPU seconds of this process and of all processes that it started, told apart by what they do."""
 
-import os
 import threading
 import time
 from collections import defaultdict
@@ -8,9 +7,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+import psutil
+
 SAMPLE_S = 0.5
 DRIVER = "driver"
 _ROLES = (
+    (DRIVER, DRIVER),
     ("ray::MapWorker", "actors"),
     ("ray::ProgressActor", "progress actor"),
     ("ray::_", "Ray Data's own actors"),
@@ -18,18 +20,19 @@ _ROLES = (
     ("gcs_server", "gcs"),
     ("raylet", "raylets"),
 )
-"""Beginning of a title, or the program's name, and the role; the first that fits counts. Workers take turns at tasks
-of a few ms, so what reads, decodes and writes can't be told apart."""
+"""The beginning of a process's title, or its program's name, and its role; the first that fits counts.
+
+Workers take turns at tasks of a few milliseconds, so that reading, decoding and writing can't be told apart.
+"""
 
 
-class _Process(NamedTuple):
-    parent: int
+class _Usage(NamedTuple):
     cpu_s: float
     title: str
 
 
 class CpuByRole:
-    """Samples the processes while its block runs."""
+    """Samples the CPU seconds of the processes while its block runs."""
 
     def __init__(self) -> None:
         self._samples: list[tuple[float, dict[str, float]]] = []
@@ -42,7 +45,7 @@ class CpuByRole:
 
     def __enter__(self) -> Self:
         """Count from here on; what the processes used before does not count."""
-        self._last = {pid: process.cpu_s for pid, process in family().items()}
+        self._last = {pid: usage.cpu_s for pid, usage in _family().items()}
         self._samples = [(time.perf_counter(), {})]
         self._thread.start()
         return self
@@ -63,49 +66,31 @@ class CpuByRole:
         self._sample()
 
     def _sample(self) -> None:
-        for pid, process in family().items():
-            self._booked[_role(pid, process.title)] += process.cpu_s - self._last.get(pid, 0.0)
-            self._last[pid] = process.cpu_s
+        for pid, usage in _family().items():
+            self._booked[_role(usage.title)] += usage.cpu_s - self._last.get(pid, 0.0)
+            self._last[pid] = usage.cpu_s
         self._booked[DRIVER] -= time.thread_time() - self._own_s
         self._own_s = time.thread_time()
         self._samples.append((time.perf_counter(), self._booked.copy()))
 
 
-def _role(pid: int, title: str) -> str:
-    if pid == os.getpid():
-        return DRIVER
+def _role(title: str) -> str:
     program = Path(title.partition(" ")[0]).name
     return next((role for begin, role in _ROLES if title.startswith(begin) or program == begin), "helpers of Ray")
 
 
-def family() -> dict[int, _Process]:
-    """Return this process and all of its descendants."""
-    numbers = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
-    alive = {pid: process for pid in numbers if (process := _read(Path("/proc") / str(pid)))}
-    found: dict[int, _Process] = {}
-    for pid, process in alive.items():
-        line = pid
-        while line in alive and line != os.getpid():
-            line = alive[line].parent
-        if line == os.getpid():
-            found[pid] = process
+def _family() -> dict[int, _Usage]:
+    """Return the usage of this process and of all its descendants, by process id; this one's title is DRIVER."""
+    driver = psutil.Process()
+    found = {driver.pid: _Usage(_cpu_s(driver), DRIVER)}
+    for process in driver.children(recursive=True):
+        try:
+            found[process.pid] = _Usage(_cpu_s(process), " ".join(process.cmdline()).strip())
+        except psutil.Error:  # The process has ended meanwhile.
+            continue
     return found
 
 
-def _read(folder: Path) -> _Process | None:
-    """Return what /proc says of a process; None for one that has ended."""
-    try:
-        stat = (folder / "stat").read_text().rpartition(")")[2].split()
-        title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return None
-    return _Process(int(stat[1]), (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK"), title)
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process has held so far, pages of mapped libraries included.
-
-    Not ru_maxrss, which begins with what the parent process held.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)

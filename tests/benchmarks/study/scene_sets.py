@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.images.synthetic.clutter import ClutteredScene, render_clutter
 from pipeline.images.synthetic.drawings import CLASSES
-from tests.benchmarks.study.config import StudyConfig
+from tests.benchmarks.study.study_config import StudyConfig
 
 PARTS = {"train": 0, "choose": 1, "test": 2, "hints": 3}
 """The four sets and the first number of their seeds: to learn from; to choose thresholds; to test; to test classes

@@ -29,7 +29,7 @@ cells is taken to have them at 9.
 
 
 @dataclass(frozen=True)
-class Entry:
+class StudyNetwork:
     """A row of the study: a network with what it learns from."""
 
     key: str
@@ -59,37 +59,37 @@ class Entry:
 _GOOGLENET: dict[str, Any] = {"network": "googlenet_gap", "rate": RATES["googlenet"]}
 _ALEXNET: dict[str, Any] = {"rate": RATES["alexnet"], "cells": ALEXNET_CELLS}
 
-ENTRIES = (
-    Entry("vgg11_gap", "VGG A", "vgg11_gap", ("cam", "backprop")),
-    Entry("vgg11_fc", "VGG A with FC layers", "vgg11", ("backprop", "gradcam")),
-    Entry("vgg11_gmp", "VGG A with GMP", "vgg11_gap", pooling="gmp"),
-    Entry("vgg11_boxes", "VGG A from boxes", "vgg11_gap", ("regress",)),
-    Entry("googlenet_gap", "GoogLeNet", ways=("cam", "backprop"), **_GOOGLENET),
-    Entry("googlenet_gmp", "GoogLeNet with GMP", pooling="gmp", **_GOOGLENET),
-    Entry("googlenet_boxes", "GoogLeNet from boxes", ways=("regress",), **_GOOGLENET),
-    Entry("alexnet_gap", "AlexNet", "alexnet_gap", ("cam", "backprop"), **_ALEXNET),
-    Entry("alexnet_fc", "AlexNet with FC layers", "alexnet", ("backprop", "gradcam"), **_ALEXNET),
-    Entry("alexnet_gmp", "AlexNet with GMP", "alexnet_gap", pooling="gmp", **_ALEXNET),
-    Entry("nin", "NIN", "nin"),
-    Entry("vgg19_gap", "VGG E", "vgg19_gap"),
-    Entry("vgg16_gap", "VGG D", "vgg16_gap"),
-    Entry("vgg16c_gap", "VGG C", "vgg16c_gap"),
-    Entry("vgg13_gap", "VGG B", "vgg13_gap"),
-    Entry("vgg11_lrn_gap", "VGG A-LRN", "vgg11_lrn_gap"),
+NETWORKS = (
+    StudyNetwork("vgg11_gap", "VGG A", "vgg11_gap", ("cam", "backprop")),
+    StudyNetwork("vgg11_fc", "VGG A with FC layers", "vgg11", ("backprop", "gradcam")),
+    StudyNetwork("vgg11_gmp", "VGG A with GMP", "vgg11_gap", pooling="gmp"),
+    StudyNetwork("vgg11_boxes", "VGG A from boxes", "vgg11_gap", ("regress",)),
+    StudyNetwork("googlenet_gap", "GoogLeNet", ways=("cam", "backprop"), **_GOOGLENET),
+    StudyNetwork("googlenet_gmp", "GoogLeNet with GMP", pooling="gmp", **_GOOGLENET),
+    StudyNetwork("googlenet_boxes", "GoogLeNet from boxes", ways=("regress",), **_GOOGLENET),
+    StudyNetwork("alexnet_gap", "AlexNet", "alexnet_gap", ("cam", "backprop"), **_ALEXNET),
+    StudyNetwork("alexnet_fc", "AlexNet with FC layers", "alexnet", ("backprop", "gradcam"), **_ALEXNET),
+    StudyNetwork("alexnet_gmp", "AlexNet with GMP", "alexnet_gap", pooling="gmp", **_ALEXNET),
+    StudyNetwork("nin", "NIN", "nin"),
+    StudyNetwork("vgg19_gap", "VGG E", "vgg19_gap"),
+    StudyNetwork("vgg16_gap", "VGG D", "vgg16_gap"),
+    StudyNetwork("vgg16c_gap", "VGG C", "vgg16c_gap"),
+    StudyNetwork("vgg13_gap", "VGG B", "vgg13_gap"),
+    StudyNetwork("vgg11_lrn_gap", "VGG A-LRN", "vgg11_lrn_gap"),
 )
 """All of them, those that a claim compares first."""
 
 
-def chosen_entries(names: str) -> tuple[Entry, ...]:
+def chosen_networks(names: str) -> tuple[StudyNetwork, ...]:
     """Return the entries of comma-separated names, all for ""; raises UsageError for one that is not there."""
     keys = [name.strip() for name in names.split(",") if name.strip()]
-    known = [entry.key for entry in ENTRIES]
+    known = [entry.key for entry in NETWORKS]
     for key in keys:
         if key not in known:
             raise UsageError(f"--networks {key!r}: allowed: {', '.join(known)}")
-    return tuple(entry for entry in ENTRIES if not keys or entry.key in keys)
+    return tuple(entry for entry in NETWORKS if not keys or entry.key in keys)
 
 
-def tasks(entries: tuple[Entry, ...], n_seeds: int) -> list[tuple[Entry, int]]:
+def tasks(entries: tuple[StudyNetwork, ...], n_seeds: int) -> list[tuple[StudyNetwork, int]]:
     """Return every training, all entries with seed 0 first, then with seed 1, and so on."""
     return [(entry, seed) for seed in range(n_seeds) for entry in entries]

@@ -1,0 +1,74 @@
+"""The photographs and the weights that measurements work on, and the job over them."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import safetensors.torch
+import torch
+import torchvision
+
+from pipeline.images.synthetic.scenes import CLASSES, render_scene
+from pipeline.models.networks.demo_network import DEMO
+from schemas.annotate import AnnotateConfig
+from schemas.benchmark import MeasureConfig
+from schemas.errors import UsageError
+
+PHOTO_HW = (375, 500)
+"""The usual size of an ImageNet photograph."""
+
+
+def make_photographs(
+    config: MeasureConfig, folder: Path, count: int, size_hw: tuple[int, int] = PHOTO_HW
+) -> list[Path]:
+    """Return ``count`` JPEG files in ``folder``: further names of the given photographs in turn, or rendered scenes.
+
+    Where the file system allows it, a further name is a hard link, and a copy elsewhere: never write into these files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.images is None:
+        return [_rendered(folder, index, size_hw) for index in range(count)]
+    sources = sorted(path for path in Path(config.images).iterdir() if path.suffix.lower() in {".jpg", ".jpeg"})
+    if not sources:
+        raise UsageError(f"--images {config.images!r}: allowed: a folder with JPEG files")
+    return [_named(sources[index % len(sources)], folder / f"{index:06d}.jpg") for index in range(count)]
+
+
+def _rendered(folder: Path, index: int, size_hw: tuple[int, int]) -> Path:
+    scene = render_scene(np.random.default_rng(index), index % len(CLASSES), size_hw)
+    path = folder / f"{index:06d}.jpg"
+    cv2.imwrite(str(path), scene.pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return path
+
+
+def _named(source: Path, target: Path) -> Path:
+    target.unlink(missing_ok=True)  # It may be a name of another photograph, which a copy would overwrite.
+    try:
+        os.link(source.resolve(), target)  # Of a symbolic link it would make another one.
+    except OSError:
+        shutil.copyfile(source, target)
+    return target
+
+
+def weights_file(config: MeasureConfig, folder: Path) -> str:
+    """Return the weights to use: the given ones, or random ones in ``folder``; speed does not depend on them."""
+    if config.weights is not None or config.model == DEMO:
+        return config.weights or "DEFAULT"
+    torch.manual_seed(0)
+    path = folder / f"{config.model}-random.safetensors"
+    safetensors.torch.save_model(torchvision.models.get_model(config.model, weights=None), str(path))
+    return str(path)
+
+
+def photographs_job(config: MeasureConfig, folder: Path, **options: Any) -> AnnotateConfig:
+    """Return the job over ``folder``'s photographs, into ``folder``'s out, with the suite's network."""
+    return AnnotateConfig(
+        input=str(folder / "photographs"),
+        out=str(folder / "out"),
+        model=config.model,
+        weights=weights_file(config, folder),
+        **options,
+    )

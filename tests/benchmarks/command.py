@@ -1,0 +1,52 @@
+"""What the benchmarks share: the command of each, processes of their own, the number type of all sides."""
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
+
+from jobs.benchmark import Config, record
+from jobs.console import Screen, verb
+from jobs.suites.machine import Figures
+from pipeline.models.localize.runtime import resolve_precision
+from schemas.benchmark import MeasureConfig
+from schemas.config import Precision, option
+
+T = TypeVar("T")
+
+
+class TruthConfig(MeasureConfig):
+    """A measurement that can compare with true boxes."""
+
+    truth: str | None = option(None, "file of true boxes of these photographs", "Options")
+
+
+def benchmark(
+    name: str,
+    about: str,
+    config_class: type[Config],
+    measure: Callable[[Config, Screen], Figures],
+    example: str,
+    facts: Callable[[], Figures] = dict,
+) -> Callable[..., None]:
+    """Return the command ``python -m tests.benchmarks.NAME``: its options are the fields of ``config_class``.
+
+    ``example`` are options for the help text. ``facts`` returns what the JSON file says of the machine beside the
+    rest.
+    """
+
+    def run(config: Config, screen: Screen) -> None:
+        record(name.replace("_", "-"), measure, config, screen, facts())
+
+    return verb(name, about, config_class, run, f"python -m tests.benchmarks.{name} {example}".strip())
+
+
+def resolved_precision(config: MeasureConfig) -> Precision:
+    """Return the number type of the networks of all sides: the given one, or what ``annotate`` takes on CPU."""
+    return resolve_precision(config.precision, "cpu")
+
+
+def in_new_process(work: Callable[..., T], *arguments: Any) -> T:
+    """Return ``work(*arguments)`` of a fresh process: no side profits from what another has imported or started."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()

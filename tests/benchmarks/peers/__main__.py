@@ -1,0 +1,7 @@
+"""``python -m tests.benchmarks.peers``."""
+
+from jobs.console import main
+from tests.benchmarks.peers import command
+
+if __name__ == "__main__":
+    main(command)

@@ -1,4 +1,4 @@
-"""``camlake demo``: pictures with known boxes, rendered, annotated, scored and shown. Needs no network and no GPU."""
+"""``camlake demo``: renders pictures with known boxes, annotates, scores and shows them; no internet, no GPU."""
 
 import time
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 import cv2
 
 from jobs.console import Screen, main, verb
-from jobs.evaluate import write_scores
-from jobs.report import report
 from pipeline.graph.annotate.driver import annotate
 from pipeline.images.synthetic.scenes import write_corpus
-from pipeline.models.registry import DEMO
-from pipeline.outputs import reader as camlake
+from pipeline.models.networks.demo_network import DEMO
 from pipeline.outputs.evaluate import evaluate
 from pipeline.outputs.gallery import picture_views
+from pipeline.outputs.reader import open_lake
 from pipeline.outputs.report import contact_sheet
+from pipeline.outputs.run_report import report
+from pipeline.outputs.score_files import write_scores
 from pipeline.storage.truth.truth import read_truth
 from schemas.annotate import AnnotateConfig
 from schemas.config import StorageConfig
@@ -25,34 +25,29 @@ from schemas.reading import ReportConfig
 BROKEN = 2
 """Damaged files among the pictures, so that quarantine has something to show."""
 SHEET_PICTURES = 6
+"""Pictures of ``sheet.jpg``, in two columns."""
 
 
 def run(config: DemoConfig, screen: Screen) -> None:
-    """Render, annotate, score and show; the last three lines say what was written and how to query it."""
+    """Render the pictures, annotate them, score the boxes and write the page.
+
+    The last three lines say what was written, where the page is and how to query the tables.
+    """
     started = time.monotonic()
     folder = Path(config.folder)
     truth = render(config, folder, screen)
-    out = str(folder / "labels")
-    annotate(
-        AnnotateConfig(
-            input=str(folder / "pictures" / "images"),
-            out=out,
-            model=DEMO,
-            classes=str(truth),
-            max_rejected=1.0,
-        ),
-        screen,
-    )
-    with camlake.open(out) as lake:
-        known = read_truth(str(truth), StorageConfig())
-        scores = evaluate(lake, known)
+    out, pictures, storage = str(folder / "labels"), str(folder / "pictures" / "images"), StorageConfig()
+    annotate(AnnotateConfig(input=pictures, out=out, model=DEMO, classes=str(truth), max_rejected=1.0), screen)
+    with open_lake(out, storage) as lake:
+        true_boxes = read_truth(str(truth), storage)
+        scores = evaluate(lake, true_boxes)
         rows_of = {table: len(lake.relation(table)) for table in ("images", "boxes", "quarantine")}
-        views = picture_views(lake, out, StorageConfig(), scores.model, SHEET_PICTURES, known)
+        views = picture_views(lake, out, storage, scores.model, SHEET_PICTURES, true_boxes)
     sheet = contact_sheet(views, columns=2, width_px=960)
     cv2.imwrite(str(folder / "sheet.jpg"), sheet[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
     rows = scores.rows()
     screen.table(f"{scores.model} on {scores.images} pictures", list(rows[0]), [list(row.values()) for row in rows])
-    write_scores(scores, f"{out}/_reports", StorageConfig())
+    write_scores(scores, f"{out}/_reports", storage)
     page = report(ReportConfig(out=out, truth=str(truth), page=str(folder / "report.html")))
     screen.say(f"done in {time.monotonic() - started:.0f} s")
     screen.result(
@@ -62,13 +57,16 @@ def run(config: DemoConfig, screen: Screen) -> None:
     )
     screen.result(f"look:    {page}", page=page)
     screen.result(
-        f"query:   .venv/bin/python -c \"from pipeline import camlake; print(camlake.open('{out}')"
+        f"query:   .venv/bin/python -c \"import camlake; print(camlake.open('{out}')"
         ".sql('SELECT label, count(*) AS boxes, avg(area_frac) AS area FROM boxes WHERE rank = 0 GROUP BY label'))\""
     )
 
 
 def render(config: DemoConfig, folder: Path, screen: Screen) -> Path:
-    """Return the truth of the corpus in ``folder``, rendered unless it is there; raises UsageError for another."""
+    """Render the pictures into ``folder`` unless they are there, and return the path of the file of true boxes.
+
+    Raises UsageError where ``folder`` holds another demo or files of another kind.
+    """
     marker, wanted = folder / "demo.txt", f"images={config.images} seed={config.seed}\n"
     truth = folder / "pictures" / "truth.csv"
     if marker.exists() and marker.read_text() != wanted:

@@ -1,4 +1,4 @@
-"""Reads an output back: ``from pipeline import camlake; lake = camlake.open("s3://bucket/labels")``.
+"""Reads an output back: ``import camlake; lake = camlake.open("s3://bucket/labels")``.
 
 Every query sees committed rows only, and of each image only the rows of the run that decided on it last, so that a
 running or dead run never shows half results and a changed photograph's old boxes stay hidden. Each view has the
@@ -123,8 +123,12 @@ def open(  # noqa: A001 (camlake.open reads as gzip.open does)
     ``endpoint_url`` names an S3-compatible store, ``profile`` one of the AWS credentials file; ``anonymous`` reads a
     public bucket. Raises StoreError where there is no camlake output or it can't be read.
     """
-    storage = StorageConfig(endpoint_url=endpoint_url, profile=profile, anonymous=anonymous)
-    fs, root = connect(out, storage, anonymous=anonymous)
+    return open_lake(out, StorageConfig(endpoint_url=endpoint_url, profile=profile, anonymous=anonymous))
+
+
+def open_lake(out: str, storage: StorageConfig) -> Lake:
+    """Return the output ``out`` for reading, as ``open`` does, with the storage options of a job's configuration."""
+    fs, root = connect(out, storage, anonymous=storage.anonymous)
     runs = load_runs(fs, root)
     if not runs:
         raise StoreError(

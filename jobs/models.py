@@ -1,36 +1,41 @@
-"""``camlake models``: the networks that camlake runs and trains, and what is known of each."""
+"""``camlake models``: the networks that camlake runs and trains, one row each."""
 
 from jobs.console import Screen, main, verb
-from pipeline.models.catalog import CatalogEntry, describe
-from pipeline.models.registry import classifier_names, model_names
+from pipeline.models import registry
+from pipeline.models.networks.entry import NetworkEntry
 from schemas.models import ModelsConfig
 
 
 def run(config: ModelsConfig, screen: Screen) -> None:
     """Print one row for each network whose name contains ``config.name``."""
-    entries = [describe(name) for name in [*model_names(), *classifier_names()] if config.name in name]
-    rows = [
-        (
-            entry.name,
-            f"{entry.map_hw[0]}×{entry.map_hw[1]}" if entry.map_hw else "none",
-            entry.image_size,
-            entry.channels,
-            round(entry.parameters / 1e6, 1),
-            ", ".join(entry.poolings).upper() or "none",
-            entry.head,
-            weights_of(entry),
-        )
-        for entry in entries
-    ]
+    entries = [entry for entry in registry.entries() if config.name in entry.name]
     columns = ("network", "map", "input px", "channels", "parameters (M)", "pooling", "head", "weights")
-    exact = sum(entry.map_hw is not None for entry in entries)
-    screen.table(f"{exact} networks with exact class activation maps, {len(rows) - exact} without", columns, rows)
+    exact = sum(entry.exact_maps for entry in entries)
+    title = f"{exact} networks with exact class activation maps, {len(entries) - exact} without"
+    screen.table(title, columns, [_row(entry) for entry in entries])
 
 
-def weights_of(entry: CatalogEntry) -> str:
-    """Say where the weights come from: names for ``--weights``, or training and what it starts from."""
-    if entry.weights:
-        return ", ".join(entry.weights)
+def _row(entry: NetworkEntry) -> tuple[str | int | float, ...]:
+    """Return the network's columns; the numbers are those of its default architecture."""
+    network = entry.outline()
+    size = network.preprocessing.image_size
+    rows, columns = network.map_size(size)
+    return (
+        entry.name,
+        f"{rows}×{columns}" if entry.exact_maps else "none",
+        size,
+        network.channels,
+        round(network.n_parameters / 1e6, 1),
+        ", ".join(entry.poolings).upper() if entry.exact_maps else "none",
+        entry.family.about,
+        weights_of(entry),
+    )
+
+
+def weights_of(entry: NetworkEntry) -> str:
+    """Return the names that ``--weights`` takes, or what a training of the network starts from."""
+    if entry.official_weights:
+        return ", ".join(entry.official_weights)
     return f"trained from {entry.source}'s convolutions" if entry.source else "trained from random values"
 
 

@@ -10,7 +10,7 @@ from pipeline.graph.train.controller import fit
 from pipeline.graph.train.plan import first_weights, make_job, plan_layout, training_files
 from pipeline.graph.train.trackers import tracking
 from pipeline.graph.train.worker import epoch_order
-from pipeline.models.registry import in_words
+from pipeline.models import registry
 from pipeline.storage.filesystems import canonical_url, connect, safe_url
 from pipeline.storage.lake.layout import new_run_id
 from pipeline.storage.lake.lease import Lease
@@ -108,7 +108,7 @@ def learn(config: TrainConfig, train: LabelledImages, val: LabelledImages, scree
         if progress.history:
             screen.say(f"going on after epoch {len(progress.history)}")
         architecture, start = first_weights(config, train)
-        screen.say(f"{in_words(architecture)} from {start.source}; starting Ray")
+        screen.say(f"{registry.get(config.model).in_words(architecture)} from {start.source}; starting Ray")
         with ray_cluster(config.address) as machine:
             layout = plan_layout(config, machine)
             job = make_job(config, train, val, architecture, start, layout, files, lease.generation)

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.building import build
+from pipeline.models import registry
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.heads import Head
+from pipeline.models.networks.network import CamNetwork
 
 SMALL = Architecture("vgg16_gap", classes=3, width=0.125)
 
@@ -16,7 +17,17 @@ def images(size: int, batch: int = 2) -> Tensor:
 
 def seeded(architecture: Architecture) -> nn.Module:
     torch.manual_seed(11)
-    return build(architecture).eval()
+    return registry.get(architecture.name).construct(architecture).eval()
+
+
+def cut_by_default(architecture: Architecture, module: nn.Module) -> CamNetwork:
+    """Return ``module`` cut into trunk and head, with the network's default preprocessing."""
+    entry = registry.get(architecture.name)
+    return entry.cam_network(architecture, module, entry.preprocessing)
+
+
+def without_values(architecture: Architecture) -> nn.Module:
+    return registry.get(architecture.name).without_values(architecture)
 
 
 def state_of(architecture: Architecture) -> dict[str, Tensor]:

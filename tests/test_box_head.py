@@ -13,7 +13,7 @@ from torch import nn
 from pipeline.arrays.metrics import paired_iou
 from pipeline.images.augment import VISIBLE, box_shares, draw_views, take_views, view_boxes
 from pipeline.images.synthetic.scenes import render_scene
-from pipeline.models.building import cam_network, with_box_head
+from pipeline.models import registry
 from pipeline.models.learn.conversion import build_network, convert
 from pipeline.models.learn.recipe import Recipe
 from pipeline.models.learn.steps import Learner, image_losses
@@ -127,9 +127,9 @@ def test_the_loss_by_hand():
 def test_the_box_stands_on_the_maps_that_cam_sums(name, width):
     torch.manual_seed(0)
     architecture = Architecture(name, width=width, classes=3)
-    module = with_box_head(architecture, build_network(architecture)).eval()
+    module = registry.get(architecture.name).with_box_head(architecture, build_network(architecture)).eval()
     nn.init.normal_(module.box_head.weight)
-    network = cam_network(architecture, module, PLAIN)
+    network = registry.get(architecture.name).cam_network(architecture, module, PLAIN)
     images = torch.rand(2, 3, SIDE, SIDE)
     with torch.no_grad():
         logits, boxes = BoxedNetwork(module, network.trunk)(images)
@@ -141,8 +141,8 @@ def test_the_box_stands_on_the_maps_that_cam_sums(name, width):
 def small(name="camlake_demo", classes=4, **options):
     torch.manual_seed(0)
     architecture = Architecture(name, classes=classes, width=1 if name == "camlake_demo" else 0.125)
-    network = with_box_head(architecture, build_network(architecture))
-    boxed = BoxedNetwork(network, cam_network(architecture, network, PLAIN).trunk)
+    network = registry.get(architecture.name).with_box_head(architecture, build_network(architecture))
+    boxed = BoxedNetwork(network, registry.get(architecture.name).cam_network(architecture, network, PLAIN).trunk)
     names = [key for key, _ in network.named_parameters()]
     return Learner(network, PLAIN, Recipe.of("modern", 60, rate=3e-3), new=names, answering=boxed, **options)
 
@@ -209,11 +209,12 @@ def test_weights_with_a_box_head_go_everywhere(tmp_path):
 def test_a_box_head_that_does_not_fit_is_refused(tmp_path):
     state = small("alexnet_gap").state()["network"]
     with pytest.raises(ModelError, match=r"'box_head.weight' is \(4, 128\), expected \(4, 6272\)"):
-        fit_state("alexnet_gap", state | {"box_head.weight": torch.zeros(4, 128)})
+        fit_state(registry.get("alexnet_gap"), state | {"box_head.weight": torch.zeros(4, 128)})
     with pytest.raises(ModelError, match=r"'box_head.bias' is missing"):
-        fit_state("alexnet_gap", {key: value for key, value in state.items() if key != "box_head.bias"})
+        fit_state(registry.get("alexnet_gap"), {key: value for key, value in state.items() if key != "box_head.bias"})
+    plain = Architecture("vgg11", width=0.125)
     with pytest.raises(ModelError, match="vgg11 has no exact class activation map"):
-        with_box_head(Architecture("vgg11", width=0.125), build_network(Architecture("vgg11", width=0.125)))
+        registry.get("vgg11").with_box_head(plain, build_network(plain))
     path = tmp_path / "odd.safetensors"
     path.write_bytes(checkpoint_bytes(state, replace(CARD, supervision="labels")))
     with pytest.raises(ModelError, match=r"holds a box head, but its card says supervision: labels"):

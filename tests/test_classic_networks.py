@@ -7,20 +7,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.models.building import cam_network, without_values
-from pipeline.models.catalog import describe
+from pipeline.models import registry
 from pipeline.models.learn.conversion import build_network
 from pipeline.models.networks import vgg
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.blocks import scaled
-from pipeline.models.networks.designs import DESIGNS
+from pipeline.models.networks.demo_network import DEMO
 from pipeline.models.networks.heads import ClassifierHead
-from pipeline.models.registry import check, classifier_names, poolings_of, preprocessing_of
+from pipeline.models.networks.own_networks import OWN_NETWORKS
 from pipeline.models.weights.state_fitting import architecture_of, load_network
 from schemas.errors import ModelError
-from tests.networks import SMALL, images, seeded, state_of
+from tests.networks import SMALL, cut_by_default, images, seeded, state_of, without_values
 
-CAM_FORMS = [name for name, design in DESIGNS.items() if not design.family.refusal]
+SCALABLE = [name for name in OWN_NETWORKS if name != DEMO]
+"""The networks that are built at any width."""
+CAM_FORMS = [name for name in SCALABLE if OWN_NETWORKS[name].exact_maps]
+CLASSIFIERS = [entry.name for entry in registry.entries() if not entry.exact_maps]
 OFFICIAL = ["vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"]
 MAP_SIDES = {"alexnet_gap": 13, "alexnet_plus_gap": 11, "nin": 6}
 """At 224 pixels; the others' is 14. NIN's is that of its released ImageNet network."""
@@ -69,10 +71,10 @@ def test_configuration_c_has_its_1x1_layers_where_d_has_3x3_ones() -> None:
     assert [place for place, side in enumerate(sides["vgg16c"]) if side == 1] == [6, 9, 12]
 
 
-@pytest.mark.parametrize("name", classifier_names())
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_fully_connected_forms_at_full_size(name: str) -> None:
     architecture = Architecture(name)
-    network = cam_network(architecture, without_values(architecture), preprocessing_of(name))
+    network = cut_by_default(architecture, without_values(architecture))
     side = 6 if name.startswith("alexnet") else 7
     assert network.map_size(224) == (side, side)
 
@@ -81,7 +83,7 @@ def test_fully_connected_forms_at_full_size(name: str) -> None:
 @pytest.mark.parametrize("pooling", ["gap", "gmp"])
 def test_map_sizes_at_full_size(name: str, pooling: str) -> None:
     architecture = Architecture(name, pooling)
-    network = cam_network(architecture, without_values(architecture), preprocessing_of(name))
+    network = cut_by_default(architecture, without_values(architecture))
     side = MAP_SIDES.get(name, 14)
     assert network.preprocessing.image_size == 224
     assert network.map_size(224) == (side, side)
@@ -98,9 +100,10 @@ def test_fully_connected_forms_are_torchvisions(name: str) -> None:
     assert str(ours.classifier) == str(theirs.classifier)
     shapes = {key: value.shape for key, value in ours.state_dict().items()}
     assert shapes == {key: value.shape for key, value in theirs.state_dict().items()}
-    entry = describe(name)
-    assert entry.parameters == torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"]
-    assert (entry.map_hw, entry.poolings, entry.source) == (None, (), name)
+    entry = registry.get(name)
+    stated = torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"]
+    assert entry.outline().n_parameters == stated
+    assert (entry.exact_maps, entry.poolings, entry.source) == (False, ("gap",), name)
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -122,9 +125,11 @@ def test_cam_forms_have_torchvisions_convolutions_up_to_the_cut(name: str) -> No
 
 def test_parameters_of_two_cam_forms_by_hand() -> None:
     new = 512 * 1024 * 9 + 1024 + 1024 * 1000 + 1000
-    assert describe("vgg16_gap").parameters == 14_714_688 + new, "13 convolutions, Simonyan & Zisserman's 14.7 M"
+    assert registry.get("vgg16_gap").outline().n_parameters == 14_714_688 + new, (
+        "13 convolutions, Simonyan & Zisserman's 14.7 M"
+    )
     pointwise = (256**2 + 256) + 2 * (512**2 + 512) - 9 * (256**2 + 2 * 512**2) - 256 - 2 * 512
-    assert describe("vgg16c_gap").parameters == 14_714_688 + new + pointwise
+    assert registry.get("vgg16c_gap").outline().n_parameters == 14_714_688 + new + pointwise
 
 
 @pytest.mark.parametrize("name", CAM_FORMS)
@@ -133,7 +138,7 @@ def test_gmp_logits_are_weighted_sums_of_the_greatest_features(name: str) -> Non
     architecture = Architecture(name, "gmp", 0.125, 6)
     module = seeded(architecture)
     nn.init.normal_(module.classifier["gmp"].bias)
-    network = cam_network(architecture, module, preprocessing_of(name)).eval()
+    network = cut_by_default(architecture, module).eval()
     every = torch.arange(6).expand(2, -1)
     with torch.inference_mode():
         pixels = images(107 if name in {"nin", "alexnet_plus_gap"} else 64)
@@ -154,20 +159,20 @@ def test_gmp_logits_are_weighted_sums_of_the_greatest_features(name: str) -> Non
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.sampled_from(sorted(DESIGNS)), st.sampled_from(["gap", "gmp"]), st.integers(1, 16), st.integers(1, 2000))
+@given(st.sampled_from(sorted(SCALABLE)), st.sampled_from(["gap", "gmp"]), st.integers(1, 16), st.integers(1, 2000))
 def test_a_state_says_how_its_network_is_built(name: str, pooling: str, sixteenths: int, classes: int) -> None:
-    if pooling not in poolings_of(name):
+    if pooling not in registry.get(name).poolings:
         pooling = "gap"
     architecture = Architecture(name, pooling, sixteenths / 16, classes)
-    check(architecture)
-    assert architecture_of(name, without_values(architecture).state_dict()) == architecture
+    entry = registry.check(architecture)
+    assert architecture_of(entry, without_values(architecture).state_dict()) == architecture
 
 
 @pytest.mark.parametrize("name", ["vgg13_gap", "alexnet_plus_gap", "googlenet_gap", "nin", "vgg11_lrn", "alexnet"])
 def test_every_allowed_width_is_found_again(name: str) -> None:
     for steps in (1, 21, 65, 256):
         architecture = Architecture(name, width=steps / 64, classes=3)
-        assert architecture_of(name, without_values(architecture).state_dict()) == architecture
+        assert architecture_of(registry.get(name), without_values(architecture).state_dict()) == architecture
 
 
 @given(st.integers(1, 4096), st.integers(1, 256))
@@ -178,9 +183,9 @@ def test_scaled_channels(channels: int, steps: int) -> None:
     assert scaled(8 * channels, 1.0) == 8 * channels
 
 
-@pytest.mark.parametrize("name", DESIGNS)
+@pytest.mark.parametrize("name", SCALABLE)
 def test_training_reaches_every_parameter(name: str) -> None:
-    pooling = poolings_of(name)[-1]
+    pooling = registry.get(name).poolings[-1]
     torch.manual_seed(2)
     module = build_network(Architecture(name, pooling, 0.125, 3))
     assert module.training
@@ -198,7 +203,7 @@ def test_the_same_seed_gives_the_same_network() -> None:
     )
 
 
-@pytest.mark.parametrize("name", classifier_names())
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_fully_connected_networks_are_admitted_only_where_no_map_is_needed(name: str) -> None:
     with pytest.raises(ModelError, match=f"^{name} has no exact class activation map: .* or use {name}_gap") as refusal:
         load_network(name, None, None)

@@ -7,12 +7,12 @@ import torch
 import torchvision
 from torch import nn
 
-from pipeline.models.building import without_values
+from pipeline.models import registry
 from pipeline.models.learn.conversion import build_network, convert
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.weights.state_fitting import fit_state
 from schemas.errors import ModelError
-from tests.networks import SMALL, images, state_of
+from tests.networks import SMALL, images, state_of, without_values
 
 
 def torchvision_network(name: str) -> nn.Module:
@@ -108,10 +108,13 @@ def test_weights_that_start_no_such_network_are_refused() -> None:
     with pytest.raises(ModelError, match=r"don't fit vgg11: .*; they fit alexnet$"):
         convert(Architecture("vgg11_gap"), without_values(Architecture("alexnet")).state_dict())
     with pytest.raises(ModelError, match=r"don't fit vgg16_gap: 'classifier.gap.weight' is missing; they fit vgg16$"):
-        fit_state("vgg16_gap", without_values(Architecture("vgg16")).state_dict())
+        fit_state(registry.get("vgg16_gap"), without_values(Architecture("vgg16")).state_dict())
     with pytest.raises(ModelError, match=r"don't fit vgg11_lrn_gap: .*; they fit vgg11$"):
         convert(Architecture("vgg11_lrn_gap"), without_values(Architecture("vgg11")).state_dict())
     with pytest.raises(
         ModelError, match=r"don't fit nin: 'classifier.gap.weight' is \(1024,\), expected a row a class$"
     ):
-        fit_state("nin", state_of(Architecture("nin", width=0.125)) | {"classifier.gap.weight": torch.zeros(1024)})
+        fit_state(
+            registry.get("nin"),
+            state_of(Architecture("nin", width=0.125)) | {"classifier.gap.weight": torch.zeros(1024)},
+        )

@@ -17,7 +17,7 @@ from pipeline.annotate.reader import ImageReader
 from pipeline.annotate.spec import annotate_spec, decode_spec, row_bytes
 from pipeline.graph.resources import Machine, plan_compute
 from pipeline.images.synthetic.scenes import write_corpus
-from pipeline.models.building import build
+from pipeline.models import registry
 from pipeline.models.localize import methods
 from pipeline.models.localize.box_rules import BoxRule
 from pipeline.models.localize.engine import Engine
@@ -221,7 +221,7 @@ def overlap(one, other):
 def alexnet(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alexnet")
     torch.manual_seed(0)
-    module = build(Architecture("alexnet", width=0.0625, classes=3))
+    module = registry.get("alexnet").construct(Architecture("alexnet", width=0.0625, classes=3))
     safetensors.torch.save_model(module, str(folder / "alexnet.safetensors"))
     (folder / "labels.txt").write_text("a\nb\nc\n")
     files = {"weights": str(folder / "alexnet.safetensors"), "labels": str(folder / "labels.txt")}

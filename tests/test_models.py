@@ -1,4 +1,4 @@
-"""Every network's maps and logits against the original torchvision module; what is refused; the catalog."""
+"""Every network's maps and logits against the original torchvision module; what is refused; the entries."""
 
 import csv
 import inspect
@@ -11,17 +11,17 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.models.building import without_values
-from pipeline.models.catalog import describe
+from pipeline.models import registry
 from pipeline.models.networks.architecture import Architecture
-from pipeline.models.networks.demo_network import DemoNetwork
-from pipeline.models.networks.designs import DESIGNS
-from pipeline.models.networks.families import FAMILIES, REFUSED
+from pipeline.models.networks.demo_network import DEMO, DemoNetwork
 from pipeline.models.networks.network import Preprocessing
-from pipeline.models.registry import DEMO, classifier_names, default_architecture, model_names
+from pipeline.models.networks.own_networks import OWN_NETWORKS
+from pipeline.models.networks.torchvision_networks import FAMILIES, REFUSED
 from pipeline.models.weights.state_fitting import load_network
 from schemas.errors import ModelError
-from tests.networks import logits_of_maps
+from tests.networks import logits_of_maps, without_values
+
+CAM_NAMES = [entry.name for entry in registry.entries() if entry.exact_maps]
 
 SMALL_PX = {"inception_v3": 107, "alexnet_plus_gap": 107, "nin": 107}
 """The smallest inputs with more than one map cell; 64 does for the others."""
@@ -65,10 +65,11 @@ def assert_same_logits(actual: Tensor, expected: Tensor) -> None:
     assert ((actual - expected).abs() / size).max() <= 1e-4
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", CAM_NAMES)
 def test_the_map_of_every_class_averages_to_the_original_networks_logit(name: str) -> None:
     size = SMALL_PX.get(name, 64)
-    module = original(Architecture(name, width=0.125) if name in DESIGNS else default_architecture(name), size)
+    entry = registry.get(name)
+    module = original(Architecture(name, width=0.125) if entry.last_channels else entry.default_architecture, size)
     network = load_network(name, module.state_dict(), size)
     images = pictures(size)
     with torch.inference_mode():
@@ -103,9 +104,9 @@ def test_pretrained_inceptions_own_input_transform_is_kept(name: str) -> None:
 def test_every_network_of_torchvision_is_supported_or_refused() -> None:
     names = torchvision.models.list_models(module=torchvision.models)
     kinds = {name: inspect.signature(torchvision.models.get_model_builder(name)).return_annotation for name in names}
-    own = {DEMO, *DESIGNS}
-    assert {name for name, kind in kinds.items() if kind in FAMILIES} == set(model_names()) - own
-    known = {*model_names(), *classifier_names()}
+    own = set(OWN_NETWORKS)
+    assert {name for name, kind in kinds.items() if kind in FAMILIES} == set(CAM_NAMES) - own
+    known = {entry.name for entry in registry.entries()}
     assert {name for name, kind in kinds.items() if kind in REFUSED} == set(names) - known
     assert set(names) & own == {name for name, kind in kinds.items() if kind.__name__ in {"AlexNet", "VGG"}}
 
@@ -127,7 +128,7 @@ def test_a_head_without_exact_map_is_refused_with_a_network_that_has_one(name: s
     assert message.startswith(f"{name} has no exact class activation map: ")
     assert "\n" not in message
     offered = message.rsplit("use ", 1)[1].split(" or ")
-    assert set(offered) <= set(model_names())
+    assert set(offered) <= set(CAM_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_a_head_without_exact_map_is_refused_with_a_network_that_has_one(name: s
 )
 def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, hint: str) -> None:
     with pytest.raises(ModelError) as refusal:
-        describe(name)
+        registry.get(name)
     assert str(refusal.value) == hint
 
 
@@ -165,19 +166,22 @@ def test_an_input_too_small_for_the_trunk_is_refused() -> None:
         (DEMO, (14, 14), 112, 112),
     ],
 )
-def test_catalog(name: str, map_hw: tuple[int, int], channels: int, image_size: int) -> None:
-    entry = describe(name)
-    assert (entry.name, entry.map_hw, entry.channels, entry.image_size) == (name, map_hw, channels, image_size)
-    assert entry.weights[0] == "DEFAULT"
+def test_entries_by_hand(name: str, map_hw: tuple[int, int], channels: int, image_size: int) -> None:
+    entry = registry.get(name)
+    network = entry.outline()
+    assert network.preprocessing == entry.preprocessing
+    assert (network.name, network.map_size(image_size), network.channels) == (entry.name, map_hw, channels)
+    assert (entry.name, entry.preprocessing.image_size) == (name, image_size)
+    assert next(iter(entry.official_weights)) == "DEFAULT"
     assert entry.poolings == ("gap",)
-    assert entry.head
+    assert entry.family.about
 
 
 @pytest.mark.parametrize("name", ["resnet18", "regnet_y_16gf", "swin_t", "convnext_tiny", "squeezenet1_0", "alexnet"])
-def test_the_catalog_counts_parameters_as_torchvision_states_them(name: str) -> None:
+def test_entries_count_parameters_as_torchvision_states_them(name: str) -> None:
     weights = torchvision.models.get_model_weights(name)
-    assert describe(name).parameters == weights.DEFAULT.meta["num_params"]
-    assert describe(name).weights == ("DEFAULT", *(entry.name for entry in weights))
+    assert registry.get(name).outline().n_parameters == weights.DEFAULT.meta["num_params"]
+    assert tuple(registry.get(name).official_weights) == ("DEFAULT", *(entry.name for entry in weights))
 
 
 def test_the_number_of_classes_is_that_of_the_state() -> None:
@@ -207,7 +211,7 @@ def test_a_network_takes_inputs_that_are_not_square() -> None:
 
 
 def test_the_demo_network_is_small() -> None:
-    assert describe(DEMO).parameters * 4 <= 3_000_000
+    assert registry.get(DEMO).outline().n_parameters * 4 <= 3_000_000
 
 
 REAL = {"mobilenet_v2": 0.7, "squeezenet1_1": 0.6}

@@ -9,15 +9,16 @@ import pytest
 import torch
 import torchvision
 
-from pipeline.models.building import without_values
+from pipeline.models import registry
 from pipeline.models.learn.pretrained import load_pretrained
 from pipeline.models.networks.architecture import Architecture
+from pipeline.models.networks.demo_network import DEMO
 from pipeline.models.networks.network import Preprocessing
-from pipeline.models.registry import DEMO, preprocessing_of
 from pipeline.models.weights.checkpoint import checkpoint_bytes
 from pipeline.models.weights.load_weights import load_weights
 from schemas.errors import ModelError
 from tests.checkpoints import CARD, same, trained
+from tests.networks import without_values
 
 
 def test_cam_forms_have_no_trained_weights_to_download() -> None:
@@ -76,7 +77,7 @@ def test_training_starts_from_torchvisions_convolutions(hub: Path, monkeypatch: 
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, dst, *_, **__: torch.save(zeros, dst))
     found = load_pretrained(Architecture("googlenet_gap", classes=3))
     assert found.source == "GoogLeNet_Weights.IMAGENET1K_V1"
-    assert found.preprocessing == preprocessing_of("googlenet")
+    assert found.preprocessing == registry.get("googlenet").preprocessing
     assert found.new[0] == "features.cam_conv.weight"
     assert not found.state["features.inception4e.branch1.conv.weight"].any()
     assert found.state["features.cam_conv.weight"].any()
@@ -92,7 +93,7 @@ def test_a_failed_download_is_one_line_that_says_what_to_do(hub: Path, monkeypat
 
 
 def test_the_size_of_the_input_is_that_of_the_weights_asked_for() -> None:
-    entry = torchvision.models.RegNet_Y_16GF_Weights.IMAGENET1K_SWAG_E2E_V1
-    assert preprocessing_of("regnet_y_16gf", entry).image_size == 384
-    assert preprocessing_of("regnet_y_16gf").image_size == 224
-    assert preprocessing_of("efficientnet_v2_l") == Preprocessing(480, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    entry = registry.get("regnet_y_16gf")
+    assert entry.official_weights["IMAGENET1K_SWAG_E2E_V1"].preprocessing.image_size == 384
+    assert entry.preprocessing.image_size == 224
+    assert registry.get("efficientnet_v2_l").preprocessing == Preprocessing(480, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -3,17 +3,16 @@
 import pytest
 
 from pipeline.annotate.model import fit_topk
-from pipeline.models.building import cam_network
 from pipeline.models.learn.conversion import build_network
 from pipeline.models.networks.architecture import Architecture
-from pipeline.models.registry import preprocessing_of
 from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
+from tests.networks import cut_by_default
 
 
 def fitted(**options: object) -> int:
     architecture = Architecture("camlake_demo", classes=2)
-    network = cam_network(architecture, build_network(architecture), preprocessing_of("camlake_demo"))
+    network = cut_by_default(architecture, build_network(architecture))
     return fit_topk(AnnotateConfig.resolve({"input": "in", "out": "out", **options}), network).topk
 
 

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save, save_file
 from torch import nn
 
+from pipeline.models import registry
+from pipeline.models.networks.demo_network import DEMO
 from pipeline.models.networks.network import Preprocessing
-from pipeline.models.registry import DEMO, preprocessing_of
 from pipeline.models.weights.checkpoint import shown
 from pipeline.models.weights.load_weights import load_weights, model_digest
 from pipeline.storage.filesystems import read_url
@@ -38,7 +39,7 @@ def test_a_file_is_read_whole_and_hashed(tmp_path: Path, suffix: str) -> None:
     assert weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert weights.source == str(path)
     assert weights.labels == LABELS
-    assert weights.preprocessing == preprocessing_of(DEMO)
+    assert weights.preprocessing == registry.get(DEMO).preprocessing
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model"])

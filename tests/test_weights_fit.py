@@ -10,7 +10,7 @@ import torchvision
 from safetensors.torch import save
 from torch import Tensor
 
-from pipeline.models.registry import DEMO
+from pipeline.models.networks.demo_network import DEMO
 from pipeline.models.weights.load_weights import load_weights
 from pipeline.models.weights.state_fitting import load_network
 from schemas.errors import ModelError

@@ -1,149 +1,82 @@
-"""Networks by name: every classification network of torchvision that camlake can cut, and camlake's own."""
+"""Networks by name: camlake's own, and every classification network of torchvision that camlake can cut.
+
+Callers look a name up once and pass the ``NetworkEntry`` on.
+
+How to add a network:
+
+- A new torchvision network of a known class needs nothing. A new class is one line in ``FAMILIES`` of
+  ``networks/torchvision_networks.py``: the names of its layers.
+- A network that camlake builds itself is one ``NetworkEntry`` in ``OWN_NETWORKS`` of ``networks/own_networks.py``: a
+  function that builds it from an ``Architecture``, a ``Family`` for each of its poolings, and where its weights come
+  from, if anyone publishes them.
+- Networks of another library are a module beside those two that makes entries, and a line in ``get`` and ``entries``.
+
+Nothing else asks where an entry comes from. Commands, options, conversion of weights and training then know the
+network; ``tests/test_models.py`` compares its maps with its logits.
+"""
 
 import difflib
-import inspect
-from collections.abc import Callable
+from functools import cache
 from typing import get_args
 
-import torchvision
-from torch import nn
-from torchvision.models import WeightsEnum
-
 from pipeline.models.networks.architecture import GREATEST_WIDTH, WIDTH_STEPS, Architecture
-from pipeline.models.networks.demo_network import IMAGE_SIZE, SCENE_CLASSES, DemoNetwork
-from pipeline.models.networks.designs import DESIGNS
-from pipeline.models.networks.families import FAMILIES, IMAGENET_MEAN, IMAGENET_STD, REFUSED, Family
+from pipeline.models.networks.entry import NetworkEntry
 from pipeline.models.networks.heads import Pooling
-from pipeline.models.networks.network import Preprocessing
+from pipeline.models.networks.own_networks import OWN_NETWORKS
+from pipeline.models.networks.torchvision_networks import refusal_of, torchvision_entry, torchvision_names
 from schemas.errors import ModelError
 
-DEMO = "camlake_demo"
-"""The demo's network, trained by ``tests.benchmarks.train_demo``; its weights ship with camlake."""
-OWN_SIZE = 224
-"""Side in pixels of the input of camlake's own networks where no weights say another."""
 
+def get(name: str, *, exact_maps: bool = False) -> NetworkEntry:
+    """Return what camlake knows of the network that ``--model`` calls ``name``.
 
-def model_names() -> list[str]:
-    """Return the names of all networks that have exact class activation maps.
-
-    camlake's own stand first, the demo's at their head, then torchvision's by the alphabet.
+    Raises ModelError for an unknown name (with the nearest known one), for a network that camlake can't cut, and, with
+    ``exact_maps``, for one that only classifies; each ends the run.
     """
-    own = [name for name, design in DESIGNS.items() if not design.family.refusal]
-    return [DEMO, *own, *(name for name in _torchvision_names() if _class_of(name) in FAMILIES)]
+    if name not in OWN_NETWORKS and name not in torchvision_names():
+        near = difflib.get_close_matches(name.lower(), [*OWN_NETWORKS, *torchvision_names()], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "`camlake models` lists all"
+        raise ModelError(f"unknown network {name!r}; {hint}")
+    entry = OWN_NETWORKS.get(name) or torchvision_entry(name)
+    if entry is None and exact_maps:
+        raise ModelError(f"{name} has no exact class activation map: {refusal_of(name)}")
+    if entry is None:
+        raise ModelError(
+            f"{name} is not cut into feature maps and a head, as training and every --method need: {refusal_of(name)}"
+        )
+    if exact_maps:
+        entry.require_exact_maps()
+    return entry
 
 
-def classifier_names() -> list[str]:
-    """Return the names of the networks that only classify: fully connected layers stand behind their maps."""
-    return [name for name, design in DESIGNS.items() if design.family.refusal]
+@cache
+def entries() -> tuple[NetworkEntry, ...]:
+    """Return every network that ``get`` returns.
+
+    Networks with exact class activation maps stand first: camlake's own, then torchvision's by the alphabet. Networks
+    that only classify follow.
+    """
+    by_torchvision = [torchvision_entry(name) for name in torchvision_names() if name not in OWN_NETWORKS]
+    found = [*OWN_NETWORKS.values(), *(entry for entry in by_torchvision if entry)]
+    return tuple(sorted(found, key=lambda entry: not entry.exact_maps))
 
 
-def check(architecture: Architecture) -> None:
-    """Raise ModelError where no such network can be built, for the first thing that is wrong with it."""
+def check(architecture: Architecture) -> NetworkEntry:
+    """Return the entry of the network; raise ModelError for the first thing that makes it impossible to build."""
     name, width = architecture.name, architecture.width
-    family_of(name, exact_maps=False)
-    design = DESIGNS.get(name)
+    entry = get(name)
     if architecture.pooling not in get_args(Pooling):
         raise ModelError(f"--pooling {architecture.pooling}: allowed: {', '.join(get_args(Pooling))}")
-    if architecture.pooling not in poolings_of(name):
-        able = ", ".join(other for other, design in DESIGNS.items() if len(design.poolings) > 1)
+    if architecture.pooling not in entry.poolings:
+        able = ", ".join(other.name for other in entries() if len(other.poolings) > 1)
         raise ModelError(f"--pooling {architecture.pooling}: {name} has no choice of pooling; these have: {able}")
-    if design is None and width != 1:
-        raise ModelError(f"--width {width:g}: {name} is built at width 1 alone; {', '.join(DESIGNS)} at any")
+    if entry.last_channels is None and width != 1:
+        able = ", ".join(other.name for other in OWN_NETWORKS.values() if other.last_channels)
+        raise ModelError(f"--width {width:g}: {name} is built at width 1 alone; {able} at any")
     if not (0 < width <= GREATEST_WIDTH and width * WIDTH_STEPS == int(width * WIDTH_STEPS)):
         raise ModelError(
             f"--width {width:g}: allowed: multiples of 1/{WIDTH_STEPS} up to {GREATEST_WIDTH:g}, such as 0.125 or 0.5"
         )
     if architecture.classes < 1:
         raise ModelError(f"{architecture.classes} classes: allowed: 1 or more")
-
-
-def in_words(architecture: Architecture) -> str:
-    """Return name, pooling (fc: fully connected layers in its place), width and number of classes, for messages."""
-    head = "fc" if family_of(architecture.name, exact_maps=False).refusal else architecture.pooling
-    return f"{architecture.name} ({head}, width {architecture.width:g}, {architecture.classes} classes)"
-
-
-def default_architecture(name: str) -> Architecture:
-    """Return GAP, width 1 and the usual number of classes: ImageNet's 1000, of the demo's network its scenes'."""
-    return Architecture(name, classes=SCENE_CLASSES) if name == DEMO else Architecture(name)
-
-
-def poolings_of(name: str) -> tuple[Pooling, ...]:
-    """Return what ``Architecture.pooling`` may be."""
-    return DESIGNS[name].poolings if name in DESIGNS else ("gap",)
-
-
-def preprocessing_of(name: str, entry: WeightsEnum | None = None) -> Preprocessing:
-    """Return what a network expects of its input with torchvision's weights ``entry``, by default its default ones.
-
-    Of camlake's own networks with torchvision's weights in their convolutions it is what those expect.
-    """
-    if name == DEMO:
-        return Preprocessing(IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD)
-    source = source_of(name)
-    if source is None:
-        return Preprocessing(OWN_SIZE, IMAGENET_MEAN, IMAGENET_STD)
-    transforms = (entry or torchvision.models.get_model_weights(source).DEFAULT).transforms()
-    if family_of(name, exact_maps=False).half_range:
-        return Preprocessing(transforms.crop_size[0], (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return Preprocessing(transforms.crop_size[0], tuple(transforms.mean), tuple(transforms.std))
-
-
-def source_of(name: str) -> str | None:
-    """Return the torchvision network whose weights a network can start from; None where there is none."""
-    if name == DEMO:
-        return None
-    return DESIGNS[name].source if name in DESIGNS else name
-
-
-def official_weights(name: str) -> list[WeightsEnum]:
-    """Return torchvision's weights of a whole network, its classifier too; none for camlake's own."""
-    if source_of(name) != name:
-        return []
-    return [entry for entry in torchvision.models.get_model_weights(name) if entry.meta["categories"]]
-
-
-def family_of(name: str, exact_maps: bool = True, pooling: Pooling = "gap") -> Family:
-    """Return how the network is cut under one of its poolings.
-
-    Raises ModelError for an unknown name, for a network that camlake can't cut, and, with ``exact_maps``, for one that
-    only classifies.
-    """
-    known = _known_names()
-    if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "`camlake models` lists all"
-        raise ModelError(f"unknown network {name!r}; {hint}")
-    family = DESIGNS[name].family_under(pooling) if name in DESIGNS else FAMILIES.get(_class_of(name))
-    if family is None:
-        reason = REFUSED.get(
-            _class_of(name), "camlake does not know its head; `camlake models` lists the networks it knows"
-        )
-    elif exact_maps and family.refusal:
-        reason = family.refusal
-    else:
-        return family
-    if exact_maps:
-        raise ModelError(f"{name} has no exact class activation map: {reason}")
-    raise ModelError(f"{name} is not cut into feature maps and a head, as training and every --method need: {reason}")
-
-
-def _known_names() -> list[str]:
-    return [DEMO, *DESIGNS, *_torchvision_names()]
-
-
-def _torchvision_names() -> list[str]:
-    """Return the networks that torchvision builds; those that camlake builds under the same name are left out."""
-    return [name for name in torchvision.models.list_models(module=torchvision.models) if name not in DESIGNS]
-
-
-def builder_of(name: str) -> Callable[..., nn.Module]:
-    """Return what builds a network that camlake does not build from ``DESIGNS``: the demo's or torchvision's."""
-    builder: Callable[..., nn.Module] = DemoNetwork if name == DEMO else torchvision.models.get_model_builder(name)
-    return builder
-
-
-def _class_of(name: str) -> type[nn.Module]:
-    """Return the class of a network without building it."""
-    kind: type[nn.Module] = DemoNetwork if name == DEMO else inspect.signature(builder_of(name)).return_annotation
-    return kind
+    return entry

@@ -1,93 +1,146 @@
-"""The plan of a training: where it runs, what it starts from, and all that its processes need to know."""
+"""The plan of a training: where its processes run, its first weights, and all that the processes need to know."""
 
 import functools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.graph.resources import Machine
 from pipeline.graph.train.checkpoints import TrainingFiles
-from pipeline.graph.train.worker import TrainJob, WorkerPlan, epoch_order
 from pipeline.images.decode import DecodeLimits
-from pipeline.models.building import cam_network, with_box_head
+from pipeline.models import registry
 from pipeline.models.learn.conversion import build_network
 from pipeline.models.learn.pretrained import Pretrained, load_pretrained
 from pipeline.models.learn.recipe import Recipe
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.box_head import NAME as BOX_HEAD
+from pipeline.models.networks.entry import NetworkEntry
 from pipeline.models.networks.heads import ConvHead
-from pipeline.models.registry import preprocessing_of
 from pipeline.models.weights.checkpoint import Card
 from pipeline.models.weights.state_fitting import check_image_size
 from pipeline.storage.filesystems import canonical_url, protocol_of, read_url, safe_url
 from pipeline.storage.lake.lineage import camlake_version
 from pipeline.storage.truth.labelled_images import LabelledImages
+from schemas.config import Precision, StorageConfig
 from schemas.errors import ModelError, UsageError
-from schemas.train import TrainConfig
-
-MIN_SHARE = 0.05
-"""Least share of a CPU that a process may be planned with."""
+from schemas.train import Augment, TrainConfig
 
 
-def plan_layout(config: TrainConfig, machine: Machine) -> WorkerPlan:
-    """Return where everything runs; raises UsageError for CUDA without a GPU and for workers that don't fit."""
-    if config.device == "cuda" and machine.gpus == 0:
-        raise UsageError("--device cuda: this Ray cluster has no GPU; allowed here: cpu, auto")
-    cuda = config.device == "cuda" or (config.device == "auto" and machine.gpus > 0)
+@dataclass(frozen=True)
+class WorkerPlan:
+    """Where the processes of a training run, and the CPUs of each."""
+
+    workers: int
+    workers_given: bool
+    """Whether the user chose the number of processes; else it follows the number of GPUs."""
+    cuda: bool
+    worker_cpus: float
+    threads: int
+    """Threads of torch in each process, on CPU."""
+    task_cpus: float
+    """CPUs of a task that fetches and decodes."""
+    feed_cpus: float
+    """CPUs of all the tasks of one process together."""
+
+    @property
+    def least_cpus(self) -> float:
+        """CPUs of the cluster below which the processes leave none to the tasks that feed them."""
+        return self.workers * self.worker_cpus + self.task_cpus
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """All that the processes of a training need to know, except the images and the first weights."""
+
+    card: Card
+    """The card of the weights; each epoch adds its figures to ``facts``."""
+    new: tuple[str, ...]
+    """Names of the parameters that start from random values."""
+    head_only: bool
+    recipe: Recipe
+    files: TrainingFiles
+    lease: int
+    """Generation of the lease on the output that this training holds."""
+    storage: StorageConfig
+    limits: DecodeLimits
+    workers: WorkerPlan
+    precision: Precision
+    epochs: int
+    batch_size: int
+    """Images of a step, over all processes."""
+    augment: Augment
+    patience: int | None
+    seed: int
+
+
+def epoch_order(n_images: int, batch_size: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return (steps, batch_size): the images of each step of an epoch, in random order.
+
+    The last step is filled up with images from the beginning, so that every step has the same size.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(n_images)
+    steps = -(-n_images // batch_size)
+    return np.resize(order, (steps, batch_size))
+
+
+def plan_workers(config: TrainConfig, machine: Machine) -> WorkerPlan:
+    """Return where the processes run; raises UsageError for CUDA without a GPU and for processes that don't fit."""
+    cuda = machine.uses_gpu(config.device)
     workers = config.workers or (max(1, int(machine.gpus)) if cuda else 1)
     if cuda and workers > machine.gpus:
         raise UsageError(f"--workers {workers}: this Ray cluster has {counted(machine.gpus, 'GPU')}; or --device cpu")
-    layout = share_out(workers, bool(config.workers), cuda, max(1, (machine.cores or 1) // workers), machine)
+    plan = divide_cpus(workers, bool(config.workers), cuda, max(1, (machine.cores or 1) // workers), machine)
     if config.batch_size % workers:
         raise UsageError(f"--batch-size {config.batch_size}: allowed: multiples of {workers}, the workers")
-    return layout
+    return plan
 
 
-def plan_anew(layout: WorkerPlan, batch_size: int, machine: Machine) -> WorkerPlan:
-    """Return where the processes of a training run on what is left, or was gained; raises UsageError for too little.
+def replan_workers(before: WorkerPlan, batch_size: int, machine: Machine) -> WorkerPlan:
+    """Return where the processes run after the cluster has changed; raises UsageError where it has become too small.
 
-    As many as before where the user chose their number, and on CPU; else as many as there are GPUs, as far as the
-    images of a step divide by them.
+    There are as many processes as ``before`` on CPU, and where the user chose their number. Else there is one for each
+    GPU, as far as their number divides ``batch_size``.
     """
-    workers = layout.workers
-    if layout.cuda and not layout.workers_given:
+    workers = before.workers
+    if before.cuda and not before.workers_given:
         allowed = [number for number in range(1, int(machine.gpus) + 1) if batch_size % number == 0]
         workers = max(allowed, default=1)
-    return share_out(workers, layout.workers_given, layout.cuda, layout.threads, machine)
+    return divide_cpus(workers, before.workers_given, before.cuda, before.threads, machine)
 
 
-def share_out(workers: int, workers_given: bool, cuda: bool, threads: int, machine: Machine) -> WorkerPlan:
-    """Return what each of the processes gets of a machine, or of what is left of it; raises UsageError for too little.
+def divide_cpus(workers: int, workers_given: bool, cuda: bool, threads: int, machine: Machine) -> WorkerPlan:
+    """Return a plan that divides the CPUs of ``machine``; raises UsageError for too few GPUs or CPUs.
 
-    What the processes leave of the CPUs, at least a quarter, fetches and decodes.
+    A process gets at most one CPU. The CPUs that the processes leave, at least a quarter, fetch and decode.
     """
     who = f"--workers {workers}" if workers_given else counted(workers, "process")
     if cuda and workers > machine.gpus:
         raise UsageError(f"{who}: this Ray cluster has {counted(machine.gpus, 'GPU')}, too few for them")
-    spare = max(0.5, machine.cpus / 4)
-    worker_cpus = math.floor(100 * min(1.0, (machine.cpus - spare) / workers)) / 100
-    if worker_cpus < MIN_SHARE:
-        raise UsageError(f"{who}: this Ray cluster has {counted(machine.cpus, 'CPU')}, too few for them")
+    share = machine.share_cpus(workers, f"{who}: this Ray cluster has {counted(machine.cpus, 'CPU')}, too few for them")
+    worker_cpus = math.floor(100 * min(1.0, share)) / 100
     feed_cpus = (machine.cpus - workers * worker_cpus) / workers
     task_cpus = math.floor(100 * min(1.0, feed_cpus)) / 100
     return WorkerPlan(workers, workers_given, cuda, worker_cpus, threads, task_cpus, feed_cpus)
 
 
 def counted(number: float, noun: str) -> str:
-    """Return a number of things in words: 1 CPU, 0.75 CPUs, 2 processes."""
+    """Return a number with its noun: 1 CPU, 0.75 CPUs, 2 processes."""
     plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
     return f"{number:g} {noun}{plural}"
 
 
 def first_weights(config: TrainConfig, images: LabelledImages) -> tuple[Architecture, Pretrained]:
-    """Return the network and what it starts from; random values are those of ``config.seed``.
+    """Return the architecture and its first weights; random values follow from ``config.seed``.
 
     Raises ModelError as ``load_pretrained`` does, for a network that can't learn several labels an image, or boxes, and
-    for an input too small for it; UsageError for a head alone without pretrained layers.
+    for an input that is too small for the network. Raises UsageError for ``--train head`` without pretrained layers.
     """
     architecture = Architecture(config.model, config.pooling, config.width, len(images.labels))
+    entry = registry.check(architecture)
     torch.manual_seed(config.seed)
     if config.weights != "none":
         pretrained = load_pretrained(architecture, config.weights, functools.partial(read_url, storage=config))
@@ -96,21 +149,21 @@ def first_weights(config: TrainConfig, images: LabelledImages) -> tuple[Architec
     else:
         network = build_network(architecture)
         new = tuple(name for name, _ in network.named_parameters())
-        pretrained = Pretrained(network.state_dict(), new, "none", "", preprocessing_of(config.model))
+        pretrained = Pretrained(network.state_dict(), new, "none", "", entry.preprocessing)
     if config.supervision == "boxes":
-        pretrained = _with_box_head(architecture, pretrained)
+        pretrained = _with_box_head(entry, architecture, pretrained)
     own_size = pretrained.preprocessing.image_size
     preprocessing = replace(pretrained.preprocessing, image_size=config.image_size or own_size)
-    network = cam_network(architecture, build_network(architecture, pretrained.state), preprocessing).eval()
+    network = entry.cam_network(architecture, build_network(architecture, pretrained.state), preprocessing).eval()
     if images.multi_label and isinstance(network.head, ConvHead):
         raise ModelError(f"--model {config.model}: its logits stand behind a ReLU, so that no class can be improbable")
     check_image_size(network, own_size)
     return architecture, replace(pretrained, preprocessing=preprocessing)
 
 
-def _with_box_head(architecture: Architecture, start: Pretrained) -> Pretrained:
-    """Return the first weights with those of a new box head; raises ModelError where the network only classifies."""
-    state = with_box_head(architecture, build_network(architecture, start.state)).state_dict()
+def _with_box_head(entry: NetworkEntry, architecture: Architecture, start: Pretrained) -> Pretrained:
+    """Return the first weights with a new box head; raises ModelError for a network that can only classify."""
+    state = entry.with_box_head(architecture, build_network(architecture, start.state)).state_dict()
     new = tuple(key for key in state if key.startswith(f"{BOX_HEAD}."))
     return replace(start, state=state, new=start.new + new)
 
@@ -121,11 +174,11 @@ def make_job(
     val: LabelledImages,
     architecture: Architecture,
     start: Pretrained,
-    layout: WorkerPlan,
+    workers: WorkerPlan,
     files: TrainingFiles,
     lease: int,
 ) -> TrainJob:
-    """Return what the processes need to know; ``start`` are the first weights, ``lease`` is the one on the output."""
+    """Return what the processes need to know; ``start`` has the first weights, ``lease`` is the output's generation."""
     steps = config.epochs * len(epoch_order(len(train), config.batch_size, config.seed, 0))
     facts = {
         "camlake": camlake_version(),
@@ -143,7 +196,7 @@ def make_job(
         lease=lease,
         storage=files.storage,
         limits=DecodeLimits(config.max_pixels, config.max_bytes, config.decode_timeout_s),
-        layout=layout,
+        workers=workers,
         precision=config.precision,
         epochs=config.epochs,
         batch_size=config.batch_size,
@@ -159,12 +212,12 @@ def _described(part: str, images: LabelledImages) -> dict[str, Any]:
 
 
 def training_files(config: TrainConfig, train: LabelledImages, val: LabelledImages) -> TrainingFiles:
-    """Return the files of this training at ``config.out``, under a URL that means the same in every process."""
+    """Return the files of this training, under a form of the URL ``config.out`` that every process understands."""
     out = canonical_url(config.out) if protocol_of(config.out) == "file" else config.out
     data = f"{train.digest()[:16]} {val.digest()[:16]}"
     return TrainingFiles(out, config.storage, shown_settings(config) | {"data": data})
 
 
 def shown_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return what decides the outcome, without secrets that stand in URLs."""
+    """Return the settings that decide the outcome, without the secrets in their URLs."""
     return {key: safe_url(value) if isinstance(value, str) else value for key, value in config.settings().items()}

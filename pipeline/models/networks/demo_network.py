@@ -1,7 +1,9 @@
-"""The demo's own small CAM network, ``camlake_demo``; `python -m tests.benchmarks.train_demo` trains it."""
+"""The demo's own small CAM network."""
 
 from torch import Tensor, nn
 
+DEMO = "camlake_demo"
+"""Name of the network; ``tests.benchmarks.train_demo`` trains it, and its weights are installed with camlake."""
 IMAGE_SIZE = 112
 """Side of the input in pixels; three halvings leave a 14×14 map, the size that the paper's networks have."""
 SCENE_CLASSES = 10

@@ -8,6 +8,10 @@ from torch import Tensor, nn
 from pipeline.models.networks.box_head import BoxHead
 from pipeline.models.networks.heads import Head, HeadOutput
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Mean and standard deviation of ImageNet's pixels, of red, green and blue in [0, 1]."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -17,6 +21,10 @@ class Preprocessing:
     """Side of the square input, in pixels."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+
+IMAGENET_INPUT = Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD)
+"""What most networks for ImageNet expect of their input."""
 
 
 class Normalization(nn.Module):

@@ -1,4 +1,4 @@
-"""A weights file: tensors, and in a safetensors file of camlake's the card that says what they are.
+"""A weights file: tensors, and in a safetensors file that camlake wrote a card that describes them.
 
 The card stands as JSON under the key ``camlake`` of the safetensors header. Nothing but tensors is ever unpickled.
 """
@@ -21,9 +21,9 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from pipeline.models import registry
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.network import Preprocessing
-from pipeline.models.registry import check
 from pipeline.models.weights.state_fitting import State
 from schemas.errors import ModelError
 from schemas.train import Supervision
@@ -44,26 +44,26 @@ _NOT_TORCH_SAVE = (
     EOFError,
     struct.error,
 )
-"""What torch.load was seen to raise over cut and garbled files, beside UnpicklingError: it checks as it goes."""
+"""What torch.load raised for cut and damaged files in tests, beside UnpicklingError."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """All that is to be known of trained weights to use them."""
+    """What must be known of trained weights to use them."""
 
     architecture: Architecture
     labels: tuple[str, ...]
     """Names of the C classes, in the order of the logits."""
     preprocessing: Preprocessing
     multi_label: bool = False
-    """Whether each logit has a probability of its own, its sigmoid; otherwise the softmax over all is meant."""
+    """Whether the probability of a class is the sigmoid of its logit; otherwise it is the softmax over all logits."""
     supervision: Supervision = "labels"
-    """What it learned from: labels alone, or boxes too, by a box head that the state then has."""
+    """What the network learned from: labels alone, or labels and boxes; with boxes the state has a box head."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What else is worth knowing, in JSON's types: digest of the data, metrics, seed."""
+    """Other facts about the training, in JSON's types: digest of the data, metrics, seed."""
 
     def json(self) -> str:
-        """Return the card as a JSON object, as a file beside the weights may show it."""
+        """Return the card as the text of a JSON object."""
         return _CARD.dump_json(self, indent=2).decode()
 
 
@@ -72,18 +72,22 @@ _CARD = TypeAdapter(Card)
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A weights file as read."""
+    """What a weights file holds."""
 
     state: State
     card: Card | None
     labels: tuple[str, ...] | None
-    """Those of the card, or of the metadata key ``labels``."""
+    """Names of the C classes: those of the card or of the metadata key ``labels``, or those published with the file."""
+    preprocessing: Preprocessing | None
+    """What the weights expect of the input, as the card or the publisher says; None where neither does."""
+    source: str
+    """What an output's lineage calls the file: its URL without query and credentials, or the name of the weights."""
     sha256: str
-    """Of the file's bytes, hex."""
+    """SHA-256 of the file's bytes, 64 hex digits."""
 
 
 def read_local(path: str) -> bytes:
-    """Return the bytes of a local file; raises ModelError where it can't be read."""
+    """Return the bytes of a local file; raise ModelError where the file can't be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -91,15 +95,15 @@ def read_local(path: str) -> bytes:
 
 
 def shown(url: str) -> str:
-    """Return ``url`` as messages and lineage may show it: without user and password, over HTTP without the query."""
+    """Return ``url`` without user and password and, of HTTP, without the query, for messages and lineage."""
     bare = re.sub(r"(://)[^/@]*@", r"\1", url)
     return re.sub(r"(https?://[^?#]*)[?#].*", r"\1", bare)
 
 
 def checkpoint_bytes(state: Mapping[str, Tensor], card: Card) -> bytes:
-    """Return a safetensors file of ``state`` with its card; ``load_weights`` needs nothing else to use it.
+    """Return the bytes of a safetensors file with ``state`` and ``card``, from which ``load_weights`` loads everything.
 
-    Raises ValueError where the card's labels are of another number than its classes.
+    Raises ValueError where the card has another number of labels than of classes.
     """
     if len(card.labels) != card.architecture.classes:
         raise ValueError(f"{len(card.labels)} labels for {card.architecture.classes} classes")
@@ -109,16 +113,15 @@ def checkpoint_bytes(state: Mapping[str, Tensor], card: Card) -> bytes:
 
 
 def read_checkpoint(url: str, read: Callable[[str], bytes] = read_local) -> WeightsFile:
-    """Return what a .safetensors, .pt or .pth file holds; ``read`` gives its bytes, and what it raises passes through.
+    """Return what a .safetensors, .pt or .pth file holds.
 
-    Raises ModelError where the file has another suffix, is not whole, holds anything but tensors, or has a card that
-    says nothing sensible.
+    ``read`` returns the bytes of the file at a URL; its exceptions pass through. Raises ModelError, which ends the run,
+    where the file has another suffix, is damaged, holds anything but tensors, or has a card that can't be used.
     """
     suffix = Path(shown(url)).suffix.lower()
     if suffix not in (".safetensors", ".pt", ".pth"):
         raise ModelError(f"--weights {shown(url)}: allowed: a .safetensors, .pt or .pth file")
     content = read(url)
-    digest = hashlib.sha256(content).hexdigest()
     if suffix == ".safetensors":
         try:
             state = safetensors.torch.load(content)
@@ -126,20 +129,16 @@ def read_checkpoint(url: str, read: Callable[[str], bytes] = read_local) -> Weig
             raise ModelError(f"--weights {shown(url)} is no whole safetensors file: {error}") from error
         metadata = _metadata(content)
         card = _card_inside(metadata, url)
-        return WeightsFile(state, card, card.labels if card else _labels_inside(metadata, url), digest)
-    try:
-        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"--weights {shown(url)} is no plain state dict, and nothing else is unpickled; save model.state_dict()"
-        ) from error
-    except _NOT_TORCH_SAVE as error:
-        raise ModelError(f"--weights {shown(url)} is no whole file of torch.save") from error
-    return WeightsFile(_state_inside(loaded, url), None, None, digest)
+        labels = card.labels if card else _labels_inside(metadata, url)
+    else:
+        state, card, labels = _state_inside(_unpickled(content, url), url), None, None
+    return WeightsFile(
+        state, card, labels, card.preprocessing if card else None, shown(url), hashlib.sha256(content).hexdigest()
+    )
 
 
 def label_list(text: str, place: str) -> tuple[str, ...]:
-    """Return the names of a JSON list; raises ModelError, naming ``place``, for anything else."""
+    """Return the names in a JSON list; raise ModelError, which names ``place``, for any other text."""
     try:
         labels = json.loads(text)
     except json.JSONDecodeError as error:
@@ -149,8 +148,20 @@ def label_list(text: str, place: str) -> tuple[str, ...]:
     return tuple(labels)
 
 
+def _unpickled(content: bytes, url: str) -> Any:
+    """Return what torch.save wrote; nothing but tensors and plain values is unpickled."""
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"--weights {shown(url)} is no plain state dict, and nothing else is unpickled; save model.state_dict()"
+        ) from error
+    except _NOT_TORCH_SAVE as error:
+        raise ModelError(f"--weights {shown(url)} is no whole file of torch.save") from error
+
+
 def _metadata(content: bytes) -> dict[str, str]:
-    """Return the metadata of a whole safetensors file: they stand in a JSON header behind 8 bytes of its length."""
+    """Return the metadata of a safetensors file: 8 bytes hold the length of its JSON header, which follows them."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     metadata: dict[str, str] = header.get("__metadata__", {})
     return metadata
@@ -166,7 +177,7 @@ def _card_inside(metadata: dict[str, str], url: str) -> Card | None:
         problem = error.errors(include_url=False)[0]
         where = ".".join(map(str, problem["loc"]))
         raise ModelError(f"the card of {shown(url)} can't be read: {where}: {problem['msg']}") from error
-    check(card.architecture)
+    registry.check(card.architecture)
     values = (*card.preprocessing.mean, *card.preprocessing.std)
     if not (card.preprocessing.image_size > 0 and all(map(math.isfinite, values)) and min(card.preprocessing.std) > 0):
         raise ModelError(f"the card of {shown(url)} has a preprocessing that can't be meant: {card.preprocessing}")

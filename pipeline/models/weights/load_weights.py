@@ -1,4 +1,4 @@
-"""Weights and class labels: torchvision's by name, or a file at any URL that may say itself what it is."""
+"""The weights of a network and the names of its classes, by name or from a file at any URL."""
 
 import hashlib
 import json
@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 
 from torchvision.models import ResNet50_Weights
 
+from pipeline.models import registry
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.box_head import has_box_head
 from pipeline.models.networks.network import Preprocessing
-from pipeline.models.registry import family_of, in_words, preprocessing_of
 from pipeline.models.weights.checkpoint import WeightsFile, label_list, read_checkpoint, read_local, shown
+from pipeline.models.weights.published import is_name, read_published
 from pipeline.models.weights.state_fitting import State, architecture_of, fit_state
-from pipeline.models.weights.torchvision_weights import is_name, weights_by_name
 from schemas.errors import ModelError
 
 DEFAULT_MODEL = "resnet50"
@@ -24,7 +24,7 @@ Read = Callable[[str], bytes]
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that fit their network, and where they come from."""
+    """Weights that fit their network, with the names of their classes and their origin."""
 
     architecture: Architecture
     state: State
@@ -32,13 +32,13 @@ class Weights:
     source: str
     """URL without query and credentials, or torchvision's name of the weights."""
     sha256: str
-    """Of the file's bytes, hex."""
+    """SHA-256 of the file's bytes, 64 hex digits."""
     labels: tuple[str, ...]
     """Names of the C classes, in the order of the logits."""
     preprocessing: Preprocessing
     """What these weights expect of the input."""
     multi_label: bool = False
-    """Whether the sigmoid of each logit is its probability, rather than the softmax over all."""
+    """Whether the probability of a class is the sigmoid of its logit; otherwise it is the softmax over all logits."""
 
 
 def load_weights(
@@ -52,72 +52,85 @@ def load_weights(
     """Return the weights of ``model``, checked against its architecture, with one label for each class.
 
     ``weights`` is DEFAULT or another of torchvision's names (the official download, kept in torch's cache), or the URL
-    of a .safetensors file or of a .pt or .pth state dict. ``model`` None is the one that the file's card names, or
-    resnet50. ``labels_path`` is a file of names, one a line or a JSON list; without it the labels are those of
-    torchvision, of the file's card, of a safetensors file's metadata key ``labels`` (a JSON list), or, for 1000
-    classes, ImageNet's. ``read`` returns the bytes of both files; what it raises passes through. ``exact_maps`` false
-    admits networks that only classify.
+    of a .safetensors file or of a .pt or .pth state dict. ``model`` None means the network that the file's card names,
+    or resnet50. ``labels_path`` is the URL of a file of names, one a line or a JSON list; without it the labels are
+    torchvision's, those of the file's card, those of a safetensors file's metadata key ``labels`` (a JSON list), or,
+    for 1000 classes, ImageNet's. ``read`` returns the bytes of both files; its exceptions pass through. ``exact_maps``
+    false admits networks that only classify.
 
-    Raises ModelError where the network is unknown or refused, a file can't be reached or read or holds anything but
-    tensors, the tensors are another network's or not what their card says, or labels are missing, of another number
-    than the classes or the weights' own in another order.
+    Raises ModelError, which ends the run, where the network is unknown or refused; where a file can't be read or holds
+    anything but tensors; where the tensors belong to another network or contradict their card; where labels are
+    missing, of another number than the classes, or the weights' own labels in another order.
     """
     if model is not None:
-        family_of(model, exact_maps)
+        registry.get(model, exact_maps=exact_maps)
     if is_name(weights):
         model = model or DEFAULT_MODEL
-        file, source, entry = weights_by_name(model, weights)
+        file = read_published(model, registry.get(model).official_weights, weights)
     else:
-        file, source, entry = read_checkpoint(weights, read), shown(weights), None
-        model = _named_by(file, model, source)
-        family_of(model, exact_maps)
-    state = fit_state(model, file.state)
-    architecture = architecture_of(model, state)
-    if file.card and file.card.architecture != architecture:
-        raise ModelError(
-            f"{source} holds {in_words(architecture)}, but its card says {in_words(file.card.architecture)}"
-        )
-    if file.card and (file.card.supervision == "boxes") != has_box_head(state):
-        holds = "a" if has_box_head(state) else "no"
-        raise ModelError(f"{source} holds {holds} box head, but its card says supervision: {file.card.supervision}")
-    own = file.labels or (tuple(entry.meta["categories"]) if entry else None)
-    labels = _read_labels(labels_path, read) if labels_path else own or _imagenet_labels(architecture.classes, source)
-    if len(labels) != architecture.classes:
-        raise ModelError(
-            f"{len(labels)} labels for the {architecture.classes} classes of {source}: "
-            "give one name a class with --labels"
-        )
-    if own and labels != own and sorted(labels) == sorted(own):
-        raise ModelError(
-            f"--labels {shown(labels_path or '')}: the names of {source} in another order; allowed: its own order, or"
-            " no --labels, for it knows its names"
-        )
+        file = read_checkpoint(weights, read)
+        model = _network_name(file, model)
+    entry = registry.get(model, exact_maps=exact_maps)
+    state = fit_state(entry, file.state)
+    architecture = architecture_of(entry, state)
+    _check_card(file, architecture, state)
     return Weights(
         architecture,
         state,
-        source,
+        file.source,
         file.sha256,
-        labels,
-        file.card.preprocessing if file.card else preprocessing_of(model, entry),
+        _labels(labels_path, read, file, architecture.classes),
+        file.preprocessing or entry.preprocessing,
         multi_label=file.card is not None and file.card.multi_label,
     )
 
 
 def model_digest(model: str, weights_sha256: str, preprocessing: Preprocessing, resize: str) -> str:
-    """Return a SHA-256, 64 hex digits, that changes with whatever decides what the network says of an image."""
+    """Return a SHA-256, 64 hex digits, of everything that decides the logits and maps of an image."""
     parts = {"model": model, "weights": weights_sha256, "preprocessing": asdict(preprocessing), "resize": resize}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _named_by(file: WeightsFile, model: str | None, source: str) -> str:
-    """Return the network of a file: the one asked for, which must be the one on its card, if it has one."""
+def _network_name(file: WeightsFile, model: str | None) -> str:
+    """Return ``model``, which must be the network on the file's card if there is a card, or else the card's network."""
     on_card = file.card.architecture.name if file.card else None
     if model and on_card and model != on_card:
-        raise ModelError(f"--model {model}: {source} holds {on_card}, as its card says; leave --model out")
+        raise ModelError(f"--model {model}: {file.source} holds {on_card}, as its card says; leave --model out")
     name = model or on_card
     if name is None:
-        raise ModelError(f"{source} has no card that names its network: name it with --model")
+        raise ModelError(f"{file.source} has no card that names its network: name it with --model")
     return name
+
+
+def _check_card(file: WeightsFile, architecture: Architecture, state: State) -> None:
+    """Raise ModelError where a file's card contradicts its tensors."""
+    if file.card is None:
+        return
+    if file.card.architecture != architecture:
+        in_words = registry.get(architecture.name).in_words
+        raise ModelError(
+            f"{file.source} holds {in_words(architecture)}, but its card says {in_words(file.card.architecture)}"
+        )
+    if (file.card.supervision == "boxes") != has_box_head(state):
+        holds = "a" if has_box_head(state) else "no"
+        raise ModelError(
+            f"{file.source} holds {holds} box head, but its card says supervision: {file.card.supervision}"
+        )
+
+
+def _labels(path: str | None, read: Read, file: WeightsFile, classes: int) -> tuple[str, ...]:
+    """Return the names of the classes, from the file at ``path`` where the user gave one."""
+    labels = _read_labels(path, read) if path else file.labels or _imagenet_labels(classes, file.source)
+    if len(labels) != classes:
+        raise ModelError(
+            f"{len(labels)} labels for the {classes} classes of {file.source}: give one name a class with --labels"
+        )
+    if file.labels and labels != file.labels and sorted(labels) == sorted(file.labels):
+        raise ModelError(
+            f"--labels {shown(path or '')}: the names of {file.source} in another order; allowed: its own order, or"
+            " no --labels, for it knows its names"
+        )
+    return labels
 
 
 def _read_labels(path: str, read: Read) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Networks from a state dict: under whose names and shapes it fits, what contradicts them, the whole network."""
+"""State dicts and networks: whether a state dict fits a network, and the network with the values of a state dict."""
 
 import re
 from bisect import bisect_left
@@ -7,25 +7,16 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from pipeline.models.building import build, cam_network, shaped_like
+from pipeline.models import registry
 from pipeline.models.networks.architecture import Architecture
-from pipeline.models.networks.designs import DESIGNS
+from pipeline.models.networks.entry import NetworkEntry
 from pipeline.models.networks.network import CamNetwork, Preprocessing
-from pipeline.models.registry import (
-    classifier_names,
-    default_architecture,
-    family_of,
-    model_names,
-    poolings_of,
-    preprocessing_of,
-    source_of,
-)
 from schemas.errors import ModelError
 
 State = dict[str, Tensor]
 """A state dict: names of parameters and buffers to their values."""
 GREATEST_IMAGE_SIZE = 4096
-"""That ``--image-size`` takes, in pixels."""
+"""Greatest ``--image-size`` that is allowed, in pixels."""
 
 
 def load_network(
@@ -38,34 +29,35 @@ def load_network(
 ) -> CamNetwork:
     """Return a network on the CPU, float32, in evaluation mode and without gradients.
 
-    ``state`` is a state dict under the network's own names, which are torchvision's where it has the network; pooling,
-    width and number of classes are those of its last layer, and float32 values are shared, not copied. None: random
-    values from torch's generator. ``image_size`` is the side of the input in pixels, None the size of
-    ``preprocessing``, which is what the weights expect, None what the default weights do. ``exact_maps`` false admits
-    networks that only classify, for methods that need no exact class activation map.
+    ``state`` is a state dict under the network's own names, which are torchvision's names where torchvision has the
+    network; its last layer says pooling, width and number of classes. Float32 values are shared, not copied. With None
+    the network has random values from torch's generator. ``image_size`` is the side of the input in pixels; with None
+    it is the size in ``preprocessing``. ``preprocessing`` is what the weights expect of the input; with None it is what
+    the network's default weights expect. ``exact_maps`` false admits networks that only classify, for methods that need
+    no exact class activation map.
 
-    Raises ModelError for an unknown name (with the nearest known one), a head that has no exact map (with a network to
-    use instead), a state that is another network's, and an ``image_size`` too small for the trunk.
+    Raises ModelError, which ends the run, for an unknown name (with the nearest known one), a head that has no exact
+    map (with a network to use instead), a state of another network, and an ``image_size`` too small for the trunk.
     """
-    family_of(name, exact_maps)
+    entry = registry.get(name, exact_maps=exact_maps)
     if state is None:
-        architecture = default_architecture(name)
-        module = build(architecture)
+        architecture = entry.default_architecture
+        module = entry.construct(architecture)
     else:
-        fitting = fit_state(name, state)
-        architecture = architecture_of(name, fitting)
+        fitting = fit_state(entry, state)
+        architecture = architecture_of(entry, fitting)
         module = with_values(architecture, fitting)
-    own = preprocessing or preprocessing_of(name)
-    network = cam_network(architecture, module, replace(own, image_size=image_size or own.image_size))
+    expected = preprocessing or entry.preprocessing
+    network = entry.cam_network(architecture, module, replace(expected, image_size=image_size or expected.image_size))
     network.eval().requires_grad_(False)
-    check_image_size(network, own.image_size)
+    check_image_size(network, expected.image_size)
     return network
 
 
 def check_image_size(network: CamNetwork, own_size: int) -> None:
-    """Raise ModelError, with what is allowed, where the side of the input is too small for the network's trunk.
+    """Raise ModelError, with the least allowed size, where the side of the input is too small for the network's trunk.
 
-    The network is in evaluation mode; ``own_size`` is the side that its weights expect, in pixels.
+    The network must be in evaluation mode. ``own_size`` is the side that its weights expect, in pixels.
     """
     size = network.preprocessing.image_size
     if not _fits(network, size):
@@ -84,61 +76,64 @@ def _fits(network: CamNetwork, size: int) -> bool:
     return True
 
 
-def fit_state(name: str, state: Mapping[str, Tensor]) -> State:
+def fit_state(entry: NetworkEntry, state: Mapping[str, Tensor]) -> State:
     """Return ``state`` under the network's own key names, floating-point values as float32.
 
-    Takes what common files add: DataParallel's ``module.`` prefix, DenseNet's names before PyTorch 0.4, the auxiliary
-    classifiers of GoogLeNet and Inception. A box head is part of the network where the state has one. Raises ModelError
-    that names the first missing, unexpected or misshapen key, and the network that the state fits, if there is one.
+    Accepts what common files add: DataParallel's ``module.`` prefix, DenseNet's names before PyTorch 0.4, the auxiliary
+    classifiers of GoogLeNet and Inception, and camlake's box head. Raises ModelError, which ends the run and names the
+    first key that is missing, unexpected or of another shape, and the network that the state fits if there is one.
     """
-    fitting = _renamed(name, state)
-    problem = _misfit(name, fitting)
+    fitting = _renamed(entry, state)
+    problem = _misfit(entry, fitting)
     if problem:
-        owner = _owner(state, others_than=name)
-        raise ModelError(f"the weights don't fit {name}: {problem}" + (f"; they fit {owner}" if owner else ""))
+        owner = _owner(state, entry)
+        raise ModelError(f"the weights don't fit {entry.name}: {problem}" + (f"; they fit {owner}" if owner else ""))
     return {key: value.float() if value.is_floating_point() else value for key, value in fitting.items()}
 
 
-def architecture_of(name: str, fitting: Mapping[str, Tensor]) -> Architecture:
-    """Return pooling, width and number of classes of a state that ``fit_state`` gave; the last layer tells them."""
-    for pooling in poolings_of(name):
-        last = fitting.get(f"{family_of(name, exact_maps=False, pooling=pooling).linear}.weight")
+def architecture_of(entry: NetworkEntry, fitting: Mapping[str, Tensor]) -> Architecture:
+    """Return the architecture of a state that ``fit_state`` returned; its last layer says pooling, width and classes.
+
+    Raises ModelError where there is no last layer.
+    """
+    for pooling, family in entry.families.items():
+        last = fitting.get(f"{family.linear}.weight")
         if last is not None and last.ndim > 1 and len(last):
-            width = DESIGNS[name].width_of(last.shape[1]) if name in DESIGNS else 1.0
-            return Architecture(name, pooling, width, len(last))
-    raise ModelError(f"the weights don't fit {name}: no last layer")
+            return Architecture(entry.name, pooling, entry.width_of(last.shape[1]), len(last))
+    raise ModelError(f"the weights don't fit {entry.name}: no last layer")
 
 
 def with_values(architecture: Architecture, fitting: Mapping[str, Tensor]) -> nn.Module:
-    """Return the network with the values of a state that ``fit_state`` gave; they are shared, not copied."""
-    module = shaped_like(architecture, fitting)
-    # Older files lack BatchNorm's step counters; those of the new module stand in. It also carries the versions
-    # that torchvision's loaders ask for.
+    """Return the network with the values of a state that ``fit_state`` returned; they are shared, not copied."""
+    module = registry.get(architecture.name).shaped_like(architecture, fitting)
+    # Older files lack BatchNorm's step counters, so the new module's counters are used. The module's state also
+    # carries the versions that torchvision's loaders ask for.
     complete = module.state_dict()
     complete.update(fitting)
     module.load_state_dict(complete, assign=True)
     return module
 
 
-def _renamed(name: str, state: Mapping[str, Tensor]) -> State:
-    unused = family_of(name, exact_maps=False).unused
+def _renamed(entry: NetworkEntry, state: Mapping[str, Tensor]) -> State:
+    """Return ``state`` under the network's own key names, without what only training needs."""
     prefix = "module." if state and all(key.startswith("module.") for key in state) else ""
     named = {_DOTTED_LAYER.sub(r"\1\2.", key.removeprefix(prefix)): value for key, value in state.items()}
-    return {key: value for key, value in named.items() if not key.startswith(unused)}
+    return {key: value for key, value in named.items() if not key.startswith(entry.family.unused)}
 
 
 _DOTTED_LAYER = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
+"""DenseNet's names of layers before PyTorch 0.4: ``denselayer1.norm.1.`` is now ``denselayer1.norm1.``"""
 
 
-def _misfit(name: str, fitting: Mapping[str, Tensor]) -> str | None:
-    """Return what first contradicts the network's architecture, None where all of the state fits."""
-    lasts = [f"{family_of(name, exact_maps=False, pooling=pooling).linear}.weight" for pooling in poolings_of(name)]
+def _misfit(entry: NetworkEntry, fitting: Mapping[str, Tensor]) -> str | None:
+    """Return the first contradiction between a state and the network's architecture, None where all of it fits."""
+    lasts = [f"{layer}.weight" for layer in entry.last_layers]
     last = next((key for key in lasts if key in fitting), None)
     if last is None:
         return f"{lasts[0]!r} is missing"
     if fitting[last].ndim < 2 or not len(fitting[last]):
         return f"{last!r} is {tuple(fitting[last].shape)}, expected a row a class"
-    expected = shaped_like(architecture_of(name, fitting), fitting).state_dict()
+    expected = entry.shaped_like(architecture_of(entry, fitting), fitting).state_dict()
     for key, value in expected.items():
         if key not in fitting and not key.endswith(".num_batches_tracked"):
             return f"{key!r} is missing"
@@ -147,15 +142,11 @@ def _misfit(name: str, fitting: Mapping[str, Tensor]) -> str | None:
     return next((f"{key!r} is unexpected" for key in fitting if key not in expected), None)
 
 
-def _owner(state: Mapping[str, Tensor], others_than: str) -> str | None:
-    """Return another network that all of ``state`` fits."""
-    names = [*model_names(), *classifier_names()]
-    names.remove(others_than)
-    source, kind = source_of(others_than), family_of(others_than, exact_maps=False)
+def _owner(state: Mapping[str, Tensor], asked: NetworkEntry) -> str | None:
+    """Return another network than ``asked`` that all of ``state`` fits; the nearest relatives are tried first."""
 
-    def distance(name: str) -> tuple[bool, bool, bool]:
-        family = family_of(name, exact_maps=False)
-        return name != source, family != kind, family.linear != kind.linear
+    def distance(entry: NetworkEntry) -> tuple[bool, bool, bool]:
+        return entry.name != asked.source, entry.family != asked.family, entry.family.linear != asked.family.linear
 
-    names.sort(key=distance)
-    return next((name for name in names if _misfit(name, _renamed(name, state)) is None), None)
+    others = sorted((entry for entry in registry.entries() if entry.name != asked.name), key=distance)
+    return next((entry.name for entry in others if _misfit(entry, _renamed(entry, state)) is None), None)

@@ -1,0 +1,165 @@
+"""``NetworkEntry``: what camlake knows of one network before it has weights, and how it is built and cut."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pipeline.models.networks.architecture import GREATEST_WIDTH, WIDTH_STEPS, Architecture
+from pipeline.models.networks.box_head import NAME as BOX_HEAD
+from pipeline.models.networks.box_head import add_box_head, has_box_head
+from pipeline.models.networks.family import Family, cut
+from pipeline.models.networks.heads import Pooling
+from pipeline.models.networks.network import IMAGENET_INPUT, CamNetwork, Preprocessing
+from schemas.errors import ModelError
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """A file of trained weights that can be asked for by name."""
+
+    source: str
+    """What an output's lineage calls the weights, such as ``ResNet50_Weights.IMAGENET1K_V2``."""
+    location: str
+    """URL of the file, or the local path of a file that is installed with camlake."""
+    preprocessing: Preprocessing
+    """What the weights expect of the input."""
+    labels: tuple[str, ...] | None = None
+    """Names of the C classes, in the order of the logits; None where only the file itself can tell them."""
+    whole: bool = True
+    """Whether the file has values for the classifier too."""
+
+
+@dataclass(frozen=True)
+class NetworkEntry:
+    """One network: its names of layers, its weights by name, and how to build and cut it.
+
+    An entry knows nothing of where it is listed. ``pipeline.models.registry`` says how to add one.
+    """
+
+    name: str
+    """As ``--model`` takes it."""
+    construct: Callable[[Architecture], nn.Module]
+    """Builds the network with random values from torch's generator: normalized (B, 3, H, W) to logits (B, C)."""
+    families: Mapping[Pooling, Family]
+    """How the network is cut under each pooling that it can be built with; the default pooling first."""
+    source: str | None = None
+    """Name of the network whose weights training can start from, often this one; None where there is none."""
+    list_weights: Callable[[], Mapping[str, PublishedWeights]] = dict
+    """Returns the published weights of ``source`` by name, with the key DEFAULT first."""
+    source_prefix: str = ""
+    """What this network's names of layers have in front of the source's names."""
+    last_channels: int | None = None
+    """Inputs of the last layer at width 1, of a network that is built at any width; None: at width 1 alone."""
+    own_preprocessing: Preprocessing = IMAGENET_INPUT
+    """What the network expects of its input where there are no published weights."""
+    default_classes: int = 1000
+    """Number of classes where nothing else says it: ImageNet's."""
+
+    @property
+    def family(self) -> Family:
+        """How the network is cut under its default pooling."""
+        return next(iter(self.families.values()))
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        """What ``Architecture.pooling`` may be."""
+        return tuple(self.families)
+
+    @property
+    def exact_maps(self) -> bool:
+        """Whether the network has exact class activation maps; otherwise it only classifies."""
+        return self.family.refusal is None
+
+    @property
+    def last_layers(self) -> tuple[str, ...]:
+        """Dotted name of the last layer under each pooling."""
+        return tuple(family.linear for family in self.families.values())
+
+    @cached_property
+    def published(self) -> Mapping[str, PublishedWeights]:
+        """The weights by name that training can start from, with the key DEFAULT first; empty where there are none."""
+        return self.list_weights()
+
+    @property
+    def official_weights(self) -> Mapping[str, PublishedWeights]:
+        """The weights by name of just this network with its classifier, with the key DEFAULT first."""
+        if self.source != self.name:
+            return {}
+        return {key: weights for key, weights in self.published.items() if weights.whole}
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the network expects of its input, as its default weights or those of its source do."""
+        return self.published["DEFAULT"].preprocessing if self.published else self.own_preprocessing
+
+    @property
+    def default_architecture(self) -> Architecture:
+        """The network with its default pooling, at width 1 and with its usual number of classes."""
+        return Architecture(self.name, classes=self.default_classes)
+
+    def in_words(self, architecture: Architecture) -> str:
+        """Return name, pooling (or fc for fully connected layers), width and number of classes, for messages."""
+        head = architecture.pooling if self.exact_maps else "fc"
+        return f"{self.name} ({head}, width {architecture.width:g}, {architecture.classes} classes)"
+
+    def require_exact_maps(self) -> None:
+        """Raise ModelError where the network only classifies, with a network to use instead."""
+        if self.family.refusal:
+            raise ModelError(f"{self.name} has no exact class activation map: {self.family.refusal}")
+
+    def width_of(self, channels: int) -> float:
+        """Return the allowed width nearest to the one at which the last layer has ``channels`` inputs."""
+        if self.last_channels is None:
+            return 1.0
+        steps = round(WIDTH_STEPS * channels / self.last_channels)
+        return min(max(steps, 1) / WIDTH_STEPS, GREATEST_WIDTH)
+
+    def without_values(self, architecture: Architecture) -> nn.Module:
+        """Return the network with parameters on the meta device: right shapes in milliseconds, whatever its size."""
+        with _EmptyTensors():
+            return self.construct(architecture)
+
+    def shaped_like(self, architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module:
+        """Return the network without values, with a box head where ``state`` has one and the network can have one."""
+        module = self.without_values(architecture)
+        boxed = self.exact_maps and has_box_head(state)
+        return self.with_box_head(architecture, module) if boxed else module
+
+    def with_box_head(self, architecture: Architecture, module: nn.Module) -> nn.Module:
+        """Return ``module``, a network that ``construct`` built, with a new box head, which ``cam_network`` then has.
+
+        Raises ModelError for a network that only classifies.
+        """
+        self.require_exact_maps()
+        return add_box_head(module, cut(module, self.families[architecture.pooling])[1])
+
+    def cam_network(self, architecture: Architecture, module: nn.Module, preprocessing: Preprocessing) -> CamNetwork:
+        """Return ``module``, a network that ``construct`` built, cut into trunk and head.
+
+        The result shares the module's layers, so that a module in training can be asked for maps at any time. The trunk
+        of a network that only classifies ends in the maps in front of its fully connected layers, and its head has no
+        class maps.
+        """
+        trunk, head = cut(module, self.families[architecture.pooling])
+        return CamNetwork(self.name, trunk, head, preprocessing, getattr(module, BOX_HEAD, None))
+
+    def outline(self) -> CamNetwork:
+        """Return the default architecture without values: sizes and numbers can be read from it at no cost."""
+        architecture = self.default_architecture
+        return self.cam_network(architecture, self.without_values(architecture), self.preprocessing)
+
+
+class _EmptyTensors(TorchFunctionMode):
+    """Lets layers allocate no memory for their weights; small tables that networks compute from stay real."""
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run ``func``, on the meta device where it makes a tensor of a given shape."""
+        device = {"device": "meta"} if func in (torch.empty, torch.zeros, torch.ones) else {}
+        return func(*args, **{**(kwargs or {}), **device})

@@ -1,0 +1,70 @@
+"""Weights by name: the ones that a network's entry lists, downloaded where they are not on this machine."""
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+
+from pipeline.models.networks.entry import PublishedWeights
+from pipeline.models.weights.checkpoint import WeightsFile, read_checkpoint
+from schemas.errors import ModelError
+
+
+def is_name(weights: str) -> bool:
+    """Return whether ``weights`` can only be a name, not a file."""
+    return not ("." in weights or "/" in weights)
+
+
+def read_published(model: str, offered: Mapping[str, PublishedWeights], weights: str) -> WeightsFile:
+    """Return the weights called ``weights`` of those that are ``offered`` for ``model``.
+
+    A file that is not in torch's cache is downloaded into it. Raises ModelError, which ends the run, where nothing or
+    nothing of that name is offered, and where the download fails.
+    """
+    if not offered:
+        raise ModelError(
+            f"--weights {weights}: there are no trained ones of {model}; `camlake train` makes a file for --weights"
+        )
+    if weights not in offered:
+        raise ModelError(
+            f"--weights {weights!r} of {model}: allowed: {', '.join(offered)}, or a .safetensors, .pt or .pth file"
+        )
+    chosen = offered[weights]
+    file = read_checkpoint(str(_local_file(model, chosen)))
+    return replace(
+        file,
+        source=chosen.source,
+        labels=file.labels or chosen.labels,
+        preprocessing=file.preprocessing or chosen.preprocessing,
+    )
+
+
+def _local_file(model: str, chosen: PublishedWeights) -> Path:
+    """Return an installed file, or the downloaded file in torch's cache, whose name holds the start of its SHA-256."""
+    url = urlsplit(chosen.location)
+    if not url.scheme:
+        installed = Path(chosen.location)
+        if not installed.exists():
+            raise ModelError(
+                f"{installed} is missing: install camlake anew, or make it with `python -m tests.benchmarks.train_demo`"
+            )
+        return installed
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(url.path).name)
+    stated = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(
+                chosen.location, str(path), stated[1] if stated else None, progress=sys.stderr.isatty()
+            )
+        except (OSError, RuntimeError) as error:
+            raise ModelError(
+                f"the weights {chosen.source.rpartition('.')[2]} of {model} can't be downloaded from {chosen.location}"
+                f" ({error}); "
+                f"fetch them elsewhere and give the file with --weights"
+            ) from error
+    return path

@@ -1,4 +1,4 @@
-"""How the work is laid out over a cluster: actors, CPU shares, and the size of what travels between stages."""
+"""How an annotation uses a cluster: the actors, their shares of the CPUs, and the sizes of slices and commits."""
 
 import math
 from collections.abc import Callable
@@ -7,92 +7,115 @@ from typing import Literal
 
 from pipeline.models.localize.runtime import Runtime, resolve_precision
 from schemas.annotate import AnnotateConfig
+from schemas.config import Device
 from schemas.errors import UsageError
 
 CPU_BATCH = 32
 """Images a forward pass on CPU; larger ones leave the caches."""
 GPU_BATCH = 256
 GPU_CALLS = 2
-"""Batches of an actor on a GPU: the copies, small kernels and Python of one run beside the other's forward pass."""
-MIN_SHARE = 0.05
-"""Least share of a CPU that an actor may be planned with."""
+"""Tables that an actor with a GPU works on at the same time, each in a thread.
+
+The copies, small kernels and Python of one table run beside the forward pass of the other. On a CPU a second table
+would only take the core away from the first.
+"""
+MIN_CPUS = 0.05
+"""Least CPUs that a network may be planned with; whoever asks for less has mistaken the number of processes."""
 MAX_DECODE_THREADS = 16
 """Threads of one actor's decoding; more would wait for Python's lock."""
 COMMIT_BYTES = 256 * 2**20
-"""Rows that one commit holds in memory."""
+"""Bytes of rows that one commit holds in memory."""
 IMAGES_PER_SLICE = 128
-"""Images one read task fetches: blocks of about 12 MB, measured as fast as a plain loop."""
+"""Images that one read task fetches: blocks of about 12 MB, measured as fast as a plain loop."""
 MAX_SLICES = 2_000
 """Read tasks of a run: each costs the driver some 15 ms and stays in its memory, so large runs get larger slices.
 
-The cost is that of a block, whatever it holds: at 128 images a slice one driver core sustains about 8,000 images/s
-(`camlake benchmark scale`), and more with larger ones.
+The cost is that of a block, whatever its size: at 128 images a slice one driver core sustains about 8,000 images/s
+(`python -m tests.benchmarks.scale`), and more with larger slices.
 """
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a cluster offers now."""
+    """The CPUs and GPUs of a cluster."""
 
     cpus: float
     """Logical CPUs that Ray hands out."""
     gpus: float
     cores: int | None
-    """Cores of this machine, where Ray was started here for this run; null on a cluster, which others may share."""
+    """Cores of this machine where Ray was started here for this run; None on a cluster, which others may share."""
+
+    @property
+    def spare_cpus(self) -> float:
+        """Return the logical CPUs that the networks leave to fetching, decoding and committing: a quarter."""
+        return max(0.5, self.cpus / 4)
+
+    def uses_gpu(self, device: Device) -> bool:
+        """Return whether ``--device`` means a GPU here; raises UsageError for ``cuda`` on a cluster without one."""
+        if device == "cuda" and self.gpus == 0:
+            raise UsageError("--device cuda: this Ray cluster has no GPU; allowed here: cpu, auto")
+        return device != "cpu" and self.gpus > 0
+
+    def share_cpus(self, networks: int, problem: str) -> float:
+        """Return the CPUs that each of so many networks may have beside ``spare_cpus``.
+
+        Raises UsageError with the text ``problem`` where that is less than ``MIN_CPUS``.
+        """
+        share = (self.cpus - self.spare_cpus) / networks
+        if share < MIN_CPUS:
+            raise UsageError(problem)
+        return share
 
 
 @dataclass(frozen=True)
 class Compute:
-    """The resolved plan of resources."""
+    """Where the stages of an annotation run, with no choice left open."""
 
     runtime: Runtime
     actors: tuple[int, int]
+    """Least and most actors; a run starts with the least."""
     calls: int
-    """Batches that an actor works on at the same time."""
+    """Tables that an actor works on at the same time, each in a thread."""
     actor_cpus: float
     gpus_per_actor: float
     decode: Literal["local", "remote", "gpu"]
     decode_threads: int
-    """Images that an actor decodes at the same time, where it decodes."""
+    """Images that an actor decodes at the same time where ``decode`` is not remote."""
     decode_cpus: float
-    """CPUs of a decode task, where actors don't decode."""
+    """CPUs of a decode task where ``decode`` is remote."""
     read_cpus: float
     write_cpus: float
     why: str = "defaults"
-    """Where the choices come from that the user left open, in a few words for people."""
+    """How the values were chosen that the user left open, in a few words for people."""
 
 
 def plan_compute(config: AnnotateConfig, machine: Machine, n_tables: int | None = None) -> Compute:
-    """Return where everything runs, by rules alone; raises UsageError for CUDA, or nvJPEG, where no GPU is used.
+    """Return where every stage runs, by rules without measurement.
 
-    There are never more actors than ``n_tables``, the tables that are to be worked on. What the user left open gets
-    the value that is safe everywhere; ``pipeline.graph.tuning.autotune`` fills in measured values first where a run
-    repays it.
+    There are never more actors than ``n_tables``, the tables that the run annotates. What the user left open gets the
+    value that is safe everywhere; ``pipeline.graph.tuning.autotune`` measures better values where a run repays that.
 
     On CPU each actor has one core and one thread: side by side they keep all cores at work while another one decodes,
     which a single network with many threads does not. A quarter of the logical CPUs stays free for reading and
     committing, so that a cluster of one CPU does not wait for itself.
+
+    Raises UsageError for CUDA or nvJPEG where no GPU is used, and for more actors than the CPUs can hold.
     """
-    if config.device == "cuda" and machine.gpus == 0:
-        raise UsageError("--device cuda: this Ray cluster has no GPU; allowed here: cpu, auto")
-    cuda = config.device == "cuda" or (config.device == "auto" and machine.gpus > 0)
+    cuda = machine.uses_gpu(config.device)
     if config.decode == "gpu" and not cuda:
         raise UsageError("--decode gpu: the network runs on the CPU here; allowed there: auto, local, remote")
-    spare = max(0.5, machine.cpus / 4)
+    spare = machine.spare_cpus
     if cuda:
         default = max(1, math.floor(machine.gpus / config.gpus_per_actor))
     else:
         room = max(1, math.floor(machine.cpus - spare))
         default = min(machine.cores or room, room)
     actors = config.actors or (default, default)
-    share = (machine.cpus - spare) / actors[0]
-    if share < MIN_SHARE:
-        raise UsageError(
-            f"--actors {actors[0]}:{actors[1]}: this Ray has {machine.cpus:g} CPUs, too few for {actors[0]} actors"
-        )
+    too_few = f"this Ray has {machine.cpus:g} CPUs, too few for {actors[0]} actors"
+    share = machine.share_cpus(actors[0], f"--actors {actors[0]}:{actors[1]}: {too_few}")
     actors = (min(actors[0], n_tables or actors[0]), min(actors[1], n_tables or actors[1]))
     decode = config.decode if config.decode != "auto" else ("remote" if cuda else "local")
-    # On a cluster the share says nothing: CPUs of nodes without a GPU are in it, where no actor can be.
+    # On a cluster the share is no guide: it counts the CPUs of nodes without a GPU, which hold no actor.
     alone = cuda and decode != "remote" and machine.cores is not None
     decode_threads = max(1, min(MAX_DECODE_THREADS, math.floor(share))) if alone else 1
     return Compute(
@@ -116,7 +139,7 @@ def plan_compute(config: AnnotateConfig, machine: Machine, n_tables: int | None 
 
 
 def decoders(compute: Compute, machine: Machine) -> int:
-    """Return how many workers decode at the same time: the actors, or the tasks for which they leave CPUs."""
+    """Return how many workers decode at the same time: the actors, or the tasks that fit beside the actors."""
     actors = compute.actors[1]
     if compute.decode != "remote":
         return actors
@@ -124,18 +147,18 @@ def decoders(compute: Compute, machine: Machine) -> int:
 
 
 def images_per_commit(config: AnnotateConfig, n_images: int, actors: int, row_bytes: int) -> int:
-    """Return how many images' rows, of ``row_bytes`` each, become part of the output together.
+    """Return how many images one commit has, where the rows of an image take ``row_bytes``.
 
-    About 16 commits for each actor, so that a crash costs little of a small run; at most 32,768 images, whose light
-    tables make files of several MB and whose loss a crash can afford: a minute or two of one GPU; and never more than
-    COMMIT_BYTES, which a write task holds in memory a few times over.
+    About 16 commits for each actor, so that a crash costs little of a small run. At most 32,768 images: their light
+    tables make files of several MB, and a crash loses a minute or two of one GPU. Never more than COMMIT_BYTES, which a
+    write task holds in memory a few times over.
     """
     wanted = config.images_per_commit or min(32_768, max(256, math.ceil(n_images / (16 * actors))))
     return max(1, min(wanted, COMMIT_BYTES // row_bytes))
 
 
 def images_per_slice(config: AnnotateConfig) -> Callable[[int], int]:
-    """Return how many of n images one read task fetches: whole batches, fewer in a small run."""
+    """Return a function that says how many of n images one read task fetches: whole batches, fewer in a small run."""
 
     def size(n_images: int) -> int:
         batch = config.batch_size or CPU_BATCH  # GPU_BATCH is a multiple, so a GPU's batch is whole slices.
@@ -146,7 +169,7 @@ def images_per_slice(config: AnnotateConfig) -> Callable[[int], int]:
 
 
 def describe(compute: Compute) -> str:
-    """Say in one line what was chosen and why: actors, threads, device, number type, batch size, place of decoding."""
+    """Return a plan in one line: actors, threads, device, number type, batch size, place of decoding, reason."""
     actors = "–".join(map(str, dict.fromkeys(compute.actors))) + (" actor" if compute.actors == (1, 1) else " actors")
     runtime = compute.runtime
     threads = f" of {runtime.threads} threads" if runtime.threads > 1 else ""

@@ -14,7 +14,11 @@ class Stage(StrEnum):
 
 
 class Reason(StrEnum):
-    """A reason code. Each belongs to one ``stage`` and is ``permanent`` or worth another try in the next run."""
+    """A reason code: a string, as it stands in ``reason_code``. ``Reason(code)`` gives the reason of a stored code.
+
+    Each belongs to one ``stage``. A ``permanent`` one holds until the image changes; after any other the next run tries
+    the image again. ``meaning`` explains it to the user.
+    """
 
     stage: Stage
     permanent: bool
@@ -27,17 +31,13 @@ class Reason(StrEnum):
         reason.stage, reason.permanent, reason.meaning = stage, permanent, meaning
         return reason
 
-    @classmethod
-    def of(cls, code: str) -> "Reason":
-        """Return the reason of a ``reason_code``; raises KeyError for an unknown one."""
-        return cls[code.upper()]
-
     MISSING_URI = "missing_uri", Stage.LIST, True, "the manifest's row has no uri"
     BAD_NAME = "bad_name", Stage.LIST, True, "the file's name is not UTF-8 text"
     UNREADABLE_CONTAINER = "unreadable_container", Stage.LIST, True, "the shard or Parquet file can't be read"
 
     NOT_FOUND = "not_found", Stage.FETCH, False, "no object has this uri"
     ACCESS_DENIED = "access_denied", Stage.FETCH, False, "the store refused to hand the object out"
+    CHANGED = "changed", Stage.FETCH, False, "the store has another version of the object than was listed"
     FETCH_FAILED = "fetch_failed", Stage.FETCH, False, "the store failed while the object was read"
 
     EMPTY = "empty", Stage.DECODE, True, "the object has no bytes"

@@ -66,7 +66,9 @@ class Counts(Record):
     duplicates: int = 0
     """Inputs that name a uri a second time; counted once in ``listed``."""
     skipped_files: int = 0
-    """Files of a folder that are no images by their extension."""
+    """Files of the input that are no images by their names: see ``skipped_by_kind``."""
+    skipped_by_kind: dict[str, int] = {}
+    """These files by kind: an extension, ``hidden file``, ``hidden folder``, ``no extension``, ``special file``, ..."""
     left_out: int = 0
     """By --limit and --sample."""
     already_done: int = 0

@@ -167,7 +167,8 @@ def test_parquet_rows_are_streamed_in_parts_from_one_open_file(tmp_path, monkeyp
     plan = planned({"uri": f"{tmp_path}/plain", "size_bytes": 5}, *rows, {"uri": f"{tmp_path}/plain", "size_bytes": 5})
     opened: list[Path] = []
     monkeypatch.setattr(
-        "pipeline.storage.inputs.fetch.open_parquet", lambda fs, path: opened.append(path) or open_parquet(fs, path)
+        "pipeline.storage.inputs.fetch.open_parquet",
+        lambda fs, path, etag: opened.append(path) or open_parquet(fs, path, etag),
     )
     first, *streamed, last = in_parts(plan, 1000)
     assert first == last == [b"plain"]

@@ -25,7 +25,12 @@ def test_rows_arrive_as_they_were_listed(tmp_path):
     exact = {"uri": "y", "modified_at": DAY + timedelta(microseconds=1)}
     plan = plan_of(tmp_path, listing_of([weird, missing], [exact]))
     assert planned(tmp_path, plan) == batch_of([weird, missing, exact]).to_pylist()
-    assert plan.counts.model_dump(exclude_defaults=True) == {"listed": 3, "skipped_files": 2, "planned": 3}
+    assert plan.counts.model_dump(exclude_defaults=True) == {
+        "listed": 3,
+        "skipped_files": 2,
+        "skipped_by_kind": {".txt": 2},
+        "planned": 3,
+    }
 
 
 def test_slices_are_row_groups_of_files_of_16(tmp_path):
@@ -70,7 +75,15 @@ def test_duplicates_count_once_and_the_first_one_stays(tmp_path):
     assert (plan.counts.listed, plan.counts.duplicates, plan.counts.planned) == (2, 2, 2)
 
 
+def test_of_members_with_one_name_the_last_one_counts(tmp_path):
+    members = [{"uri": "s.tar#a", "path": "s.tar", "offset": at} for at in (512, 1536, 2560)]
+    plan = plan_of(tmp_path, listing_of(members))
+    assert [row["offset"] for row in planned(tmp_path, plan)] == [2560]
+    assert (plan.counts.listed, plan.counts.duplicates) == (1, 2)
+
+
 LATER = DAY + timedelta(microseconds=1)
+UNKNOWN = {"size_bytes": None, "modified_at": None}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +98,8 @@ LATER = DAY + timedelta(microseconds=1)
         ({"size_bytes": 2}, {}, False),
         ({"modified_at": LATER}, {}, False),
         ({"size_bytes": None}, {"size_bytes": None}, True),
-        ({"size_bytes": None, "modified_at": None}, {"size_bytes": None, "modified_at": None}, True),
+        (UNKNOWN, UNKNOWN, False),
+        ({**UNKNOWN, "reason_code": "missing_uri"}, UNKNOWN, True),
         ({"modified_at": None}, {}, False),
     ],
 )

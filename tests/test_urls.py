@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.storage.filesystems import canonical_url, connect, protocol_of, safe_url, store_errors
+from pipeline.storage.filesystems import canonical_url, connect, protocol_of, safe_url
+from pipeline.storage.store_failures import store_errors
 from schemas.errors import InputError, StoreError, UsageError
 from tests.listings import LOCAL
 

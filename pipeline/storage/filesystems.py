@@ -6,8 +6,6 @@ one connection pool for each process, thread and set of options.
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -16,38 +14,18 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
 
+from pipeline.storage.fsspec_private import adapt_s3, options_in, path_on
+from pipeline.storage.store_failures import describe_failure, store_errors
+from pipeline.storage.url_secrets import public_query
 from schemas.config import StorageConfig
-from schemas.errors import CamlakeError, InputError, StoreError, UsageError
+from schemas.errors import InputError, UsageError
 
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _ALIASES = {"local": "file", "s3a": "s3", "gcs": "gs", "az": "abfs"}
 _HOST_IN_PATH = {"file", "s3", "gs", "memory", "http", "https"}
 """Protocols whose filesystem is the same for every host or bucket, because the path names it."""
-_VENDORS = {
-    "botocore",
-    "aiobotocore",
-    "aiohttp",
-    "gcsfs",
-    "google",
-    "azure",
-    "adlfs",
-    "paramiko",
-    "requests",
-    "urllib3",
-}
-"""Packages whose exceptions are failures of a store; not all of them are installed everywhere."""
-
 _S3_ATTEMPTS = 4
 """Of botocore, for 5xx answers, throttling and lost connections: about 4 s of waiting in all."""
-_S3FS_TRIES = 2
-"""Of s3fs, around botocore's attempts, to save a broken-off body; with its own 5 a dead store would cost minutes."""
-
-_SECRET_NAME = (
-    r"x-(?:amz|goog|ms)-[\w-]+|(?:amz-)?signature|sig|se|sp|sv|sr|spr|st|awsaccesskeyid|googleaccessid|expires|key-pair-id"
-    r"|policy|(?:\w+[-_])?token|(?:\w+[-_])?secret|password|passwd|pwd|api[-_]?key|access[-_]?key|auth\w*|credentials?|jwt"
-)
-_SECRET_PARAMETER = re.compile(rf"(?i)(?<=[?&])(?:{_SECRET_NAME})=[^&#\s'\")]*&?")
-_SECRET_USER = re.compile(r"(?<=://)[^/\s@:]*:[^/\s@]*@")
 
 
 def protocol_of(url: str) -> str:
@@ -71,11 +49,11 @@ def connect(url: str, storage: StorageConfig, *, anonymous: bool = False) -> tup
             return kind(), _absolute(url)
         options = _options(protocol, storage, anonymous)
         if protocol != "s3":  # s3fs would read a key with "?versionId=" as a version
-            options = kind._get_kwargs_from_urls(url) | options
+            options = options_in(kind, url) | options
         fs = kind(**options)
         if is_s3(fs):
-            fs.retries = _S3FS_TRIES
-        return fs, kind._strip_protocol(_PROTOCOL.sub(f"{protocol}://", url, count=1))
+            adapt_s3(fs)
+        return fs, path_on(kind, _PROTOCOL.sub(f"{protocol}://", url, count=1))
     except ImportError as error:
         need = str(known_implementations[protocol].get("err", error)).rstrip(".").replace("\n", " ")
         raise UsageError(f"{safe_url(url)}: a package for {protocol}:// is missing: {need}") from error
@@ -105,8 +83,7 @@ class Stores:
 
 
 def _absolute(url: str) -> str:
-    path: str = os.path.abspath(LocalFileSystem._strip_protocol(url))  # noqa: PTH100 (Path.resolve follows links)
-    return path
+    return os.path.abspath(path_on(LocalFileSystem, url))  # noqa: PTH100 (Path.resolve follows links)
 
 
 def _options(protocol: str, storage: StorageConfig, anonymous: bool) -> dict[str, Any]:
@@ -153,6 +130,11 @@ def is_s3(fs: AbstractFileSystem) -> bool:
     return "s3" in fs.protocol and hasattr(fs, "call_s3")
 
 
+def is_http(fs: AbstractFileSystem) -> bool:
+    """Tell whether ``fs`` is fsspec's client of web servers."""
+    return "http" in fs.protocol
+
+
 def read_object(fs: AbstractFileSystem, path: str) -> bytes:
     """Return an object's bytes, on S3 by one request; raises what the filesystem raises."""
     # s3fs would ask for the size first, to read what is large in several requests.
@@ -183,42 +165,7 @@ def safe_url(url: str) -> str:
         user, at, name = host.rpartition("@")
         return url[:start] + (name if ":" in user else user + at + name) + slash + rest
     parts = urlsplit(url)
-    query = _SECRET_PARAMETER.sub("", "?" + parts.query)[1:].rstrip("&")
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
-
-
-def is_store_failure(error: BaseException) -> bool:
-    """Tell whether ``error`` came from a store (or the way to it) rather than from a mistake in this program."""
-    return isinstance(error, OSError | EOFError) or _from_vendor(error)
-
-
-def _from_vendor(error: BaseException | None) -> bool:
-    return type(error).__module__.split(".")[0] in _VENDORS
-
-
-def describe_failure(error: BaseException) -> str:
-    """Return what went wrong in one short line without secrets."""
-    if type(error).__name__ == "NoCredentialsError":
-        return "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, --profile, or --anonymous"
-    if isinstance(error, FileNotFoundError) and not _from_vendor(error.__cause__):
-        return "not found"
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    line = str(text).strip().splitlines()[0]
-    return _SECRET_USER.sub("", _SECRET_PARAMETER.sub("", line))[:300]
-
-
-@contextmanager
-def store_errors(doing: str, kind: type[CamlakeError] = StoreError) -> Iterator[None]:
-    """Turn every failure of a store inside the block into ``kind`` with the line "<doing>: <what went wrong>".
-
-    ``doing`` must name a URL only through ``safe_url``. Errors of camlake and mistakes in the program pass unchanged.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not is_store_failure(error):
-            raise
-        raise kind(f"{doing}: {describe_failure(error)}") from error
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=public_query(parts.query)))
 
 
 def read_url(url: str, storage: StorageConfig) -> bytes:

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import is_local
 from pipeline.storage.inputs.entries import Container, Entry
+from pipeline.storage.inputs.versions import check_version, version_of
 from schemas.reasons import Reason
 
 READ_BYTES = 8 * 2**20
@@ -26,18 +26,16 @@ def suffix_of(path: str) -> str:
 
 
 @contextmanager
-def open_parquet(fs: AbstractFileSystem, path: str) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file so that its columns are streamed, not loaded; ``is_damage`` knows an unsound one's errors."""
-    with (
-        Path(path).open("rb") if is_local(fs) else fs.open(path, "rb", cache_type="none") as file,
-        pq.ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False) as parquet,
-    ):
-        yield parquet
+def open_parquet(fs: AbstractFileSystem, path: str, etag: str | None = None) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file so that its columns are streamed, not loaded.
 
-
-def is_damage(error: BaseException) -> bool:
-    """Tell whether pyarrow failed because of a file's content: by ArrowInvalid, or an OSError without a number."""
-    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
+    ``store_failures.is_damage`` recognises what is raised for an unsound file. Raises OtherVersionError where the store
+    has another version than the one listed as ``etag``.
+    """
+    with Path(path).open("rb") if is_local(fs) else fs.open(path, "rb", cache_type="none") as file:
+        check_version(version_of(getattr(file, "details", None) or {}).etag, etag)
+        with pq.ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False) as parquet:
+            yield parquet
 
 
 def unreadable(container: Container, detail: str) -> Entry:

@@ -6,37 +6,18 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pipeline.storage.filesystems import (
-    Stores,
-    canonical_url,
-    describe_failure,
-    is_local,
-    is_store_failure,
-    protocol_of,
-)
+from pipeline.storage.filesystems import Stores, canonical_url, is_local, protocol_of
+from pipeline.storage.fsspec_private import path_on
+from pipeline.storage.inputs.versions import UNKNOWN, Version, local_version, version_of
+from pipeline.storage.store_failures import describe_failure, is_store_failure
 from schemas.errors import UsageError
 from schemas.reasons import Reason
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MODIFIED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
-"""What fsspec's filesystems call the time of an object's last change."""
 STAT_THREADS = 16
 _STAT_CHUNK = 1024
-
-
-class Version(NamedTuple):
-    """What a store says of an object: its tag, its bytes and its last change in microseconds since 1970, UTC."""
-
-    etag: str | None = None
-    size_bytes: int | None = None
-    modified_us: int | None = None
-
-
-UNKNOWN = Version()
 
 
 class Entry(NamedTuple):
@@ -61,33 +42,6 @@ class Container(NamedTuple):
     uri: str
     path: str
     version: Version = UNKNOWN
-
-
-def microseconds(value: Any) -> int | None:
-    """Return a time as microseconds since 1970 UTC: a datetime (naive means UTC), ISO text, or seconds as a number.
-
-    Raises ValueError for any other text.
-    """
-    if value is None or value == "":
-        return None
-    if isinstance(value, int | float):
-        return round(value * 1_000_000)
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    aware = value if value.tzinfo else value.replace(tzinfo=UTC)
-    return int((aware - _EPOCH) // timedelta(microseconds=1))
-
-
-def version_of(info: dict[str, Any]) -> Version:
-    """Return the version in what ``fs.info`` or ``fs.ls`` gave for an object."""
-    etag = info.get("ETag") or info.get("etag")
-    modified = next((info[key] for key in _MODIFIED_KEYS if info.get(key) is not None), None)
-    return Version(str(etag).strip('"') if etag else None, info.get("size"), microseconds(modified))
-
-
-def local_version(status: os.stat_result) -> Version:
-    """Return the version of a local file: size and time of the last change, no tag."""
-    return Version(None, status.st_size, status.st_mtime_ns // 1000)
 
 
 def version_at(stores: Stores, uri: str, path: str) -> Version:
@@ -138,7 +92,7 @@ def named_entry(uri: str, base: Container, row: int, stores: Stores, version: Ve
     """
     try:
         absolute = _absolute_uri(uri, base)
-        path: str = stores.filesystem(absolute)._strip_protocol(absolute)
+        path = path_on(stores.filesystem(absolute), absolute)
         name = canonical_url(absolute)
         return Entry(name, name if name.startswith("/") else path, *version)
     except (UsageError, ValueError) as error:

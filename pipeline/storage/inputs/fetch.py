@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.filesystems import Stores, describe_failure, is_local, is_s3, is_store_failure
-from pipeline.storage.inputs.containers import is_damage, open_parquet, suffix_of
-from pipeline.storage.inputs.object_reader import Fetched, Objects
+from pipeline.storage.filesystems import Stores, is_local, is_s3
+from pipeline.storage.inputs.containers import open_parquet, suffix_of
+from pipeline.storage.inputs.object_reader import Fetched, Objects, read_span
 from pipeline.storage.inputs.parquet_images import read_rows
+from pipeline.storage.inputs.versions import OtherLengthError, OtherVersionError
+from pipeline.storage.store_failures import describe_failure, is_damage, is_denied, is_not_found, is_store_failure
 from schemas.config import StorageConfig
 from schemas.errors import RejectedImage, UsageError
 from schemas.reasons import Reason
@@ -29,7 +31,10 @@ _MERGE_GAP_BYTES = 128 * 2**10
 """Members of a shard that lie closer than this are read in one request: cheaper than another one's latency."""
 _MERGED_BYTES = 16 * 2**20
 """Size at which a request takes no more members, so that several run side by side."""
-_REASONS = {str(reason): reason for reason in Reason}
+_TRIES_OF_A_CHANGED_OBJECT = 2
+"""A store whose servers don't all know the newest version yet may send the listed one at the second try."""
+_EXPECTED = (ValueError, IndexError, OtherLengthError, OtherVersionError)
+"""What a read raises beside failures of a store."""
 
 
 class _Row(NamedTuple):
@@ -37,6 +42,7 @@ class _Row(NamedTuple):
     """Row of the plan."""
     uri: str
     path: str
+    etag: str | None
     size_bytes: int | None
     offset: int | None
     reason_code: str | None
@@ -118,7 +124,8 @@ class Fetcher:
 
     def _known_rejection(self, row: _Row) -> RejectedImage | None:
         if row.reason_code is not None:
-            return RejectedImage(_REASONS[row.reason_code], row.detail or _REASONS[row.reason_code].meaning)
+            reason = Reason(row.reason_code)
+            return RejectedImage(reason, row.detail or reason.meaning)
         if row.size_bytes is not None and row.size_bytes > self._max_bytes:
             return self._objects.too_large(row.size_bytes)
         return None
@@ -149,18 +156,18 @@ class Fetcher:
 
     def _read_object(self, fs: AbstractFileSystem, rows: list[_Row]) -> Iterator[tuple[int, Fetched]]:
         (row,) = rows
-        yield row.place, self._objects.read(fs, row.path, row.size_bytes)
+        yield row.place, self._objects.read(fs, row.path, row.size_bytes, row.etag)
 
     def _read_parquet(self, fs: AbstractFileSystem, rows: list[_Row]) -> Iterator[tuple[int, Fetched]]:
         place_of = {_start(row): row.place for row in rows}
-        with open_parquet(fs, rows[0].path) as parquet:
+        with open_parquet(fs, rows[0].path, rows[0].etag) as parquet:
             for number, data in read_rows(parquet, list(place_of)):
                 empty = RejectedImage(Reason.EMPTY, "the row has no bytes")
                 yield place_of[number], empty if data is None else self._objects.bounded(data)
 
 
 def _rows_of(plan: pa.Table) -> list[_Row]:
-    names = ("uri", "path", "size_bytes", "offset", "reason_code", "detail")
+    names = ("uri", "path", "etag", "size_bytes", "offset", "reason_code", "detail")
     columns = zip(*(plan[name].to_pylist() for name in names), strict=True)
     return [_Row(place, *values) for place, values in enumerate(columns)]
 
@@ -174,39 +181,43 @@ def _by_bytes(plan: pa.Table, part_bytes: int, unknown_bytes: int) -> Iterator[p
 
 
 def _attempt(fs: AbstractFileSystem, rows: list[_Row], read: _Read) -> Iterator[tuple[int, Fetched]]:
-    """Let ``read`` give results until all rows have one; what is then left gets the reason of the failure.
-
-    Local files fail for good, and s3fs tries again by itself; other stores get a few tries here.
-    """
+    """Let ``read`` give results until all rows have one; what is then left gets the reason of the failure."""
     left = {row.place: row for row in rows}
-    tries = 1 if is_local(fs) or is_s3(fs) else _TRIES
-    for attempt in range(tries):
+    attempt = 0
+    while left:
+        attempt += 1
         try:
             for place, item in read(fs, list(left.values())):
                 del left[place]
                 yield place, item
-            break
         except Exception as error:
-            if not (is_store_failure(error) or isinstance(error, ValueError | IndexError)):
+            if not (is_store_failure(error) or isinstance(error, _EXPECTED)):
                 raise
-            rejection, again = _why(error)
-        if not again or attempt + 1 == tries:
-            yield from ((place, rejection) for place in left)
-            break
-        time.sleep(_FIRST_WAIT_S * 2**attempt)
+            rejection, tries = _why(error, fs)
+            if attempt >= tries:
+                yield from ((place, rejection) for place in left)
+                return
+            time.sleep(_FIRST_WAIT_S * 2 ** (attempt - 1))
 
 
-def _why(error: Exception) -> tuple[RejectedImage, bool]:
-    """Return the rejection that a failed read means, and whether another try may help."""
+def _why(error: Exception, fs: AbstractFileSystem) -> tuple[RejectedImage, int]:
+    """Return the rejection that a failed read means, and after how many tries it stands.
+
+    Local files fail for good, and s3fs has tried again by itself; other stores get a few tries here.
+    """
     detail = describe_failure(error)
-    status = getattr(error, "status", None)
-    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError) or status in (404, 410):
-        return RejectedImage(Reason.NOT_FOUND, detail), False
-    if isinstance(error, PermissionError) or status in (401, 403) or type(error).__name__ == "NoCredentialsError":
-        return RejectedImage(Reason.ACCESS_DENIED, detail), False
+    if isinstance(error, OtherVersionError):
+        return RejectedImage(Reason.CHANGED, detail), _TRIES_OF_A_CHANGED_OBJECT
+    if isinstance(error, OtherLengthError):
+        return RejectedImage(Reason.FETCH_FAILED, detail), 1 if is_local(fs) else _TRIES
+    if is_not_found(error):
+        return RejectedImage(Reason.NOT_FOUND, detail), 1
+    if is_denied(error):
+        return RejectedImage(Reason.ACCESS_DENIED, detail), 1
     if is_damage(error) or isinstance(error, IndexError):
-        return RejectedImage(Reason.UNREADABLE_CONTAINER, detail), False
-    return RejectedImage(Reason.FETCH_FAILED, detail), not isinstance(error, ValueError)
+        return RejectedImage(Reason.UNREADABLE_CONTAINER, detail), 1
+    once = is_local(fs) or is_s3(fs) or isinstance(error, ValueError)
+    return RejectedImage(Reason.FETCH_FAILED, detail), 1 if once else _TRIES
 
 
 def _merge(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
@@ -230,12 +241,11 @@ def _end(row: _Row) -> int:
 
 
 def _read_members(fs: AbstractFileSystem, rows: list[_Row]) -> Iterator[tuple[int, Fetched]]:
-    start, end = _start(rows[0]), _end(rows[-1])
-    data = fs.cat_file(rows[0].path, start=start, end=end) if end > start else b""
+    """Yield the bytes of members that lie side by side; raises OtherLengthError for the first that did not arrive."""
+    start = _start(rows[0])
+    data = read_span(fs, rows[0].path, start, _end(rows[-1]), rows[0].etag)
     for row in rows:
         part = data[_start(row) - start : _end(row) - start]
-        short = len(part) != row.size_bytes
-        yield (
-            row.place,
-            RejectedImage(Reason.FETCH_FAILED, "the shard changed since it was listed") if short else part,
-        )
+        if len(part) != row.size_bytes:
+            raise OtherLengthError("the shard changed since it was listed")
+        yield row.place, part

@@ -12,8 +12,9 @@ from fsspec import AbstractFileSystem
 from fsspec.utils import glob_translate
 
 from pipeline.storage.filesystems import is_local, is_s3, protocol_of, safe_url
-from pipeline.storage.inputs.entries import STAT_THREADS, Entry, Version, local_version, microseconds, version_of
+from pipeline.storage.inputs.entries import STAT_THREADS, Entry
 from pipeline.storage.inputs.s3_pages import list_bucket
+from pipeline.storage.inputs.versions import Version, local_version, microseconds, version_of
 from pipeline.storage.prefetch import map_ahead
 
 _STAT_CHUNK = 128

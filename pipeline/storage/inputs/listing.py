@@ -13,14 +13,16 @@ from typing import Literal
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.filesystems import Stores, canonical_url, connect, is_local, protocol_of, safe_url, store_errors
-from pipeline.storage.inputs.containers import CONTAINER_THREADS, is_damage, open_parquet, suffix_of
-from pipeline.storage.inputs.entries import Container, Entry, Version, version_at, with_versions
+from pipeline.storage.filesystems import Stores, canonical_url, connect, is_local, protocol_of, safe_url
+from pipeline.storage.inputs.containers import CONTAINER_THREADS, open_parquet, suffix_of
+from pipeline.storage.inputs.entries import Container, Entry, version_at, with_versions
 from pipeline.storage.inputs.folders import is_glob, iter_glob, iter_objects
 from pipeline.storage.inputs.manifests import MANIFEST_SUFFIXES, has_uris, list_manifest
 from pipeline.storage.inputs.parquet_images import find_image_column, has_usual_image_column, list_parquet
+from pipeline.storage.inputs.versions import Version
 from pipeline.storage.inputs.webdataset import list_shard
 from pipeline.storage.prefetch import chain_ahead
+from pipeline.storage.store_failures import is_damage, store_errors
 from schemas.config import StorageConfig
 from schemas.errors import InputError
 from schemas.reasons import Reason

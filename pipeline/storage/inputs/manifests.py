@@ -10,7 +10,8 @@ from pyarrow import csv
 
 from pipeline.storage.filesystems import Stores
 from pipeline.storage.inputs.containers import open_parquet, suffix_of
-from pipeline.storage.inputs.entries import Container, Entry, Version, microseconds, named_entry, with_versions
+from pipeline.storage.inputs.entries import Container, Entry, named_entry, with_versions
+from pipeline.storage.inputs.versions import Version, microseconds
 from schemas.errors import InputError
 from schemas.reasons import Reason
 

@@ -1,12 +1,14 @@
-"""Reads whole objects, wherever they lie, and never many more bytes than allowed."""
+"""Reads objects wherever they lie, never many more bytes than allowed, and never another version than was listed."""
 
 import os
 import stat
 
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.filesystems import is_local, is_s3, read_object
+from pipeline.storage.filesystems import is_http, is_local, is_s3, read_object
+from pipeline.storage.fsspec_private import ObjectRead, read_http, read_s3
 from pipeline.storage.inputs.s3_objects import S3Objects
+from pipeline.storage.inputs.versions import OtherLengthError, check_version, version_of
 from schemas.errors import RejectedImage
 from schemas.reasons import Reason
 
@@ -15,22 +17,38 @@ Fetched = bytes | RejectedImage
 
 
 class Objects:
-    """Reads whole objects of at most ``max_bytes`` bytes. It travels between processes without connections."""
+    """Reads objects of at most ``max_bytes`` bytes. It travels between processes without connections."""
 
     def __init__(self, max_bytes: int) -> None:
         """Connect nothing yet."""
         self._max_bytes, self._s3 = max_bytes, S3Objects()
 
-    def read(self, fs: AbstractFileSystem, path: str, size_bytes: int | None) -> Fetched:
-        """Return the bytes of an object that was listed with ``size_bytes``; raises what its filesystem raises."""
+    def read(self, fs: AbstractFileSystem, path: str, size_bytes: int | None, etag: str | None = None) -> Fetched:
+        """Return the bytes of an object that was listed with ``size_bytes`` and the version tag ``etag``.
+
+        An object of more bytes than allowed is returned as its rejection. Raises OtherVersionError and OtherLengthError
+        where the object is not what was listed, and what its filesystem raises.
+        """
+        found = self._ask(fs, path, size_bytes, etag)
+        check_version(found.etag, etag)
+        if size_bytes is not None and found.size_bytes != size_bytes:
+            raise OtherLengthError(f"{found.size_bytes} bytes arrived, {size_bytes} were listed")
+        return self.too_large(found.size_bytes) if found.data is None else found.data
+
+    def _ask(self, fs: AbstractFileSystem, path: str, size_bytes: int | None, etag: str | None) -> ObjectRead:
         if is_local(fs):
-            return self.bounded(_read_local(path, self._max_bytes))
-        if is_s3(fs) and (answer := self._s3.get(fs, path, self._max_bytes)):
-            return self.too_large(answer.size_bytes) if answer.data is None else answer.data
+            return _read_local(path, self._max_bytes)
+        if is_s3(fs):
+            return self._s3.get(fs, path, self._max_bytes) or read_s3(fs, path, self._max_bytes)
+        if is_http(fs):
+            return read_http(fs, path, self._max_bytes)
         if size_bytes is None:
             with fs.open(path, "rb", cache_type="none") as file:
-                return self.bounded(file.read(self._max_bytes + 1))
-        return self.bounded(read_object(fs, path))
+                data = file.read(self._max_bytes + 1)
+        else:
+            data = read_object(fs, path)
+        tag = etag and version_of(fs.info(path)).etag  # Asked after the bytes, so that they are no newer.
+        return ObjectRead(tag, len(data), data if len(data) <= self._max_bytes else None)
 
     def bounded(self, data: bytes) -> Fetched:
         """Return what was read, or its rejection where that is more than allowed."""
@@ -42,11 +60,35 @@ class Objects:
         return RejectedImage(Reason.TOO_MANY_BYTES, detail)
 
 
-def _read_local(path: str, max_bytes: int) -> bytes:
-    """Return a regular file's bytes, at most one more than ``max_bytes``; raises FileNotFoundError for what is none."""
+def read_span(fs: AbstractFileSystem, path: str, start: int, end: int, etag: str | None) -> bytes:
+    """Return the bytes from ``start`` up to ``end`` of an object that was listed with the version tag ``etag``.
+
+    Fewer come back where the object ends earlier. Raises OtherVersionError where the store says that it has another
+    version, and what the filesystem raises.
+    """
+    if end <= start:
+        return b""
+    if is_s3(fs) or is_http(fs):
+        found = (read_s3 if is_s3(fs) else read_http)(fs, path, end - start, (start, end))
+        check_version(found.etag, etag)
+        return found.data or b""
+    data: bytes = fs.cat_file(path, start=start, end=end)
+    if etag:
+        check_version(version_of(fs.info(path)).etag, etag)
+    return data
+
+
+def _read_local(path: str, max_bytes: int) -> ObjectRead:
+    """Return a regular file, read up to one byte more than ``max_bytes``.
+
+    Raises FileNotFoundError for anything else.
+    """
     if "\0" in path:
         raise FileNotFoundError(path)
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would wait for its writer
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise FileNotFoundError(path)
-        return file.read(max_bytes + 1)
+        data = file.read(max_bytes + 1)
+    too_large = len(data) > max_bytes
+    return ObjectRead(None, max(len(data), status.st_size) if too_large else len(data), None if too_large else data)

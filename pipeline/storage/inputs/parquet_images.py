@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import Stores
-from pipeline.storage.inputs.containers import is_damage, open_parquet, unreadable
+from pipeline.storage.inputs.containers import open_parquet, unreadable
 from pipeline.storage.inputs.entries import Container, Entry, named_entry
+from pipeline.storage.store_failures import is_damage
 from schemas.errors import InputError
 from schemas.reasons import Reason
 
@@ -93,10 +94,16 @@ def list_parquet(fs: AbstractFileSystem, file: Container, stores: Stores) -> Ite
 
 
 def _row_entry(file: Container, row: int, path: str | None, has_bytes: bool, stores: Stores) -> Entry:
-    etag, _, modified_us = file.version
     if path and not has_bytes:
         return named_entry(path, file, row, stores)
-    entry = Entry(f"{file.uri}#{row}" + (f"/{path}" if path else ""), file.path, etag, None, modified_us, offset=row)
+    entry = Entry(
+        f"{file.uri}#{row}" + (f"/{path}" if path else ""),
+        file.path,
+        file.version.tag,
+        None,
+        file.version.modified_us,
+        offset=row,
+    )
     return entry if has_bytes else entry._replace(reason=Reason.EMPTY, detail="the row has neither bytes nor a path")
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import obstore
@@ -17,7 +17,8 @@ from fsspec.asyn import sync
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from pipeline.storage.filesystems import is_store_failure
+from pipeline.storage.fsspec_private import ObjectRead
+from pipeline.storage.store_failures import is_store_failure
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -27,14 +28,6 @@ _CREDENTIALS_TTL = timedelta(minutes=5)
 _CLIENT: "ClientConfig" = {"allow_http": True, "connect_timeout": "10s", "read_timeout": "60s", "timeout": "1h"}
 _RETRIES: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=60)}
 """Few, because s3fs tries again."""
-
-
-class S3Response(NamedTuple):
-    """What a store has under a key."""
-
-    size_bytes: int
-    data: bytes | None
-    """Its bytes; None where it is larger than was allowed."""
 
 
 class S3Objects:
@@ -53,7 +46,7 @@ class S3Objects:
         """Begin anew."""
         self.__init__()  # type: ignore[misc]
 
-    def get(self, fs: AbstractFileSystem, path: str, max_bytes: int) -> S3Response | None:
+    def get(self, fs: AbstractFileSystem, path: str, max_bytes: int) -> ObjectRead | None:
         """Return an object by one request without a range; None where obstore can't, so that s3fs reads it or says why.
 
         That is so for any failure after a few tries, and for keys with an empty part, ``.`` or ``..``, which are no
@@ -68,8 +61,9 @@ class S3Objects:
             return None
         try:
             answer = obstore.get(store, key)
-            size_bytes = int(answer.meta["size"])
-            return S3Response(size_bytes, bytes(answer.bytes()) if size_bytes <= max_bytes else None)
+            etag, size_bytes = answer.meta["e_tag"], int(answer.meta["size"])
+            data = bytes(answer.bytes()) if size_bytes <= max_bytes else None
+            return ObjectRead(etag, size_bytes if data is None else len(data), data)
         except (BaseError, FileNotFoundError, ValueError):
             return None
 

@@ -34,8 +34,8 @@ def list_shard(fs: AbstractFileSystem, shard: Container, skipped: Counter[str]) 
     Other members count in ``skipped`` by extension. What lies after damage can't be listed: one entry with the reason
     ``unreadable_container`` stands for it.
     """
-    etag, size_bytes, modified_us = shard.version
-    end = fs.size(shard.path) if size_bytes is None else size_bytes
+    etag, modified_us = shard.version.tag, shard.version.modified_us
+    end = fs.size(shard.path) if shard.version.size_bytes is None else shard.version.size_bytes
     damage: str | None = None
     with _open_headers(fs, shard.path, end) as file:
         try:

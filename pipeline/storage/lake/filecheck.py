@@ -3,16 +3,15 @@
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.filesystems import store_errors
 from pipeline.storage.lake.layout import REQUESTS_AT_ONCE, LakePaths, committed_files
+from pipeline.storage.store_failures import store_errors
 from schemas.runs import DataFile, RunManifest
-from schemas.tables import FeatureType, Table, table_schema
+from schemas.tables import TABLES
 
 
 def damaged_files(
@@ -41,20 +40,8 @@ def _footer_problem(fs: AbstractFileSystem, layout: LakePaths, file: DataFile) -
             return f"{file.path}: no readable Parquet file: {str(error).splitlines()[0]}"
     if rows != file.rows:
         return f"{file.path}: {rows} rows, but {file.rows} were committed"
-    odd = _odd_columns(file.table, schema)
+    odd = TABLES[file.table].odd_columns(schema)
     return f"{file.path}: columns that are missing or of another type: {', '.join(odd)}" if odd else None
-
-
-def _odd_columns(table: str, schema: pa.Schema) -> list[str]:
-    """Return the declared columns that ``schema`` lacks or has with another type; new columns are no fault."""
-    channels, dtype = 1, "float32"
-    if table == "features" and "feature" in schema.names:
-        vector = schema.field("feature").type
-        if pa.types.is_fixed_size_list(vector):
-            channels, dtype = vector.list_size, "float16" if vector.value_type == pa.float16() else "float32"
-    declared = table_schema(cast(Table, table), channels, cast(FeatureType, dtype))
-    indices = [(one, schema.get_field_index(one.name)) for one in declared]
-    return [one.name for one, index in indices if index < 0 or schema.field(index).type != one.type]
 
 
 def misplaced_files(runs: Sequence[RunManifest], listed: dict[str, int]) -> list[str]:

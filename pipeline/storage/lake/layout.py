@@ -19,7 +19,8 @@ from typing import TypeVar
 from fsspec import AbstractFileSystem
 from pydantic import ValidationError
 
-from pipeline.storage.filesystems import is_local, read_object, store_errors
+from pipeline.storage.filesystems import is_local, read_object
+from pipeline.storage.store_failures import store_errors
 from schemas.errors import StoreError
 from schemas.runs import CommitRecord, Counts, DataFile, Record, RunManifest
 from schemas.tables import SCHEMA_VERSION, TABLES, Table

@@ -20,8 +20,9 @@ from typing import Self
 from fsspec import AbstractFileSystem
 from pydantic import AwareDatetime
 
-from pipeline.storage.filesystems import is_local, store_errors
+from pipeline.storage.filesystems import is_local
 from pipeline.storage.lake.layout import LakePaths, list_dir, parse_record, read_whole, remove_many, write_whole
+from pipeline.storage.store_failures import store_errors
 from schemas.errors import LeaseError, StoreError
 from schemas.runs import Record
 

@@ -74,10 +74,11 @@ def make_plan(
     """Write the inputs that are not done to ``<root>/<plan_dir>/`` as Parquet of the schema PLAN, and return the plan.
 
     Inputs keep the listing's order (a folder's are sorted by path), so that containers are read from front to back. Of
-    inputs with the same id the first counts. ``sample`` keeps a share of the inputs by their ids, always the same ones;
-    ``limit`` then keeps the first so many, done or not, so that a second run with the same limit finds nothing to do.
-    ``done`` holds DONE_COLUMNS of the latest committed version of each image: an input is done where both have an etag
-    and it is the same, or else size and time are. ``rows_per_slice`` may depend on the number of planned inputs.
+    inputs with the same id the first counts, of members of shards the last. ``sample`` keeps a share of the inputs by
+    their ids, always the same ones; ``limit`` then keeps the first so many, done or not, so that a second run with the
+    same limit finds nothing to do. ``done`` holds DONE_COLUMNS of the latest committed version of each image: an input
+    is done where both have an etag and it is the same, or else size and time are; an image of which neither is known is
+    never done. ``rows_per_slice`` may depend on the number of planned inputs.
 
     Raises InputError where the listing fails, StoreError where the plan can't be written.
     """
@@ -96,6 +97,7 @@ def make_plan(
         listed=firsts,
         duplicates=listed - firsts,
         skipped_files=listing.skipped_files,
+        skipped_by_kind=dict(listing.skipped_kinds.most_common()),
         left_out=firsts - considered,
         already_done=considered - planned,
         planned=planned,
@@ -167,7 +169,9 @@ def _consider(
 ) -> tuple[int, int, int]:
     """Make ``considered``; return how many inputs were listed, how many of them differ, and how many are considered."""
     order = "seq" if listing.ordered else "path, seq"
-    con.execute("CREATE TABLE firsts AS SELECT min(seq) AS seq FROM listed GROUP BY image_id")
+    # A member that stands in a shard twice was written anew: its last version counts, as for tar itself.
+    seq = 'coalesce(max(seq) FILTER (WHERE "offset" IS NOT NULL), min(seq))'
+    con.execute(f"CREATE TABLE firsts AS SELECT {seq} AS seq FROM listed GROUP BY image_id")
     # The id is uniform: its first 16 hex digits, which sort as numbers do, are below this for that share of all images.
     kept = "" if sample >= 1 else f"WHERE image_id < '{int(sample * 2**64):016x}'"
     most = "" if limit is None else f"ORDER BY {order} LIMIT {int(limit)}"
@@ -184,7 +188,8 @@ def _subtract_done(con: duckdb.DuckDBPyConnection) -> int:
     con.execute(
         "CREATE TABLE same AS SELECT seq FROM considered JOIN done USING (image_id)"
         " WHERE CASE WHEN considered.etag IS NOT NULL AND done.etag IS NOT NULL THEN considered.etag = done.etag"
-        " ELSE considered.size_bytes IS NOT DISTINCT FROM done.size_bytes"
+        " ELSE (coalesce(considered.size_bytes, considered.modified_at) IS NOT NULL OR reason_code IS NOT NULL)"
+        " AND considered.size_bytes IS NOT DISTINCT FROM done.size_bytes"
         " AND considered.modified_at IS NOT DISTINCT FROM done.modified_at END"
     )
     con.execute("CREATE TABLE planned AS SELECT * FROM considered ANTI JOIN same USING (seq)")

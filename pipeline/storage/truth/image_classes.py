@@ -11,8 +11,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage.filesystems import connect, describe_failure, safe_url, store_errors
+from pipeline.storage.filesystems import connect, safe_url
 from pipeline.storage.inputs.containers import suffix_of
+from pipeline.storage.store_failures import describe_failure, store_errors
 from pipeline.storage.truth.class_names import ClassNames
 from pipeline.storage.truth.truth_files import CLASS_COLUMNS, KEY_COLUMNS, LABEL_COLUMNS, true_objects
 from schemas.config import StorageConfig

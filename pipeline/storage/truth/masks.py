@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipeline.images.mask_decoding import Mask, polygon_mask, run_length_mask
-from pipeline.storage.filesystems import connect, read_object, read_url, safe_url, store_errors
+from pipeline.storage.filesystems import connect, read_object, read_url, safe_url
+from pipeline.storage.store_failures import store_errors
 from pipeline.storage.truth.wsol_masks import LOCALIZATION, MaskFiles, MaskLine, mask_lines
 from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError

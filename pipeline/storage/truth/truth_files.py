@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.filesystems import connect, safe_url, store_errors
+from pipeline.storage.filesystems import connect, safe_url
+from pipeline.storage.store_failures import store_errors
 from pipeline.storage.truth.wsol_masks import LOCALIZATION, mask_lines
 from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError

@@ -14,7 +14,8 @@ import numpy as np
 from fsspec import AbstractFileSystem
 
 from pipeline.images.mask_decoding import SIDE, Mask, mask_of_file
-from pipeline.storage.filesystems import read_object, store_errors
+from pipeline.storage.filesystems import read_object
+from pipeline.storage.store_failures import store_errors
 from schemas.errors import InputError, RejectedImage, UsageError
 
 LOCALIZATION = "localization.txt"

@@ -1,0 +1,77 @@
+"""Which version of an object was listed, as far as its store says, and the failures where another one arrives."""
+
+import os
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MODIFIED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
+"""What fsspec's filesystems call the time of an object's last change."""
+
+
+class Version(NamedTuple):
+    """What a store says of an object: its tag, its bytes and its last change in microseconds since 1970, UTC."""
+
+    etag: str | None = None
+    size_bytes: int | None = None
+    modified_us: int | None = None
+
+    @property
+    def tag(self) -> str | None:
+        """Return the store's tag, or else size and time as one text; null where neither is known.
+
+        This is the version of what lies inside the object, such as a member of a tar shard: a shard that was written
+        anew within the same second or with its old time has another tag as soon as its size differs.
+        """
+        if self.etag or self.size_bytes is None or self.modified_us is None:
+            return self.etag
+        return f"{self.size_bytes}-{self.modified_us}"
+
+
+UNKNOWN = Version()
+
+
+class OtherLengthError(Exception):
+    """More bytes arrived than were listed, or fewer; another try may bring all of them."""
+
+
+class OtherVersionError(Exception):
+    """The store sent an object with another version tag than was listed."""
+
+
+def microseconds(value: Any) -> int | None:
+    """Return a time as microseconds since 1970 UTC: a datetime (naive means UTC), ISO text, or seconds as a number.
+
+    Raises ValueError for any other text.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, int | float):
+        return round(value * 1_000_000)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    aware = value if value.tzinfo else value.replace(tzinfo=UTC)
+    return int((aware - _EPOCH) // timedelta(microseconds=1))
+
+
+def version_of(info: dict[str, Any]) -> Version:
+    """Return the version in what ``fs.info`` or ``fs.ls`` gave for an object."""
+    etag = info.get("ETag") or info.get("etag")
+    modified = next((info[key] for key in _MODIFIED_KEYS if info.get(key) is not None), None)
+    return Version(str(etag).strip('"') if etag else None, info.get("size"), microseconds(modified))
+
+
+def local_version(status: os.stat_result) -> Version:
+    """Return the version of a local file: size and time of the last change, no tag."""
+    return Version(None, status.st_size, status.st_mtime_ns // 1000)
+
+
+def check_version(etag: str | None, listed: str | None) -> None:
+    """Raise OtherVersionError where a store's tag and the listed one are both known and differ."""
+    if etag and listed and _bare(etag) != _bare(listed):
+        raise OtherVersionError(f"the store has the version {_bare(etag)!r}, {_bare(listed)!r} was listed")
+
+
+def _bare(etag: str) -> str:
+    """Return a tag without quotes, and without the mark of a weak one, which HEAD and GET may set differently."""
+    return etag.removeprefix("W/").strip('"')

@@ -1,0 +1,79 @@
+"""The failures of stores and files that can be recognised by nothing better than a type's name, a package or a text.
+
+Each store's library raises exceptions of its own, and most of these libraries are not installed everywhere, so that no
+``except`` can name their types. ``tests/test_private_parts.py`` fails when one of the names moves.
+"""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from pipeline.storage.url_secrets import without_secrets
+from schemas.errors import CamlakeError, StoreError
+
+_VENDORS = frozenset(
+    {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs", "paramiko", "requests", "urllib3"}
+)
+"""Packages whose exceptions are failures of a store."""
+_NO_CREDENTIALS = "NoCredentialsError"
+"""Type of botocore's exception where it finds no key; botocore is imported only where S3 is used."""
+_GONE_STATUS, _DENIED_STATUS = (404, 410), (401, 403)
+_MOST_CHARACTERS = 300
+"""Of one line of an error; some libraries put whole HTML pages into theirs."""
+
+
+def is_store_failure(error: BaseException) -> bool:
+    """Tell whether ``error`` came from a store (or the way to it) rather than from a mistake in this program."""
+    return isinstance(error, OSError | EOFError) or _is_of_vendor(error)
+
+
+def is_not_found(error: BaseException) -> bool:
+    """Tell whether ``error`` says that no object is there: nothing of this name, no file, or a link that loops."""
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    loops = isinstance(error, OSError) and error.errno == errno.ELOOP
+    return missing or loops or getattr(error, "status", None) in _GONE_STATUS
+
+
+def is_denied(error: BaseException) -> bool:
+    """Tell whether ``error`` says that the object must not be read, or that there are no credentials."""
+    denied = isinstance(error, PermissionError) or getattr(error, "status", None) in _DENIED_STATUS
+    return denied or type(error).__name__ == _NO_CREDENTIALS
+
+
+def is_damage(error: BaseException) -> bool:
+    """Tell whether pyarrow failed because of a file's content.
+
+    pyarrow raises ArrowInvalid for most damage, and for some of it a plain OSError without a number; an OSError of the
+    operating system has one.
+    """
+    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
+
+
+def describe_failure(error: BaseException) -> str:
+    """Return what went wrong in one short line without secrets."""
+    if type(error).__name__ == _NO_CREDENTIALS:
+        return "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, --profile, or --anonymous"
+    if isinstance(error, FileNotFoundError) and not _is_of_vendor(error.__cause__):
+        return "not found"
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
+    return without_secrets(str(text).strip().splitlines()[0])[:_MOST_CHARACTERS]
+
+
+def _is_of_vendor(error: BaseException | None) -> bool:
+    return type(error).__module__.split(".")[0] in _VENDORS
+
+
+@contextmanager
+def store_errors(doing: str, kind: type[CamlakeError] = StoreError) -> Iterator[None]:
+    """Turn every failure of a store inside the block into ``kind`` with the line "<doing>: <what went wrong>".
+
+    ``doing`` must name a URL only through ``safe_url``. Errors of camlake and mistakes in the program pass unchanged.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_store_failure(error):
+            raise
+        raise kind(f"{doing}: {describe_failure(error)}") from error

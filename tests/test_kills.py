@@ -4,8 +4,8 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -25,6 +25,7 @@ from tests.references.equal_rows import same_rows
 N_IMAGES = 160
 
 
+@pytest.mark.slow
 def test_killed_runs_cost_nothing_but_their_last_commit(ray_session, tmp_path):
     write_corpus(tmp_path, N_IMAGES, seed=5, size_hw=(48, 64), broken=1)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -62,18 +63,15 @@ def commits(out):
     return list(out.glob("_runs/*/commits/*.json"))
 
 
-def parent(pid):
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def annotators():
     """Return the processes that annotate on this process's Ray: its raylet, their parent, is a child of ours."""
     found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
+    for process in psutil.Process().children(recursive=True):
         try:
-            if "MapWorker" in (folder / "cmdline").read_text() and parent(parent(folder.name)) == os.getpid():
-                found.add(int(folder.name))
-        except (FileNotFoundError, ProcessLookupError):
+            raylet = process.parent()
+            if raylet and raylet.ppid() == os.getpid() and "MapWorker" in " ".join(process.cmdline()):
+                found.add(process.pid)
+        except psutil.NoSuchProcess:
             continue
     return found
 

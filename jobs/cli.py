@@ -9,20 +9,23 @@ from typing import Annotated
 
 import typer
 
+import jobs
+
 FIRST = ("demo", "annotate", "train", "evaluate")
-"""The verbs that stand first in the help; the others follow by the alphabet."""
+"""The verbs that stand first in the help; the others follow in alphabetical order."""
 
 
 def verbs() -> dict[str, str]:
-    """Return each verb with its one sentence: a verb is a file of this folder that says what it does in ``ABOUT``.
+    """Return each verb with the one sentence of the program's help.
 
-    The files are read, not imported, so that the help of the program needs none of what the verbs need.
+    A verb is a file of ``jobs`` that has this sentence in ``ABOUT`` and its command-line function in ``command``. The
+    files are read, not imported, so that the help needs none of what the verbs import.
     """
     found = {}
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        for line in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(line, ast.Assign) and [ast.unparse(target) for target in line.targets] == ["ABOUT"]:
-                found[file.stem] = str(ast.literal_eval(line.value))
+    for file in sorted(file for folder in jobs.__path__ for file in Path(folder).glob("*.py")):
+        for statement in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "ABOUT":
+                found[file.stem] = str(ast.literal_eval(statement.value))
     return {name: found.pop(name) for name in FIRST} | found
 
 

@@ -1,10 +1,13 @@
 """What a user meets: help with an example, one line for each mistake, exit statuses, messages for machines."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import yaml
 
+import jobs
 from jobs import cli
 from jobs.console import Screen
 from pipeline.models.networks.architecture import GREATEST_WIDTH, WIDTH_STEPS
@@ -41,6 +44,43 @@ def test_bare_call_lists_the_verbs(camlake):
     _, out, err = camlake()
     assert all(verb in out for verb in VERBS)
     assert err == ""
+
+
+NEW_VERB = '''
+from jobs.console import Screen, verb
+from schemas.config import StorageConfig, required
+
+class XyzConfig(StorageConfig):
+    """What xyz does."""
+
+    thing: str = required("a thing")
+
+def run(config: XyzConfig, screen: Screen) -> None:
+    """Say the thing."""
+    screen.result(f"xyz of {config.thing}")
+
+ABOUT = "Do a new thing."
+
+command = verb("xyz", ABOUT, XyzConfig, run, "camlake xyz THING")
+'''
+
+
+def test_a_new_file_is_a_new_verb(camlake, tmp_path, monkeypatch):
+    (tmp_path / "xyz.py").write_text(NEW_VERB)
+    monkeypatch.setattr(jobs, "__path__", [*jobs.__path__, str(tmp_path)])
+    status, out, _ = camlake("--help")
+    assert (status, "xyz        Do a new thing." in out) == (0, True)
+    status, out, _ = camlake("xyz", "that")
+    assert (status, out) == (0, "xyz of that\n")
+
+
+def test_help_lists_the_files_of_jobs_and_imports_none():
+    code = "import sys, jobs.cli; print(*jobs.cli.verbs()); print(*(name for name in sys.modules if 'jobs' in name))"
+    listed, imported = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert sorted(listed.split()) == sorted(VERBS)
+    assert sorted(imported.split()) == ["jobs", "jobs.cli"]
 
 
 def test_version(camlake):

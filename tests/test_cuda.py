@@ -13,7 +13,7 @@ import torch
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.annotate.gpu_decode_stage import GpuDecodeStage
 from pipeline.arrays.boxes import foreground_levels, level_boxes
-from pipeline.images.device import decode_jpegs, to_inputs
+from pipeline.images.nvjpeg import decode_jpegs, to_inputs
 from pipeline.images.resize import ResizePlan
 from pipeline.models.localize.box_rules import BoxRule
 from pipeline.models.localize.engine import Engine
@@ -138,8 +138,8 @@ def test_normalized_inputs_and_features():
     pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), np.uint8))
     on_cpu, on_cuda = (Engine(network, Runtime(there, "fp32", False, 1, 4)) for there in ("cpu", "cuda"))
     torch.testing.assert_close(on_cuda.inputs(pixels.to(CUDA)).cpu(), on_cpu.inputs(pixels), rtol=1e-6, atol=1e-6)
-    with torch.no_grad(), on_cuda.at_work():
-        found = on_cuda(on_cuda.put(pixels)).cpu()
+    with torch.no_grad(), on_cuda.on_stream():
+        found = on_cuda(on_cuda.to_device(pixels)).cpu()
         torch.testing.assert_close(found, on_cpu(pixels), rtol=1e-3, atol=1e-4)
 
 
@@ -181,8 +181,8 @@ def test_a_compiled_trunk_gives_what_the_eager_one_gives():
     compiled.warm_up()
 
     def features(engine):
-        with torch.no_grad(), engine.at_work():
-            return engine(engine.put(pixels)).cpu()
+        with torch.no_grad(), engine.on_stream():
+            return engine(engine.to_device(pixels)).cpu()
 
     with ThreadPoolExecutor(2) as pool:
         for found in pool.map(features, [compiled, compiled]):

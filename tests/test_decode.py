@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.images.decode import DecodedImage, DecodeLimits, decode
-from pipeline.images.decoder import Decoder
+from pipeline.images.decode_pool import DecodePool
 from schemas.errors import RejectedImage
 from schemas.reasons import Reason
 from tests.pictures import ORIENTATION, RGB, SMOOTH, encoded, png_chunk, tiff
@@ -209,7 +209,7 @@ def size_of(place: int, image: DecodedImage) -> tuple[int, ...]:
 def test_decoder_keeps_the_order(threads: int) -> None:
     blobs = [encoded(np.zeros((height, 2, 3), np.uint8)) for height in range(1, 30)]
     blobs[3:5] = [b"text", None]
-    results = Decoder(LIMITS, threads).map(blobs, size_of)
+    results = DecodePool(LIMITS, threads).map(blobs, size_of)
     rejected = {3: Reason.NOT_AN_IMAGE, 4: Reason.FETCH_FAILED}
     for index, result in enumerate(results):
         if isinstance(result, RejectedImage):
@@ -218,8 +218,8 @@ def test_decoder_keeps_the_order(threads: int) -> None:
         else:
             assert result == (index + 1, 2)
     assert not rejected
-    assert Decoder(LIMITS, threads).map([], size_of) == []
-    assert Decoder(LIMITS, threads).map(blobs[:3], lambda place, image: place) == [0, 1, 2]
+    assert DecodePool(LIMITS, threads).map([], size_of) == []
+    assert DecodePool(LIMITS, threads).map(blobs[:3], lambda place, image: place) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -234,7 +234,7 @@ def test_a_slow_image_times_out_alone(threads: int) -> None:
         return height
 
     try:
-        results = Decoder(DecodeLimits(100, 10_000, timeout_s=1.0), threads).map(blobs, stuck_at_three)
+        results = DecodePool(DecodeLimits(100, 10_000, timeout_s=1.0), threads).map(blobs, stuck_at_three)
     finally:
         released.set()
     late = results.pop(2)
@@ -256,14 +256,14 @@ def test_the_result_of_a_thread_left_behind_is_dropped() -> None:
         return height
 
     blobs = [encoded(np.zeros((height, 2, 3), np.uint8)) for height in (1, 2)]
-    first, second = Decoder(DecodeLimits(100, 10_000, timeout_s=1.0), threads=1).map(blobs, first_waits_for_second)
+    first, second = DecodePool(DecodeLimits(100, 10_000, timeout_s=1.0), threads=1).map(blobs, first_waits_for_second)
     assert isinstance(first, RejectedImage)
     assert second == 2
 
 
 def test_threads_end_with_their_decoder() -> None:
     others = set(threading.enumerate())
-    decoder = Decoder(LIMITS, 3)
+    decoder = DecodePool(LIMITS, 3)
     assert decoder.map([encoded(RGB)], size_of) == [(5, 7)]
     own = set(threading.enumerate()) - others
     assert len(own) == 3
@@ -278,4 +278,4 @@ def test_another_exception_of_then_reaches_the_caller() -> None:
         raise ZeroDivisionError(image.format)
 
     with pytest.raises(ZeroDivisionError, match="PNG"):
-        Decoder(LIMITS, 2).map([encoded(RGB)] * 5, broken)
+        DecodePool(LIMITS, 2).map([encoded(RGB)] * 5, broken)

@@ -16,7 +16,7 @@ from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.annotate.gpu_decode_stage import GpuDecodeStage
 from pipeline.graph.annotate.stream import Annotator
 from pipeline.images.decode import DecodeLimits
-from pipeline.images.device import check_nvjpeg, decode_jpegs, to_inputs
+from pipeline.images.nvjpeg import check_nvjpeg, decode_jpegs, to_inputs
 from pipeline.images.jpeg import read_frame
 from pipeline.images.pixels import upright
 from pipeline.images.resize import ResizePlan
@@ -91,14 +91,14 @@ def test_a_device_whose_decoder_does_not_work_is_refused(
     decoder: Callable[..., list[torch.Tensor]], problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_nvjpeg(CPU)
-    monkeypatch.setattr("pipeline.images.device.decode_jpeg", decoder)
+    monkeypatch.setattr("pipeline.images.nvjpeg.decode_jpeg", decoder)
     with pytest.raises(ModelError, match=rf"^--decode gpu: .*{problem}.*; allowed here: auto, local, remote$"):
         GpuDecodeStage(DecodeSpec(LIMITS, ResizePlan("squash", 32, (4, 4))), "cuda")
 
 
 def test_an_actor_says_so_at_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of a failed constructor Ray only says that the actor died.
-    monkeypatch.setattr("pipeline.images.device.decode_jpeg", missing)
+    monkeypatch.setattr("pipeline.images.nvjpeg.decode_jpeg", missing)
     monkeypatch.setattr("pipeline.graph.annotate.stream.AnnotateStage", lambda spec, state: None)
     monkeypatch.setattr("pipeline.graph.annotate.stream.ray.get", lambda reference: reference)
     compute = SimpleNamespace(decode="gpu", decode_threads=1, runtime=SimpleNamespace(device="cuda"))

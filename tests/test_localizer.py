@@ -22,9 +22,9 @@ def picture(*rectangles):
     return pixels
 
 
-def localize(network, pixels, rule=RULE, sizes=None, covered=None, classes=None):
+def localize(network, pixels, rule=RULE, sizes=None, valid_hw=None, classes=None):
     n, inputs = len(pixels), torch.from_numpy(pixels)
-    return Localizer(network, rule, RUNTIME)(inputs, sizes or [(80, 40)] * n, covered or [(4, 4)] * n, classes)
+    return Localizer(network, rule, RUNTIME)(inputs, sizes or [(80, 40)] * n, valid_hw or [(4, 4)] * n, classes)
 
 
 class TestByHand:
@@ -102,8 +102,8 @@ class TestByHand:
     def test_only_the_covered_cells_count(self):
         # A picture of 80×40 that `fit` puts into the left two columns; what lies in the padding is no map.
         pixels = picture((0, 0, 4, 0, 2), (0, 0, 8, 4, 8))
-        found = localize(by_hand([[1, 0, 0], [0, 1, 0]]), pixels, covered=[(4, 2)])
-        assert found.maps.covered.tolist() == [[4, 2], [4, 2]]
+        found = localize(by_hand([[1, 0, 0], [0, 1, 0]]), pixels, valid_hw=[(4, 2)])
+        assert found.maps.valid_hw.tolist() == [[4, 2], [4, 2]]
         assert found.boxes.xyxy[0].tolist() == [0, 0, 20, 40]
 
     def test_not_finite_images_have_no_maps(self):
@@ -119,12 +119,12 @@ def test_an_image_does_not_depend_on_its_batch(resize_rows):
     torch.manual_seed(0)
     network = load_network("squeezenet1_1", None, 64)
     side = network.map_size(64)[0]
-    covered = (min(resize_rows[0], side), min(resize_rows[1], side))
+    valid_hw = (min(resize_rows[0], side), min(resize_rows[1], side))
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8))
     localizer = Localizer(network, CamRule(5, BoxRule("all-components", (0.2, 0.6), 0.0)), RUNTIME)
-    together = localizer(pixels, [(100, 50)] * 8, [covered] * 8)
+    together = localizer(pixels, [(100, 50)] * 8, [valid_hw] * 8)
     for index in range(8):
-        alone = localizer(pixels[index : index + 1], [(100, 50)], [covered])
+        alone = localizer(pixels[index : index + 1], [(100, 50)], [valid_hw])
         own = together.maps.image == index
         assert together.maps.class_id[own].tolist() == alone.maps.class_id.tolist()
         assert np.allclose(together.maps.heat[own], alone.maps.heat, atol=1e-4)

@@ -68,7 +68,7 @@ IDS = torch.tensor([[0, 3], [4, 1], [2, 2]])
 def maps_of(method: str, network: CamNetwork, pixels: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     localization = METHODS[method](Engine(network, RUNTIME), network.head)
     with torch.no_grad():
-        return localization.maps(localization.look(pixels), ids)
+        return localization.maps(localization.forward(pixels), ids)
 
 
 def one_by_one(network: CamNetwork, pixels: torch.Tensor, ids: torch.Tensor, work) -> torch.Tensor:
@@ -121,10 +121,10 @@ def test_maps_are_those_of_autograd_one_image_and_class_at_a_time(method, work, 
 def test_classes_and_vectors_are_the_same_whatever_the_method(network):
     pixels = pictures()
     with torch.no_grad():
-        looks = [kind(Engine(network, RUNTIME), network.head).look(pixels) for kind in KINDS.values()]
-    for look in looks[1:]:
-        assert torch.equal(look.logits, looks[0].logits)
-        assert torch.equal(look.pooled, looks[0].pooled)
+        passes = [kind(Engine(network, RUNTIME), network.head).forward(pixels) for kind in KINDS.values()]
+    for other in passes[1:]:
+        assert torch.equal(other.logits, passes[0].logits)
+        assert torch.equal(other.pooled, passes[0].pooled)
 
 
 def test_behind_gap_gradcam_is_the_positive_part_of_cam_over_its_cells():
@@ -144,13 +144,15 @@ def test_layercam_by_hand():
     features = torch.tensor([[[[1.0, 5.0]], [[4.0, 0.0]]]])
     gradients = head_gradients(head, features, torch.tensor([[0]]))
     assert gradients.tolist() == [[[[[0, 3]], [[-2, 0]]]]]
-    kinds = {kind: kind(None, head).maps(look_at(features), torch.tensor([[0]])) for kind in (LayerCam, GradCam)}
+    kinds = {
+        kind: kind(None, head).maps(forward_pass_of(features), torch.tensor([[0]])) for kind in (LayerCam, GradCam)
+    }
     assert kinds[LayerCam].tolist() == [[[[0, 15]]]]
     # Means of the gradients, 1.5 and −1: 1.5·1 − 4 < 0 and 1.5·5 − 0.
     assert kinds[GradCam].tolist() == [[[[0, 7.5]]]]
 
 
-def look_at(features: torch.Tensor) -> methods.ForwardPass:
+def forward_pass_of(features: torch.Tensor) -> methods.ForwardPass:
     return methods.ForwardPass(torch.empty(0), torch.empty(0), features)
 
 
@@ -246,7 +248,7 @@ def test_gradients_in_short_numbers_come_close(network, precision, likeness):
     engine = Engine(network, Runtime("cpu", precision, compile=False, threads=1, batch_size=8))
     localization = Backprop(engine, network.head)
     with torch.no_grad():
-        found = localization.maps(localization.look(pixels), IDS)
+        found = localization.maps(localization.forward(pixels), IDS)
     assert found.dtype == torch.float32
     found, exact = (1e6 * maps.flatten(2) for maps in (found, exact))
     assert F.cosine_similarity(found, exact, dim=2).min() > likeness

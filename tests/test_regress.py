@@ -52,7 +52,7 @@ def test_a_told_box_in_pixels_of_the_original(size_hw, resize, centre_xy, size_w
     plan = ResizePlan(resize, SIDE, (MAP, MAP))
     localizer = Localizer(telling(centre_xy, size_wh), RULE, RUNTIME, method="regress")
     blank = torch.zeros(1, SIDE, SIDE, 3, dtype=torch.uint8)
-    found = localizer(blank, [size_hw], [plan.covered(size_hw)]).boxes
+    found = localizer(blank, [size_hw], [plan.valid_hw(size_hw)]).boxes
     # Where the picture lies in the input, in pixels: whole cells of two pixels.
     height, width = plan.input_hw(*size_hw)
     half = [share / 2 for share in size_wh]

@@ -25,7 +25,7 @@ def test_squash_is_opencv_linear() -> None:
     pixels = picture(50, 81)
     squashed = ResizePlan("squash", 64, (7, 7)).apply(pixels)
     np.testing.assert_array_equal(squashed, cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_LINEAR))
-    assert ResizePlan("squash", 64, (7, 7)).covered((50, 81)).tolist() == [7, 7]
+    assert ResizePlan("squash", 64, (7, 7)).valid_hw((50, 81)).tolist() == [7, 7]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_squash_is_opencv_linear() -> None:
     ],
 )
 def test_fit_covers_whole_cells(height_px: int, width_px: int, covered: tuple[int, int]) -> None:
-    assert ResizePlan("fit", 224, (7, 7)).covered((height_px, width_px)).tolist() == list(covered)
+    assert ResizePlan("fit", 224, (7, 7)).valid_hw((height_px, width_px)).tolist() == list(covered)
 
 
 def test_fit_places_the_image_top_left_and_pads_with_gray() -> None:
@@ -60,7 +60,7 @@ def test_input_is_a_contiguous_square(plan: ResizePlan, height_px: int, width_px
     assert square.shape == (plan.image_size, plan.image_size, 3)
     assert square.dtype == np.uint8
     assert square.flags.c_contiguous
-    rows, cols = plan.covered((height_px, width_px)).tolist()
+    rows, cols = plan.valid_hw((height_px, width_px)).tolist()
     assert 1 <= rows <= plan.map_hw[0]
     assert 1 <= cols <= plan.map_hw[1]
     assert rows == plan.map_hw[0] or cols == plan.map_hw[1]
@@ -71,7 +71,7 @@ def test_input_is_a_contiguous_square(plan: ResizePlan, height_px: int, width_px
 def test_each_input_pixel_comes_back_to_where_it_was_seen(resize: str, height_px: int, width_px: int) -> None:
     """Each pixel holds its own x and y, so an input pixel shows where it came from: there its cell must map back to."""
     plan = ResizePlan(resize, 56, (7, 7))
-    rows, cols = plan.covered((height_px, width_px)).tolist()
+    rows, cols = plan.valid_hw((height_px, width_px)).tolist()
     y_px, x_px = np.mgrid[:height_px, :width_px]
     levels_per_px = 255 // max(height_px, width_px)
     coordinates = (np.stack([x_px, y_px, x_px], axis=-1) * levels_per_px).astype(np.uint8)

@@ -122,7 +122,7 @@ def test_cells_are_those_of_the_original() -> None:
     """999×2000 covers 3.4965 of 7 rows; at 1/8, rounded up to 125×250, it would cover 3.5, rounded to even: 4."""
     plan = ResizePlan("fit", 56, (7, 7))
     reduced = np.full((125, 250, 3), 255, np.uint8)
-    assert plan.covered([[999, 2000], [125, 250]]).tolist() == [[3, 7], [4, 7]]
+    assert plan.valid_hw([[999, 2000], [125, 250]]).tolist() == [[3, 7], [4, 7]]
     square = plan.apply(reduced, (999, 2000))
     assert (square[:24] == 255).all()
     assert (square[24:] == 128).all()

@@ -52,14 +52,14 @@ def test_boxes_are_whole_pixels_inside_the_picture(label: int, seed: int, height
 @pytest.mark.parametrize("label", range(10))
 def test_a_box_is_the_extent_of_the_pixels_that_the_object_changed(label: int, monkeypatch: pytest.MonkeyPatch) -> None:
     grounds: list[np.ndarray] = []
-    drawn = scenes.draw_ground
+    drawn = scenes.draw_background
 
     def kept(rng: np.random.Generator, size_hw: tuple[int, int]) -> np.ndarray:
         pixels = drawn(rng, size_hw)
         grounds.append(pixels.copy())
         return pixels
 
-    monkeypatch.setattr(scenes, "draw_ground", kept)
+    monkeypatch.setattr(scenes, "draw_background", kept)
     monkeypatch.setattr(scenes, "SECOND_OBJECT", 0.0)
     scene = render_scene(_rng(label), label, (200, 260))
     changed = np.abs(scene.pixels.astype(int) - grounds[0].astype(int)).max(axis=2) > 0

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.models.localize.views import Canvas, View, ViewPlan, make_views, mean_of, plan_views
+from pipeline.models.localize.views import Canvas, View, ViewPlan, make_views, mean_of_views, plan_views
 
 TTAS = st.sampled_from(("none", "flip", "tencrop"))
 
@@ -40,18 +40,18 @@ def test_scales_multiply_the_side():
 
 
 def test_only_one_whole_picture_as_it_is_is_plain():
-    assert planned(224)[0].plain
-    assert planned(224, "none", (2.0,))[0].plain, "a single scale is another input size"
-    assert not planned(224, "flip")[0].plain
-    assert not planned(224, "none", (1.0, 2.0))[0].plain
+    assert planned(224)[0].is_single
+    assert planned(224, "none", (2.0,))[0].is_single, "a single scale is another input size"
+    assert not planned(224, "flip")[0].is_single
+    assert not planned(224, "none", (1.0, 2.0))[0].is_single
 
 
 def test_a_plain_plan_hands_its_tensors_through():
     plan, canvas = planned(16)
     pixels, maps = torch.zeros(1, 16, 16, 3, dtype=torch.uint8), torch.randn(1, 2, 4, 4)
     assert next(plan.inputs(pixels)).data_ptr() == pixels.data_ptr()
-    assert canvas.laid([maps]) is maps
-    assert mean_of([maps]) is maps
+    assert canvas.lay([maps]) is maps
+    assert mean_of_views([maps]) is maps
 
 
 def test_crops_and_mirrors_are_the_pixels_themselves():
@@ -76,13 +76,13 @@ def test_smaller_scales_average_what_they_skip():
 def test_mirrored_maps_are_mirrored_back():
     _, canvas = planned(16, "flip")
     maps = torch.randn(2, 3, 4, 4)
-    assert torch.equal(canvas.laid([maps, maps.flip(3)]), maps)
+    assert torch.equal(canvas.lay([maps, maps.flip(3)]), maps)
 
 
 def test_one_row_of_two_scales_by_hand():
     # Scales 1 and 2 of a 1-cell and a 2-cell map: the canvas has two cells, the small map is constant.
     _, canvas = planned(4, "none", (1.0, 2.0), 4)
-    laid = canvas.laid([torch.tensor([[[[10.0]]]]), torch.tensor([[[[0.0, 2.0], [4.0, 6.0]]]])])
+    laid = canvas.lay([torch.tensor([[[[10.0]]]]), torch.tensor([[[[0.0, 2.0], [4.0, 6.0]]]])])
     assert laid.tolist() == [[[[5, 6], [7, 8]]]]
 
 
@@ -91,7 +91,7 @@ def test_crops_overlap_by_hand():
     plan, canvas = planned(28, "tencrop")
     assert plan.canvas_hw == (8, 8)
     maps = [torch.full((1, 1, 7, 7), float(index)) for index in range(10)]
-    laid = canvas.laid(maps)[0, 0]
+    laid = canvas.lay(maps)[0, 0]
     assert laid[0, 0] == (0 + 4 + 5 + 9) / 4, "the top left crop, the middle one and their mirrors"
     assert laid[7, 7] == (3 + 4 + 8 + 9) / 4
     assert laid[0, 3] == pytest.approx((0 + 1 + 4 + 5 + 6 + 9) / 6)
@@ -99,8 +99,8 @@ def test_crops_overlap_by_hand():
     # The corners' cells are the canvas's own.
     own = torch.randn(1, 1, 7, 7)
     only = [own if index == 1 else torch.zeros_like(own) for index in range(10)]
-    torch.testing.assert_close(canvas.laid(only)[0, 0, 1:7, 1:7], own[0, 0, 1:, :6] / 10)
-    torch.testing.assert_close(canvas.laid(only)[0, 0, 0, 7], own[0, 0, 0, 6] / 4)
+    torch.testing.assert_close(canvas.lay(only)[0, 0, 1:7, 1:7], own[0, 0, 1:, :6] / 10)
+    torch.testing.assert_close(canvas.lay(only)[0, 0, 0, 7], own[0, 0, 0, 6] / 4)
 
 
 @settings(max_examples=60, deadline=None)
@@ -113,7 +113,7 @@ def test_crops_overlap_by_hand():
 def test_a_constant_stays_constant_and_every_cell_is_seen(tta, scales, side, cell_px):
     plan, canvas = planned(side, tta, tuple(scales), cell_px)
     maps = [torch.full((1, 1, *blocks_of(cell_px)(view.side_px)), 3.0) for view in plan.views]
-    torch.testing.assert_close(canvas.laid(maps), torch.full((1, 1, *plan.canvas_hw), 3.0))
+    torch.testing.assert_close(canvas.lay(maps), torch.full((1, 1, *plan.canvas_hw), 3.0))
     for part, view in zip(plan.inputs(torch.zeros(1, plan.side_px, plan.side_px, 3).byte()), plan.views, strict=True):
         assert part.shape == (1, view.side_px, view.side_px, 3)
 
@@ -136,7 +136,7 @@ def test_a_map_that_is_linear_in_place_lies_where_it_was(tta, scales, seed):
         return torch.from_numpy(values[:, ::-1].copy() if view.mirrored else values)[None, None].float()
 
     maps = [surface(blocks_of(4)(view.side_px)[0], view) for view in plan.views]
-    laid = canvas.laid(maps)[0, 0]
+    laid = canvas.lay(maps)[0, 0]
     whole = surface(plan.canvas_hw[0], View(1, 0, 0, 1, mirrored=False))[0, 0]
     # A view's edges hold it constant half a cell deep: of its own cells, which are four pixels.
     edge_px = plan.side_px / 8 + plan.side_px / plan.canvas_hw[0]
@@ -151,7 +151,7 @@ def test_smaller_maps_are_interpolated_as_opencv_does(sides):
     views = (View(small, 0, 0, small, mirrored=False), View(large, 0, 0, large, mirrored=False))
     plan = plan_views(views, lambda side: (side, side))
     grid = np.random.default_rng(0).normal(size=(small, small)).astype(np.float32)
-    laid = Canvas(plan, lambda side: (side, side), "cpu").laid(
+    laid = Canvas(plan, lambda side: (side, side), "cpu").lay(
         [torch.from_numpy(grid)[None, None], torch.zeros(1, 1, large, large)]
     )
     expected = cv2.resize(grid, (large, large), interpolation=cv2.INTER_LINEAR)

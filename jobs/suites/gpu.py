@@ -33,9 +33,8 @@ from pipeline.annotate.reporter import Reporter
 from pipeline.annotate.spec import annotate_spec, decode_spec
 from pipeline.arrays.boxes import foreground_levels, level_boxes
 from pipeline.graph.annotate.driver import annotate
-from pipeline.graph.annotate.stream import TABLES_AT_A_TIME
 from pipeline.graph.cluster import LOGICAL_PER_CORE
-from pipeline.graph.resources import GPU_BATCH, Machine, decoders, plan_compute
+from pipeline.graph.resources import GPU_BATCH, GPU_CALLS, Machine, decoders, plan_compute
 from pipeline.images.nvjpeg import decode_jpegs
 from pipeline.models.localize.engine import DTYPES, to_host
 from pipeline.models.localize.runtime import resolve_precision
@@ -135,7 +134,7 @@ def _sides(config: AnnotateConfig, photographs: Sequence[Path]) -> tuple[dict[st
     nvjpeg, facts = _nvjpeg(decoding, fetched, size, on_gpu.decode_threads)
     sides: dict[str, Callable[[], float]] = {
         "bare images/s": _bare(model, config, size),
-        "actor images/s": lambda: _actor(stage, batches, TABLES_AT_A_TIME),
+        "actor images/s": lambda: _actor(stage, batches, GPU_CALLS),
         "actor with one thread images/s": lambda: _actor(stage, batches, 1),
         **{f"{name} s": partial(_seconds, part.run) for name, part in parts.items()},
         "decode tasks images/s": lambda: decoded_per_s(decoding, photographs, tasks, DECODE_S),
@@ -164,7 +163,7 @@ def _nvjpeg(
         stage(batch)
 
     def images_per_s() -> float:
-        with ThreadPoolExecutor(TABLES_AT_A_TIME) as pool:
+        with ThreadPoolExecutor(GPU_CALLS) as pool:
 
             def all_batches() -> None:
                 list(pool.map(decode, batches))

@@ -1,7 +1,7 @@
-"""The decode stage: encoded images to the network's input, table by table. Ray runs it; so does a plain loop.
+"""The decode stage: tables of encoded images in, tables of the network's inputs out. Ray or a plain loop runs it.
 
-It never raises for one image: what can't be decoded leaves as a row with its reason. Tasks that decode load no torch,
-which takes seconds and hundreds of megabytes of every worker.
+No single image makes it raise: an image that can't be decoded becomes a row with a reason. This module does not import
+torch, which would take seconds and hundreds of megabytes in every worker that only decodes.
 """
 
 import functools
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotate.crash_isolation import Attempts, CrashIsolation
 from pipeline.images.decode import DecodedImage, DecodeLimits
-from pipeline.images.decoder import Decoder
+from pipeline.images.decode_pool import DecodePool
 from pipeline.images.resize import ResizePlan
 from pipeline.storage.lake.rows import IDENTITY
 from schemas.annotate import JpegScaling
@@ -24,7 +24,7 @@ from schemas.tables import PLAN
 
 @dataclass(frozen=True)
 class DecodeSpec:
-    """How images are decoded and brought to the network's input."""
+    """How images are decoded and resized to the network's input."""
 
     limits: DecodeLimits
     resize: ResizePlan
@@ -40,39 +40,39 @@ DECODED = pa.schema(
         pa.field("pixels", pa.large_binary()),
     ]
 )
-"""A decoded input: pixels are S·S·3 bytes of RGB, empty where the row is rejected."""
+"""A decoded image: ``pixels`` are S·S·3 bytes of RGB, none where the row is rejected."""
 
-Seen = tuple[tuple[int, int], str]
-"""(height, width) of the upright original in pixels, and the format."""
+Original = tuple[tuple[int, int], str]
+"""(height, width) in pixels of an upright original, and the name of its format."""
 
 
 class DecodeStage:
-    """Decodes the encoded bytes of a table (pipeline.annotate.reader.FETCHED) to the network's input (DECODED)."""
+    """Decodes tables of encoded images (pipeline.annotate.reader.FETCHED) to the network's inputs (DECODED)."""
 
     def __init__(self, spec: DecodeSpec, threads: int = 1) -> None:
-        """``threads``: images decoded at the same time."""
+        """``threads``: the number of images that are decoded at the same time."""
         self._resize = spec.resize
         least_hw = spec.resize.least_hw if spec.jpeg_scaling == "auto" else None
-        self._decoder = Decoder(spec.limits, threads, least_hw)
+        self._decoder = DecodePool(spec.limits, threads, least_hw)
 
     def __call__(self, fetched: pa.Table) -> pa.Table:
-        """Return one row for each row, in order."""
+        """Return one row for each row of ``fetched``, in order."""
         present = present_rows(fetched)
         results, pixels = self.decode([fetched["data"][row].as_py() for row in present])
         kept = [row for row, result in zip(present, results, strict=True) if not isinstance(result, RejectedImage)]
         return decoded_table(fetched, present, results, binary_rows(pixels, kept, len(fetched)))
 
-    def decode(self, blobs: Sequence[bytes | None]) -> tuple[list[Seen | RejectedImage], NDArray[np.uint8]]:
-        """Return for each blob what it is or why it is rejected, and the (n, S, S, 3) inputs of the others, in order.
+    def decode(self, blobs: Sequence[bytes | None]) -> tuple[list[Original | RejectedImage], NDArray[np.uint8]]:
+        """Return the original of each blob or its rejection, and the inputs (n, S, S, 3) uint8 of the n good blobs.
 
-        The threads resize into the rows of one array: the batch is copied only where an image is rejected, and must be
-        then, because a thread that was left behind may still write to its row.
+        The threads resize into the rows of one array. It is copied only where an image is rejected, and must be then,
+        because a thread that ran out of time may still write to its row.
         """
         side = self._resize.image_size
         inputs = np.empty((len(blobs), side, side, 3), np.uint8)
 
-        def resized(place: int, image: DecodedImage) -> Seen:
-            self._resize.apply(image.pixels, image.size_hw, inputs[place])
+        def resized(index: int, image: DecodedImage) -> Original:
+            self._resize.apply(image.pixels, image.size_hw, inputs[index])
             return image.size_hw, image.format
 
         results = self._decoder.map(blobs, resized)
@@ -81,7 +81,7 @@ class DecodeStage:
 
 
 def decode_in_task(spec: DecodeSpec, attempts: Attempts, fetched: pa.Table) -> pa.Table:
-    """Return what DecodeStage does of a table; a Ray task's function, which keeps the stage between its calls."""
+    """Return ``fetched`` decoded by a DecodeStage; a Ray task calls this, and the process keeps the stage."""
     return CrashIsolation(attempts).run(fetched, _stage(spec))
 
 
@@ -91,20 +91,20 @@ def _stage(spec: DecodeSpec) -> DecodeStage:
 
 
 def present_rows(fetched: pa.Table) -> list[int]:
-    """Return the rows of a table that are not rejected yet."""
+    """Return the indices of the rows of a table that are not rejected."""
     return np.flatnonzero(fetched["reason_code"].is_null().to_numpy()).tolist()
 
 
 def decoded_table(
-    fetched: pa.Table, present: Sequence[int], results: Sequence[Seen | RejectedImage], pixels: pa.Array
+    fetched: pa.Table, present: Sequence[int], results: Sequence[Original | RejectedImage], pixels: pa.Array
 ) -> pa.Table:
-    """Return the table (DECODED) of a fetched one: ``results`` are those of its rows ``present``."""
+    """Return a fetched table as a decoded one (DECODED); ``results`` belong to the rows ``present``."""
     reasons, details = fetched["reason_code"].to_pylist(), fetched["detail"].to_pylist()
     sizes = np.zeros((len(fetched), 2), np.int32)
     formats: list[str | None] = [None] * len(fetched)
     for row, result in zip(present, results, strict=True):
         if isinstance(result, RejectedImage):
-            reasons[row], details[row] = str(result.reason), result.detail
+            reasons[row], details[row] = result.reason, result.detail
         else:
             sizes[row], formats[row] = result
     columns = {name: fetched[name] for name in (*IDENTITY, "classes")}
@@ -114,7 +114,7 @@ def decoded_table(
 
 
 def binary_rows(values: NDArray[np.uint8], rows: Sequence[int], n_rows: int) -> pa.Array:
-    """Return n_rows binaries without copying: row rows[i] holds the bytes of values[i], the others are empty."""
+    """Return n_rows binaries without copying: row rows[i] holds the bytes of values[i], all other rows are empty."""
     lengths = np.zeros(n_rows, np.int64)
     lengths[list(rows)] = values[0].size if len(values) else 0
     offsets = np.concatenate([[0], np.cumsum(lengths)])

@@ -1,4 +1,4 @@
-"""Decoding beside a network on the GPU: what nvJPEG takes is decoded there, everything else on the CPU."""
+"""The decode stage on a GPU: nvJPEG decodes the JPEGs that it supports, the CPU decodes all other images."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,114 +10,114 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage, Seen, binary_rows, decoded_table, present_rows
+from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage, Original, binary_rows, decoded_table, present_rows
 from pipeline.images.decode import Jpeg, examine
-from pipeline.images.device import check_nvjpeg, decode_jpegs, to_inputs
-from pipeline.models.localize.engine import Lane
+from pipeline.images.nvjpeg import check_nvjpeg, decode_jpegs, to_inputs
+from pipeline.models.localize.engine import ThreadStream
 from schemas.errors import RejectedImage
 
 DEVICE_PIXELS = 2**25
-"""Of the pictures and their inputs that are on a device at once: some 180 photographs of 500×375, in about 1 GB."""
+"""Pixels of pictures and inputs on a device at once: some 180 photographs of 500×375, which take about 1 GB."""
 
 
 class GpuDecodeStage:
-    """Decodes JPEGs on a device and leaves their pixels there, all else by ``DecodeStage``, which copies them over.
+    """Decodes JPEGs on a device and leaves their pixels there; a ``DecodeStage`` decodes all other images.
 
-    On CUDA nvJPEG decodes what is usual: 8-bit gray or YCbCr, baseline or progressive. It can't decode at a smaller
-    scale, so nothing here does, and its rounding of colours is its own. The limits of pixels, bytes and scans bound
-    what it does; ``timeout_s`` only bounds what the CPU decodes.
+    On CUDA nvJPEG decodes the usual JPEGs: 8-bit gray or YCbCr, baseline or progressive. It can't decode at a smaller
+    scale, so no image is decoded at a smaller scale here, and it rounds colours in another way than libjpeg. The limits
+    of pixels, bytes and scans bound its work; ``timeout_s`` bounds the CPU's work only.
 
-    Threads may call it side by side, each on its own stream: what one frees is then never what another one's nvJPEG,
-    which knows nothing of streams, writes to. nvJPEG itself takes one batch at a time.
+    Several threads may use one object at the same time, each on a CUDA stream of its own: nvJPEG ignores streams, and
+    this way it never writes to memory that another thread has freed. nvJPEG takes one batch at a time.
     """
 
     def __init__(self, spec: DecodeSpec, device: str, threads: int = 1, device_pixels: int = DEVICE_PIXELS) -> None:
-        """``device``: "cuda", or "cpu" for tests. ``threads``: images decoded at the same time on the CPU.
+        """``device``: "cuda", or "cpu" for tests; ``threads``: images that the CPU decodes at the same time.
 
-        Raises ModelError where ``device`` is "cuda" and nvJPEG does not work.
+        Raises ModelError, which fails the run, where ``device`` is "cuda" and nvJPEG does not work.
         """
         self._device_pixels = device_pixels
         self._limits, self._resize, self._device = spec.limits, spec.resize, torch.device(device)
-        self._lane: Lane | None = None
+        self._stream: ThreadStream | None = None
         if self._device.type == "cuda":
             check_nvjpeg(self._device)
-            self._lane = Lane(self._device)
-        self._others = DecodeStage(replace(spec, jpeg_scaling="off"), threads)
+            self._stream = ThreadStream(self._device)
+        self._cpu_stage = DecodeStage(replace(spec, jpeg_scaling="off"), threads)
 
     def __call__(self, fetched: pa.Table) -> tuple[pa.Table, Tensor]:
-        """Return one row for each row, in order (DECODED, its pixels empty), and the inputs.
+        """Return one row for each row of ``fetched``, in order (DECODED, ``pixels`` empty), and the network's inputs.
 
-        The inputs are (n, S, S, 3) uint8 RGB on the device: of the n rows that are not rejected, in order. On CUDA the
-        current stream waits for them.
+        The inputs are (n, S, S, 3) uint8 RGB on the device, of the n rows that are not rejected, in order. On CUDA the
+        current stream waits until they are complete.
         """
-        with self._own_stream():
+        with self._on_stream():
             return self._decoded(fetched)
 
     @contextmanager
-    def _own_stream(self) -> Iterator[None]:
-        """Let the block's work on CUDA go through the calling thread's own stream, and the caller's wait for it."""
-        if self._lane is None:
+    def _on_stream(self) -> Iterator[None]:
+        """Run the block's CUDA work on a stream of the calling thread; the caller's stream waits for it."""
+        if self._stream is None:
             yield
             return
-        with torch.cuda.stream(self._lane.stream):
+        with torch.cuda.stream(self._stream.stream):
             yield
-        torch.cuda.current_stream(self._device).wait_stream(self._lane.stream)
+        torch.cuda.current_stream(self._device).wait_stream(self._stream.stream)
 
     def _decoded(self, fetched: pa.Table) -> tuple[pa.Table, Tensor]:
         present = present_rows(fetched)
         blobs = [fetched["data"][row].as_py() for row in present]
         side = self._resize.image_size
         inputs = torch.empty(len(blobs), side, side, 3, dtype=torch.uint8, device=self._device)
-        results: dict[int, Seen | RejectedImage] = {}
+        results: dict[int, Original | RejectedImage] = {}
         for jpegs in _groups(self._usual_jpegs(blobs, results), side, self._device_pixels):
             results |= self._on_device(jpegs, blobs, inputs)
-        rest = [place for place in range(len(blobs)) if place not in results]
-        seen, pixels = self._others.decode([blobs[place] for place in rest])
-        results |= dict(zip(rest, seen, strict=True))
-        good = [place for place, result in sorted(results.items()) if not isinstance(result, RejectedImage)]
-        by_cpu = set(rest)
-        inputs[[place for place in good if place in by_cpu]] = torch.from_numpy(pixels).to(self._device)
-        nothing = binary_rows(np.empty((0, 0), np.uint8), [], len(fetched))
-        table = decoded_table(fetched, present, [results[place] for place in range(len(blobs))], nothing)
+        for_cpu = [index for index in range(len(blobs)) if index not in results]
+        originals, pixels = self._cpu_stage.decode([blobs[index] for index in for_cpu])
+        results |= dict(zip(for_cpu, originals, strict=True))
+        good = [index for index, result in sorted(results.items()) if not isinstance(result, RejectedImage)]
+        by_cpu = set(for_cpu)
+        inputs[[index for index in good if index in by_cpu]] = torch.from_numpy(pixels).to(self._device)
+        no_pixels = binary_rows(np.empty((0, 0), np.uint8), [], len(fetched))
+        table = decoded_table(fetched, present, [results[index] for index in range(len(blobs))], no_pixels)
         return table, inputs if len(good) == len(blobs) else inputs[good]
 
     def _usual_jpegs(
-        self, blobs: Sequence[bytes | None], results: dict[int, Seen | RejectedImage]
+        self, blobs: Sequence[bytes | None], results: dict[int, Original | RejectedImage]
     ) -> Iterator[tuple[int, Jpeg]]:
-        """Yield the JPEGs for the device with their places, and note in ``results`` what a header alone rejects."""
-        for place, blob in enumerate(blobs):
+        """Yield index and header of each JPEG for the device; add the rejections by header to ``results``."""
+        for index, blob in enumerate(blobs):
             try:
                 jpeg = examine(blob, self._limits) if blob is not None else None
             except RejectedImage as rejected:
-                results[place] = RejectedImage(rejected.reason, rejected.detail)
+                results[index] = RejectedImage(rejected.reason, rejected.detail)
             else:
                 if jpeg and jpeg.frame.usual:
-                    yield place, jpeg
+                    yield index, jpeg
 
-    def _on_device(self, jpegs: dict[int, Jpeg], blobs: Sequence[bytes], inputs: Tensor) -> dict[int, Seen]:
-        """Fill the inputs of the JPEGs that the device decodes, to the size of their header, and say what they are."""
-        pictures = decode_jpegs([blobs[place] for place in jpegs], self._device)
+    def _on_device(self, jpegs: dict[int, Jpeg], blobs: Sequence[bytes], inputs: Tensor) -> dict[int, Original]:
+        """Decode JPEGs into ``inputs``; return the originals of those that came out at the size of their header."""
+        pictures = decode_jpegs([blobs[index] for index in jpegs], self._device)
         decoded = {
-            place: picture
-            for (place, jpeg), picture in zip(jpegs.items(), pictures, strict=True)
+            index: picture
+            for (index, jpeg), picture in zip(jpegs.items(), pictures, strict=True)
             if picture is not None and tuple(picture.shape[:0:-1]) == jpeg.frame.size_wh
         }
         if decoded:
-            turns = [jpegs[place].exif_orientation for place in decoded]
-            inputs[list(decoded)] = to_inputs(list(decoded.values()), turns, self._resize)
-        return {place: (jpegs[place].size_hw, "JPEG") for place in decoded}
+            orientations = [jpegs[index].exif_orientation for index in decoded]
+            inputs[list(decoded)] = to_inputs(list(decoded.values()), orientations, self._resize)
+        return {index: (jpegs[index].size_hw, "JPEG") for index in decoded}
 
 
 def _groups(jpegs: Iterator[tuple[int, Jpeg]], side: int, most_pixels: int) -> Iterator[dict[int, Jpeg]]:
-    """Yield JPEGs by their places, so many at a time that a device's memory can take them and their inputs."""
+    """Yield groups of JPEGs by index: one JPEG, or several whose pictures and inputs have at most ``most_pixels``."""
     group: dict[int, Jpeg] = {}
     pixels = 0
-    for place, jpeg in jpegs:
-        own = math.prod(jpeg.frame.size_wh) + side * side
-        if group and pixels + own > most_pixels:
+    for index, jpeg in jpegs:
+        jpeg_pixels = math.prod(jpeg.frame.size_wh) + side * side
+        if group and pixels + jpeg_pixels > most_pixels:
             yield group
             group, pixels = {}, 0
-        group[place] = jpeg
-        pixels += own
+        group[index] = jpeg
+        pixels += jpeg_pixels
     if group:
         yield group

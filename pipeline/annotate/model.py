@@ -1,4 +1,4 @@
-"""The network of a configuration, with its weights and how pictures come to it, resolved once on the driver."""
+"""Loads the network that a configuration names, with its weights and its resize plan; once, before the run starts."""
 
 import functools
 from dataclasses import dataclass
@@ -15,26 +15,27 @@ from schemas.box_rules import HEURISTIC_CLASSES
 from schemas.errors import ModelError, UsageError
 
 GREATEST_SIDE_PX = 4096
-"""Of the square in which a picture travels to the network: 48 MiB."""
+"""Greatest side of the square in which a picture travels to the network; it takes 48 MiB."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network with its weights, resolved once, on the driver."""
+    """A network with its weights and how pictures are resized for it."""
 
     network: CamNetwork
     weights: Weights
     digest: str
+    """Hash of all that shapes the network's results: architecture, weights, preprocessing, resizing."""
     resize: ResizePlan
 
     @property
     def partition(self) -> str:
-        """Return the value of the ``model`` partition."""
+        """The value of the ``model`` partition of the output: name and first 8 digits of the digest."""
         return f"{self.network.name}-{self.digest[:8]}"
 
 
 def load_model(config: AnnotateConfig) -> Model:
-    """Return the network that ``config`` names; raises ModelError where it or its weights can't be used."""
+    """Return the network that ``config`` names; raises ModelError, which fails the run, where it can't be used."""
     read, exact_maps = functools.partial(read_url, storage=config), METHODS[config.method].exact
     weights = load_weights(config.model, config.weights, config.labels, read, exact_maps=exact_maps)
     name = weights.architecture.name
@@ -50,26 +51,26 @@ def load_model(config: AnnotateConfig) -> Model:
 
 
 def fit_topk(config: AnnotateConfig, network: CamNetwork) -> AnnotateConfig:
-    """Return ``config`` with no more top classes than the network has; raises UsageError where more were asked for."""
+    """Return ``config`` with ``topk`` cut to the number of classes; raises UsageError where a larger one was given."""
     if config.topk <= network.classes:
         return config
-    shown = f"allowed: up to the {network.classes} classes of {network.name}"
+    allowed = f"allowed: up to the {network.classes} classes of {network.name}"
     if "topk" in config.model_fields_set:
-        raise UsageError(f"--topk {config.topk}: {shown}")
+        raise UsageError(f"--topk {config.topk}: {allowed}")
     if config.box_rule == "heuristic" and network.classes < HEURISTIC_CLASSES:
-        raise UsageError(f"--box-rule heuristic: takes {HEURISTIC_CLASSES} classes; {shown}")
+        raise UsageError(f"--box-rule heuristic: takes {HEURISTIC_CLASSES} classes; {allowed}")
     return config.model_copy(update={"topk": network.classes})
 
 
 def _views(config: AnnotateConfig, network: CamNetwork) -> ViewPlan:
-    """Return the views of each picture; raises ModelError or UsageError for sides that are too small or too large."""
+    """Return the views of each picture; raises ModelError for too small a side, UsageError for too large a side."""
     views = make_views(network.preprocessing.image_size, config.tta, config.scales)
-    shown = f"--scales {','.join(f'{scale:g}' for scale in config.scales)} --tta {config.tta}"
+    options = f"--scales {','.join(f'{scale:g}' for scale in config.scales)} --tta {config.tta}"
     try:
         plan = plan_views(views, functools.partial(METHODS[config.method].map_hw, network))
     except RuntimeError as error:
         least = min(view.side_px for view in views)
-        raise ModelError(f"{shown}: {least} pixels are too small for {network.name}; give larger scales") from error
+        raise ModelError(f"{options}: {least} pixels are too small for {network.name}; give larger scales") from error
     if plan.side_px > GREATEST_SIDE_PX:
-        raise UsageError(f"{shown}: inputs of {plan.side_px} pixels a side; allowed: up to {GREATEST_SIDE_PX}")
+        raise UsageError(f"{options}: inputs of {plan.side_px} pixels a side; allowed: up to {GREATEST_SIDE_PX}")
     return plan

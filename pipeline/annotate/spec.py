@@ -1,4 +1,4 @@
-"""From a configuration to what the stages and the run need: specifications, the plan, the request for a run."""
+"""Turns a configuration into what the stages and the run need: specifications, the plan, the request for a run."""
 
 import functools
 import hashlib
@@ -31,7 +31,7 @@ from schemas.runs import Lineage
 
 
 def decode_spec(config: AnnotateConfig, model: Model) -> DecodeSpec:
-    """Return how images are decoded."""
+    """Return the specification of the decode stage."""
     limits = DecodeLimits(config.max_pixels, config.max_bytes, config.decode_timeout_s)
     return DecodeSpec(limits, model.resize, config.jpeg_scaling)
 
@@ -39,7 +39,7 @@ def decode_spec(config: AnnotateConfig, model: Model) -> DecodeSpec:
 def annotate_spec(
     config: AnnotateConfig, model: Model, runtime: Runtime, calibration: Calibration | None = None
 ) -> AnnotateSpec:
-    """Return what the network is asked for."""
+    """Return the specification of the annotate stage."""
     thresholds = NO_CUT if config.method == "regress" else config.threshold
     return AnnotateSpec(
         load=functools.partial(
@@ -64,7 +64,7 @@ def annotate_spec(
 
 
 def row_bytes(config: AnnotateConfig, model: Model) -> int:
-    """Return about how many bytes an image's rows take in memory."""
+    """Return about how many bytes the rows of one image take in memory, in all tables together."""
     cells = model.resize.map_hw[0] * model.resize.map_hw[1]
     boxes = 100 * len(config.threshold) * (4 if config.box_rule == "all-components" else 1)
     return 500 + 4 * model.network.channels + config.topk * (cells + 100 + boxes)
@@ -79,9 +79,10 @@ def plan_inputs(
     plan_dir: str,
     rows_per_slice: Callable[[int], int],
 ) -> Plan:
-    """List the inputs, write those that are not done to ``root``/``plan_dir``, and return the plan.
+    """List the inputs, write the inputs that are not done to ``root``/``plan_dir``, and return the plan.
 
-    ``rows_per_slice`` says how many of n planned inputs one read task fetches.
+    ``done``: the images that the output holds already. ``rows_per_slice``: from the number of planned inputs to the
+    number that one read task fetches.
     """
     return make_plan(
         list_inputs(config.input, config, out=config.out),
@@ -97,7 +98,7 @@ def plan_inputs(
 
 
 def run_request(config: AnnotateConfig, model: Model) -> RunRequest:
-    """Return what ``open_run`` needs."""
+    """Return the request that ``open_run`` takes."""
     labels = "digest " + hashlib.sha256("\n".join(model.weights.labels).encode()).hexdigest()[:8]
     classes = "a file of classes" if config.classes else "no classes"
     return RunRequest(

@@ -170,7 +170,7 @@ class Scorer:
         localization = _figure("top5_localization", self._localized(guesses, HEURISTIC_CLASSES))
         yield from (localization, localization.as_error("top5_localization_error"))
 
-    def of_told(self, iou: Floats) -> Iterator[Figure]:
+    def of_regressed(self, iou: Floats) -> Iterator[Figure]:
         """Yield MaxBoxAcc and MaxBoxAccV2 of boxes (P,) that no threshold cuts: without a sweep, plain accuracies."""
         yield _figure("max_box_acc", self._right(iou, IOU_DELTA))
         parts = [self._right(iou, delta) for delta in V2_DELTAS]

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images.container import Header, open_header, refusal
+from pipeline.images.formats import Header, open_header, refusal
 from pipeline.images.jpeg import JPEG_START, JpegFrame, check_scans, read_frame, scale_for, scaled
 from pipeline.images.pixels import orientation, rgb8, upright, upright_hw
 from pipeline.images.truncation import DECODER_ERRORS, ends_early
@@ -40,7 +40,7 @@ class DecodeLimits:
     max_bytes: int
     """Size of the encoded image."""
     timeout_s: float
-    """Seconds that decoding, and what ``Decoder.map`` does right after, may take; ``decode`` alone ignores it."""
+    """Seconds that decoding, and what ``DecodePool.map`` does right after, may take; ``decode`` alone ignores it."""
 
 
 class DecodedImage(NamedTuple):

@@ -36,7 +36,7 @@ class ResizePlan:
     map_hw: tuple[int, int]
     """(h, w) of the network's map for an S×S input."""
 
-    def covered(self, sizes_hw: ArrayLike) -> NDArray[np.int64]:
+    def valid_hw(self, sizes_hw: ArrayLike) -> NDArray[np.int64]:
         """Return the (rows, cols) of the map that upright images cover, from the top left; each at least 1.
 
         ``sizes_hw``: (height, width) in pixels of one image or (N, 2) of N; the result has the same shape.
@@ -53,7 +53,7 @@ class ResizePlan:
 
         That is the covered cells' share of S, rounded to pixels.
         """
-        rows, cols = self.covered((height_px, width_px)).tolist()
+        rows, cols = self.valid_hw((height_px, width_px)).tolist()
         return round(rows * self.image_size / self.map_hw[0]), round(cols * self.image_size / self.map_hw[1])
 
     def least_hw(self, height_px: int, width_px: int) -> tuple[int, int]:
@@ -87,7 +87,7 @@ def map_to_image_xyxy(
     """Return boxes in pixels of the upright original, (N, 4) float64 xmin, ymin, xmax, ymax, half-open.
 
     ``boxes_cells``: (N, 4), the same order, in cells of the map: cell i spans [i, i + 1). ``covered_hw``: (rows, cols)
-    that the image covers (``ResizePlan.covered``). ``size_hw``: (height, width) of the original in pixels, or (N, 2)
+    that the image covers (``ResizePlan.valid_hw``). ``size_hw``: (height, width) of the original in pixels, or (N, 2)
     of each box's own. The scaling is exactly linear: (0, 0, cols, rows) is the whole image. No boxes, (0, 4), give
     (0, 4).
     """

@@ -64,17 +64,17 @@ def evaluate(
         scorer = Scorer(pairs, rank)
         has_boxes, has_maps = len(pairs.boxes) > 0, "heatmaps" in run.settings["outputs"]
         guesses, five = _guesses(lake, run, pairs) if has_boxes else ({}, None)
-        told = _told_iou(lake, run, pairs) if has_boxes and is_regressed(run) else None
+        regressed = _regressed_iou(lake, run, pairs) if has_boxes and is_regressed(run) else None
         sweep = sweep_maps(pairs, _map_chunks(lake, run.model)) if has_boxes and has_maps else None
         pixels = _pixel_counts(lake, match, truth, masks) if has_maps and masks else None
     tops = (1, 5) if top5_is_known(run, rank) else (1,)
     figures = [figure for top in tops for figure in scorer.accuracy(top)]
-    figures += [figure for cut, found in guesses.items() for figure in scorer.of_boxes(found, cut, tops, told)]
-    figures += scorer.of_told(told) if told is not None else []
+    figures += [figure for cut, found in guesses.items() for figure in scorer.of_boxes(found, cut, tops, regressed)]
+    figures += scorer.of_regressed(regressed) if regressed is not None else []
     figures += scorer.of_five(five) if five else []
     figures += scorer.of_sweep(sweep) if sweep else []
     figures += [pixel_figure(pairs, pixels)] if pixels else []
-    first = scorer.box_iou(next(iter(guesses.values()))) if guesses and told is None else told
+    first = scorer.box_iou(next(iter(guesses.values()))) if guesses and regressed is None else regressed
     return Scores(
         model=run.model,
         iou_convention=convention,
@@ -112,7 +112,7 @@ def _check_labels(known: set[str], truth: Truth) -> None:
         )
 
 
-def _told_iou(lake: Lake, run: RunManifest, pairs: Pairs) -> Floats:
+def _regressed_iou(lake: Lake, run: RunManifest, pairs: Pairs) -> Floats:
     """Return (P,): the IoU of the box of each pair's image, the same for all classes, 0 without one."""
     query = """SELECT pair, xmin, ymin, xmax, ymax FROM boxes AS answer JOIN camlake_truth AS truth USING (image_id)
         WHERE model = $model AND rank = 0"""

@@ -1,8 +1,8 @@
-"""Feeds pictures to a process that trains: tasks of Ray Data, which load no network, fetch and decode in a given order.
+"""Feeds pictures to a process that trains: tasks of Ray Data fetch and decode them in a given order, without a network.
 
-Each process runs a dataset of its own over its share of the images. One dataset for all, split while it streams, would
-hand out its blocks as they come: which images meet in a step would then depend on timing and on the number of
-processes, and neither a resumed training nor one on more processes would repeat a curve.
+Each process runs a dataset of its own over its share of the images. One dataset for all processes, split while it
+streams, would hand out blocks in the order of their arrival. The images of a step would then depend on timing and on
+the number of processes, so that a resumed training, or one on more processes, would not repeat a curve.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from ray.data import DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 
 from pipeline.images.decode import DecodedImage, DecodeLimits
-from pipeline.images.decoder import Decoder
+from pipeline.images.decode_pool import DecodePool
 from pipeline.images.resize import ResizePlan
 from pipeline.storage.inputs.fetch import Fetcher
 from schemas.config import StorageConfig
@@ -29,36 +29,37 @@ PREFETCHED_BATCHES = 2
 
 @dataclass(frozen=True)
 class Pictures:
-    """A batch: n images of the plan, in order, without those that can't be used."""
+    """A batch: the n images that could be used, in order, and the reasons why others could not."""
 
     numbers: NDArray[np.int64]
-    """(n,) rows of the plan."""
+    """(n,) the images' rows in the table of images."""
     pixels: NDArray[np.uint8]
     """(n, D, D, 3) RGB."""
     sizes_hw: NDArray[np.int64]
     """(n, 2) height and width of the upright originals in pixels."""
     rejected: dict[int, tuple[str, str]]
-    """Reason code and detail of the batch's other rows."""
+    """Reason code and detail of the images that could not be used, by their rows in the table of images."""
 
 
 @dataclass(frozen=True)
 class PictureReader:
-    """Fetches and decodes rows of a plan; a handful of plain values that travel to tasks."""
+    """Fetches and decodes images; its plain values travel to tasks of Ray."""
 
     storage: StorageConfig
     limits: DecodeLimits
     resize: ResizePlan
 
-    def read_places(self, places: Any, plan: Any, order: Any) -> dict[str, NDArray[Any]]:
-        """Return what ``read`` does for the places ``id`` of an order; plan and order are references to Ray's store."""
-        return self.read(ray.get(plan), ray.get(order)[places["id"]])
+    def read_places(self, places: Any, images: Any, order: Any) -> dict[str, NDArray[Any]]:
+        """Return ``read`` for the places ``id`` of ``order``; images and order are references to Ray's object store."""
+        return self.read(ray.get(images), ray.get(order)[places["id"]])
 
-    def read(self, plan: pa.Table, numbers: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Return the arrays number, pixels (n, D, D, 3), size_hw (n, 2), reason_code and detail of some rows of a plan.
+    def read(self, images: pa.Table, numbers: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Return number (n,), pixels (n, D, D, 3), size_hw (n, 2), reason_code (n,) and detail (n,) of some images.
 
-        Reason and detail are empty where there is a picture; what pixels and size of the others are is left open.
+        ``numbers`` are rows of the table ``images``. Reason and detail are empty strings for an image that can be used;
+        pixels and size of the other images have no meaning.
         """
-        fetched = Fetcher(self.storage, self.limits.max_bytes).fetch(plan.take(numbers))
+        fetched = Fetcher(self.storage, self.limits.max_bytes).fetch(images.take(numbers))
         side = self.resize.image_size
         pixels = np.zeros((len(numbers), side, side, 3), np.uint8)
         sizes_hw = np.zeros((len(numbers), 2), np.int64)
@@ -68,31 +69,34 @@ class PictureReader:
             sizes_hw[place] = image.size_hw
 
         blobs = [item if isinstance(item, bytes) else None for item in fetched]
-        decoded = Decoder(self.limits, 1, self.resize.least_hw).map(blobs, resized)
-        # What was never fetched has its own reason; the decoder only knows that no bytes came.
-        ends = [own if isinstance(own, RejectedImage) else end for own, end in zip(fetched, decoded, strict=True)]
+        decoded = DecodePool(self.limits, 1, self.resize.least_hw).map(blobs, resized)
+        # An image that was not fetched has a reason already; the decoder only knows that it got no bytes.
+        rejected = [
+            not_fetched if isinstance(not_fetched, RejectedImage) else not_decoded
+            for not_fetched, not_decoded in zip(fetched, decoded, strict=True)
+        ]
         return {
             "number": numbers,
             "pixels": pixels,
             "size_hw": sizes_hw,
-            "reason_code": np.array([str(end.reason) if end else "" for end in ends], object),
-            "detail": np.array([end.detail if end else "" for end in ends], object),
+            "reason_code": np.array([str(each.reason) if each else "" for each in rejected], object),
+            "detail": np.array([each.detail if each else "" for each in rejected], object),
         }
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Where one process's pictures come from."""
+    """Yields the pictures of one process."""
 
     reader: PictureReader
-    plan: Any
-    """Reference to the plan in Ray's object store."""
+    images: Any
+    """Reference to the table of images in Ray's object store."""
     task_cpus: float
     cpus: float
-    """Most CPUs that this process's tasks take together."""
+    """Most CPUs that all tasks of this process take together."""
 
     def batches(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Pictures]:
-        """Yield the rows ``order`` of the plan in batches, the last one shorter."""
+        """Yield the rows ``order`` of the table of images in batches; the last batch may be shorter."""
         if not len(order):
             return
         blocks = -(-len(order) // PICTURES_PER_TASK)
@@ -104,21 +108,21 @@ class Feed:
             self.reader.read_places,
             batch_size=None,
             num_cpus=self.task_cpus,
-            fn_kwargs={"plan": self.plan, "order": ray.put(order)},
+            fn_kwargs={"images": self.images, "order": ray.put(order)},
         )
         for batch in pictures.iter_batches(batch_size=batch_size, prefetch_batches=PREFETCHED_BATCHES):
             yield _pictures(cast(dict[str, NDArray[Any]], batch))
 
 
 class _Places(Datasource):
-    """The numbers from 0 to ``n`` - 1 as the column id.
+    """The numbers from 0 to ``n`` - 1 in a column id.
 
-    ``ray.data.range`` asks for a whole CPU for each of its tasks. They would be tasks beside those that read pictures,
-    and where the learning processes leave no machine a whole one, they would wait for ever.
+    ``ray.data.range`` asks for a whole CPU for each of its tasks. Where the processes that learn leave no whole CPU on
+    any machine, these tasks would wait for ever.
     """
 
     def __init__(self, n: int) -> None:
-        """Prepare no number yet."""
+        """``n`` is the number of rows."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._n = n
 
@@ -129,7 +133,7 @@ class _Places(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
-        """Return a task for each ``PICTURES_PER_TASK``, whatever the ``parallelism``."""
+        """Return a task for each ``PICTURES_PER_TASK`` rows; ``parallelism`` has no effect."""
         starts = range(0, self._n, PICTURES_PER_TASK)
         return [self._task(start, min(PICTURES_PER_TASK, self._n - start), per_task_row_limit) for start in starts]
 

@@ -22,7 +22,7 @@ class BackgroundStyle(NamedTuple):
     """In [0, 1), from red over green and blue."""
 
 
-def draw_ground(rng: np.random.Generator, size_hw: tuple[int, int], look: BackgroundStyle | None = None) -> Pixels:
+def draw_background(rng: np.random.Generator, size_hw: tuple[int, int], look: BackgroundStyle | None = None) -> Pixels:
     """Return a textured picture of ``size_hw`` with grain and distractors; without a ``look`` any texture, no tint."""
     texture = (_gradient, _clouds, _stripes, _tiles)[rng.integers(4) if look is None else look.texture]
     pixels = texture(rng, size_hw)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images.synthetic.backgrounds import BackgroundStyle, draw_ground
+from pipeline.images.synthetic.backgrounds import BackgroundStyle, draw_background
 from pipeline.images.synthetic.drawings import CLASSES, PARTS, Part
 from pipeline.images.synthetic.objects import Pixels, draw_object, mask_of, object_colors, placed, posed
 
@@ -23,7 +23,7 @@ OTHERS = (1, 2)
 """Least and greatest number of objects of other classes."""
 LEAST_SEEN = 0.6
 """Share of the labelled object's pixels that the others leave to be seen at least."""
-LOOKS = tuple(BackgroundStyle(index % 4, index / len(CLASSES)) for index in range(len(CLASSES)))
+STYLES = tuple(BackgroundStyle(index % 4, index / len(CLASSES)) for index in range(len(CLASSES)))
 """The background that goes with each class."""
 
 
@@ -37,7 +37,7 @@ class ClutteredScene(NamedTuple):
     box_xyxy: NDArray[np.float64]
     """(4,) half-open pixels: the extent of that object's pixels that are SEEN, as annotators draw it."""
     look: int
-    """Index into LOOKS of the background; the label's own where it is the same number."""
+    """Index into STYLES of the background; the label's own where it is the same number."""
     others: tuple[int, ...]
     """Classes of the other objects."""
 
@@ -52,8 +52,8 @@ def render_clutter(rng: np.random.Generator, label: int, side_px: int, correlati
     if side_px < 48:
         raise ValueError(f"side_px {side_px}: allowed: 48 or more")
     size_hw = 2 * side_px, 2 * side_px
-    look = label if rng.random() < correlation else int(rng.integers(len(LOOKS)))
-    pixels = draw_ground(rng, size_hw, LOOKS[look])
+    look = label if rng.random() < correlation else int(rng.integers(len(STYLES)))
+    pixels = draw_background(rng, size_hw, STYLES[look])
     main = placed(rng, posed(rng, PARTS[label], size_hw, MAIN_SIDES), size_hw)
     rest = [index for index in range(len(CLASSES)) if index != label]
     others = tuple(rng.choice(rest, int(rng.integers(OTHERS[0], OTHERS[1] + 1)), replace=False).tolist())

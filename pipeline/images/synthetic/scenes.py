@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images.synthetic.backgrounds import draw_ground
+from pipeline.images.synthetic.backgrounds import draw_background
 from pipeline.images.synthetic.drawings import CLASSES, PARTS
 from pipeline.images.synthetic.objects import apart, draw_object, extent_of, object_colors, placed, posed
 
@@ -47,7 +47,7 @@ def render_scene(rng: np.random.Generator, label: int, size_hw: tuple[int, int])
     if min(size_hw) < 48:
         raise ValueError(f"size_hw {size_hw}: allowed: sides of 48 pixels or more")
     parts = PARTS[label]
-    pixels = draw_ground(rng, size_hw)
+    pixels = draw_background(rng, size_hw)
     colors = object_colors(rng, pixels)
     first = posed(rng, parts, size_hw)
     boxes = [draw_object(rng, pixels, placed(rng, first, size_hw), colors)]

@@ -1,1 +1,1 @@
-"""What a network says of a picture: classes, maps, boxes and features."""
+"""Localization: a network's classes, class activation maps, boxes and features for pictures."""

@@ -1,10 +1,10 @@
-"""Which boxes an image's maps give: the paper's rule, its heuristic for five guesses, or every component.
+"""The rules by which boxes are cut from maps (``--box-rule``), and boxes in the original's pixels.
 
-- paper: of each map at each threshold the largest connected component's box.
-- heuristic: five boxes an image, at two thresholds: a tight and a loose box of each of the two most probable classes
-  and the loose one of the third. Of a map's two boxes the larger one is loose. All other classes, those that
-  ``--classes`` names too, have their map and no box: what a box means follows from its rank alone.
-- all-components: as paper, but a box for each component.
+- paper: for each map and each threshold the box of the largest connected component.
+- heuristic: the paper's five boxes an image, cut at two thresholds: a tight and a loose box of each of the two most
+  probable classes, and the loose box of the third class. The larger of a map's two boxes is the loose one. All other
+  classes, also those that ``--classes`` names, have a map and no box, so that a box's meaning follows from its rank.
+- all-components: as paper, but one box for each component.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from pipeline.arrays.boxes import Components, foreground_levels, level_boxes
 from pipeline.images.resize import map_to_image_xyxy
 from schemas.box_rules import BoxRuleName
 
-_WITH_BOTH = 2
-"""The heuristic takes both boxes of so many of the first ranks."""
+_RANKS_WITH_BOTH = 2
+"""The heuristic takes the tight and the loose box of this many of the first ranks."""
 
 
 @dataclass(frozen=True)
@@ -29,40 +29,44 @@ class BoxRule:
 
     name: BoxRuleName
     thresholds: tuple[float, ...]
-    """Shares of a map's maximum, in (0, 1); two for the heuristic, one 0 for boxes that are cut from no map."""
+    """Shares of a map's maximum, in (0, 1): two for the heuristic; the single value 0 where no map is cut."""
     min_area: float
-    """Boxes under this share of the image's area are left out, last."""
+    """Boxes under this share of the image's area, in [0, 1), are left out after all other choices."""
 
     @property
     def components(self) -> Components:
-        """Return what ``level_boxes`` is asked for."""
+        """Which components of a map ``level_boxes`` shall return."""
         return "all" if self.name == "all-components" else "largest"
 
 
 class Boxes(NamedTuple):
-    """R boxes, ordered by map, then threshold as the rule names them, then component."""
+    """R boxes, ordered by map, then by threshold in the rule's order, then by component; R may be 0."""
 
     map: NDArray[np.int64]
-    """(R,) row of the map."""
+    """(R,) row of the map that the box was cut from."""
     threshold: NDArray[np.float32]
+    """(R,)."""
     component: NDArray[np.int32]
+    """(R,) 0 = the map's largest component."""
     xyxy: NDArray[np.float32]
-    """(R, 4) half-open, in pixels of the upright original."""
+    """(R, 4) xmin ymin xmax ymax, half-open, in pixels of the upright original."""
     area_frac: NDArray[np.float32]
+    """(R,) the box's share of the image's area, in (0, 1]."""
 
 
 class CutMaps(NamedTuple):
-    """N maps of one size with the boxes that were cut from them, on the host."""
+    """N maps of one size, with the boxes that were cut from them, as arrays in main memory."""
 
     map: NDArray[np.int64]
-    """(N,) what ``Boxes.map`` calls each."""
+    """(N,) the number that ``Boxes.map`` gives to each map."""
     rank: NDArray[np.int64]
-    """(N,)."""
+    """(N,) rank of the map's class in its image."""
     sizes_hw: NDArray[np.int64]
-    """(N, 2) pixels of the upright originals."""
+    """(N, 2) height and width of each map's upright original, in pixels."""
     map_hw: tuple[int, int]
-    found: Sequence[NDArray[Any]]
-    """The columns of LevelBoxes, by this rule's ``components``."""
+    """Rows and columns of the maps; they cover the whole image."""
+    boxes: Sequence[NDArray[Any]]
+    """The columns of ``LevelBoxes``, with the rule's ``components``."""
 
 
 def cut_maps(
@@ -72,20 +76,23 @@ def cut_maps(
     ranks: NDArray[np.int64],
     sizes_hw: NDArray[np.int64],
 ) -> CutMaps:
-    """Return the boxes of maps (N, h, w) that cover their whole images; ``rows`` (N,) is what they are called."""
+    """Return the boxes of ``maps`` (N, h, w), which cover their whole images, by ``rule``.
+
+    ``rows``, ``ranks`` (N,) and ``sizes_hw`` (N, 2) become the first fields of the result.
+    """
     values = torch.from_numpy(maps)
     levels = foreground_levels(values, torch.tensor(rule.thresholds))
-    found = level_boxes(values, levels, components=rule.components)
+    boxes = level_boxes(values, levels, components=rule.components)
     height, width = maps.shape[1:]
-    return CutMaps(rows, ranks, sizes_hw, (height, width), [column.numpy() for column in found])
+    return CutMaps(rows, ranks, sizes_hw, (height, width), [column.numpy() for column in boxes])
 
 
 def boxes_in_pixels(rule: BoxRule, parts: Sequence[CutMaps]) -> Boxes:
-    """Return the boxes of all parts that ``rule`` keeps, in order; a map has its rows in one part."""
+    """Return the boxes of all ``parts`` that ``rule`` keeps, in the order of ``Boxes``; a map is in one part only."""
     index = np.empty(0, np.int64)
-    none: tuple[NDArray[Any], ...] = (index, index, index, np.empty((0, 4)), np.empty(0))
-    columns = [none, *(_kept(rule, part) for part in parts)]
-    row, level, component, xyxy, area_frac = (np.concatenate(each) for each in zip(*columns, strict=True))
+    no_boxes: tuple[NDArray[Any], ...] = (index, index, index, np.empty((0, 4)), np.empty(0))
+    columns = [no_boxes, *(_kept(rule, part) for part in parts)]
+    row, level, component, xyxy, area_frac = (np.concatenate(column) for column in zip(*columns, strict=True))
     order = np.lexsort((component, level, row))
     return Boxes(
         row[order],
@@ -97,25 +104,27 @@ def boxes_in_pixels(rule: BoxRule, parts: Sequence[CutMaps]) -> Boxes:
 
 
 def _kept(rule: BoxRule, part: CutMaps) -> tuple[NDArray[Any], ...]:
-    index, level, component, cells_xyxy = part.found
+    index, level, component, cells_xyxy = part.boxes
     sizes_hw = part.sizes_hw[index]
     xyxy = map_to_image_xyxy(cells_xyxy, part.map_hw, sizes_hw)
     area_frac = (xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1) / sizes_hw.prod(axis=1)
     keep = area_frac >= rule.min_area
     if rule.name == "heuristic":
-        keep &= _guesses(part.rank[index], area_frac, rule.thresholds)
+        keep &= _taken_by_heuristic(part.rank[index], area_frac, rule.thresholds)
     columns = part.map[index], level, component, xyxy, area_frac
     return tuple(column[keep] for column in columns)
 
 
-def _guesses(rank: NDArray[np.int64], area: NDArray[np.float64], thresholds: tuple[float, ...]) -> NDArray[np.bool_]:
-    """Return which boxes (R,) the heuristic takes; those of a map follow each other, one at each of two thresholds.
+def _taken_by_heuristic(
+    rank: NDArray[np.int64], area_frac: NDArray[np.float64], thresholds: tuple[float, ...]
+) -> NDArray[np.bool_]:
+    """Return (R,) which boxes the heuristic takes; the two boxes of a map, one a threshold, follow each other.
 
-    A map that reaches one threshold reaches both, so that its boxes are two or none. Of equally large ones the loose
-    one is that of the lower threshold.
+    A map that reaches one threshold reaches both, so it has two boxes or none. Where both are equally large, the box
+    of the lower threshold is the loose one.
     """
-    areas, ranks = area.reshape(-1, 2), rank[::2, None]
+    areas, ranks = area_frac.reshape(-1, 2), rank[::2, None]
     loose = np.where(areas[:, 0] == areas[:, 1], np.argmin(thresholds), areas.argmax(axis=1))
     is_loose = np.arange(2) == loose[:, None]
-    kept: NDArray[np.bool_] = ((ranks < _WITH_BOTH) | ((ranks == _WITH_BOTH) & is_loose)).reshape(-1)
-    return kept
+    taken: NDArray[np.bool_] = ((ranks < _RANKS_WITH_BOTH) | ((ranks == _RANKS_WITH_BOTH) & is_loose)).reshape(-1)
+    return taken

@@ -1,4 +1,4 @@
-"""Which classes of each image get maps: the most probable ones, and those that somebody named."""
+"""Which classes of each image get maps: the most probable ones, and the classes that ``--classes`` names for it."""
 
 from collections.abc import Sequence
 
@@ -6,35 +6,39 @@ import torch
 from torch import Tensor
 
 
-def chosen_classes(
-    probabilities: Tensor, topk: int, named: Sequence[Sequence[int]] | None, longest: int
+def select_classes(
+    probs: Tensor, topk: int, named: Sequence[Sequence[int]] | None, max_named: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the ids (B, n) of the classes that get maps, and their ranks (B, n), ascending; C where none is left.
+    """Return the class ids (B, n) int64 that get maps, and their ranks (B, n) int64, ascending.
 
-    ``probabilities``: (B, C). Chosen are the top-k and those ``named`` for each image, of which it may have
-    ``longest``.
+    - ``probs``: (B, C) float32, not negative; C >= ``topk``.
+    - ``named``: for each image the ids of further classes, at most ``max_named``; None where no image has any.
+
+    n is ``topk``, or with ``named`` at most ``topk + max_named``; an image with fewer classes has rank C in the slots
+    that stay unused.
     """
-    n_classes = probabilities.shape[1]
+    n_classes = probs.shape[1]
     if not named:
-        ids = _most_probable(probabilities, topk)
+        ids = _most_probable(probs, topk)
         return ids, torch.arange(topk, device=ids.device).expand_as(ids)
-    by_rank = _most_probable(probabilities, n_classes)
-    chosen = torch.zeros_like(by_rank, dtype=torch.bool)
-    chosen[[row for row, ids in enumerate(named) for _ in ids], [one for ids in named for one in ids]] = True
-    chosen = chosen.gather(1, by_rank)
-    chosen[:, :topk] = True
-    places = torch.arange(n_classes, device=chosen.device)
-    n_slots = min(n_classes, topk + longest)
-    ranks = torch.where(chosen, places, n_classes).topk(n_slots, dim=1, largest=False).values
+    by_rank = _most_probable(probs, n_classes)
+    selected = torch.zeros_like(by_rank, dtype=torch.bool)
+    images = [image for image, ids in enumerate(named) for _ in ids]
+    selected[images, [class_id for ids in named for class_id in ids]] = True
+    selected = selected.gather(1, by_rank)
+    selected[:, :topk] = True
+    all_ranks = torch.arange(n_classes, device=selected.device)
+    n_slots = min(n_classes, topk + max_named)
+    ranks = torch.where(selected, all_ranks, n_classes).topk(n_slots, dim=1, largest=False).values
     return by_rank.gather(1, ranks.clamp(max=n_classes - 1)), ranks
 
 
-def _most_probable(probabilities: Tensor, n: int) -> Tensor:
-    """Return the ids (B, n) of the most probable of C classes, equal ones in the order of their ids.
+def _most_probable(probs: Tensor, n: int) -> Tensor:
+    """Return the ids (B, n) of the n most probable of C classes; ties are ordered by class id.
 
-    ``topk`` promises no order of equal values, so none are: the bits of a float32 that is not negative grow with it,
-    and a 64-bit key has room for the id behind them.
+    ``topk`` does not define the order of equal values, so all values are made different: the bits of a float32 >= 0
+    grow with its value, and a 64-bit key has room for the class id behind these 32 bits.
     """
-    ids = torch.arange(probabilities.shape[1], device=probabilities.device)
-    keys = (probabilities.view(torch.int32).long() << 32) - ids
+    ids = torch.arange(probs.shape[1], device=probs.device)
+    keys = (probs.view(torch.int32).long() << 32) - ids
     return keys.topk(n, dim=1).indices

@@ -1,6 +1,6 @@
-"""A network's trunk as it runs: norms folded away, in its number type and memory layout, compiled where asked.
+"""Runs a network's trunk fast: batch norms folded, its number type and memory layout chosen, compiled if asked for.
 
-Nothing here changes what a network computes, but for rounding.
+Nothing here changes what a network computes, except for rounding.
 """
 
 import copy
@@ -23,27 +23,28 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine:
-    """Gives the feature maps of uint8 pixels, on the runtime's device and in its number type.
+    """Computes the feature maps of uint8 pixels on the runtime's device, in the runtime's number type.
 
-    It keeps a copy of the trunk and leaves the network's own alone. Weights, not autocast, have the number type: on CPU
-    that is up to a third faster (ConvNeXt 1.3 ×, MobileNetV2 1.05 ×) and the features are as close to float32's.
+    The engine copies the trunk; the network that it is made of stays as it is. The copy's weights have the number type,
+    autocast is not used: on CPU that is up to a third faster (ConvNeXt 1.3 ×, MobileNetV2 1.05 ×), and the features
+    are as close to those of float32.
 
-    A compiled trunk knows one shape of batch, and tensors that were made outside of inference mode: call it under
-    ``torch.no_grad``, or it compiles anew. CUDA graphs are not used: at batches of 256 a forward pass takes tens of
-    milliseconds on the GPU and its launches, which run ahead, about one; a graph would also bind the network to one
-    thread, and two threads are what keeps the GPU at work (see ``Lane``).
+    A compiled trunk is compiled for one batch size and for tensors made outside of inference mode: call it under
+    ``torch.no_grad``, otherwise it compiles again. CUDA graphs are not used: at batches of 256 a forward pass takes
+    tens of milliseconds on the GPU and launching it, which happens in advance, about one. A graph would also bind the
+    network to one thread, and two threads keep the GPU busy (see ``ThreadStream``).
 
-    Threads may call it side by side.
+    Several threads may use one object at the same time.
     """
 
     def __init__(self, network: CamNetwork, runtime: Runtime) -> None:
-        """``network`` is in evaluation mode, and the runtime's device is there."""
+        """``network`` must be in evaluation mode, and the runtime's device must exist."""
         self._name, self._side = network.name, network.preprocessing.image_size
         self.device = torch.device(runtime.device)
         if runtime.device == "cpu":
             keep_freed_memory()
         precision = resolve_precision(runtime.precision, runtime.device)
-        # PyTorch runs float32 convolutions in TF32 on CUDA unless told not to: a whole trunk's, or some heads'.
+        # By default PyTorch runs float32 convolutions on CUDA in TF32, those of a trunk and of some heads.
         torch.backends.cudnn.allow_tf32 = False
         features = _Features(network, DTYPES[precision])
         features.to(self.device).to(memory_format=torch.channels_last).requires_grad_(False)
@@ -52,12 +53,12 @@ class Engine:
         self._features: Callable[[Tensor], Tensor] = (
             torch.compile(features, fullgraph=True, dynamic=False) if runtime.compile else features
         )
-        self._lane = Lane(self.device) if runtime.device == "cuda" else None
+        self._stream = ThreadStream(self.device) if runtime.device == "cuda" else None
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return the feature maps (B, K, h, w) float32 of ``pixels`` (B, S, S, 3) uint8, both on the device.
 
-        Compiled, any number of images runs as whole batches, the last one filled up with black pictures.
+        A compiled trunk runs whole batches; black pictures fill up the last batch, and their maps are dropped.
         """
         if self._batch_size is None:
             return self._features(pixels)
@@ -67,54 +68,55 @@ class Engine:
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(pixels)]
 
     def inputs(self, pixels: Tensor) -> Tensor:
-        """Return what the trunk takes, (B, 3, S, S) in its number type, of ``pixels`` as a call takes them."""
+        """Return ``pixels`` (B, S, S, 3) uint8 as the trunk's input: (B, 3, S, S), normalized, in its number type."""
         return self._eager.inputs(pixels)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Return the feature maps of ``inputs``, which a gradient may flow back to; never compiled."""
+        """Return the feature maps of ``inputs`` (see ``inputs``), through which gradients can flow; never compiled."""
         return self._eager.features(inputs)
 
     def warm_up(self, sides_px: Sequence[int] | None = None) -> None:
-        """Compile the trunk now, where it is to be compiled, so that the first images don't wait for it.
+        """Compile the trunk now, if the runtime asks for it, so that the first images need not wait.
 
-        ``sides_px``: of the inputs, by default the network's own.
-        Raises ModelError where this machine has no working compiler or the network can't be compiled.
+        ``sides_px``: the sides of the inputs to compile for; by default the network's own.
+        Raises ModelError, which fails the run, where this machine has no working compiler for the network.
         """
         if self._batch_size is None:
             return
         try:
             for side in sides_px or (self._side,):
                 blank = torch.zeros(self._batch_size, side, side, 3, dtype=torch.uint8)
-                with torch.no_grad(), self.at_work():
-                    to_host([self(self.put(blank))])
+                with torch.no_grad(), self.on_stream():
+                    to_host([self(self.to_device(blank))])
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # what all of PyTorch's compilers raise
+        except RuntimeError as error:  # all compilers of PyTorch raise this type
             reason = str(error).strip().splitlines()[0]
             raise ModelError(f"--compile on: {self._name} can't be compiled here: {reason}") from error
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Let the block's work on CUDA go through the calling thread's own stream, behind what it has enqueued."""
-        if self._lane is None:
+    def on_stream(self) -> Iterator[None]:
+        """Run the block's CUDA work on a stream of the calling thread, after the work that is already enqueued."""
+        if self._stream is None:
             yield
             return
-        self._lane.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._lane.stream):
+        self._stream.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream.stream):
             yield
 
-    def put(self, pixels: Tensor) -> Tensor:
-        """Return ``pixels`` (B, S, S, 3) uint8 on the device; the copy may still be under way on the thread's stream.
+    def to_device(self, pixels: Tensor) -> Tensor:
+        """Return ``pixels`` (B, S, S, 3) uint8 on the device; on CUDA the copy may still run on the thread's stream.
 
-        The next call in the same thread must wait until it is done, as it is when results of it have come back.
+        The same thread may call this again only when the copy is done, for example after ``to_host`` of a result.
         """
-        return pixels if self._lane is None or pixels.is_cuda else self._lane.put(pixels)
+        return pixels if self._stream is None or pixels.is_cuda else self._stream.to_device(pixels)
 
 
-class Lane(threading.local):
-    """Each thread's own way to the GPU: a stream, and page-locked memory that its batches pass through.
+class ThreadStream(threading.local):
+    """A CUDA stream for each thread, and page-locked memory through which the thread's batches are copied.
 
-    With two threads the copies, the small kernels and the Python of one batch run beside the forward pass of the other.
+    With two threads the copies, the small kernels and the Python code of one batch run during the forward pass of the
+    other batch.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -122,7 +124,7 @@ class Lane(threading.local):
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._staging = torch.empty(0, dtype=torch.uint8)
 
-    def put(self, pixels: Tensor) -> Tensor:
+    def to_device(self, pixels: Tensor) -> Tensor:
         """Return ``pixels`` on the device; the copy is enqueued on the current stream."""
         if self._staging.numel() < pixels.numel():
             self._staging = torch.empty(pixels.numel(), dtype=torch.uint8, pin_memory=True)
@@ -131,15 +133,15 @@ class Lane(threading.local):
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
-    """Return tensors as arrays; from CUDA all of them are copied before the current stream is waited for, once."""
+    """Return tensors as arrays; all copies from CUDA are enqueued first, then the current stream is waited for once."""
     copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
     if any(tensor.is_cuda for tensor in tensors):
         torch.cuda.current_stream().synchronize()
-    return [copied.numpy() for copied in copies]
+    return [tensor.numpy() for tensor in copies]
 
 
 class _Features(nn.Module):
-    """Pixels to feature maps, both as the rest of camlake wants them: uint8 in, float32 out."""
+    """Normalization and trunk in one module: uint8 pixels in, float32 feature maps out."""
 
     def __init__(self, network: CamNetwork, dtype: torch.dtype) -> None:
         super().__init__()
@@ -148,7 +150,7 @@ class _Features(nn.Module):
         self._dtype = dtype
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return (B, K, h, w) float32."""
+        """Return the feature maps (B, K, h, w) float32 of ``pixels`` (B, S, S, 3) uint8."""
         return self.features(self.inputs(pixels))
 
     def inputs(self, pixels: Tensor) -> Tensor:
@@ -157,20 +159,20 @@ class _Features(nn.Module):
         return normalized.to(self._dtype)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Return (B, K, h, w) float32."""
+        """Return the feature maps (B, K, h, w) float32 of the trunk's ``inputs``."""
         features: Tensor = self._trunk(inputs)
         return features.float()
 
 
 def _folded(trunk: nn.Module) -> nn.Module:
-    """Return a copy of ``trunk`` with each batch norm behind a convolution folded into its weights, in float32."""
+    """Return a copy of ``trunk``, in float32, with each batch norm folded into the convolution before it."""
     if any(isinstance(module, nn.BatchNorm2d) for module in trunk.modules()):
         return fuse(trunk)
     return copy.deepcopy(trunk)
 
 
 def _cast(trunk: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Give the weights of ``trunk`` the number type; batch norms that are left keep their statistics in float32."""
+    """Convert the weights of ``trunk`` to ``dtype`` in place; statistics of remaining batch norms stay in float32."""
     for module in list(trunk.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.LocalResponseNorm):
@@ -183,13 +185,13 @@ def _cast(trunk: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class _InFloat32(nn.Module):
-    """A layer that sums squares, for which PyTorch has no kernel in other number types on CPU."""
+    """Runs a layer in float32: one that sums squares, which PyTorch can do on CPU in no other number type."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self._layer = layer
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return what the layer gives, in the number type of ``maps``."""
+        """Return the layer's result in the number type of ``maps``."""
         result: Tensor = self._layer(maps.float())
         return result.to(maps.dtype)

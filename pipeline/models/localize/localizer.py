@@ -1,4 +1,8 @@
-"""From pixels to classes, maps, boxes and features in one forward pass a view, batched on the device."""
+"""From pixels to classes, maps, boxes and features: a forward pass for each view, maps and boxes on the same device.
+
+The maps themselves are made by the method (``methods.py``); those of the default method, cam, by the network's head:
+``class_maps`` in ``networks/heads.py``.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -12,56 +16,60 @@ from torch import Tensor
 
 from pipeline.arrays.boxes import LevelBoxes, foreground_levels, level_boxes
 from pipeline.models.localize.box_rules import Boxes, BoxRule, CutMaps, boxes_in_pixels
-from pipeline.models.localize.class_selection import chosen_classes
+from pipeline.models.localize.class_selection import select_classes
 from pipeline.models.localize.engine import Engine, to_host
 from pipeline.models.localize.methods import METHODS
 from pipeline.models.localize.runtime import Runtime
-from pipeline.models.localize.views import Canvas, View, make_views, mean_of, plan_views
+from pipeline.models.localize.views import Canvas, View, make_views, mean_of_views, plan_views
 from pipeline.models.networks.network import CamNetwork
 from schemas.annotate import Method
 
 
 @dataclass(frozen=True)
 class CamRule:
-    """Which classes get maps, and how boxes are cut from them."""
+    """Which classes get maps, and how boxes are cut from the maps."""
 
     topk: int
+    """Each image gets maps of its most probable classes, this many."""
     boxes: BoxRule
 
 
 class Maps(NamedTuple):
-    """The M localized (image, class) pairs of a batch, ordered by image, then rank."""
+    """The M maps of a batch, one for each localized (image, class) pair, ordered by image, then rank."""
 
     image: NDArray[np.int64]
-    """(M,) row of the batch."""
+    """(M,) index of the image in the batch."""
     rank: NDArray[np.int32]
-    """(M,) place of the class by probability among all classes; equal ones in the order of their ids."""
+    """(M,) rank of the class by probability among all classes, 0 = top-1; ties are ordered by class id."""
     class_id: NDArray[np.int32]
     class_prob: NDArray[np.float32]
     heat: NDArray[np.float32]
-    """(M, h, w) whole maps."""
-    covered: NDArray[np.int64]
-    """(M, 2) rows and columns of the cells that the picture covers, from the top left; the others show padding."""
+    """(M, h, w) the maps with their padding."""
+    valid_hw: NDArray[np.int64]
+    """(M, 2) rows and columns of the map that show the picture, from the top left; the other cells show padding."""
 
 
 class Localized(NamedTuple):
-    """What the network says of B images; where it looks at several views of each, the mean of their logits."""
+    """The network's results for B images; where an image has several views, they come from the mean of the logits."""
 
     finite: NDArray[np.bool_]
-    """(B,) false where the network gave a NaN or an infinity; such an image has no maps."""
+    """(B,) false where the network gave a NaN or an infinity; such an image has no maps and no boxes."""
     top1_class_id: NDArray[np.int32]
+    """(B,)."""
     top1_prob: NDArray[np.float32]
+    """(B,) in [0, 1]."""
     pooled: NDArray[np.float32]
-    """(B, K) the vectors that the linear layer saw, their mean over the views."""
+    """(B, K) the vectors that the last linear layer took, averaged over the views."""
     maps: Maps
     boxes: Boxes
 
 
 class Localizer:
-    """A network on a device with a rule for its maps and boxes.
+    """A network on a device, with a method for its maps and a rule for its boxes.
 
-    In fp32 on CPU an image's results don't depend on its batch, but for the rounding of sums. The head, the maps and
-    the boxes are computed in float32, whatever the number type of the trunk. Threads may call it side by side.
+    In fp32 on CPU the results of an image do not depend on the other images of its batch, except for the rounding of
+    sums. The head, the maps and the boxes are computed in float32, whatever the number type of the trunk. Several
+    threads may use one object at the same time.
     """
 
     def __init__(
@@ -74,10 +82,10 @@ class Localizer:
         method: Method = "cam",
         views: tuple[View, ...] | None = None,
     ) -> None:
-        """The runtime's device must be there; the network's head is moved to it.
+        """Prepare the network; its head is moved to the runtime's device, which must exist.
 
-        ``multi_label``: a class's probability is the sigmoid of its logit, not its share of the softmax over all.
-        ``views``: what the network sees of each picture; by default the whole, once.
+        ``multi_label``: the probability of a class is the sigmoid of its logit instead of the softmax over all classes.
+        ``views``: the parts of each picture that the network runs on; by default one view, the whole picture.
         """
         self._multi_label = multi_label
         self._engine = Engine(network.eval(), runtime)
@@ -90,7 +98,7 @@ class Localizer:
         self.rule = rule
 
     def warm_up(self) -> None:
-        """Compile the network, where it is to be; raises ModelError where it can't be compiled on this machine."""
+        """Compile the network where the runtime asks for it; raises ModelError where it can't be compiled here."""
         self._engine.warm_up(self._views.sides_px)
 
     @torch.no_grad()
@@ -98,148 +106,148 @@ class Localizer:
         self,
         pixels: Tensor,
         sizes_hw: ArrayLike,
-        covered: ArrayLike,
+        valid_hw: ArrayLike,
         classes: Sequence[Sequence[int]] | None = None,
     ) -> Localized:
         """Localize B images.
 
-        ``pixels``: (B, S, S, 3) uint8 RGB, on CPU or the device; only read; S is the side of the views' whole square.
-        ``sizes_hw``: (B, 2) of the upright originals, in pixels. ``covered``: (B, 2) rows and columns of the map, or of
-        the views' canvas, that each picture covers. ``classes``: for each image the classes that get maps beside the
-        top-k.
+        - ``pixels``: (B, S, S, 3) uint8 RGB, on CPU or on the device; not changed. S is ``ViewPlan.side_px``.
+        - ``sizes_hw``: (B, 2) height and width of the upright originals in pixels.
+        - ``valid_hw``: (B, 2) rows and columns of the map (of the views' canvas) that show each picture.
+        - ``classes``: for each image the ids of further classes that get maps beside the top-k.
         """
-        sizes, shapes = np.asarray(sizes_hw).reshape(-1, 2), np.asarray(covered).reshape(-1, 2)
-        with self._engine.at_work():
-            seen = self._seen(self._engine.put(pixels), classes)
-            groups = _groups(shapes)
-            found = [
-                self._boxes(seen.maps, seen.shown, group)
-                if seen.told is None
-                else self._told(seen.told, seen.shown, seen.maps.shape[2:], group)
-                for group in groups
-            ]
-            finite, ids, places, shares, vectors, is_shown, heat = to_host(seen[:-1])
-            columns = [to_host(boxes) for boxes in found]
-        image, slot = np.nonzero(is_shown)
-        return Localized(
-            finite,
-            ids[:, 0].astype(np.int32),
-            shares[:, 0],
-            vectors,
-            Maps(
-                image,
-                places[image, slot].astype(np.int32),
-                ids[image, slot].astype(np.int32),
-                shares[image, slot],
-                heat[image, slot],
-                shapes[image],
-            ),
-            self._in_pixels(groups, columns, is_shown, places, sizes),
+        sizes, valid = np.asarray(sizes_hw).reshape(-1, 2), np.asarray(valid_hw).reshape(-1, 2)
+        with self._engine.on_stream():
+            result = self._predict(self._engine.to_device(pixels), classes)
+            groups = _groups(valid)
+            cut = [self._boxes(result, group) for group in groups]
+            finite, ids, ranks, probs, pooled, has_map, heat = to_host(result[:-1])
+            columns = [to_host(boxes) for boxes in cut]
+        image, slot = np.nonzero(has_map)
+        maps = Maps(
+            image,
+            ranks[image, slot].astype(np.int32),
+            ids[image, slot].astype(np.int32),
+            probs[image, slot],
+            heat[image, slot],
+            valid[image],
         )
+        boxes = self._in_pixels(groups, columns, has_map, ranks, sizes)
+        return Localized(finite, ids[:, 0].astype(np.int32), probs[:, 0], pooled, maps, boxes)
 
-    def _seen(self, pixels: Tensor, classes: Sequence[Sequence[int]] | None) -> "_Seen":
-        """Return what the network makes of the pictures, of as many at a time as the method can take."""
+    def _predict(self, pixels: Tensor, classes: Sequence[Sequence[int]] | None) -> "_Prediction":
+        """Run the network, on as many pictures at a time as the method can take."""
         at_once = self._method.images_at_once(self._views.image_pixels) or max(1, len(pixels))
         named = classes if classes and any(classes) else None
-        longest = max(map(len, named)) if named else 0
+        max_named = max(map(len, named)) if named else 0
         parts = [
-            self._seen_at_once(some, named and named[at_once * place :][:at_once], longest)
-            for place, some in enumerate(torch.split(pixels, at_once))
+            self._predict_at_once(part, named and named[at_once * number :][:at_once], max_named)
+            for number, part in enumerate(torch.split(pixels, at_once))
         ]
         if len(parts) == 1:
             return parts[0]
         columns = zip(*parts, strict=True)
         joined: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
-        return _Seen(*joined)
+        return _Prediction(*joined)
 
-    def _seen_at_once(self, pixels: Tensor, classes: Sequence[Sequence[int]] | None, longest: int) -> "_Seen":
-        looks = [self._method.look(part) for part in self._views.inputs(pixels)]
-        logits, pooled = mean_of([look.logits for look in looks]), mean_of([look.pooled for look in looks])
+    def _predict_at_once(
+        self, pixels: Tensor, classes: Sequence[Sequence[int]] | None, max_named: int
+    ) -> "_Prediction":
+        passes = [self._method.forward(view) for view in self._views.inputs(pixels)]
+        logits, pooled = mean_of_views([one.logits for one in passes]), mean_of_views([one.pooled for one in passes])
         finite = torch.isfinite(logits).all(dim=1)
         scores = logits.nan_to_num()
-        probabilities = scores.sigmoid() if self._multi_label else scores.softmax(dim=1)
-        class_ids, ranks = chosen_classes(probabilities, self.rule.topk, classes, longest)
-        shown = finite[:, None] & (ranks < logits.shape[1])
-        maps = self._canvas.laid([self._method.maps(look, class_ids) for look in looks])
-        # A gradient can leave the number type's range where no logit does.
-        finite = finite & (torch.isfinite(maps).flatten(2).all(dim=2) | ~shown).all(dim=1)
-        shares, told = probabilities.gather(1, class_ids), self._method.told(looks[0])
-        return _Seen(finite, class_ids, ranks, shares, pooled, shown & finite[:, None], maps, told)
+        all_probs = scores.sigmoid() if self._multi_label else scores.softmax(dim=1)
+        class_ids, ranks = select_classes(all_probs, self.rule.topk, classes, max_named)
+        has_map = finite[:, None] & (ranks < logits.shape[1])
+        maps = self._canvas.lay([self._method.maps(one, class_ids) for one in passes])
+        # A gradient can overflow the number type where no logit does.
+        finite = finite & (torch.isfinite(maps).flatten(2).all(dim=2) | ~has_map).all(dim=1)
+        probs, regressed = all_probs.gather(1, class_ids), self._method.regressed(passes[0])
+        return _Prediction(finite, class_ids, ranks, probs, pooled, has_map & finite[:, None], maps, regressed)
 
-    def _boxes(self, maps: Tensor, shown: Tensor, group: "_Group") -> LevelBoxes:
-        """Return the boxes in the maps (B, n, h, w) of a group; ``map_index`` counts its images' n maps."""
+    def _boxes(self, result: "_Prediction", group: "_Group") -> LevelBoxes:
+        """Return the boxes of a group's G images in cells; ``map_index`` counts their G·n maps, image by image."""
+        maps, has_map, regressed = result.maps, result.has_map, result.regressed
         if group.images is not None:
             images = torch.from_numpy(group.images).to(maps.device)
-            maps, shown = maps[images], shown[images]
-        cut = maps[:, :, : group.rows, : group.columns].flatten(0, 1)
-        levels = torch.where(shown.flatten()[:, None], foreground_levels(cut, self._thresholds), torch.inf)
-        return level_boxes(cut, levels, components=self.rule.boxes.components)
-
-    def _told(self, shares: Tensor, shown: Tensor, map_hw: Sequence[int], group: "_Group") -> LevelBoxes:
-        """Return as ``_boxes`` does the box that was told of each image, ``shares`` (B, 4), for each of its classes."""
-        if group.images is not None:
-            images = torch.from_numpy(group.images).to(shares.device)
-            shares, shown = shares[images], shown[images]
-        height, width = map_hw
-        cells = shares * shares.new_tensor([width, height, width, height])
-        inside = cells.clamp(min=0).minimum(cells.new_tensor([group.columns, group.rows] * 2))
-        some = (inside[:, 2:] > inside[:, :2]).all(dim=1)
-        index = (shown & some[:, None]).flatten().nonzero().flatten()
-        zeros = torch.zeros_like(index)
-        return LevelBoxes(index, zeros, zeros, inside[index // shown.shape[1]])
+            maps, has_map = maps[images], has_map[images]
+            regressed = None if regressed is None else regressed[images]
+        if regressed is not None:
+            return _regressed_boxes(regressed, has_map, maps.shape[2:], group)
+        valid = maps[:, :, : group.rows, : group.columns].flatten(0, 1)
+        levels = torch.where(has_map.flatten()[:, None], foreground_levels(valid, self._thresholds), torch.inf)
+        return level_boxes(valid, levels, components=self.rule.boxes.components)
 
     def _in_pixels(
         self,
         groups: Sequence["_Group"],
-        found: Sequence[Sequence[NDArray[Any]]],
-        shown: NDArray[np.bool_],
+        cut: Sequence[Sequence[NDArray[Any]]],
+        has_map: NDArray[np.bool_],
         ranks: NDArray[np.int64],
         sizes_hw: NDArray[np.int64],
     ) -> Boxes:
-        """Return the boxes of all groups (each the columns of LevelBoxes) in pixels; ``shown``, ``ranks``: (B, n)."""
-        n_images, n_slots = shown.shape
-        row_of_slot = (shown.cumsum() - 1).reshape(shown.shape)
+        """Return the boxes of all groups in pixels; ``cut``: the columns of LevelBoxes of each group.
+
+        ``has_map`` and ``ranks`` are (B, n), ``sizes_hw`` is (B, 2).
+        """
+        n_images, n_slots = has_map.shape
+        row_of_slot = (has_map.cumsum() - 1).reshape(has_map.shape)
         parts = []
-        for group, columns in zip(groups, found, strict=True):
+        for group, columns in zip(groups, cut, strict=True):
             images = np.arange(n_images) if group.images is None else group.images
-            rows, places = row_of_slot[images].reshape(-1), ranks[images].reshape(-1)
+            rows, group_ranks = row_of_slot[images].reshape(-1), ranks[images].reshape(-1)
             sizes = sizes_hw[images].repeat(n_slots, axis=0)
-            parts.append(CutMaps(rows, places, sizes, (group.rows, group.columns), columns))
+            parts.append(CutMaps(rows, group_ranks, sizes, (group.rows, group.columns), columns))
         return boxes_in_pixels(self.rule.boxes, parts)
 
 
-class _Seen(NamedTuple):
-    """What the network makes of B images and n classes of each, on the device."""
+class _Prediction(NamedTuple):
+    """The network's results for B images and n chosen classes an image, as tensors on the device."""
 
     finite: Tensor
     """(B,)."""
     class_ids: Tensor
     """(B, n)."""
     ranks: Tensor
+    """(B, n); C, the number of classes, in an unused slot."""
+    probs: Tensor
     """(B, n)."""
-    shares: Tensor
-    """(B, n) probabilities."""
     pooled: Tensor
     """(B, K)."""
-    shown: Tensor
-    """(B, n) whether the image has a map of the class."""
+    has_map: Tensor
+    """(B, n) false in unused slots and for images that are not finite."""
     maps: Tensor
     """(B, n, h, w) on the views' canvas."""
-    told: Tensor | None
-    """(B, 4) as of ``Localization.told``."""
+    regressed: Tensor | None
+    """(B, 4) boxes that a box head predicted; see ``Localization.regressed``."""
 
 
 class _Group(NamedTuple):
-    """Images whose pictures cover the same cells of their maps."""
+    """Images whose pictures take the same rows and columns of their maps."""
 
     images: NDArray[np.int64] | None
-    """Rows of the batch; None where they are all of it."""
+    """Indices in the batch; None stands for the whole batch."""
     rows: int
     columns: int
 
 
-def _groups(covered: NDArray[np.int64]) -> list[_Group]:
-    shapes = np.unique(covered, axis=0)
+def _groups(valid_hw: NDArray[np.int64]) -> list[_Group]:
+    shapes = np.unique(valid_hw, axis=0)
     if len(shapes) == 1:
         return [_Group(None, *shapes[0].tolist())]
-    return [_Group(np.flatnonzero((covered == shape).all(axis=1)), *shape.tolist()) for shape in shapes]
+    return [_Group(np.flatnonzero((valid_hw == shape).all(axis=1)), *shape.tolist()) for shape in shapes]
+
+
+def _regressed_boxes(regressed: Tensor, has_map: Tensor, map_hw: Sequence[int], group: _Group) -> LevelBoxes:
+    """Return each image's predicted box (of ``regressed`` (G, 4)) once for each of its classes, cut to the picture.
+
+    ``has_map``: (G, n). A box that lies outside of the picture gives no row.
+    """
+    height, width = map_hw
+    cells = regressed * regressed.new_tensor([width, height, width, height])
+    inside = cells.clamp(min=0).minimum(cells.new_tensor([group.columns, group.rows] * 2))
+    not_empty = (inside[:, 2:] > inside[:, :2]).all(dim=1)
+    index = (has_map & not_empty[:, None]).flatten().nonzero().flatten()
+    zeros = torch.zeros_like(index)
+    return LevelBoxes(index, zeros, zeros, inside[index // has_map.shape[1]])

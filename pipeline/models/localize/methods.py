@@ -1,16 +1,16 @@
-"""How a network's maps of a class are made: exact class activation maps, or gradients of the class's logit.
+"""The localization methods: how the map of a class is made from one forward pass of a network.
 
 | method | map of class c | what is differentiated |
 |---|---|---|
 | cam | M_c = Σ_k w_k^c f_k (Zhou et al. 2016) | nothing |
 | gradcam | ReLU(Σ_k mean_xy(∂S_c/∂f_k) f_k) (Selvaraju et al. 2017, arXiv 1610.02391) | the head |
 | layercam | ReLU(Σ_k ReLU(∂S_c/∂f_k) f_k) (Jiang et al. 2021, doi 10.1109/TIP.2021.3089943) | the head |
-| regress | none: a head trained with boxes tells a box (see ``box_head``) | nothing |
-| backprop | max over colours of |∂S_c/∂input| (Simonyan et al. 2013, arXiv 1312.6034) | all of the network |
+| backprop | max over colours of |∂S_c/∂input| (Simonyan et al. 2013, arXiv 1312.6034) | the whole network |
+| regress | none: a head that was trained with boxes predicts one box an image (see ``box_head``) | nothing |
 
-f_k are the trunk's last maps, S_c is the logit. Behind global average pooling, over h·w cells, gradcam is
-ReLU(M_c)/(h·w).
-Shapes: B images, n classes of each, K feature maps of h×w cells.
+f_k are the trunk's last feature maps, w_k^c the weights of the head and S_c the logit of class c. The weighted sums of
+cam are in ``networks/heads.py``, ``Head.class_maps``. Behind global average pooling over h·w cells the map of gradcam
+is ReLU(M_c)/(h·w). Shapes: B images, n classes an image, K feature maps of h×w cells.
 """
 
 from abc import ABC, abstractmethod
@@ -30,83 +30,91 @@ from schemas.errors import ModelError
 CELL_PX = 8
 """Side in pixels of a cell of a backprop map: 28×28 cells at 224."""
 HEAD_VALUES = 2**25
-"""Values of feature maps, repeated for each class, that a head is differentiated for at once: 128 MB."""
+"""A head is differentiated for at most this many values of feature maps at once, classes counted: 128 MB."""
 TRUNK_PIXELS = {"cpu": 8 * 224**2, "cuda": 64 * 224**2}
-"""Pixels of the inputs that a trunk keeps a graph of at once: of eight images of 224×224 ResNet-50 keeps 0.3 GB."""
-
+"""backprop keeps the graph of at most this many input pixels: eight images of 224×224 take 0.3 GB with ResNet-50."""
 FP16_SCALE = 1024.0
-"""What a logit's slope is multiplied by on its way back through float16, which rounds small gradients to zero."""
+"""In float16 a gradient is computed this many times as large, because float16 rounds small gradients to zero."""
 
 
 class ForwardPass(NamedTuple):
-    """What the network makes of B images."""
+    """The result of one forward pass over B images, float32 on the network's device."""
 
     logits: Tensor
     """(B, C)."""
     pooled: Tensor
-    """(B, K') the vectors that the last layer saw."""
+    """(B, K') the input vectors of the last linear layer."""
     features: Tensor
-    """(B, K, h, w)."""
+    """(B, K, h, w) the trunk's last feature maps."""
     inputs: Tensor | None = None
-    """(B, 3, S, S) what the trunk took, where ``features`` keep the graph that leads back to it."""
+    """(B, 3, S, S) the trunk's normalized input, only where ``features`` keep the autograd graph back to the input."""
 
 
 class Localization(ABC):
-    """Makes maps of chosen classes, after a look that tells which ones to choose. Threads may call it side by side."""
+    """One localization method: a forward pass, whose logits choose the classes, then the maps of these classes.
+
+    Several threads may use one object at the same time.
+    """
 
     exact = False
-    """Whether it needs a head that has exact class activation maps."""
+    """Whether the method needs a head that has exact class activation maps."""
 
     def __init__(self, engine: Engine, head: Head, box_head: BoxHead | None = None) -> None:
         """``head``, and ``box_head`` where the network has one, are on the engine's device."""
         self._engine, self._head, self._box_head = engine, head, box_head
 
     def images_at_once(self, image_pixels: int) -> int | None:
-        """Return how many images, each of so many pixels in all of its views, to look at before maps are asked for.
+        """Return how many images one call of ``forward`` may take, so that memory suffices; None: any number.
 
-        None: any number. More would keep too much in memory.
+        ``image_pixels``: pixels of one image's inputs, all its views together.
         """
         return None
 
-    def look(self, pixels: Tensor) -> ForwardPass:
-        """Return what the network makes of ``pixels`` (B, S, S, 3) uint8 on its device."""
+    def forward(self, pixels: Tensor) -> ForwardPass:
+        """Run the network on ``pixels``, (B, S, S, 3) uint8 RGB on its device."""
         features = self._engine(pixels)
         logits, pooled = self._head(features)
         return ForwardPass(logits, pooled, features)
 
     @abstractmethod
-    def maps(self, look: ForwardPass, class_ids: Tensor) -> Tensor:
-        """Return the maps (B, n, h, w) float32 of ``class_ids`` (B, n); of an image with a NaN they may be anything."""
+    def maps(self, forward_pass: ForwardPass, class_ids: Tensor) -> Tensor:
+        """Return the maps (B, n, h, w) float32 of ``class_ids`` (B, n) int64.
 
-    def told(self, look: ForwardPass) -> Tensor | None:
-        """Return the boxes (B, 4) of whole images, as ``box_head`` has them; None where maps are cut into boxes."""
+        The maps of an image whose features hold a NaN are undefined; those of the other images are not affected.
+        """
+
+    def regressed(self, forward_pass: ForwardPass) -> Tensor | None:
+        """Return a box (B, 4) for each image, in shares of the input's sides (see ``box_head``); else None."""
         return None
 
     @classmethod
     def map_hw(cls, network: CamNetwork, side_px: int) -> tuple[int, int]:
-        """Return (h, w) of the maps of a square input; raises RuntimeError where it is too small for the trunk."""
+        """Return (h, w) of the maps of a square input of ``side_px``.
+
+        Raises RuntimeError, PyTorch's own, where the input is too small for the trunk.
+        """
         return network.map_size(side_px)
 
 
 class Cam(Localization):
-    """The weighted sums of feature maps that the logits are the means of."""
+    """Class activation maps: M_c = Σ_k w_k^c f_k, whose mean plus the bias is the logit of class c."""
 
     exact = True
 
-    def maps(self, look: ForwardPass, class_ids: Tensor) -> Tensor:
-        """Return M_c."""
-        return self._head.class_maps(look.features, class_ids)
+    def maps(self, forward_pass: ForwardPass, class_ids: Tensor) -> Tensor:
+        """Return M_c (B, n, h, w)."""
+        return self._head.class_maps(forward_pass.features, class_ids)
 
 
 class _HeadGradients(Localization):
-    """Weighs the feature maps by the logit's gradient in them; the trunk runs once and is not differentiated."""
+    """Weighs the feature maps by the gradient of the logit with respect to them; the trunk is not differentiated."""
 
-    def maps(self, look: ForwardPass, class_ids: Tensor) -> Tensor:
-        """Return ReLU(Σ_k α_k f_k), nowhere negative."""
-        features = look.features
-        at_once = max(1, HEAD_VALUES // features.numel())
+    def maps(self, forward_pass: ForwardPass, class_ids: Tensor) -> Tensor:
+        """Return ReLU(Σ_k α_k f_k), which is nowhere negative."""
+        features = forward_pass.features
+        classes_at_once = max(1, HEAD_VALUES // features.numel())
         parts = []
-        for ids in torch.split(class_ids, at_once, dim=1):
+        for ids in torch.split(class_ids, classes_at_once, dim=1):
             gradients = head_gradients(self._head, features, ids)
             parts.append(F.relu((self._weights(gradients) * features[:, None]).sum(2)))
         return torch.cat(parts, dim=1)
@@ -114,11 +122,11 @@ class _HeadGradients(Localization):
     @staticmethod
     @abstractmethod
     def _weights(gradients: Tensor) -> Tensor:
-        """Return α of ``gradients`` (B, n, K, h, w), of that shape or with ones for h and w."""
+        """Return α, (B, n, K, h, w) or (B, n, K, 1, 1), of ``gradients`` (B, n, K, h, w)."""
 
 
 class GradCam(_HeadGradients):
-    """Weighs each feature map by the mean of its gradient."""
+    """Weighs each feature map by the mean of its gradient over all cells."""
 
     @staticmethod
     def _weights(gradients: Tensor) -> Tensor:
@@ -126,7 +134,7 @@ class GradCam(_HeadGradients):
 
 
 class LayerCam(_HeadGradients):
-    """Weighs each cell of each feature map by its own gradient, where that is positive."""
+    """Weighs each cell of each feature map by the gradient in that cell, where the gradient is positive."""
 
     @staticmethod
     def _weights(gradients: Tensor) -> Tensor:
@@ -134,68 +142,68 @@ class LayerCam(_HeadGradients):
 
 
 class Backprop(Localization):
-    """The size of the logit's gradient in the network's input, which is the normalized picture.
+    """The magnitude of the gradient of the logit with respect to the network's normalized input.
 
-    One pass forward, whose graph is kept, and one backward for each of the n classes; the head runs once more, where
-    it can for those classes alone.
+    The trunk runs forward once and keeps its graph. The head runs once more, where possible for the n classes alone.
+    Then there is one backward pass for each class.
     """
 
     def images_at_once(self, image_pixels: int) -> int:
-        """Return how many graphs are kept; at least one image's."""
+        """Return the images whose graphs fit in TRUNK_PIXELS, at least 1."""
         return max(1, TRUNK_PIXELS[self._engine.device.type] // image_pixels)
 
-    def look(self, pixels: Tensor) -> ForwardPass:
-        """Return what the network makes of ``pixels``, and the graph."""
+    def forward(self, pixels: Tensor) -> ForwardPass:
+        """Run the network on ``pixels`` and keep the graph of the trunk."""
         inputs = self._engine.inputs(pixels).requires_grad_()
         with torch.enable_grad():
             features = self._engine.features(inputs)
         logits, pooled = self._head(features.detach())
         return ForwardPass(logits, pooled, features, inputs)
 
-    def maps(self, look: ForwardPass, class_ids: Tensor) -> Tensor:
-        """Return the greatest |∂S_c/∂input| over the colours, averaged over each of the map's cells; frees the graph.
+    def maps(self, forward_pass: ForwardPass, class_ids: Tensor) -> Tensor:
+        """Return the largest |∂S_c/∂input| of the three colours, averaged over the pixels of each cell.
 
-        Raises RuntimeError for a look that was asked before.
+        The call frees the graph: a second call with the same ``forward_pass`` raises RuntimeError.
         """
-        inputs = look.inputs
+        inputs = forward_pass.inputs
         assert inputs is not None
         with torch.enable_grad():
-            logits = self._head.logits_of(look.features, class_ids).sum(0).unbind()
+            logits = self._head.logits_of(forward_pass.features, class_ids).sum(0).unbind()
         scale = FP16_SCALE if inputs.dtype == torch.float16 else 1.0
-        found = []
-        for place, logit in enumerate(logits, 1):
+        magnitudes = []
+        for number, logit in enumerate(logits, 1):
             slope = logit.new_tensor(scale)
-            (gradient,) = torch.autograd.grad(logit, inputs, slope, retain_graph=place < len(logits))
-            found.append(gradient.abs().amax(1).float() / scale)
-        return F.adaptive_avg_pool2d(torch.stack(found, dim=1), _cells(inputs.shape[2]))
+            (gradient,) = torch.autograd.grad(logit, inputs, slope, retain_graph=number < len(logits))
+            magnitudes.append(gradient.abs().amax(1).float() / scale)
+        return F.adaptive_avg_pool2d(torch.stack(magnitudes, dim=1), _cells(inputs.shape[2]))
 
     @classmethod
     def map_hw(cls, network: CamNetwork, side_px: int) -> tuple[int, int]:
-        """Return a cell for every CELL_PX pixels of each side, rounded to whole cells."""
+        """Return one cell for every CELL_PX pixels of each side, rounded to whole cells, at least one."""
         network.map_size(side_px)
         return _cells(side_px)
 
 
 class Regress(Localization):
-    """The box that a head learned from boxes, for whatever class; there is one look at the picture and no map."""
+    """One box an image, predicted by a head that was trained with boxes; there are no maps and only one view."""
 
     exact = True
 
     def __init__(self, engine: Engine, head: Head, box_head: BoxHead | None = None) -> None:
-        """Raise ModelError where the network has no box head."""
+        """Raise ModelError where the network has no box head; the error fails the run."""
         super().__init__(engine, head, box_head)
         if box_head is None:
             raise ModelError(NO_BOX_HEAD)
         self._boxes = box_head
 
-    def maps(self, look: ForwardPass, class_ids: Tensor) -> Tensor:
-        """Return ones, which stand in the places of maps and say nothing."""
-        return look.features.new_ones(()).expand(*class_ids.shape, *look.features.shape[2:])
+    def maps(self, forward_pass: ForwardPass, class_ids: Tensor) -> Tensor:
+        """Return ones (B, n, h, w): finite placeholders that no box is cut from and that no table stores."""
+        return forward_pass.features.new_ones(()).expand(*class_ids.shape, *forward_pass.features.shape[2:])
 
-    def told(self, look: ForwardPass) -> Tensor:
-        """Return the head's boxes."""
-        found: Tensor = self._boxes(look.features)
-        return found
+    def regressed(self, forward_pass: ForwardPass) -> Tensor:
+        """Return the boxes (B, 4) of the box head."""
+        boxes: Tensor = self._boxes(forward_pass.features)
+        return boxes
 
 
 NO_BOX_HEAD = (
@@ -212,9 +220,9 @@ METHODS: dict[Method, type[Localization]] = {
 
 
 def head_gradients(head: Head, features: Tensor, class_ids: Tensor) -> Tensor:
-    """Return ∂S_c/∂f (B, n, K, h, w) of ``features`` (B, K, h, w), for the n ``class_ids`` (B, n) of each image.
+    """Return the gradients ∂S_c/∂f (B, n, K, h, w) for ``features`` (B, K, h, w) and ``class_ids`` (B, n).
 
-    One pass through the head forward and back, with each image's features once for each of its classes.
+    The head runs forward and backward once, on a batch that repeats the features of each image for each of its classes.
     """
     n_images, n_classes = class_ids.shape
     repeated = features.detach().repeat_interleave(n_classes, 0).requires_grad_()

@@ -10,30 +10,30 @@ from schemas.config import Precision
 
 @dataclass(frozen=True)
 class Runtime:
-    """What the results don't depend on, but for rounding; speed does."""
+    """Settings that change the speed; the results depend on them by rounding alone."""
 
     device: Literal["cpu", "cuda"]
     precision: Precision
-    """As for resolve_precision, which the device's own machine calls."""
+    """``auto`` is resolved by ``resolve_precision`` on the machine that has the device."""
     compile: bool
     """Whether the trunk runs through torch.compile."""
     threads: int
-    """Threads of one network on CPU."""
+    """CPU threads that one network uses."""
     batch_size: int
     """Images a forward pass."""
 
 
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
-"""PyTorch's names for what multiplies bf16 in hardware, two on x86 and one on ARM; without it bf16 is emulated.
+"""PyTorch's names for instructions that multiply bf16 numbers, two on x86 and one on ARM; without them it is emulated.
 
 One thread of an AMD EPYC with avx512_bf16 runs ResNet-18 1.9 times as fast in bf16 as in fp32, MobileNetV2 3 times.
 """
 
 
 def resolve_precision(precision: Precision, device: str) -> Precision:
-    """Return the number type that ``auto`` stands for on this machine.
+    """Return ``precision``, or for ``auto`` the best number type on this machine's ``device`` ("cpu" or "cuda").
 
-    bf16 where ``device`` computes in it natively; else fp16 on CUDA and fp32 on CPU.
+    That is bf16 where the device computes in it natively; otherwise fp16 on CUDA and fp32 on CPU.
     """
     if precision != "auto":
         return precision

@@ -15,7 +15,7 @@ from schemas.reasons import Reason
 T = TypeVar("T")
 
 
-class Decoder:
+class DecodePool:
     """Decodes images in threads and bounds the time of each.
 
     A thread can't be stopped from outside. One that is over its time is left behind: its result is dropped, another
@@ -71,7 +71,7 @@ def _stop_threads(batches: _Batches, threads: int) -> None:
 
 
 class _Batch(Generic[T]):
-    """One call of ``Decoder.map``: what is left to do, which image runs since when, and the results."""
+    """One call of ``DecodePool.map``: what is left to do, which image runs since when, and the results."""
 
     def __init__(self, blobs: Sequence[bytes | None], one: Callable[[int, bytes], T]) -> None:
         self._blobs = blobs

@@ -1,0 +1,63 @@
+"""The last tensor of stride 16 of a trunk: where it is, and a trunk that hands it out beside the feature maps.
+
+torchvision's feature extraction rewrites the trunk's graph, so that one forward pass returns both; there is no hook.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.fx.proxy import TraceError
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+STRIDE = 16
+_LEAST_SHARE = 0.85
+"""A tensor may have this share of the cells of S / 16: convolutions without padding lose some (AlexNet's 13 of 14)."""
+
+
+class TrunkMaps(NamedTuple):
+    """What a trunk computes of B images in one forward pass."""
+
+    features: Tensor
+    """(B, K, h, w) the last feature maps, float32."""
+    stride16: Tensor | None
+    """(B, K', h', w') the last tensor of stride 16, in the trunk's number type; None where nobody asked for it."""
+
+
+def find_stride16(trunk: nn.Module, side_px: int) -> str | None:
+    """Return the name of the last tensor of ``trunk`` that has stride 16 at inputs of ``side_px``, found by its shape.
+
+    Only shapes are computed. The name is that of ``get_graph_node_names``. None where the trunk has no such tensor or
+    its graph can't be followed.
+    """
+    try:
+        extractor = create_feature_extractor(trunk, get_graph_node_names(trunk)[1][1:])
+    except TraceError:
+        return None
+    tensors = dict(extractor.named_parameters()) | dict(extractor.named_buffers())
+    shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    results = torch.func.functional_call(extractor, shapes, (torch.empty(1, 3, side_px, side_px, device="meta"),))
+    fitting = [name for name, result in results.items() if isinstance(result, Tensor) and _has_stride(result, side_px)]
+    return fitting[-1] if fitting else None
+
+
+def _has_stride(tensor: Tensor, side_px: int) -> bool:
+    cells = side_px / STRIDE
+    return tensor.ndim == 4 and all(_LEAST_SHARE * cells <= size < cells + 1 for size in tensor.shape[2:])
+
+
+class Stride16Trunk(nn.Module):
+    """A trunk that returns the tensor of a given name beside its feature maps; it shares the trunk's weights."""
+
+    def __init__(self, trunk: nn.Module, name: str) -> None:
+        """``name`` is one that ``find_stride16`` returns; raises ValueError where the trunk has no such tensor."""
+        super().__init__()
+        last = get_graph_node_names(trunk)[1][-1]
+        self._same = name == last
+        extractor = create_feature_extractor(trunk, {last: "features"} | ({} if self._same else {name: "stride16"}))
+        self.rewritten = torch.fx.symbolic_trace(extractor)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the feature maps and the tensor of normalized ``inputs`` (B, 3, S, S)."""
+        results = self.rewritten(inputs)
+        return results["features"], results["features" if self._same else "stride16"]

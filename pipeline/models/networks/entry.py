@@ -145,8 +145,9 @@ class NetworkEntry:
         of a network that only classifies ends in the maps in front of its fully connected layers, and its head has no
         class maps.
         """
-        trunk, head = cut(module, self.families[architecture.pooling])
-        return CamNetwork(self.name, trunk, head, preprocessing, getattr(module, BOX_HEAD, None))
+        family = self.families[architecture.pooling]
+        trunk, head = cut(module, family)
+        return CamNetwork(self.name, trunk, head, preprocessing, getattr(module, BOX_HEAD, None), family.stride16)
 
     def outline(self) -> CamNetwork:
         """Return the default architecture without values: sizes and numbers can be read from it at no cost."""

@@ -26,6 +26,8 @@ class Family:
     """Prefixes of the state dict's keys of auxiliary classifiers, which only training needs."""
     pooling: Pooling = "gap"
     """The global pooling in front of the linear layer."""
+    stride16: str | None = None
+    """Name of the last tensor of stride 16, as ``localize.stride16`` names it; None: it is found by its shape."""
     refusal: str | None = None
     """Why the network only classifies, and which network to use instead; None where it has exact maps."""
 

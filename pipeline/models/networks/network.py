@@ -62,11 +62,18 @@ class CamNetwork(nn.Module):
     """
 
     def __init__(
-        self, name: str, trunk: nn.Module, head: Head, preprocessing: Preprocessing, box_head: BoxHead | None = None
+        self,
+        name: str,
+        trunk: nn.Module,
+        head: Head,
+        preprocessing: Preprocessing,
+        box_head: BoxHead | None = None,
+        stride16: str | None = None,
     ) -> None:
         """``trunk`` takes normalized images (B, 3, H, W) and gives the feature maps that ``head`` takes.
 
-        ``box_head`` takes them too, where the network was trained with boxes.
+        ``box_head`` takes them too, where the network was trained with boxes. ``stride16`` is the name of the trunk's
+        last tensor of stride 16, where it is known.
         """
         super().__init__()
         self.name = name
@@ -74,6 +81,7 @@ class CamNetwork(nn.Module):
         self.head = head
         self.box_head = box_head
         self.preprocessing = preprocessing
+        self.stride16 = stride16
         self._normalization = Normalization(preprocessing)
         self._map_sizes: dict[int, tuple[int, int]] = {}
 

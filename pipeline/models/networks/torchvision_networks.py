@@ -29,12 +29,17 @@ FAMILIES: dict[type[nn.Module], Family] = {
     ),
     tv.GoogLeNet: Family("avgpool", "fc", _FINAL_RELU, unused=("aux1.", "aux2.")),
     tv.Inception3: Family("avgpool", "fc", _FINAL_RELU, unused=("AuxLogits.",)),
-    tv.MobileNetV2: Family("classifier", "classifier.1", "GAP + linear; maps after the last ReLU6"),
+    tv.MobileNetV2: Family(
+        "classifier", "classifier.1", "GAP + linear; maps after the last ReLU6", stride16="features.14.conv.0"
+    ),
     tv.MNASNet: Family("classifier", "classifier.1", _FINAL_RELU),
     tv.ShuffleNetV2: Family("fc", "fc", _FINAL_RELU),
     tv.EfficientNet: Family("avgpool", "classifier.1", _FINAL_SILU),
     tv.SqueezeNet: Family(
-        "classifier", "classifier.1", "1×1 convolution, ReLU, GAP; class maps after that ReLU, bias 0"
+        "classifier",
+        "classifier.1",
+        "1×1 convolution, ReLU, GAP; class maps after that ReLU, bias 0",
+        stride16="features.12.cat",
     ),
     tv.SwinTransformer: Family(
         "avgpool", "head", "GAP + linear; maps after the last layer normalization, no ReLU, so of both signs"

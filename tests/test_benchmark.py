@@ -21,12 +21,13 @@ from pipeline.models.localize.runtime import Runtime
 from pipeline.models.weights.state_fitting import load_network
 from schemas.benchmark import BenchmarkConfig, MeasureConfig
 from schemas.errors import UsageError
-from schemas.tables import table_schema
+from schemas.tables import network_types, written_schemas
 from tests.benchmarks import boxes, peers
 from tests.benchmarks.peers import ray_pattern
-from tests.benchmarks.peers.by_hand import BATCH, ByHand, Setup, boxes_of, load, normalized, opencv_box, read_image
 from tests.benchmarks.peers.loops import hand_loop
+from tests.benchmarks.peers.setup import BATCH, Setup
 from tests.benchmarks.reference import enlarge
+from tests.references.network_by_hand import ByHand, boxes_of, load, normalized, opencv_box, read_image
 
 SIZE_HW = (120, 160)
 RULE = CamRule(5, BoxRule("paper", (0.2,), 0.0))
@@ -96,7 +97,7 @@ def pixels(setup):
 
 class TestByHand:
     def test_says_what_camlake_says(self, setup, pixels):
-        found = ByHand.of(setup)(normalized(pixels, load_network("camlake_demo", None, None).preprocessing))
+        found = setup.network()(normalized(pixels, load_network("camlake_demo", None, None).preprocessing))
         ours = localize(load(setup.model, setup.weights)[0], pixels)
         assert found.class_ids.reshape(-1).tolist() == ours.maps.class_id.tolist()
         assert np.allclose(found.probs.reshape(-1), ours.maps.class_prob, atol=1e-5)
@@ -186,7 +187,8 @@ def test_the_loop_writes_the_same_tables(setup):
         name: pq.read_table(setup.out / f"{name}.parquet") for name in ("images", "boxes", "heatmaps", "features")
     }
     channels = tables["features"].schema.field("feature").type.list_size
-    assert all(table.schema.equals(table_schema(name, channels, "float32")) for name, table in tables.items())
+    schemas = written_schemas(tables, network_types(channels, "float32"))
+    assert all(table.schema.equals(schemas[name]) for name, table in tables.items())
     assert [len(tables[name]) for name in ("images", "heatmaps", "features")] == [3, 15, 3]
     assert sum(tables["images"]["n_boxes"].to_pylist()) == len(tables["boxes"])
     assert tables["images"]["height_px"].to_pylist() == [SIZE_HW[0]] * 3

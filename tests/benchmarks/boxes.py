@@ -1,6 +1,7 @@
 """The exact box kernel against OpenCV's resize, threshold and connected components: speed, agreement, scores.
 
-One thread each, interleaved. Scores need photographs with true boxes and real weights.
+Both run on one thread, in turn; where there is a GPU, the kernel is timed there too. Scores need photographs with true
+boxes and real weights.
 """
 
 import time
@@ -16,12 +17,15 @@ from jobs.suites.machine import Figures, spread
 from jobs.suites.photographs import PHOTO_HW
 from pipeline.annotate.reporter import Reporter
 from pipeline.arrays.boxes import foreground_levels, level_boxes
+from pipeline.models.localize.engine import to_host
 from tests.benchmarks.box_scores import photograph_scores
 from tests.benchmarks.command import TruthConfig, benchmark
 from tests.references.opencv_boxes import THRESHOLD, agreement, component_boxes, smooth_maps, upsampled
 
 MAPS = 160
 """Five classes of a batch of 32."""
+GPU_MAPS = 1280
+"""Five classes of a batch of 256."""
 SWEEP = 50
 """Thresholds of the sweep that ``camlake evaluate`` makes."""
 SAMPLE = 10_000
@@ -37,6 +41,8 @@ def measure(config: TruthConfig, reporter: Reporter) -> Figures:
     figures: Figures = {}
     for side in (7, 14):
         figures |= _speed(side, max(5, config.repeats), reporter)
+    if torch.cuda.is_available():
+        figures |= _speed_on_gpu(max(5, config.repeats))
     for side in (7, 14):
         for name, blur in BLURS.items():
             figures |= _agreement(side, name, blur, reporter)
@@ -63,6 +69,18 @@ def _speed(side: int, repeats: int, reporter: Reporter) -> Figures:
         f"{name} exact µs of one map alone": spread(one),
         f"{name} exact µs a map at {SWEEP} thresholds": spread(sweep),
     }
+
+
+def _speed_on_gpu(repeats: int) -> Figures:
+    """Return the microseconds of a 7×7 map that is on the GPU, against OpenCV's on the CPU."""
+    grids = smooth_maps(GPU_MAPS, 7, BLURS["rough"])
+    maps, thresholds = torch.from_numpy(grids).to("cuda"), torch.tensor([THRESHOLD], device="cuda")
+    exact, opencv = [], []
+    for _ in range(repeats):
+        exact.append(_best_us(lambda: to_host(level_boxes(maps, foreground_levels(maps, thresholds)))) / GPU_MAPS)
+        opencv.append(_best_us(lambda: [_opencv(each) for each in grids], tries=1) / GPU_MAPS)
+    ratio = [slow / fast for slow, fast in zip(opencv, exact, strict=True)]
+    return {"7×7 on the GPU exact µs a map": spread(exact), "7×7 on the GPU ratio": spread(ratio)}
 
 
 def _best_us(work: Callable[[], object], tries: int = 3) -> float:

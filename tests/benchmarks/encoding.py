@@ -30,7 +30,7 @@ from pipeline.models.networks.demo_network import DEMO
 from pipeline.storage.lake.encoding import Encoding, to_parquet
 from pipeline.storage.lake.rows import split_rows
 from schemas.benchmark import MeasureConfig
-from schemas.tables import OPTIONAL_TABLES, Table
+from schemas.tables import Table, optional_tables
 from tests.benchmarks.command import benchmark
 
 IMAGES = 20_480
@@ -162,7 +162,7 @@ def _write(rows: pa.Table, encoding: Encoding, images_per_file: int, folder: Pat
     """Write all tables as so many commits would; return µs of CPU an image for the encoding alone, and the files."""
     encoding_s = 0.0
     for start in range(0, len(rows), images_per_file):
-        for table, part in split_rows(rows.slice(start, images_per_file), "run", OPTIONAL_TABLES).items():
+        for table, part in split_rows(rows.slice(start, images_per_file), "run", optional_tables()).items():
             if len(part):
                 started_s = time.process_time()
                 data = to_parquet(part, encoding)
@@ -170,7 +170,7 @@ def _write(rows: pa.Table, encoding: Encoding, images_per_file: int, folder: Pat
                 (folder / table).mkdir(parents=True, exist_ok=True)
                 (folder / table / f"{start}.parquet").write_bytes(data)
     return encoding_s / len(rows) * 1e6, {
-        table: f"{folder / table}/*.parquet" for table in ("images", *OPTIONAL_TABLES)
+        table: f"{folder / table}/*.parquet" for table in ("images", *optional_tables())
     }
 
 
@@ -202,7 +202,7 @@ def _query_ms(files: Files, ids: list[str]) -> dict[str, float]:
 
 def _against_float_maps(rows: pa.Table) -> Figures:
     """Return the bytes of the default tables as a share of those with plain float32 values in snappy."""
-    tables = {name: part for name, part in split_rows(rows, "run", OPTIONAL_TABLES).items() if len(part)}
+    tables = {name: part for name, part in split_rows(rows, "run", optional_tables()).items() if len(part)}
     ours = {name: len(to_parquet(part)) for name, part in tables.items()}
     floats = tables | {
         "heatmaps": _with_float_maps(tables["heatmaps"]),

@@ -17,8 +17,8 @@ from pipeline.annotate.reporter import Reporter
 from schemas.benchmark import MeasureConfig
 from tests.benchmarks.command import benchmark, in_new_process
 from tests.benchmarks.peers import own_job
-from tests.benchmarks.peers.by_hand import Setup, setup_in
 from tests.benchmarks.peers.loops import bare_loop, hand_loop
+from tests.benchmarks.peers.setup import Setup, setup_in
 
 LOOP_IMAGES = 640
 """Images of one run of a loop: enough for a few seconds, since it has no start-up to leave out."""

@@ -15,7 +15,8 @@ from pipeline.annotate.reporter import Advance
 from pipeline.annotate.spec import run_request
 from pipeline.graph.annotate.job import make_job
 from pipeline.graph.annotate.stream import run_stream
-from pipeline.graph.cluster import keep_idle_workers, ray_cluster
+from pipeline.graph.cluster import ray_cluster
+from pipeline.graph.ray_environment import keep_idle_workers
 from pipeline.graph.resources import images_per_slice, plan_compute
 from pipeline.images.resize import ResizePlan
 from pipeline.storage.inputs.listing import list_inputs

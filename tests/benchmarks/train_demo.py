@@ -1,9 +1,9 @@
-"""Train the network of the demo on drawn scenes and write its weights: the file that ships in ``pipeline/models/``.
+"""Trains the network of the demo on drawn scenes and writes its weights, which are installed with camlake.
 
     python -m tests.benchmarks.train_demo --out pipeline/models/weights/camlake_demo.safetensors
 
-It learns class labels only, never a box. What makes its maps cover whole objects: parts of the pictures are hidden
-while it learns (Singh & Lee 2017, arXiv 1704.04232), so that no single part is enough to tell a class.
+The network learns from class labels only, never from a box. Its maps cover whole objects because parts of the pictures
+are hidden while it learns (Singh & Lee 2017, arXiv 1704.04232): no single part is enough to tell a class.
 """
 
 import json
@@ -24,8 +24,8 @@ from pipeline.arrays.boxes import foreground_levels, level_boxes
 from pipeline.arrays.metrics import iou
 from pipeline.images.synthetic.scenes import CLASSES, random_size, render_scene
 from pipeline.models.networks.demo_network import IMAGE_SIZE, DemoNetwork
+from pipeline.models.networks.own_networks import DEMO_WEIGHTS
 
-WEIGHTS = Path(__file__).parents[1] / "pipeline" / "models" / "camlake_demo.safetensors"
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 HELD_OUT_EPOCH = 1_000_000
@@ -117,7 +117,7 @@ def train(
     scenes: Annotated[int, typer.Option(help="scenes of an epoch")] = 4000,
     seed: Annotated[int, typer.Option(help="of weights, scenes and order")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
-    out: Annotated[Path, typer.Option(help="where the safetensors file goes")] = WEIGHTS,
+    out: Annotated[Path, typer.Option(help="where the safetensors file goes")] = DEMO_WEIGHTS,
 ) -> None:
     """Train the demo's network, print its held-out scores and write the weights."""
     torch.manual_seed(seed)

@@ -21,8 +21,8 @@ from pipeline.storage.lake.lineage import installed_version
 from schemas.benchmark import MeasureConfig
 from schemas.errors import UsageError
 from tests.benchmarks.command import benchmark, in_new_process
-from tests.benchmarks.peers.by_hand import Setup, setup_in
 from tests.benchmarks.peers.map_speed import images_per_s
+from tests.benchmarks.peers.setup import Setup, setup_in
 
 PACKAGES = {"daft": "daft", "grad-cam": "pytorch_grad_cam", "torchcam": "torchcam"}
 """What the extra ``benchmark`` installs, and the module of each."""

@@ -12,7 +12,8 @@ from daft import DataType, Series
 from daft.functions import decode_image, download, image_height, image_width, resize
 
 from pipeline.models import registry
-from tests.benchmarks.peers.by_hand import BATCH, ByHand, Setup, boxes_of
+from tests.benchmarks.peers.setup import BATCH, Setup
+from tests.references.network_by_hand import boxes_of
 
 FOUND = DataType.struct(
     {
@@ -33,7 +34,7 @@ class DaftNetwork:
 
     def __init__(self, setup: Setup) -> None:
         """Load it."""
-        self._network = ByHand.of(setup)
+        self._network = setup.network()
 
     @daft.method.batch(return_dtype=FOUND, unnest=True, batch_size=BATCH)
     def annotate(self, images: Series, heights: Series, widths: Series) -> pa.Array:

@@ -14,7 +14,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor
 
 from pipeline.models.networks.network import CamNetwork
-from tests.benchmarks.peers.by_hand import TOPK, Classifier
+from tests.references.network_by_hand import TOPK, Classifier
 
 
 def maps_of(network: CamNetwork) -> Callable[[Tensor], NDArray[np.float32]]:

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from tests.benchmarks.peers.by_hand import BATCH, ByHand, Setup, read_image
+from tests.benchmarks.peers.setup import BATCH, Setup
 from tests.benchmarks.peers.table_writer import TableWriter
+from tests.references.network_by_hand import ByHand, read_image
 
 Pixels = NDArray[np.uint8]
 
@@ -75,7 +76,7 @@ def run(setup: Setup) -> None:
 
 def _started(setup: Setup) -> ByHand:
     torch.set_num_threads(os.cpu_count() or 1)
-    network = ByHand.of(setup)
+    network = setup.network()
     network.classify(torch.zeros(BATCH, 3, _side(network), _side(network)).to(memory_format=torch.channels_last))
     return network
 

@@ -13,7 +13,9 @@ from pipeline.models.localize.box_rules import BoxRule
 from pipeline.models.localize.localizer import CamRule, Localizer
 from pipeline.models.localize.runtime import Runtime
 from pipeline.models.networks.network import CamNetwork
-from tests.benchmarks.peers.by_hand import BATCH, THRESHOLD, TOPK, Setup, load, normalized, read_image
+from tests.benchmarks.peers.setup import BATCH, Setup
+from tests.references.network_by_hand import TOPK, load, normalized, read_image
+from tests.references.opencv_boxes import THRESHOLD
 
 Pixels = NDArray[np.uint8]
 

@@ -3,7 +3,7 @@
 from jobs.suites.steady_rate import SilentReporter
 from pipeline.graph.annotate.driver import annotate
 from schemas.annotate import AnnotateConfig
-from tests.benchmarks.peers.by_hand import Setup
+from tests.benchmarks.peers.setup import Setup
 
 
 def run(setup: Setup) -> None:

@@ -16,7 +16,8 @@ from ray.data import DataContext
 from torchvision import transforms
 
 from pipeline.models import registry
-from tests.benchmarks.peers.by_hand import BATCH, ByHand, Setup, boxes_of
+from tests.benchmarks.peers.setup import BATCH, Setup
+from tests.references.network_by_hand import boxes_of
 
 
 class Transform:
@@ -44,7 +45,7 @@ class RayNetwork:
 
     def __init__(self, setup: Setup) -> None:
         """Load it."""
-        self._network = ByHand.of(setup)
+        self._network = setup.network()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return a row for each image, with all that the network says of it."""

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.storage.inputs.listing import image_id
-from schemas.tables import Table, table_schema
-from tests.benchmarks.peers.by_hand import THRESHOLD, TOPK, NetworkOutput, boxes_of
+from schemas.tables import Table, network_types, written_schemas
+from tests.references.network_by_hand import TOPK, NetworkOutput, boxes_of
+from tests.references.opencv_boxes import THRESHOLD
 
 ROWS_A_GROUP = 256
 """Images whose rows are written together, as many as ``annotate`` commits in a run of some thousands."""
@@ -28,7 +29,8 @@ class TableWriter:
         """``labels``: names of the classes. ``channels``: length of a feature vector."""
         out.mkdir(parents=True)
         names: tuple[Table, ...] = ("images", "boxes", "heatmaps", "features")
-        self._schemas = {name: table_schema(name, channels, "float32") for name in names}
+        schemas = written_schemas(names, network_types(channels, "float32"))
+        self._schemas = {name: schemas[name] for name in names}
         self._files = {
             name: pq.ParquetWriter(out / f"{name}.parquet", schema, compression="zstd")
             for name, schema in self._schemas.items()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchcam.methods import CAM
 
 from pipeline.models.networks.network import CamNetwork
-from tests.benchmarks.peers.by_hand import TOPK, Classifier
+from tests.references.network_by_hand import TOPK, Classifier
 
 
 def maps_of(network: CamNetwork) -> Callable[[Tensor], NDArray[np.float32]]:

@@ -1,13 +1,11 @@
 """Top-5 maps, boxes and features as one writes them by hand: the network's layers, a product of tensors, OpenCV.
 
-The loops, Ray Data's pattern and Daft all take them from here, so that they differ from camlake by what moves the
-images, and by boxes that are cut from a map of the photograph's size.
+The peers in ``tests.benchmarks.peers`` take them from here. So a peer differs from camlake in what moves the images,
+and in boxes that are cut from a map of the photograph's size.
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Self
 
 import cv2
@@ -17,49 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs.suites.photographs import weights_file
 from pipeline.models.networks.heads import ConvHead, NormedHead
 from pipeline.models.networks.network import CamNetwork, Preprocessing
 from pipeline.models.weights.load_weights import load_weights
 from pipeline.models.weights.state_fitting import load_network
-from schemas.benchmark import MeasureConfig
 from schemas.config import Precision
 from schemas.errors import UsageError
-from tests.benchmarks.command import resolved_precision
+from tests.references.opencv_boxes import THRESHOLD, component_boxes, upsampled
 
-BATCH = 32
-"""Images a forward pass, as camlake's default on CPU."""
 TOPK = 5
-THRESHOLD = 0.2
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What every side works on; plain values, because each side runs in a process of its own."""
-
-    photographs: Path
-    """A folder of JPEG files."""
-    out: Path
-    model: str
-    weights: str
-    precision: Precision
-    """Resolved: never ``auto``."""
-
-    def paths(self) -> list[str]:
-        """Return the photographs, sorted by name."""
-        return sorted(str(path) for path in self.photographs.iterdir())
-
-
-def setup_in(config: MeasureConfig, folder: Path) -> Setup:
-    """Return what all sides of a suite work on: ``folder``'s photographs, with the suite's network and number type."""
-    return Setup(
-        photographs=folder / "photographs",
-        out=folder / "out",
-        model=config.model,
-        weights=weights_file(config, folder),
-        precision=resolved_precision(config),
-    )
 
 
 class NetworkOutput(NamedTuple):
@@ -111,9 +76,9 @@ class ByHand:
         self._autocast = AUTOCAST.get(precision)
 
     @classmethod
-    def of(cls, setup: Setup) -> Self:
-        """Return what ``setup`` asks for, its weights loaded."""
-        return cls(*load(setup.model, setup.weights), setup.precision)
+    def load(cls, model: str, weights: str, precision: Precision) -> Self:
+        """Return the network ``model`` with its ``weights``; raises UsageError as ``load`` does."""
+        return cls(*load(model, weights), precision)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> NetworkOutput:
@@ -161,15 +126,15 @@ def boxes_of(maps: NDArray[np.float32], sizes_hw: NDArray[np.int64]) -> NDArray[
 
 
 def opencv_box(heat: NDArray[np.float32], size_hw: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return the half-open box, in pixels, of the largest component above 20 % of the map's maximum.
+    """Return the half-open box xyxy, in pixels, of the largest component above 20 % of the map's maximum.
 
-    The map is resized to the photograph's size, as the paper's rule is usually written. NaNs without a positive value.
+    The map is resized to the photograph's size, as the paper's rule is usually written. The box is NaN where the map
+    has no positive value.
     """
-    surface = cv2.resize(heat, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_LINEAR)
+    surface = upsampled(heat, size_hw)
     highest = surface.max()
     if not highest > 0:
         return (np.nan,) * 4
-    foreground = (surface >= THRESHOLD * highest).astype(np.uint8)
-    _, _, stats, _ = cv2.connectedComponentsWithStats(foreground, connectivity=8)
-    left, top, width, height, _ = stats[1:][stats[1:, cv2.CC_STAT_AREA].argmax()].tolist()
-    return left, top, left + width, top + height
+    boxes, _ = component_boxes(surface, THRESHOLD * highest)
+    left, top, right, bottom = boxes[0].tolist()
+    return left, top, right, bottom

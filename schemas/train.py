@@ -1,4 +1,4 @@
-"""What ``camlake train`` learns, and how."""
+"""The configuration of ``camlake train``."""
 
 from typing import Any, Literal, Self
 
@@ -13,7 +13,7 @@ Augment = Literal["crop", "flip", "none"]
 
 
 class TrainConfig(StorageConfig):
-    """What ``camlake train`` learns, and how."""
+    """The options of ``camlake train``."""
 
     input: str = required(
         "a folder with a folder of images for each class, or a CSV or Parquet file with columns uri and label; several"
@@ -110,6 +110,6 @@ class TrainConfig(StorageConfig):
         return self
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the outcome: a run goes on only with the same."""
+        """Return the options that decide the outcome, by name; a training goes on only with equal ones."""
         aside = {*StorageConfig.model_fields, "out", "workers", "address", "device", "max_rejected"}
         return self.model_dump(mode="json", exclude=aside)

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from jobs.console import Screen
-from jobs.dry_run import print_estimate, read_offer
+from jobs.dry_run import print_estimate
 from pipeline.graph.annotate.driver import annotate
 from pipeline.graph.resources import Machine, plan_compute
 from pipeline.graph.tuning.bench_actor import RunTiming, SizeModel, StageTiming
-from pipeline.graph.tuning.estimate import RAY_CORES, RAY_START_S, predict
+from pipeline.graph.tuning.estimate import read_offer
+from pipeline.graph.tuning.prediction import RAY_CORES, RAY_START_S, predict
 from pipeline.images.synthetic.scenes import write_corpus
 from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.console import Screen
-from jobs.train import labelled_images
+from pipeline.graph.train.training import labelled_images
 from pipeline.storage.truth.labelled_images import read_labelled, split_by_hash
 from pipeline.storage.truth.truth import read_truth
 from schemas.config import StorageConfig

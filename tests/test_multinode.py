@@ -13,6 +13,8 @@ from schemas.config import StorageConfig
 from tests.jobs_on import ROOT
 from tests.training import Output
 
+pytestmark = pytest.mark.slow
+
 N_IMAGES = 120
 EPOCHS = 24
 """So many that the training outlasts the killing, which begins with the end of the first."""
@@ -23,7 +25,7 @@ from ray.cluster_utils import Cluster
 import ray
 from pipeline.graph.annotate.driver import annotate
 from jobs.console import Screen
-from pipeline.graph.train.train_progress import start_board
+from pipeline.graph.train.train_progress import start_train_progress
 from pipeline.storage.filesystems import connect
 from tests.training import train
 from schemas.annotate import AnnotateConfig
@@ -53,9 +55,9 @@ def where_it_is(_):
 
 def wait_until_free():
     ray.init(address=cluster.address, log_to_driver=False)
-    boards = [start_board() for _ in range(3)]  # One alone might be where it should by chance.
-    assert set(ray.get([board.__ray_call__.remote(where_it_is) for board in boards])) == {where_it_is(None)}
-    [ray.kill(board) for board in boards]
+    actors = [start_train_progress() for _ in range(3)]  # One alone might be where it should by chance.
+    assert set(ray.get([actor.__ray_call__.remote(where_it_is) for actor in actors])) == {where_it_is(None)}
+    [ray.kill(actor) for actor in actors]
     while ray.available_resources().get("CPU") != 5:
         time.sleep(0.1)
     ray.shutdown()

@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from pipeline.graph import progress
-from pipeline.graph.train import train_progress as board
+from pipeline.graph.train import train_progress
 
 PATIENCE_S = 30
 
@@ -78,23 +78,23 @@ def test_the_last_look_is_for_a_block_that_ends_well(monkeypatch):
     assert shown == [7]
 
 
-def test_a_slow_board_tells_each_epoch_once(monkeypatch):
+def test_a_slow_actor_passes_each_epoch_on_once(monkeypatch):
     epochs = [{"epoch": 1.0}, {"epoch": 2.0}]
     slow = Slow(lambda known: (8, 3, epochs[known:]))
-    monkeypatch.setattr(board, "answer", lambda method, *arguments: method(*arguments))
-    told, advanced = [], []
+    monkeypatch.setattr(train_progress, "answer", lambda method, *arguments: method(*arguments))
+    passed_on, advanced = [], []
 
     class Held:
         read = slow
 
-    with board.following_board(Held, lambda *counts: advanced.append(counts), told.append):
+    with train_progress.following_epochs(Held, lambda *counts: advanced.append(counts), passed_on.append):
         slow.comes_after_the_block()
-    assert told == epochs
+    assert passed_on == epochs
     assert set(advanced) == {(11, 3)}
     assert slow.most_at_once == 1
 
 
-def test_work_that_is_done_is_not_lost_with_its_board():
+def test_work_that_is_done_is_not_lost_with_its_progress_actor():
     with progress.following(lost, pytest.fail):
         pass
 
@@ -116,26 +116,39 @@ def test_an_answer_that_was_lost_is_asked_for_anew():
     assert set(shown[2:]) == {2}
 
 
-def test_a_board_forgets_what_is_done_again_and_tells_what_was_written_without_a_word(ray_session):
+def test_the_counts_of_an_epoch_done_again_are_dropped_and_an_epoch_written_without_a_report_is_passed_on(ray_session):
     one, two, three = ({"epoch": number} for number in (1.0, 2.0, 3.0))
-    its = board.start_board()
-    ray.get([its.begin.remote([one]), its.add.remote(2, 8, 1), its.tell.remote(two), its.add.remote(3, 4, 2)])
-    assert progress.answer(its.read, 0) == (12, 3, [two])
-    ray.get([its.begin.remote([one, two]), its.add.remote(3, 8, 0)])
-    assert progress.answer(its.read, 0) == (16, 1, [two])
-    ray.get(its.begin.remote([one, two, three]))
-    assert progress.answer(its.read, 1) == (16, 1, [three])
+    actor = train_progress.start_train_progress()
+    ray.get(
+        [
+            actor.begin.remote([one]),
+            actor.add_batch.remote(2, 8, 1),
+            actor.add_epoch.remote(two),
+            actor.add_batch.remote(3, 4, 2),
+        ]
+    )
+    assert progress.answer(actor.read, 0) == (12, 3, [two])
+    ray.get([actor.begin.remote([one, two]), actor.add_batch.remote(3, 8, 0)])
+    assert progress.answer(actor.read, 0) == (16, 1, [two])
+    ray.get(actor.begin.remote([one, two, three]))
+    assert progress.answer(actor.read, 1) == (16, 1, [three])
 
 
 def test_what_an_actor_does_not_answer_in_time_is_ray_s_failure(ray_session, monkeypatch):
-    """So that nobody waits for a machine that is gone; the board itself answers what it was told."""
-    one = board.start_board()
-    ray.get([one.add.remote(1, 8, 3), one.tell.remote({"epoch": 1.0}), one.tell.remote({"epoch": 2.0})])
-    assert progress.answer(one.read, 1) == (8, 3, [{"epoch": 2.0}])
+    """So that nobody waits for a machine that is gone; until then the actor answers."""
+    actor = train_progress.start_train_progress()
+    ray.get(
+        [
+            actor.add_batch.remote(1, 8, 3),
+            actor.add_epoch.remote({"epoch": 1.0}),
+            actor.add_epoch.remote({"epoch": 2.0}),
+        ]
+    )
+    assert progress.answer(actor.read, 1) == (8, 3, [{"epoch": 2.0}])
     monkeypatch.setattr(progress, "ANSWERS_WITHIN_S", 0.01)
-    busy = one.__ray_call__.remote(lambda _: time.sleep(60))
+    busy = actor.__ray_call__.remote(lambda _: time.sleep(60))
     with pytest.raises(ray.exceptions.GetTimeoutError):
-        progress.answer(one.read, 0)
-    ray.kill(one)
+        progress.answer(actor.read, 0)
+    ray.kill(actor)
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(busy)

@@ -8,7 +8,7 @@ import torch
 from pipeline.graph.resources import Machine
 from pipeline.graph.train.checkpoints import TrainingFiles
 from pipeline.graph.train.data_feed import Feed, PictureReader
-from pipeline.graph.train.plan import first_weights, plan_layout
+from pipeline.graph.train.plan import first_weights, plan_workers
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.resize import ResizePlan
 from pipeline.models.learn.pretrained import load_pretrained
@@ -59,21 +59,21 @@ def test_several_labels_an_image_and_an_early_end(ray_session, scenes, tmp_path)
 
 
 def test_where_it_runs(tmp_path):
-    def layout(machine, **options):
-        return plan_layout(config("in", tmp_path, **options), machine)
+    def workers_on(machine, **options):
+        return plan_workers(config("in", tmp_path, **options), machine)
 
-    alone = layout(Machine(4.0, 0.0, 2))
+    alone = workers_on(Machine(4.0, 0.0, 2))
     assert (alone.workers, alone.cuda, alone.worker_cpus, alone.threads, alone.task_cpus) == (1, False, 1.0, 2, 1.0)
-    small = layout(Machine(1.0, 0.0, 1), workers=2)
+    small = workers_on(Machine(1.0, 0.0, 1), workers=2)
     assert 2 * small.worker_cpus + small.task_cpus <= 1
-    gpus = layout(Machine(32.0, 4.0, None))
+    gpus = workers_on(Machine(32.0, 4.0, None))
     assert (gpus.workers, gpus.cuda, gpus.feed_cpus) == (4, True, 7.0)
     with pytest.raises(UsageError, match="--batch-size 8: allowed: multiples of 3"):
-        layout(Machine(4.0, 0.0, 2), workers=3)
+        workers_on(Machine(4.0, 0.0, 2), workers=3)
     with pytest.raises(UsageError, match="--device cuda"):
-        layout(Machine(4.0, 0.0, 2), device="cuda")
+        workers_on(Machine(4.0, 0.0, 2), device="cuda")
     with pytest.raises(UsageError, match=r"^--workers 2: this Ray cluster has 1 GPU; or --device cpu$"):
-        layout(Machine(4.0, 1.0, 2), workers=2)
+        workers_on(Machine(4.0, 1.0, 2), workers=2)
 
 
 @ray.remote(num_cpus=3.5)
@@ -148,7 +148,7 @@ def test_what_is_trained_is_said_before_ray_starts(scenes, tmp_path, capsys, mon
     def start(address):
         raise Reached
 
-    monkeypatch.setattr("jobs.train.ray_cluster", start)
+    monkeypatch.setattr("pipeline.graph.train.training.ray_cluster", start)
     with pytest.raises(Reached):
         train(scenes, tmp_path / "out", model=name)
     assert f"{name} ({head}, width 0.125, 3 classes) from none; starting Ray" in capsys.readouterr().err

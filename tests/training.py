@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from jobs.console import Screen
-from jobs.train import labelled_images, learn
 from pipeline.graph.train.checkpoints import Progress
+from pipeline.graph.train.training import labelled_images, train_network
 from pipeline.images.synthetic.drawings import CLASSES
 from pipeline.images.synthetic.scenes import render_scene
 from pipeline.models.weights.checkpoint import WeightsFile, read_checkpoint
@@ -43,7 +43,7 @@ def config(input_, out, **options) -> TrainConfig:
 def train(input_, out, **options) -> Progress:
     """Train in this process's Ray, or go on with it, and return how it went."""
     resolved = config(input_, out, **options)
-    return learn(resolved, *labelled_images(resolved, Screen()), Screen())
+    return train_network(resolved, *labelled_images(resolved, Screen()), Screen())
 
 
 @dataclass(frozen=True)

@@ -12,26 +12,24 @@ from typing import Any
 import ray
 from ray.data import DataContext
 
+from pipeline.graph.ray_environment import keep_idle_workers, log_only_fatal_errors, report_no_usage
 from pipeline.graph.resources import Machine
 from schemas.errors import UsageError
 
 LOGICAL_PER_CORE = 2
-"""Logical CPUs a core of a cluster started here: the cores are the networks', fetching and committing mostly wait."""
-
-IDLE_WORKER_MS = 600_000
-"""How long a Ray started here keeps workers that wait."""
+"""Logical CPUs of each core of a Ray started here: networks fill the cores, fetching and committing mostly wait."""
 
 
 @contextmanager
 def ray_cluster(address: str | None) -> Iterator[Machine]:
-    """Connect to the Ray cluster at ``address``, or to one started here and stopped at the end, and say what it offers.
+    """Connect to the Ray cluster at ``address``, or to one that is started here and stopped at the end; yield its size.
 
     A Ray that this process is already connected to is used and left running. Raises UsageError for an address where
-    no cluster answers.
+    no cluster answers, and for a folder that hides camlake's packages from the workers of a running Ray.
     """
     cores = os.cpu_count() or 1
     ours = not ray.is_initialized()
-    # Ray's own words about workers that died go to standard output, which is for results.
+    # Ray reports workers that died on standard output, which is for results.
     with redirect_stdout(sys.stderr):
         if ours:
             _connect(address, cores)
@@ -51,10 +49,10 @@ def ray_cluster(address: str | None) -> Iterator[Machine]:
 
 
 def _connect(address: str | None, cores: int) -> None:
-    # `ray job submit` and `ray.init` in a worker say where the cluster is by this variable.
+    # In this variable `ray job submit` and the workers of Ray find the address of their cluster.
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        report_no_usage()
         keep_idle_workers()
         with _quiet_core():
             ray.init(
@@ -99,22 +97,10 @@ def _shadowing_folder() -> Path | None:
     return None
 
 
-def keep_idle_workers() -> None:
-    """Let a Ray that this process starts keep the workers that wait for a task.
-
-    Ray's own rule is to end those beyond one a CPU after a second. As our tasks take half a CPU, new ones are then
-    started again and again: measured, 7 times the CPU seconds of all tasks and a third of the speed.
-    """
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKER_MS))
-
-
 @contextmanager
 def _quiet_core() -> Iterator[None]:
-    """Keep Ray's core from printing an error for every actor pool of Ray Data; failures that matter are raised.
-
-    It reads its log level from the environment when it starts, and says so on standard error.
-    """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    """Keep the core of Ray quiet, also about its log level: it prints that on standard error when it starts."""
+    log_only_fatal_errors()
     stderr = os.dup(2)
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device
         os.dup2(nowhere.fileno(), 2)

@@ -1,4 +1,4 @@
-"""What the actors have done so far, told to the driver while Ray works."""
+"""The progress of a run: an actor that adds up what the others report, and how the driver follows it."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -10,9 +10,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 POLL_S = 0.5
 ANSWERS_WITHIN_S = 10
-"""What is not answered by then is asked anew with the next poll: nobody waits for a machine that is gone."""
+"""Longest wait for an answer, after which the next poll asks again: nobody waits for a machine that is gone."""
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 class RunProgress(NamedTuple):
@@ -42,7 +42,7 @@ class ProgressActor:
         self._begun.pop(key, None)
 
     def add(self, images: int, rejected: int, busy_s: float) -> None:
-        """Count a table that an actor finished."""
+        """Add a table that an actor has finished."""
         images_so_far, rejected_so_far, busy_so_far_s = self._done
         self._done = RunProgress(images_so_far + images, rejected_so_far + rejected, busy_so_far_s + busy_s)
 
@@ -52,7 +52,7 @@ class ProgressActor:
 
 
 def start_progress() -> Any:
-    """Return a new ProgressActor beside the driver."""
+    """Return a new ProgressActor on the driver's machine."""
     return beside_driver(ProgressActor)
 
 
@@ -81,25 +81,26 @@ def beside_driver(kind: Any) -> Any:
 
 
 def answer(method: Any, *arguments: Any) -> Any:
-    """Return what an actor's method gives; raises RayError, also where it takes more than ``ANSWERS_WITHIN_S``."""
+    """Return the result of an actor's method; raises RayError, also after ``ANSWERS_WITHIN_S`` without a result."""
     return ray.get(method.remote(*arguments), timeout=ANSWERS_WITHIN_S)
 
 
 @contextmanager
-def following(read: Callable[[], Found], show: Callable[[Found], None]) -> Iterator[None]:
-    """Show twice a second what ``read`` returns while the body works, and once more when it has ended well.
+def following(read: Callable[[], T], show: Callable[[T], None]) -> Iterator[None]:
+    """Pass what ``read`` returns to ``show``, twice a second and once more when the body has ended without an error.
 
-    One call at a time, and none after the block, whose screen may be gone then; so its end waits for a call under way.
-    What Ray could not read is left out: whether the work is lost, the body says.
+    There is one call of ``show`` at a time, and none after the block, as the screen may be gone by then: the end of the
+    block waits for a call that is under way. An error of Ray in ``read`` skips one call: whether the work itself is
+    lost, the body finds out.
     """
     ended = threading.Event()
 
     def look() -> None:
         try:
-            found = read()
+            state = read()
         except ray.exceptions.RayError:
             return
-        show(found)
+        show(state)
 
     def poll() -> None:
         while not ended.wait(POLL_S):

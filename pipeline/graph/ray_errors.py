@@ -1,4 +1,9 @@
-"""The first cause of a failure inside Ray, which wraps exceptions several times and hands some on as text alone."""
+"""The first cause of a failure inside Ray, which wraps exceptions several times and reports some as text alone.
+
+Ray Data reports what a stage raised as the text of a traceback; its class survives there by name alone. Private parts
+of Ray Data used here: that text, ``SystemException`` and the attribute ``cause``; ``tests/test_ray_private.py`` fails
+where one of them changes.
+"""
 
 import re
 
@@ -9,17 +14,16 @@ from schemas.errors import CamlakeError
 
 
 def in_one_line(error: Exception) -> CamlakeError:
-    """Return the first cause of a failure inside Ray, which wraps it several times."""
+    """Return the first cause of a failure inside Ray as an error of camlake's, with one line of text."""
     cause: BaseException = error
     while (inner := getattr(cause, "cause", None) or cause.__cause__) and not isinstance(inner, SystemException):
         cause = inner
     if isinstance(cause, CamlakeError):
         return cause
-    # Of what a stage raised Ray Data hands on the text alone.
-    told = re.findall(r"^schemas\.errors\.(\w+): (.+)$", str(error), re.MULTILINE)
-    if told:
-        kind, message = told[-1]
-        raised: CamlakeError = getattr(errors, kind)(message)
+    names_and_messages = re.findall(r"^schemas\.errors\.(\w+): (.+)$", str(error), re.MULTILINE)
+    if names_and_messages:
+        name, message = names_and_messages[-1]
+        raised: CamlakeError = getattr(errors, name)(message)
         return raised
     text = str(cause).strip().splitlines()
     return CamlakeError(f"{type(cause).__name__}: {text[0] if text else 'no message'} (--debug shows where)")

@@ -1,4 +1,4 @@
-"""Where the stream ends: wide rows become committed tables. Its workers load no network."""
+"""The end of the Ray Data graph: tasks that commit wide rows as tables. These tasks load no network."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,18 +12,18 @@ from schemas.runs import CommitRecord
 
 
 class LakeSink(Datasink[CommitRecord | None]):
-    """Commits wide rows: one write task, one commit record."""
+    """Commits wide rows; each write task makes one commit record."""
 
     def __init__(self, committer: Committer, outputs: Sequence[str], images_per_commit: int) -> None:
         self._committer, self._outputs, self._images_per_commit = committer, outputs, images_per_commit
 
     @property
     def min_rows_per_write(self) -> int:
-        """Images whose rows become part of the output together."""
+        """Images of one commit."""
         return self._images_per_commit
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> CommitRecord | None:
-        """Write one commit; a retried task writes the same names again."""
+        """Write one commit and return its record, None without rows; a retried task writes the same names again."""
         parts = [block for block in blocks if len(block)]
         if not parts:
             return None

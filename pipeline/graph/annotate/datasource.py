@@ -1,4 +1,4 @@
-"""Where the stream begins: one read task of Ray Data for each slice of the plan. Its workers load no network."""
+"""The start of the Ray Data graph: one read task for each slice of the plan. These tasks load no network."""
 
 import functools
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ from pipeline.storage.lake.planning import PlanSlice
 
 
 class PlannedImages(Datasource):
-    """Reads planned inputs with their encoded bytes: one task a slice."""
+    """Reads planned inputs with their encoded bytes (FETCHED), one task for each slice."""
 
     def __init__(self, slices: Sequence[PlanSlice], reader: ImageReader) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._slices, self._reader = slices, reader
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Return None: what the images weigh is not known before they are read."""
+        """Return None: the size of the images is not known before they are read."""
         return None
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """Return one task for each slice, whatever the parallelism."""
+        """Return one task for each slice; ``parallelism`` has no effect."""
         return [
             ReadTask(
                 functools.partial(self._reader.read_slice, one),

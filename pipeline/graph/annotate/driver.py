@@ -30,7 +30,8 @@ from schemas.runs import RunManifest
 def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_FROM) -> RunManifest:
     """Annotate every listed input that is not done yet, and return the final manifest of the run.
 
-    From ``tune_from`` images on, a few seconds of trials choose what the configuration leaves open.
+    From ``tune_from`` images on, a few seconds of trials choose what the configuration leaves open. Raises CamlakeError
+    for whatever fails the run; commits made before that stay. A rejected image does not fail the run.
     """
     model = load_model(config)
     config = fit_topk(config, model.network)
@@ -51,7 +52,7 @@ def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_F
 def _on_ray(
     config: AnnotateConfig, model: Model, run: OpenRun, plan: Plan, reporter: Reporter, tune_from: int
 ) -> RunManifest:
-    """Stream the plan through a Ray cluster, and return the final manifest."""
+    """Annotate the planned inputs on a Ray cluster, and return the final manifest."""
     planned = plan.counts.planned
     reporter.say("starting Ray and the networks")
     with ray_cluster(config.address) as machine:

@@ -1,4 +1,4 @@
-"""What travels to the workers of a run on Ray."""
+"""The values that Ray sends to the workers of a run."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from pipeline.graph.resources import Compute, images_per_commit
 from pipeline.storage.lake.commit import Committer
 from pipeline.storage.lake.run import OpenRun
 from schemas.annotate import AnnotateConfig
-from schemas.tables import OPTIONAL_TABLES, TABLES, table_schema
+from schemas.tables import network_types, written_schemas
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that the stages need to know, in plain values that travel to every worker."""
+    """All that the stages need, in plain values that Ray can send to every worker."""
 
     reader: ImageReader
     images_per_commit: int
@@ -27,14 +27,13 @@ class Job:
 
 
 def make_job(config: AnnotateConfig, model: Model, run: OpenRun, compute: Compute, n_images: int) -> Job:
-    """Return what travels to the workers."""
-    tables = [table for table in TABLES if table not in OPTIONAL_TABLES or table in config.outputs]
-    schemas = {table: table_schema(table, model.network.channels, config.feature_type) for table in tables}
+    """Return the values for the workers of an open run of ``n_images`` planned inputs."""
+    types = network_types(model.network.channels, config.feature_type)
     return Job(
         reader=ImageReader(config.storage, config.out, config.max_bytes),
         images_per_commit=images_per_commit(config, n_images, compute.actors[1], row_bytes(config, model)),
         decode=decode_spec(config, model),
         annotate=annotate_spec(config, model, compute.runtime, run.calibration),
-        committer=run.committer(schemas),
+        committer=run.committer(written_schemas(config.outputs, types)),
         compute=compute,
     )

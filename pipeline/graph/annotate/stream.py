@@ -1,4 +1,4 @@
-"""The streaming plan on Ray Data: read → decode → annotate → commit."""
+"""The graph on Ray Data: read → decode → annotate → commit."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -27,9 +27,10 @@ from schemas.errors import CamlakeError
 def run_stream(
     slices: Sequence[PlanSlice], job: Job, state: dict[str, Tensor], advance: Callable[[int, int], None]
 ) -> RunProgress:
-    """Annotate the planned slices on the connected Ray and return what its actors did.
+    """Annotate the planned slices on the connected Ray and return the sums over all actors.
 
-    Raises CamlakeError with one line for a failure that Ray's retries could not mend; what was committed by then stays.
+    ``state`` has the network's weights. ``advance`` gets the numbers of images done and of rejected images, twice a
+    second. Raises CamlakeError with one line for a failure that outlasts Ray's retries; earlier commits stay.
     """
     compute = job.compute
     progress = start_progress()
@@ -64,26 +65,19 @@ def run_stream(
                 LakeSink(job.committer, job.annotate.outputs, job.images_per_commit),
                 ray_remote_args={"num_cpus": compute.write_cpus},
             )
-            in_all: RunProgress = ray.get(progress.read.remote())
+            total: RunProgress = ray.get(progress.read.remote())
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
             raise in_one_line(error) from error
-    return in_all
-
-
-TABLES_AT_A_TIME = 2
-"""Tables that an actor with a GPU works on, each in a thread: while one is in the network, Python has the other.
-
-On CPU a second table would only take the core away from the first.
-"""
+    return total
 
 
 def _pool(compute: Compute) -> ActorPoolStrategy:
-    cuda = compute.runtime.device == "cuda"
+    threaded = compute.calls > 1
     return ActorPoolStrategy(
         min_size=compute.actors[0],
         max_size=compute.actors[1],
-        max_concurrent_calls_per_actor=TABLES_AT_A_TIME if cuda else None,
-        enable_true_multi_threading=cuda,
+        max_concurrent_calls_per_actor=compute.calls if threaded else None,
+        enable_true_multi_threading=threaded,
     )
 
 
@@ -91,17 +85,17 @@ class Annotator:
     """The actor: loads the network once, then turns tables of images into wide rows. Threads may call it."""
 
     def __init__(self, job: Job, state: Any, progress: Any) -> None:
-        """``state`` holds the reference to the network's weights, one copy a node in Ray's object store."""
+        """``state`` holds the reference to the network's weights: Ray's object store has one copy on each machine."""
         self._progress, self._isolation = progress, CrashIsolation(ActorAttempts(progress))
         self._failure: CamlakeError | None = None
         try:
             self._annotate = AnnotateStage(job.annotate, ray.get(state[0]))
             self._decode = _decoding_beside_the_network(job)
         except CamlakeError as error:
-            self._failure = error  # for the first call: of a failed constructor Ray only says that the actor died
+            self._failure = error  # For the first call: of a failed constructor Ray reports only that the actor died.
 
     def __call__(self, images: pa.Table) -> pa.Table:
-        """Annotate one table of images, fetched or decoded; raises what the network could not be loaded for."""
+        """Annotate one table of images, fetched or decoded; raises the error of a network that could not be loaded."""
         if self._failure:
             raise self._failure
         rows = self._isolation.run(images, self._stages)
@@ -114,7 +108,10 @@ class Annotator:
 
 
 def _decoding_beside_the_network(job: Job) -> Callable[[pa.Table], tuple[pa.Table, Tensor | None]]:
-    """Return what an actor does to a table before it annotates it: (decoded, its pixels where they are on the GPU)."""
+    """Return the function with which an actor decodes a table: it returns the decoded table, and pixels on the GPU.
+
+    The pixels are None where they are not on the GPU. Where tasks decode, the table comes back as it is.
+    """
     compute = job.compute
     if compute.decode == "gpu":
         return GpuDecodeStage(job.decode, compute.runtime.device, compute.decode_threads)

@@ -1,1 +1,1 @@
-"""Training on Ray Train."""
+"""The training of ``camlake train`` on Ray Train."""

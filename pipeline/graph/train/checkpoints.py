@@ -1,9 +1,9 @@
-"""What a training leaves at its output, written whole by one process; the resume state comes last and makes it count.
+"""The files that a training writes at its output. One process writes them, the resume state last: it makes them count.
 
 last.safetensors, best.safetensors   weights with their card, for --weights
-metrics.jsonl, curves.png            one line and one point an epoch
+metrics.jsonl, curves.png            one line, and one point of the curves, for each epoch
 rejected.jsonl                       images that could not be used, with the reason
-resume.pt                            settings, weights, optimizer, history: all that the next start goes on from
+resume.pt                            settings, weights, optimizer, history: all that another start needs to go on
 """
 
 import io
@@ -27,7 +27,7 @@ from schemas.config import StorageConfig
 from schemas.errors import StoreError, UsageError
 
 Epoch = dict[str, float]
-"""An epoch's figures by name, as metrics.jsonl has them."""
+"""The figures of an epoch by name, as in metrics.jsonl."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Progress:
 
     history: list[Epoch] = field(default_factory=list)
     best_epoch: int = 0
-    """From 1; 0 before the first."""
+    """Number of the epoch with the best weights, from 1; 0 before the first epoch."""
     rejected: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Reason code and detail of every image that could not be used, by uri."""
 
@@ -46,7 +46,7 @@ class Progress:
         return self.history[self.best_epoch - 1] if self.best_epoch else None
 
     def add(self, epoch: Epoch) -> bool:
-        """Note an epoch and return whether it is the best so far; of equal ones the first is."""
+        """Add an epoch and return whether it is the best so far; of equally good epochs the first is the best."""
         self.history.append(epoch)
         better = math.isfinite(epoch["train_loss"]) and (self.best is None or _goodness(epoch) > _goodness(self.best))
         if better:
@@ -54,14 +54,14 @@ class Progress:
         return better
 
     def ended(self, epochs: int, patience: int | None) -> bool:
-        """Return whether the last epoch is done, the loss is lost, or ``patience`` epochs brought nothing better."""
+        """Return whether all ``epochs`` are done, the loss is not finite, or ``patience`` epochs were no better."""
         done = len(self.history)
-        lost = bool(done) and not math.isfinite(self.history[-1]["train_loss"])
-        return done >= epochs or lost or (patience is not None and done - self.best_epoch >= patience)
+        diverged = bool(done) and not math.isfinite(self.history[-1]["train_loss"])
+        return done >= epochs or diverged or (patience is not None and done - self.best_epoch >= patience)
 
 
 def _goodness(epoch: Epoch) -> tuple[float, float]:
-    """Return what the best epoch has most of: validation score, then a small loss; without validation a small loss."""
+    """Return a pair that is largest for the best epoch: its validation score, then its loss with a minus sign."""
     scores = [
         epoch[name] for name in ("val_top1_loc", "val_top1", "val_map") if name in epoch and not math.isnan(epoch[name])
     ]
@@ -75,10 +75,10 @@ class TrainingFiles:
     out: str
     storage: StorageConfig
     settings: dict[str, Any]
-    """What decides the outcome, by the names of the options, in JSON's types."""
+    """The options that decide the outcome, by name, in types of JSON."""
 
     def write(self, progress: Progress, learner: dict[str, Any], card: Card, better: bool) -> None:
-        """Write all that an epoch changes; raises StoreError where the store refuses."""
+        """Write all files after an epoch, the best so far if ``better``; raises StoreError where a write fails."""
         weights = checkpoint_bytes(learner["network"], card)
         if better:
             self._write("best.safetensors", weights)
@@ -96,9 +96,9 @@ class TrainingFiles:
         self._write("resume.pt", buffer.getvalue())
 
     def resume(self) -> tuple[Progress, dict[str, Any] | None]:
-        """Return how far the training came and the learner's state, None at its beginning.
+        """Return the progress of the training and the state of its learner, which is None where nothing was written.
 
-        Raises UsageError where it is the state of a training with other settings, StoreError where it can't be read.
+        Raises UsageError where the state belongs to a training with other settings, StoreError where it is unreadable.
         """
         content = self._read("resume.pt")
         if content is None:
@@ -119,13 +119,13 @@ class TrainingFiles:
         return progress, learner
 
     def assert_held(self, lease: int) -> None:
-        """Raise LeaseError where another run took the output over since this one got the ``lease`` of that generation.
+        """Raise LeaseError where another run has taken over the output since this run got the generation ``lease``.
 
-        Raises UsageError where the output is a folder that this machine does not share with the one it began on.
+        Raises UsageError where the output is a folder that this machine does not share with the machine of the driver.
         """
         fs, root = connect(self.out, self.storage)
-        layout = LakePaths(root)
-        if is_local(fs) and not fs.isdir(layout.full(layout.lease_dir)):
+        paths = LakePaths(root)
+        if is_local(fs) and not fs.isdir(paths.full(paths.lease_dir)):
             raise UsageError(
                 f"--out {self.out}: {socket.gethostname()} does not see this training there; allowed on several"
                 " machines: object storage, or a folder that all of them share"
@@ -146,7 +146,7 @@ def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 def curves_png(history: Sequence[Epoch], title: str) -> bytes:
-    """Return a chart of losses and accuracies over the epochs; what is not finite is left out."""
+    """Return a PNG chart of losses and accuracies over the epochs, without values that are not finite."""
     panels = [
         Panel("epoch", "loss", _lines_of(history, _LOSSES), counted=True, open_above=True),
         Panel("epoch", "share of the images", _lines_of(history, _SHARES), counted=True),

@@ -1,6 +1,15 @@
-"""Runs the processes of a training through Ray Train, and starts them anew on what is left when a machine is lost."""
+"""Runs the processes of a training through Ray Train, and starts them again on the cluster that a loss leaves.
 
-import os
+Ray Train 2.60 has elasticity of its own, ``ScalingConfig(num_workers=(least, most))`` with ``FailureConfig``. Tried in
+the place of this loop, it restarted two processes after the loss of a machine and finished all epochs, but four things
+are missing. It tells the driver nothing: the training case of ``tests/test_multinode.py`` failed at "going on after
+epoch". It has one limit for all failures and never starts its count again: an exception of the code and a lost lease
+each got 4 starts, where ``tests/test_controller.py`` allows 2 and 1, and a process that was killed right at its start
+got no other try (ControllerError). It waits in silence for processes that no machine can hold: after 40 s a process of
+5 CPUs on a machine of 4 had neither begun nor failed. And it changes the number of processes alone, to any number
+between the limits, not their CPUs: ``batch_size`` need not divide by it, and the tasks that feed them may get none.
+"""
+
 import tempfile
 import threading
 import time
@@ -12,15 +21,15 @@ from typing import Any
 import ray
 import ray.train
 from ray.exceptions import RayActorError
-from ray.train.torch import TorchTrainer
 
 from pipeline.graph.progress import answer, following
-from pipeline.graph.train.capacity import fits_a_node, free_leftovers, in_words, machine_now, no_room
+from pipeline.graph.train.capacity import fits_a_node, in_words, machine_now, no_room
 from pipeline.graph.train.checkpoints import Epoch, Progress
 from pipeline.graph.train.failures import CodeError, LostError, NoRoomError, reason
-from pipeline.graph.train.plan import plan_anew
-from pipeline.graph.train.train_progress import epochs_done, following_board, start_board
-from pipeline.graph.train.worker import SharedRefs, TrainJob, WorkerPlan, learn
+from pipeline.graph.train.plan import TrainJob, WorkerPlan, replan_workers
+from pipeline.graph.train.ray_train_private import QuietTrainer, limit_start, no_retries, remove_own_placement_groups
+from pipeline.graph.train.train_progress import epochs_done, following_epochs, start_train_progress
+from pipeline.graph.train.worker import SharedRefs, learn
 from pipeline.models.weights.state_fitting import State
 from pipeline.storage.truth.labelled_images import LabelledImages
 from schemas.errors import CamlakeError, InputError, LeaseError, UsageError
@@ -28,10 +37,10 @@ from schemas.errors import CamlakeError, InputError, LeaseError, UsageError
 RETRIES = 3
 """Times in a row that processes, machines or connections may be lost without a new epoch.
 
-Ray notices some 15 s late that a machine is gone, so that one loss can cost two starts.
+Ray notices some 15 s late that a machine is gone, so that one lost machine can cost two starts.
 """
 CODE_RETRIES = 1
-"""Times in a row that the code itself may fail without a new epoch: most of that comes again."""
+"""Times in a row that the code itself may fail without a new epoch: most such errors come again."""
 ROOM_WITHIN_S = 30
 """How long a start waits for room on the cluster before it is planned anew with what the cluster has by then."""
 MACHINES_WITHIN_S = 600
@@ -45,44 +54,46 @@ def fit(
     train: LabelledImages,
     val: LabelledImages,
     advance: Callable[[int, int], None],
-    tell: Callable[[Epoch], None],
+    on_epoch: Callable[[Epoch], None],
     say: Callable[[str], None],
 ) -> Progress:
-    """Train to the end and return what became of it; goes on from the output's state where there is one.
+    """Train until the training has ended, from the resume state at the output where there is one; return the progress.
 
-    ``advance`` is told twice a second how many images were seen and rejected, ``tell`` each epoch that ends here, and
-    ``say`` in a line that processes start anew, or what they wait for: where others use the cluster, its room is waited
-    for without end. Raises CamlakeError where the processes failed more often in a row than ``RETRIES`` or
-    ``CODE_RETRIES`` allow, machines stayed away for ``MACHINES_WITHIN_S``, no machine could hold even one process, or
-    the board is lost.
+    Twice a second ``advance`` gets the numbers of images done and of rejected images. ``on_epoch`` gets the figures of
+    each epoch that ends. ``say`` gets a line whenever the processes start again or wait; while others use the cluster,
+    the training waits for room without end.
+
+    Raises CamlakeError where the processes failed more often in a row than ``RETRIES`` or ``CODE_RETRIES`` allow, where
+    machines stayed away for ``MACHINES_WITHIN_S``, where no machine could hold even one process, or where the progress
+    actor is lost.
     """
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(ROOM_WITHIN_S))
-    board = start_board()
-    given = SharedRefs(ray.put(state), ray.put(train.plan), ray.put(val.plan), board)
-    tries, waits = _Tries(), ""
-    with following_board(board, advance, tell):
-        while (problem := _attempt(job, given)) is not None:
-            done = epochs_done(board)
+    limit_start(ROOM_WITHIN_S)
+    progress = start_train_progress()
+    refs = SharedRefs(ray.put(state), ray.put(train.plan), ray.put(val.plan), progress)
+    tries, last_wait = _Tries(), ""
+    with following_epochs(progress, advance, on_epoch):
+        while (problem := _attempt(job, refs)) is not None:
+            done = epochs_done(progress)
             tries.count(problem, done)
-            layout = _planned_anew(job, say)
-            if layout == job.layout and isinstance(problem, NoRoomError):
-                waits = _waiting(layout, waits, say)
+            workers = _replanned(job, say)
+            if workers == job.workers and isinstance(problem, NoRoomError):
+                last_wait = _say_wait(workers, last_wait, say)
             else:
                 onward = "" if done is None else f", going on after epoch {done}" if done else ", from the beginning"
-                say(f"{problem}; starting {in_words(layout)}{onward}")
-                job, waits = replace(job, layout=layout), ""
+                say(f"{problem}; starting {in_words(workers)}{onward}")
+                job, last_wait = replace(job, workers=workers), ""
     return job.files.resume()[0]
 
 
 class _Tries:
-    """Counts the failures in a row, those of each kind on their own; each epoch that was written begins the count."""
+    """Counts the failures in a row, losses and errors of the code apart; each new epoch sets both counts to zero."""
 
     def __init__(self) -> None:
         self._failed: Counter[bool] = Counter()
         self._known: int | None = None
 
     def count(self, problem: CamlakeError, done: int | None) -> None:
-        """Note why the processes ended after ``done`` epochs; raises CamlakeError where no other try is allowed."""
+        """Count why the processes ended after ``done`` epochs; raises CamlakeError where no other try is allowed."""
         if done is not None and done != self._known:
             self._failed.clear()
             self._known = done
@@ -99,32 +110,32 @@ class _Tries:
         raise CamlakeError(f"training failed {times}: {problem}{detail}") from problem
 
 
-def _waiting(layout: WorkerPlan, said: str, say: Callable[[str], None]) -> str:
-    """Say what is waited for, unless that was ``said``, and return it.
+def _say_wait(workers: WorkerPlan, last_wait: str, say: Callable[[str], None]) -> str:
+    """Say that the training waits for room, unless ``last_wait`` is the same text; return the text.
 
-    Raises CamlakeError where waiting is no use, as no machine could hold even one process.
+    Raises CamlakeError where no machine could hold even one process, so that the wait would never end.
     """
-    if not fits_a_node(layout):
+    if not fits_a_node(workers):
         raise CamlakeError(
-            f"no machine of this Ray cluster could hold {in_words(replace(layout, workers=1))}; add a larger one, and"
+            f"no machine of this Ray cluster could hold {in_words(replace(workers, workers=1))}; add a larger one, and"
             " run the same command again to go on"
         )
-    text = f"{no_room(layout)}; waiting"
-    if text != said:
+    text = f"{no_room(workers)}; waiting"
+    if text != last_wait:
         say(text)
     return text
 
 
-def _attempt(job: TrainJob, given: SharedRefs) -> CamlakeError | None:
-    """Run the processes to the end of the training; return why they ended before it, None where they didn't.
+def _attempt(job: TrainJob, refs: SharedRefs) -> CamlakeError | None:
+    """Run the processes; return None where the training has ended, else why the processes ended before that.
 
-    Raises CamlakeError for what no other try can mend.
+    Raises CamlakeError for problems that no other try can solve.
     """
-    layout, ended, starved = job.layout, threading.Event(), threading.Event()
+    workers, ended, starved = job.workers, threading.Event(), threading.Event()
 
     def starving() -> list[Any]:
-        """Return the processes where the CPUs that are left can't feed them: they would wait for ever."""
-        return answer(given.board.processes) if machine_now().cpus < layout.least_cpus - 1e-6 else []
+        """Return the processes where too few CPUs are left to feed them: they would wait for ever."""
+        return answer(refs.progress.processes) if machine_now().cpus < workers.least_cpus - 1e-6 else []
 
     def end(processes: list[Any]) -> None:
         if processes and not ended.is_set():
@@ -134,10 +145,10 @@ def _attempt(job: TrainJob, given: SharedRefs) -> CamlakeError | None:
 
     with tempfile.TemporaryDirectory(prefix="camlake-train-") as folder, following(starving, end):
         try:
-            _trainer(job, given, folder).fit()
+            _trainer(job, refs, folder).fit()
         except (ray.train.TrainingFailedError, RayActorError) as error:
             problem = reason(error)
-            free_leftovers()
+            remove_own_placement_groups()
         else:
             return None
         finally:
@@ -145,53 +156,37 @@ def _attempt(job: TrainJob, given: SharedRefs) -> CamlakeError | None:
     if isinstance(problem, UsageError | LeaseError | InputError):
         raise problem
     if starved.is_set() and isinstance(problem, LostError):
-        return LostError(f"too few CPUs are left to feed {in_words(layout)}")  # Those that were lost, we ended.
+        # The processes were lost because ``end`` killed them.
+        return LostError(f"too few CPUs are left to feed {in_words(workers)}")
     return problem
 
 
-def _trainer(job: TrainJob, given: SharedRefs, folder: str) -> TorchTrainer:
-    layout = job.layout
-    resources = {"CPU": layout.worker_cpus} | ({"GPU": 1.0} if layout.cuda else {})
-    # What failed is planned anew here: Ray Train would ask for the same resources for ever, and say so to nobody.
-    once = ray.train.FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)  # type: ignore[call-arg]  # Those of Ray Train V2.
-    return _Trainer(
+def _trainer(job: TrainJob, refs: SharedRefs, folder: str) -> QuietTrainer:
+    workers = job.workers
+    resources = {"CPU": workers.worker_cpus} | ({"GPU": 1.0} if workers.cuda else {})
+    return QuietTrainer(
         learn,
-        train_loop_config={"job": job, "given": given},
+        train_loop_config={"job": job, "refs": refs},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=layout.workers,
-            use_gpu=layout.cuda,
+            num_workers=workers.workers,
+            use_gpu=workers.cuda,
             resources_per_worker=resources,
-            # GPUs talk fastest within a machine; on CPU each process gains a machine's caches and memory.
-            placement_strategy="PACK" if layout.cuda else "SPREAD",
+            # GPUs exchange gradients fastest within a machine; on CPU each process gains a machine's caches and memory.
+            placement_strategy="PACK" if workers.cuda else "SPREAD",
         ),
-        run_config=ray.train.RunConfig(name="train", storage_path=folder, failure_config=once),
+        run_config=ray.train.RunConfig(name="train", storage_path=folder, failure_config=no_retries()),
     )
 
 
-class _Trainer(TorchTrainer):
-    """Ray Train without its guard of placement groups, which asks the dashboard: where none runs it waits for that.
+def _replanned(job: TrainJob, say: Callable[[str], None]) -> WorkerPlan:
+    """Return where the processes run on the cluster as it is now; wait for machines where it has become too small.
 
-    Measured on one machine: 12 s at the end of every training. The guard's work is done without it: Ray removes the
-    groups of a driver that has ended.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # That of Ray Train V2 has it.
-        return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Leave Ctrl-C what it is everywhere: Ray Train's own would outlive the processes that it ends."""
-
-
-def _planned_anew(job: TrainJob, say: Callable[[str], None]) -> WorkerPlan:
-    """Return the layout on what the cluster has now; waits for machines where that is too little.
-
-    Raises CamlakeError where it stays so.
+    Raises CamlakeError where it is still too small after ``MACHINES_WITHIN_S``.
     """
     deadline, said = time.monotonic() + MACHINES_WITHIN_S, ""
     while True:
         try:
-            return plan_anew(job.layout, job.batch_size, machine_now())
+            return replan_workers(job.workers, job.batch_size, machine_now())
         except UsageError as error:
             if time.monotonic() > deadline:
                 waited = f"waited {MACHINES_WITHIN_S} s for machines"

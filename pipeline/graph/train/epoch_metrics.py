@@ -1,4 +1,4 @@
-"""What an epoch comes to: the figures of metrics.jsonl, from sums over the images of all processes."""
+"""The figures of an epoch in metrics.jsonl, from sums over the images of all processes."""
 
 from collections.abc import Callable
 
@@ -11,37 +11,40 @@ from pipeline.models.learn.steps import StepResult
 
 
 class EpochMetrics:
-    """Sums over the images of one part, training or validation; small enough to be added up over processes."""
+    """Sums over the images of an epoch, of its training or of its validation, which can be added up over processes."""
 
     def __init__(self, part: str, multi_label: bool) -> None:
-        """``part`` begins the names of the figures."""
+        """``part`` is train or val; the names of the figures begin with it."""
         self._part, self._multi_label = part, multi_label
         self._sums = torch.zeros(6, dtype=torch.float64)
 
-    def add(self, answer: StepResult, targets: Tensor, true_boxes: Tensor | None) -> None:
-        """Count a batch: ``targets`` (B, C) and ``true_boxes`` (B, 4), NaN where unknown, as the learner got them."""
-        images = len(answer.losses)
-        right = answer.logits.argmax(1) == targets[:images].argmax(1)
-        found = [answer.losses.sum(), right.sum(), torch.tensor(images)]
-        if answer.boxes is not None and true_boxes is not None:
+    def add(self, result: StepResult, targets: Tensor, true_boxes: Tensor | None) -> None:
+        """Add a batch with ``targets`` (B, C), and ``true_boxes`` (B, 4) as shares of the picture, NaN where unknown.
+
+        A result may have fewer rows than B; the rows of both are those of the first images.
+        """
+        images = len(result.losses)
+        right = result.logits.argmax(1) == targets[:images].argmax(1)
+        sums = [result.losses.sum(), right.sum(), torch.tensor(images)]
+        if result.boxes is not None and true_boxes is not None:
             true = true_boxes[:images].cpu()
             known = ~true.isnan().any(1)
-            found_xyxy = answer.boxes[known].clamp(0, 1).double().numpy()
-            iou = torch.from_numpy(paired_iou(found_xyxy, true[known].double().numpy()))
-            found += [iou.sum(), (right[known] & (iou >= IOU_DELTA)).sum(), known.sum()]
-        self._sums[: len(found)] += torch.stack([each.double() for each in found])
+            regressed_xyxy = result.boxes[known].clamp(0, 1).double().numpy()
+            iou = torch.from_numpy(paired_iou(regressed_xyxy, true[known].double().numpy()))
+            sums += [iou.sum(), (right[known] & (iou >= IOU_DELTA)).sum(), known.sum()]
+        self._sums[: len(sums)] += torch.stack([each.double() for each in sums])
 
     def figures(self, reduced: Callable[[Tensor], Tensor]) -> Epoch:
-        """Return mean loss, with one label an image the accuracy, and with boxes their mean IoU and top-1 localization.
+        """Return the mean loss, the accuracy where images have one label, mean IoU and top-1 localization of boxes.
 
-        Top-1 localization is the share of images with a box whose class is on top and whose box has IoU >= 0.5.
-        ``reduced`` adds up the sums of all processes.
+        Top-1 localization is the share, among the images with a true box, of those whose top class is right and whose
+        box has IoU >= 0.5. ``reduced`` adds up the sums of all processes. A mean over no image is NaN.
         """
         loss, right, images, iou, localized, boxed = reduced(self._sums).tolist()
         part, nothing = self._part, float("nan")
-        found = {f"{part}_loss": loss / images if images else nothing, f"{part}_images": images}
+        figures = {f"{part}_loss": loss / images if images else nothing, f"{part}_images": images}
         if not self._multi_label:
-            found[f"{part}_top1"] = right / images if images else nothing
+            figures[f"{part}_top1"] = right / images if images else nothing
         if boxed:
-            found |= {f"{part}_iou": iou / boxed, f"{part}_top1_loc": localized / boxed}
-        return found
+            figures |= {f"{part}_iou": iou / boxed, f"{part}_top1_loc": localized / boxed}
+        return figures

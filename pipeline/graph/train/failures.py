@@ -1,14 +1,15 @@
-"""Why the processes of a training ended: one line each, and whether another try may help."""
+"""Why the processes of a training ended: one line for each reason, and whether another try may help."""
 
 import re
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from torch.distributed import DistError
 
+from pipeline.graph.train.ray_train_private import failures_of, start_problem
 from schemas.errors import CamlakeError
 
 LINE_CHARS = 300
-"""Most characters that are told of an error that is not ours."""
+"""Most characters that are shown of an error that is not camlake's own."""
 
 
 class NoRoomError(CamlakeError):
@@ -20,10 +21,10 @@ class CodeError(CamlakeError):
 
 
 class LostError(CamlakeError):
-    """Processes, machines or connections were lost: another try may well succeed."""
+    """Processes, machines or connections were lost, so that another try may well succeed."""
 
     def __init__(self, text: str, detail: str = "") -> None:
-        """``detail``: what Ray knows of it, which is told where no other try follows."""
+        """``detail`` is what Ray knows of the loss; it is shown where no other try follows."""
         super().__init__(text)
         self.detail = detail
 
@@ -31,36 +32,30 @@ class LostError(CamlakeError):
 def reason(error: Exception) -> CamlakeError:
     """Return why the processes ended, from what ``fit`` of Ray Train raised; its ``__cause__`` is that error.
 
-    An error of camlake's own is handed on as it is. The cause comes first, not what it did to the other processes:
-    those only lose their connections.
+    An error of camlake's own comes back as it is. Where one process failed, the others only lose their connections to
+    it; the reason is then the failure of the first one.
     """
-    found = _reason(error)
-    found.__cause__ = error
-    return found
+    problem = _reason(error)
+    problem.__cause__ = error
+    return problem
 
 
 def _reason(error: Exception) -> CamlakeError:
     if isinstance(error, RayActorError):
         return LostError("the process that runs the others was lost", _detail(error))
-    start = getattr(error, "controller_failure", error)
-    workers = getattr(error, "worker_failures", None) or {0: start}
-    return _at_start(start) or _at_work([_unwrapped(failure) for failure in workers.values()])
-
-
-def _at_start(error: Exception) -> CamlakeError | None:
-    """Return what Ray Train itself has a name for."""
-    match type(error).__name__:
-        case "WorkerGroupStartupTimeoutError":
+    failures = list(failures_of(error).values())
+    match start_problem(failures[0]):
+        case "no room":
             return NoRoomError("no room for the processes")
-        case "WorkerGroupStartupFailedError":
-            return LostError("a process was lost while it started", one_line(str(error)))
-        case "PreemptionError":
-            return LostError("a machine was taken away", one_line(str(error)))
-        case _:
-            return None
+        case "lost at the start":
+            return LostError("a process was lost while it started", one_line(str(failures[0])))
+        case "preempted":
+            return LostError("a machine was taken away", one_line(str(failures[0])))
+    return _at_work([_own_error(failure) for failure in failures])
 
 
 def _at_work(failures: list[BaseException]) -> CamlakeError:
+    """Return the reason among the failures of the processes."""
     own = [failure for failure in failures if isinstance(failure, CamlakeError)]
     if own:
         return own[0]
@@ -74,15 +69,17 @@ def _at_work(failures: list[BaseException]) -> CamlakeError:
     return LostError(line) if _may_pass(causes[0], line) else CodeError(line)
 
 
-def _unwrapped(failure: BaseException) -> BaseException:
-    """Return why a process is dead, or which error of camlake's a task of Ray ended with; else the failure itself."""
-    failure = getattr(failure, "health_check_failure", failure)
+def _own_error(failure: BaseException) -> BaseException:
+    """Return the error of camlake's that a task of Ray ended with; every other failure comes back as it is."""
     cause = failure.cause if isinstance(failure, RayTaskError) else None
     return cause if isinstance(cause, CamlakeError) else failure
 
 
 def _lost_a_peer(failure: BaseException) -> bool:
-    """Return whether the processes could not talk to each other; a store that can't be reached is something else."""
+    """Return whether the process lost its connection to another one; a store that it could not reach does not count.
+
+    Torch has no error class for the loss of a connection with Gloo, so the text decides.
+    """
     if isinstance(failure, RayTaskError):
         return False
     named = isinstance(failure, RuntimeError) and re.search("gloo|nccl|connection", str(failure), re.IGNORECASE)
@@ -90,13 +87,16 @@ def _lost_a_peer(failure: BaseException) -> bool:
 
 
 def _may_pass(failure: BaseException, line: str) -> bool:
-    """Return whether it is Ray's own loss, or by its name that of a connection: a task's error is no more than that."""
+    """Return whether another try may help: a loss of Ray's own, or an error whose name is that of a lost connection.
+
+    The failure of a task comes as a text, so ``line``, its error line, is all that there is to judge.
+    """
     own_loss = isinstance(failure, RayError) and not isinstance(failure, RayTaskError)
     return own_loss or bool(re.match(r"[\w.]*(Connect|Timeout|BrokenPipe)\w*:", line))
 
 
 def _error_line(failure: BaseException) -> str:
-    """Return the name of the error and what it says; a task's comes as the text of its traceback."""
+    """Return the name and the message of an error; the text of a failed task is a traceback, with both in one line."""
     if isinstance(failure, RayTaskError):
         lines = [line.strip() for line in str(failure).splitlines()]
         named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
@@ -106,13 +106,13 @@ def _error_line(failure: BaseException) -> str:
 
 
 def _detail(error: RayActorError) -> str:
-    """Return what Ray knows of the death, without the lines that name the process."""
+    """Return what Ray knows of the death of a process, without the lines that name the process."""
     lines = str(error).splitlines()
     return one_line(" ".join(line for line in lines[1:] if not line.startswith("\t")) or str(error))
 
 
 def one_line(text: str) -> str:
-    """Return the text in one line without a dot at its end; one of more than ``LINE_CHARS`` loses its middle."""
+    """Return the text in one line without a dot at its end; a text of more than ``LINE_CHARS`` loses its middle."""
     line = " ".join(text.split()).rstrip(". ")
     half = (LINE_CHARS - 5) // 2
     return line if len(line) <= LINE_CHARS else f"{line[:half]} ... {line[-half:]}"

@@ -1,4 +1,4 @@
-"""Tells experiment trackers how a training goes: TensorBoard and MLflow, each where it is installed."""
+"""Reports a training to experiment trackers: TensorBoard and MLflow, each where it is installed."""
 
 import importlib
 import importlib.util
@@ -24,14 +24,14 @@ def tracking(
     history: Sequence[Epoch],
     say: Callable[[str], None],
 ) -> Iterator[Track]:
-    """Yield what passes an epoch's figures on to all trackers there are; ``history`` is what they heard before.
+    """Yield a function that reports the figures of an epoch to every tracker; ``history`` has the epochs before.
 
-    TensorBoard's files go to ``out``/tensorboard, where that is a folder of this machine. MLflow hears of it where its
-    tracking URI is set, as by MLFLOW_TRACKING_URI; it would else make a database in the current folder. A training that
-    goes on is a new run there, with all of its epochs.
+    TensorBoard's files go to ``out``/tensorboard where that is a folder of this machine. MLflow is used where its
+    tracking URI is set, as by MLFLOW_TRACKING_URI; without it MLflow would make a database in the current folder. A
+    training that goes on is a new run of MLflow, with all of its epochs.
 
-    Raises CamlakeError where MLflow can't be told at the beginning; what it can't be told later is said by ``say``,
-    once, and the training goes on without it.
+    Raises CamlakeError where MLflow does not answer at the beginning. Where it fails later, ``say`` gets one line, and
+    the training goes on without MLflow.
     """
     with ExitStack() as stack:
         trackers = _tensorboard(out, storage, history), _mlflow(out, settings, history, say)
@@ -50,7 +50,7 @@ def _tensorboard(out: str, storage: StorageConfig, history: Sequence[Epoch]) -> 
     if not isinstance(fs, LocalFileSystem) or not importlib.util.find_spec("tensorboard"):
         yield _nothing
         return
-    # Epochs from purge_step on may have been told by a training that was killed before it wrote them down.
+    # A training that was killed may have reported epochs from purge_step on, which it did not write to its output.
     writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(
         f"{root}/tensorboard", purge_step=len(history) + 1
     )
@@ -72,18 +72,18 @@ def _mlflow(
     if mlflow is None or not mlflow.is_tracking_uri_set():
         yield _nothing
         return
-    lost = False
+    has_failed = False
 
     def log(epoch: Epoch) -> None:
         mlflow.log_metrics(dict(epoch), step=int(epoch["epoch"]))
 
-    def unless_lost(work: Callable[[], object]) -> None:
-        nonlocal lost
+    def unless_failed(work: Callable[[], object]) -> None:
+        nonlocal has_failed
         try:
-            if not lost:
+            if not has_failed:
                 work()
         except mlflow.exceptions.MlflowException as error:
-            lost = True
+            has_failed = True
             say(f"note: {_problem(mlflow, error)}; it hears no more of this training")
 
     try:
@@ -95,10 +95,10 @@ def _mlflow(
         raise CamlakeError(_problem(mlflow, error)) from error
     status = "FAILED"
     try:
-        yield lambda epoch: unless_lost(lambda: log(epoch))
+        yield lambda epoch: unless_failed(lambda: log(epoch))
         status = "FINISHED"
     finally:
-        unless_lost(lambda: mlflow.end_run(status))
+        unless_failed(lambda: mlflow.end_run(status))
 
 
 def _problem(mlflow: Any, error: Exception) -> str:
@@ -106,4 +106,4 @@ def _problem(mlflow: Any, error: Exception) -> str:
 
 
 def _nothing(epoch: Epoch) -> None:
-    """Pass nothing on: there is no such tracker."""
+    """Report nothing, in the place of a tracker that is not there."""

@@ -1,4 +1,4 @@
-"""The board: where the processes of a training say how far they are, and the driver reads it while they learn."""
+"""The progress of a training: an actor that its processes report to, and the driver reads while they learn."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,12 +12,12 @@ from pipeline.graph.train.checkpoints import Epoch
 from schemas.errors import CamlakeError
 
 _News = tuple[int, int, list[Epoch]]
-"""Images, those of them that were rejected, and new epochs."""
+"""The numbers of images that could be used and of rejected images so far, and the epochs since the last look."""
 
 
 @ray.remote(num_cpus=0)
 class TrainProgressActor:
-    """Where the processes report to the driver; takes no CPU of the plan."""
+    """Keeps what the processes of a training report; takes no CPU of the plan."""
 
     def __init__(self) -> None:
         self._counts: dict[int, tuple[int, int]] = {}
@@ -26,54 +26,54 @@ class TrainProgressActor:
         self._processes: list[Any] = []
 
     def join(self, process: Any) -> None:
-        """Note the handle of a process that learns, so that the driver can end it."""
+        """Keep the handle of a process that learns, so that the driver can end the process."""
         self._processes.append(process)
 
     def processes(self) -> list[Any]:
-        """Return the handles of all processes there were so far."""
+        """Return the handles of all processes that have joined so far, dead ones included."""
         return self._processes
 
     def begin(self, history: list[Epoch]) -> None:
-        """Go on after these epochs, which those that were done when the training started lead.
+        """Go on after the epochs ``history``, all of this training, at every start of its processes.
 
-        Processes that died may have counted a part of the next epoch, which is done again, and may have written an
-        epoch without a word about it.
+        Processes that died may have reported images of an epoch that is now done again, whose counts are dropped. They
+        may also have written an epoch without reporting it, which is therefore taken from ``history``.
         """
         self._before = len(history) if self._before is None else self._before
         self._epochs = history[self._before :]
         self._counts = {epoch: counts for epoch, counts in self._counts.items() if epoch <= len(history)}
 
-    def add(self, epoch: int, images: int, rejected: int) -> None:
-        """Count a batch of an epoch, which is a number from 1."""
+    def add_batch(self, epoch: int, images: int, rejected: int) -> None:
+        """Count the images of a batch; ``epoch`` is a number from 1."""
         images_so_far, rejected_so_far = self._counts.get(epoch, (0, 0))
         self._counts[epoch] = images_so_far + images, rejected_so_far + rejected
 
-    def tell(self, epoch: Epoch) -> None:
-        """Note a finished epoch."""
+    def add_epoch(self, epoch: Epoch) -> None:
+        """Keep the figures of an epoch that has ended."""
         self._epochs.append(epoch)
 
-    def done(self) -> int | None:
-        """Return how many epochs are done, those before this start included; None where no process knows yet."""
+    def epochs_done(self) -> int | None:
+        """Return how many epochs of the training are done; None where no process has begun yet."""
         return None if self._before is None else self._before + len(self._epochs)
 
     def read(self, known: int) -> _News:
-        """Return images and rejected so far, and the epochs after the first ``known``."""
+        """Return the numbers of images and of rejected images so far, and the epochs after the first ``known``."""
         images, rejected = map(sum, zip((0, 0), *self._counts.values(), strict=True))
         return images, rejected, self._epochs[known:]
 
 
-def start_board() -> Any:
-    """Return a board beside the driver, so that the training outlives every other machine."""
+def start_train_progress() -> Any:
+    """Return a new TrainProgressActor on the machine of the driver, so that it outlives every other machine."""
     return beside_driver(TrainProgressActor)
 
 
-def epochs_done(board: Any) -> int | None:
-    """Return how many epochs are done, None where that is not known now.
+def epochs_done(progress: Any) -> int | None:
+    """Return how many epochs are done; None where that is not known now.
 
-    Raises CamlakeError where the board is dead: what it knew is nowhere else.
+    Raises CamlakeError where the progress actor is dead, as nothing else knows what it knew.
     """
     try:
-        done: int | None = answer(board.done)
+        done: int | None = answer(progress.epochs_done)
     except ActorDiedError as error:
         raise CamlakeError(
             "the board was lost, the process that collects what the others report; run the same command again to go on"
@@ -83,22 +83,25 @@ def epochs_done(board: Any) -> int | None:
     return done
 
 
-def following_board(
-    board: Any, advance: Callable[[int, int], None], tell: Callable[[Epoch], None]
+def following_epochs(
+    progress: Any, advance: Callable[[int, int], None], on_epoch: Callable[[Epoch], None]
 ) -> AbstractContextManager[None]:
-    """Pass on twice a second what the board says, each epoch once, and once more when the body has ended well."""
-    told = 0
+    """Pass on what the progress actor knows, twice a second and once more when the body has ended without an error.
+
+    ``advance`` gets the numbers of images done and of rejected images, ``on_epoch`` the figures of each epoch once.
+    """
+    passed_on = 0
 
     def read() -> _News:
-        news: _News = answer(board.read, told)
+        news: _News = answer(progress.read, passed_on)
         return news
 
     def show(news: _News) -> None:
-        nonlocal told
+        nonlocal passed_on
         images, rejected, epochs = news
         for epoch in epochs:
-            told += 1
-            tell(epoch)
+            passed_on += 1
+            on_epoch(epoch)
         advance(images + rejected, rejected)
 
     return following(read, show)

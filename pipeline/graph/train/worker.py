@@ -170,7 +170,8 @@ class _Process:
             uris = images["uri"].take(pa.array(pictures.rejected, pa.int64())).to_pylist()
             self._rejected.update(zip(uris, pictures.rejected.values(), strict=True))
             yield pictures
-            self._progress_actor.add_batch.remote(len(self._progress.history) + 1, len(pictures.numbers), len(pictures.rejected))
+            epoch = len(self._progress.history) + 1
+            self._progress_actor.add_batch.remote(epoch, len(pictures.numbers), len(pictures.rejected))
 
     def _targets(self, images: pa.Table, numbers: NDArray[np.int64]) -> Tensor:
         """Return (n, C) float32: 1 for each label of the image, else 0."""

@@ -1,6 +1,6 @@
-"""Fills in what the user left open by trying it on a few images: batch size, actors and threads, compilation, decoding.
+"""Chooses by trials what the user left open: batch size, actors and threads, compilation, place of decoding.
 
-What was chosen is a configuration again, one that the user could have written: there is one way from it to a plan.
+The choice is a configuration that the user could have written too, so that ``plan_compute`` is the only way to a plan.
 """
 
 import time
@@ -16,44 +16,44 @@ from pipeline.annotate.spec import row_bytes
 from pipeline.graph.resources import Compute, Machine, images_per_commit, images_per_slice, plan_compute
 from pipeline.graph.tuning.bench import cannot_run, open_bench
 from pipeline.graph.tuning.bench_actor import RunTiming, Speed
-from pipeline.graph.tuning.estimate import Prediction, predict, predict_images_per_s
+from pipeline.graph.tuning.prediction import Prediction, predict, predict_images_per_s
 from pipeline.storage.lake.planning import PlanSlice
 from schemas.annotate import AnnotateConfig
 
 TUNE_FROM = 20_000
-"""Planned images from which tuning repays: it takes about ten seconds, and gains about a tenth of minutes."""
+"""Planned images from which tuning repays: it takes about ten seconds and gains about a tenth of the run's time."""
 BUDGET_S = 5.0
-"""Seconds of trials after which no further one begins, but for that of compilation."""
+"""Seconds of trials after which no further trial begins, except that of compilation."""
 TRIAL_S = 0.4
-"""Seconds that a trial goes on, and at least one batch."""
+"""Seconds that a trial takes, unless its first batch takes longer."""
 STAGES_S = 2.0
-"""Seconds that the network is timed for a prediction."""
+"""Seconds that the network runs for a prediction."""
 CPU_BATCHES = (16, 32, 64, 128)
 GPU_BATCHES = (16, 32, 64, 128, 256, 512, 1024)
 MIN_GAIN = 1.03
-"""What takes more memory or moves more bytes must be faster by this."""
+"""How many times as fast a choice must be that takes more memory or moves more bytes."""
 COMPILE_FROM_S = 120.0
-"""Seconds of work from which compilation, which takes 5 to 20 of them, is tried; SqueezeNet on CPU: twice as fast."""
+"""Seconds of work from which compilation is tried: it takes 5 to 20 s, and makes SqueezeNet on CPU twice as fast."""
 COMPILE_REPAYS = 3.0
-"""Times its own duration that compilation must save."""
+"""How many times its own duration compilation must save."""
 
 
 class Trials(Protocol):
-    """What can be tried; ``pipeline.graph.tuning.bench.Bench`` does it."""
+    """Measures plans; ``pipeline.graph.tuning.bench.Bench`` is the one that runs them."""
 
     @property
     def compiles(self) -> bool:
         """Return whether torch.compile finds its compiler."""
 
     def network(self, compute: Compute, seconds: float) -> Speed | str:
-        """Return the speed of all actors together, or why the network can't run so."""
+        """Return the speed of all actors together, or the reason why the network can't run by this plan."""
 
     def stages(self, compute: Compute, machine: Machine, seconds: float) -> RunTiming:
         """Return the times of all stages."""
 
 
 class Choice(NamedTuple):
-    """A configuration with the actors' speed that it gave."""
+    """A configuration, and the speed that its actors reached."""
 
     config: AnnotateConfig
     speed: Speed
@@ -61,8 +61,8 @@ class Choice(NamedTuple):
 
 def worth_tuning(config: AnnotateConfig, planned: int, tune_from: int = TUNE_FROM) -> bool:
     """Return whether a run is long enough to repay trials, and leaves anything open."""
-    given = config.batch_size and config.actors and config.compile != "auto" and config.decode != "auto"
-    return planned >= tune_from and not given
+    all_chosen = config.batch_size and config.actors and config.compile != "auto" and config.decode != "auto"
+    return planned >= tune_from and not all_chosen
 
 
 def tune(
@@ -73,9 +73,10 @@ def tune(
     trials: Trials,
     budget_s: float = BUDGET_S,
 ) -> Compute:
-    """Return the plan with the fastest of what ``config`` leaves open; its ``why`` tells what was tried.
+    """Return the fastest plan that ``config`` allows; its ``why`` lists the trials and their speeds.
 
-    Explicit options stay as they are and cost no trial. Raises UsageError where no batch fits into the GPU's memory.
+    Options that the user chose stay as they are and cost no trial. Raises UsageError where not even the smallest batch
+    fits into the GPU's memory.
     """
     tuner = _Tuner(machine, n_tables, trials, budget_s)
     best = tuner.batch_size(_uncompiled(config))
@@ -89,7 +90,7 @@ def tune(
 
 
 def _uncompiled(config: AnnotateConfig) -> AnnotateConfig:
-    """Return what sizes are tried with: to compile for each of them would take minutes."""
+    """Return the configuration for trials of batch sizes: to compile for each of them would take minutes."""
     return config.model_copy(update={"compile": "off"})
 
 
@@ -101,9 +102,9 @@ def resolve_compute(
     read_sample: Callable[[], pa.Table],
     tune_from: int = TUNE_FROM,
 ) -> Compute:
-    """Return where a run of these slices happens: measured where that repays, by the rules of plan_compute elsewhere.
+    """Return where the stages of a run of these slices run: by trials where they repay, else by ``plan_compute``.
 
-    ``read_sample`` gives planned inputs (PLAN) to measure on.
+    ``read_sample`` returns planned inputs (PLAN) for the trials.
     """
     planned = sum(one.rows for one in slices)
     if not worth_tuning(config, planned, tune_from):
@@ -115,7 +116,7 @@ def resolve_compute(
 
 
 class Measured(NamedTuple):
-    """A run's plan, what its stages took on a sample, and what follows for all of it."""
+    """The plan of a run, the times of its stages on a sample, and the prediction for the whole run."""
 
     compute: Compute
     timed: RunTiming
@@ -132,10 +133,10 @@ def measure_run(
     offered: Machine | None = None,
     tune_from: int = TUNE_FROM,
 ) -> Measured:
-    """Choose as resolve_compute does, time every stage on the connected Ray (``machine``), and predict the run.
+    """Choose a plan as ``resolve_compute`` does, time every stage on the connected Ray, and predict the run.
 
-    ``offered`` is another cluster to predict for; its plan is by the rules alone, since a trial here says nothing of
-    its machines, and its GPUs count as unmeasured where there is none here.
+    ``machine`` is the connected Ray. ``offered`` is another cluster to predict for: its plan follows ``plan_compute``
+    alone, since trials on this machine tell nothing about others, and GPUs stay unmeasured where this machine has none.
     """
     planned, n_tables = sum(one.rows for one in slices), count_tables(slices)
     tuned = offered is None and worth_tuning(config, planned, tune_from)
@@ -197,9 +198,9 @@ class _Tuner:
         return Choice(compiled, speed)
 
     def decoding(self, config: AnnotateConfig) -> AnnotateConfig:
-        """Choose where to decode on a machine with GPUs: local moves less, so remote must gain by it.
+        """Choose where to decode on a machine with GPUs: remote moves more bytes, so it must be faster by MIN_GAIN.
 
-        On CPU both places share the same cores.
+        On CPU both places share the same cores, so there is nothing to choose.
         """
         if config.decode != "auto" or self.plan(config).runtime.device != "cuda" or not self._machine.cores:
             return config
@@ -213,7 +214,7 @@ class _Tuner:
         return config.model_copy(update={"decode": place})
 
     def _climb(self, best: Choice, candidates: Iterable[AnnotateConfig]) -> Choice:
-        """Return the last candidate that was faster than the one before by MIN_GAIN; the first that is not ends it."""
+        """Try the candidates in turn while each is faster than the one before by MIN_GAIN; return the last such one."""
         for config in candidates:
             if time.monotonic() > self._end_s:
                 break

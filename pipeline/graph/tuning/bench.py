@@ -1,6 +1,6 @@
-"""Times the stages on a sample of a run's own images, in actors and tasks that get what the run's would get.
+"""Times the stages on a sample of a run's images, in actors and tasks with the same resources as those of the run.
 
-As many actors as the run starts with work side by side, so that what they take from each other is in the figures.
+As many actors work side by side as the run starts with, so that the figures include how they slow each other down.
 """
 
 import math
@@ -38,13 +38,13 @@ from schemas.errors import UsageError
 from schemas.tables import Table
 
 SAMPLE = 128
-"""Images that are read for a measurement: four batches of the default size on CPU."""
+"""Images of a measurement: four batches of the default size on CPU."""
 SAMPLE_SLICES = 8
-"""Places of the plan that they come from."""
+"""Slices of the plan that these images come from."""
 
 
 def sample_plan(slices: Sequence[PlanSlice], fs: AbstractFileSystem, root: str) -> pa.Table:
-    """Return up to SAMPLE planned inputs (PLAN), spread over the plan and mixed, of at most FETCH_BYTES."""
+    """Return up to SAMPLE planned inputs (PLAN) from all over the plan, shuffled, of at most FETCH_BYTES together."""
     chosen = slices[:: max(1, math.ceil(len(slices) / SAMPLE_SLICES))]
     each = math.ceil(SAMPLE / len(chosen))
     sample = pa.concat_tables(read_plan_slice(fs, root, one).slice(0, each) for one in chosen)
@@ -54,7 +54,7 @@ def sample_plan(slices: Sequence[PlanSlice], fs: AbstractFileSystem, root: str) 
 
 
 def fetch_sample(reader: ImageReader, sample: pa.Table) -> tuple[pa.Table, StageTiming]:
-    """Return a sample (PLAN) with its encoded bytes (FETCHED), and what that took."""
+    """Return a sample (PLAN) with its encoded bytes (FETCHED), and the time that fetching took."""
     reader.fetch(sample.slice(0, 1))  # Connects.
     started, cpu_started = time.perf_counter(), time.process_time()
     fetched = reader.fetch(sample)
@@ -62,7 +62,7 @@ def fetch_sample(reader: ImageReader, sample: pa.Table) -> tuple[pa.Table, Stage
 
 
 def encode_rows(rows: pa.Table, outputs: Sequence[str]) -> tuple[StageTiming, dict[Table, SizeModel]]:
-    """Return what it takes to write wide rows as Parquet, and how large each table's files are."""
+    """Return the time that it takes to write wide rows as Parquet, and the sizes of each table's files."""
 
     def sizes(part: pa.Table) -> dict[Table, int]:
         return {
@@ -77,7 +77,7 @@ def encode_rows(rows: pa.Table, outputs: Sequence[str]) -> tuple[StageTiming, di
 
 
 def _size(images: int, half_bytes: int, whole_bytes: int) -> SizeModel:
-    """Return the size of a file by its images, from those of the whole sample and of half of it."""
+    """Return a file's size by its number of images, from the sizes for the whole sample and for half of it."""
     per_image = (whole_bytes - half_bytes) / (images - images // 2)
     if not half_bytes:
         return SizeModel(0.0, whole_bytes / images)
@@ -85,7 +85,7 @@ def _size(images: int, half_bytes: int, whole_bytes: int) -> SizeModel:
 
 
 class Bench:
-    """The driver's side: actors that hold the sample and the network, ready to be timed in many ways."""
+    """Actors that hold the sample and the network, and the driver's methods that time them."""
 
     def __init__(self, config: AnnotateConfig, model: Model, compute: Compute, sample: pa.Table) -> None:
         """Start the actors of ``compute`` and wait until they are warm; ``sample`` has planned inputs (PLAN)."""
@@ -98,23 +98,23 @@ class Bench:
         fetch: Any = ray.remote(num_cpus=compute.read_cpus, num_returns=2)(fetch_sample)
         reader = ImageReader(config.storage, config.out, config.max_bytes)
         self._fetched, pace = fetch.remote(reader, sample)
-        self._places: list[MachineFacts] = ray.get([one.warm_up.remote(self._fetched) for one in self._actors])
+        self._machines: list[MachineFacts] = ray.get([one.warm_up.remote(self._fetched) for one in self._actors])
         self._fetch: StageTiming = ray.get(pace)
         self.start_s = time.perf_counter() - started
-        """Until the networks were loaded and warm, with the sample at hand."""
+        """Seconds until the networks were loaded and warm, and the sample was fetched."""
 
     @property
     def compiles(self) -> bool:
-        """Return whether torch.compile finds its compiler wherever the actors are."""
-        return all(place.compiles for place in self._places)
+        """Return whether torch.compile finds its compiler on every machine that has an actor."""
+        return all(machine.compiles for machine in self._machines)
 
     def close(self) -> None:
-        """End the actors, which gives their memory back."""
+        """End the actors, which frees their memory."""
         for actor in self._actors:
             ray.kill(actor)
 
     def _decode(self, compute: Compute, workers: int, seconds: float) -> list[StageTiming]:
-        """Return how fast so many decoders work: ``compute``'s actors, or tasks where it decodes remotely."""
+        """Return the timing of each of so many decoders: the actors, or tasks where ``compute`` decodes remotely."""
         if compute.decode != "remote":
             actors = self._actors[:workers]
             paces: list[StageTiming] = ray.get([one.decode.remote(compute, seconds) for one in actors])
@@ -127,23 +127,23 @@ class Bench:
         return rounds[-1]
 
     def network(self, compute: Compute, seconds: float) -> Speed | str:
-        """Return how fast the actors of ``compute`` run its network together, or why they can't."""
-        found = self._networks(compute, seconds)
-        if isinstance(found, str):
-            return found
-        return Speed(sum(1 / ran.pace.image_s for ran in found), max(ran.ready_s for ran in found))
+        """Return how fast the actors of ``compute`` run its network together, or the reason why they can't."""
+        timings = self._networks(compute, seconds)
+        if isinstance(timings, str):
+            return timings
+        return Speed(sum(1 / one.pace.image_s for one in timings), max(one.ready_s for one in timings))
 
     def stages(self, compute: Compute, machine: Machine, seconds: float) -> RunTiming:
-        """Time every stage as ``compute`` would run it; raises UsageError where its network can't run so."""
+        """Time every stage as ``compute`` would run it; raises UsageError where its network can't run by that plan."""
         decode = self._decode(compute, decoders(compute, machine), seconds / 2)
-        found = self._networks(compute, seconds)
-        if isinstance(found, str):
-            raise cannot_run(compute, found)
-        compile_s = max(ran.ready_s for ran in found) if compute.runtime.compile else 0.0
-        rows = found[0].rows.slice(0, self._fetch.images)
+        timings = self._networks(compute, seconds)
+        if isinstance(timings, str):
+            raise cannot_run(compute, timings)
+        compile_s = max(one.ready_s for one in timings) if compute.runtime.compile else 0.0
+        rows = timings[0].rows.slice(0, self._fetch.images)
         encode: Any = ray.remote(num_cpus=compute.write_cpus)(encode_rows)
         encode_pace, sizes = ray.get(encode.remote(rows, self._outputs))
-        nodes = {place.node: place for place in self._places}.values()
+        nodes = {each.node: each for each in self._machines}.values()
         return RunTiming(
             device=compute.runtime.device,
             images=len(rows),
@@ -151,24 +151,24 @@ class Bench:
             start_s=self.start_s + compile_s,
             fetch=self._fetch,
             decode=StageTiming.together(decode),
-            network=StageTiming.together(ran.pace for ran in found),
+            network=StageTiming.together(one.pace for one in timings),
             encode=encode_pace,
             sizes=sizes,
-            actors=len(found),
+            actors=len(timings),
             decoders=len(decode),
-            cores=sum(place.cores for place in nodes),
-            cpus=sum(place.cpus for place in nodes),
+            cores=sum(node.cores for node in nodes),
+            cpus=sum(node.cpus for node in nodes),
         )
 
     def _networks(self, compute: Compute, seconds: float) -> list[NetworkTiming] | str:
         actors = self._actors[: compute.actors[1]]
-        found: list[NetworkTiming | str] = ray.get([one.network.remote(compute, seconds) for one in actors])
-        refusals = [ran for ran in found if isinstance(ran, str)]
-        return refusals[0] if refusals else [ran for ran in found if isinstance(ran, NetworkTiming)]
+        results: list[NetworkTiming | str] = ray.get([actor.network.remote(compute, seconds) for actor in actors])
+        refusals = [result for result in results if isinstance(result, str)]
+        return refusals[0] if refusals else [result for result in results if isinstance(result, NetworkTiming)]
 
 
 def cannot_run(compute: Compute, reason: str) -> UsageError:
-    """Return the error for a network that can't run as ``compute`` says."""
+    """Return the error for a network that can't run by the plan ``compute``."""
     if compute.runtime.compile:
         return UsageError(reason)
     size = compute.runtime.batch_size
@@ -179,7 +179,7 @@ def cannot_run(compute: Compute, reason: str) -> UsageError:
 
 @contextmanager
 def open_bench(config: AnnotateConfig, model: Model, compute: Compute, sample: pa.Table) -> Iterator[Bench]:
-    """Open a bench with the actors of ``compute``; raises CamlakeError with one line for what failed in them."""
+    """Yield a bench with the actors of ``compute``; raises CamlakeError with one line for a failure in an actor."""
     try:
         bench = Bench(config, model, compute, sample)
         try:

@@ -1,7 +1,7 @@
-"""What an actor does to time the stages: run them over a sample again and again.
+"""The actor that times the stages: it runs them over a sample again and again.
 
-Ray keeps an actor's class, and so all that its module imports, until the process ends: DuckDB would complain of that on
-standard error, so nothing here imports it.
+Ray keeps the class of an actor, and so all that its module imports, until the process ends. DuckDB would report that as
+an error on standard error, so nothing here imports DuckDB.
 """
 
 import itertools
@@ -30,45 +30,45 @@ T = TypeVar("T")
 
 
 class StageTiming(NamedTuple):
-    """What one worker did in a stage while the others did the same."""
+    """The work of one worker in a stage, while other workers did the same."""
 
     images: int
     wall_s: float
     cpu_s: float
-    """Of the worker's whole process."""
+    """CPU seconds of the worker's whole process."""
 
     @property
     def image_s(self) -> float:
-        """Return the seconds that an image takes one worker."""
+        """Return the seconds that one worker takes for an image."""
         return self.wall_s / self.images
 
     @property
     def image_cpu_s(self) -> float:
-        """Return the seconds of a CPU that an image takes."""
+        """Return the CPU seconds that an image takes."""
         return self.cpu_s / self.images
 
     @classmethod
-    def together(cls, paces: Iterable["StageTiming"]) -> "StageTiming":
-        """Return the pace of the average worker."""
-        return cls(*(sum(values) for values in zip(*paces, strict=True)))
+    def together(cls, timings: Iterable["StageTiming"]) -> "StageTiming":
+        """Return the timing of the average worker."""
+        return cls(*(sum(values) for values in zip(*timings, strict=True)))
 
 
 class Speed(NamedTuple):
-    """What all actors do together."""
+    """The speed of all actors together."""
 
     images_per_s: float
     ready_s: float
-    """Until the network was ready: loaded and, where asked, compiled."""
+    """Seconds until the network was ready: loaded and, where asked for, compiled."""
 
 
 class NetworkTiming(NamedTuple):
-    """What an actor's network did."""
+    """How fast the network of one actor is."""
 
     pace: StageTiming
     ready_s: float
-    """Until it was ready."""
+    """Seconds until the network was ready."""
     rows: pa.Table
-    """Wide rows of the sample, as far as it came."""
+    """Wide rows of the images that were annotated at least once."""
 
 
 class SizeModel(NamedTuple):
@@ -80,27 +80,27 @@ class SizeModel(NamedTuple):
 
 @dataclass(frozen=True)
 class RunTiming:
-    """What the stages took for the sample, each worker side by side with the others of its stage."""
+    """The times of all stages on the sample; in each stage all workers work side by side."""
 
     device: str
-    """Where the network ran."""
+    """Device of the network: cpu or cuda."""
     images: int
     rejected: int
     start_s: float
-    """From nothing to networks that are loaded and warm, with the sample at hand."""
+    """Seconds from the start until the networks were loaded and warm, and the sample was fetched."""
     fetch: StageTiming
     decode: StageTiming
     network: StageTiming
     encode: StageTiming
     sizes: dict[Table, SizeModel]
     actors: int
-    """That worked side by side."""
+    """Actors that worked side by side."""
     decoders: int
     """Workers that decoded side by side: the actors, or tasks."""
     cores: int
-    """Of the machines where all of this was measured."""
+    """Cores of the machines on which the stages were timed."""
     cpus: float
-    """CPUs that Ray hands out on them."""
+    """Logical CPUs that Ray hands out on these machines."""
 
 
 class MachineFacts(NamedTuple):
@@ -109,13 +109,13 @@ class MachineFacts(NamedTuple):
     node: str
     cores: int
     cpus: float
-    """That Ray hands out."""
+    """Logical CPUs that Ray hands out."""
     compiles: bool
-    """Whether torch.compile finds the compiler it needs: of C++ on CPU, of C on CUDA."""
+    """Whether torch.compile finds the compiler that it needs: for C++ on CPU, for C on CUDA."""
 
     @classmethod
     def here(cls, device: str) -> "MachineFacts":
-        """Return the machine that this runs on."""
+        """Return the facts of the machine of this process."""
         node_id = ray.get_runtime_context().get_node_id()
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         cpus = next(node["Resources"].get("CPU", 1.0) for node in nodes if node["NodeID"] == node_id)
@@ -125,23 +125,23 @@ class MachineFacts(NamedTuple):
 
 
 class BenchActor:
-    """An actor like the run's own, which decodes and annotates the same images as often as it takes to time it."""
+    """An actor as in a run, which decodes and annotates the same images again and again to time itself."""
 
     def __init__(self, decode: DecodeSpec, annotate: AnnotateSpec, state: Sequence[Any]) -> None:
-        """``state`` holds the reference to the network's weights, as for the run's actors."""
+        """``state`` holds the reference to the network's weights, as for the actors of a run."""
         self._decode_spec, self._spec = decode, annotate
         self._state: dict[str, Tensor] = ray.get(state[0])
         self._stage: tuple[Runtime, AnnotateStage] | None = None
 
     def warm_up(self, fetched: pa.Table) -> MachineFacts:
-        """Decode the sample, annotate a batch of it, and say where this is."""
+        """Decode the sample, annotate one batch of it, and return the facts of this machine."""
         self._fetched = fetched
         self._decoded = DecodeStage(self._decode_spec)(fetched)
         self._network(self._spec.runtime)
         return MachineFacts.here(self._spec.runtime.device)
 
     def decode(self, compute: Compute, seconds: float) -> StageTiming:
-        """Return how fast this actor decodes, beside its network or on its GPU."""
+        """Return how fast this actor decodes, in threads beside its network or on its GPU."""
         if compute.decode != "gpu":
             return decode_sample(self._decode_spec, self._fetched, compute, seconds)
         stage = GpuDecodeStage(self._decode_spec, "cuda", compute.decode_threads)
@@ -153,7 +153,7 @@ class BenchActor:
         return time_batches(finished, self._fetched, compute.runtime.batch_size, seconds)[0]
 
     def network(self, compute: Compute, seconds: float) -> NetworkTiming | str:
-        """Return how fast the network runs as ``compute`` says, or why it can't: memory, or no way to compile it."""
+        """Return how fast the network runs by the plan, or the reason why it can't: memory, or no compiler."""
         runtime = compute.runtime
         started = time.perf_counter()
         try:
@@ -173,13 +173,13 @@ class BenchActor:
                 raise
             return str(error)
         images, wall_s, cpu_s = zip(*(pace for pace, _ in found), strict=True)
-        # Each lane sees the whole process's time on the CPU.
+        # Each lane measures the CPU time of the whole process, so their largest value is the sum.
         return NetworkTiming(StageTiming(sum(images), max(wall_s), max(cpu_s)), ready_s, pa.concat_tables(found[0][1]))
 
     def _network(self, runtime: Runtime) -> tuple[AnnotateStage, pa.Table]:
-        """Return the stage that runs as ``runtime`` says, warm, and the sample, as often as fills a batch.
+        """Return a warm stage for ``runtime``, and the decoded sample, repeated until it fills a batch.
 
-        A first batch allocates, chooses kernels and compiles. The stage before this one gives its memory back first.
+        A first batch allocates memory, chooses kernels and compiles. The memory of the stage before is freed first.
         """
         decoded = self._decoded
         while len(decoded) < runtime.batch_size:
@@ -195,10 +195,10 @@ class BenchActor:
 def time_batches(
     stage: Callable[[pa.Table], T], images: pa.Table, batch_size: int, seconds: float
 ) -> tuple[StageTiming, list[T]]:
-    """Run a stage over the images again and again until ``seconds`` are over; return its pace and what came out.
+    """Run a stage over the images again and again for ``seconds``; return its timing, and the first round's results.
 
-    Batches are whole, as nearly all of a run's are, unless there are too few images for one. What came out is that of
-    the first round, as far as it went.
+    All batches are full, as nearly all batches of a run are, unless there are fewer images than ``batch_size``. The
+    first round may end before the last image.
     """
     starts = range(0, max(1, len(images) - batch_size + 1), batch_size)
     first: list[T] = []

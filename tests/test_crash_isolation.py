@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from pipeline.annotate.crash_isolation import TRIES, CrashIsolation
-from pipeline.graph.progress import start_progress
+from pipeline.graph.progress import ActorAttempts, start_progress
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -20,11 +20,11 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 class Worker:
     """Does what Ray Data's actors do with a table: the same again after each death."""
 
-    def __init__(self, tally, diary):
-        self._guard, self._diary = CrashIsolation(tally), diary
+    def __init__(self, progress, diary):
+        self._isolation, self._diary = CrashIsolation(ActorAttempts(progress)), diary
 
     def run(self, images):
-        return self._guard.run(images, self._work)
+        return self._isolation.run(images, self._work)
 
     def _work(self, images):
         for name, reason in zip(images["image_id"].to_pylist(), images["reason_code"].to_pylist(), strict=True):
@@ -42,8 +42,8 @@ def table(*names):
 
 def test_the_culprit_alone_is_rejected(tmp_path):
     diary = tmp_path / "deaths.txt"
-    tally = start_progress()
-    worker = Worker.remote(tally, str(diary))
+    progress = start_progress()
+    worker = Worker.remote(progress, str(diary))
     rows = ray.get(worker.run.remote(table("a", "poison", "b")), timeout=120)
     assert rows["image_id"].to_pylist() == ["a", "poison", "b"]
     assert rows["reason_code"].to_pylist() == [None, "crashed", None]
@@ -52,9 +52,9 @@ def test_the_culprit_alone_is_rejected(tmp_path):
 
 
 def test_a_suspicious_table_waits_until_nothing_is_beside_it():
-    tally, order = start_progress(), []
-    guard = CrashIsolation(tally)
-    ray.get([tally.begin.remote("1 from suspicious") for _ in range(TRIES)])
+    attempts, order = ActorAttempts(start_progress()), []
+    isolation = CrashIsolation(attempts)
+    assert [attempts.begin("1 from suspicious") for _ in range(TRIES)] == [1, 2, 3]
     is_at_work, may_end = threading.Event(), threading.Event()
 
     def slow(images):
@@ -68,9 +68,9 @@ def test_a_suspicious_table_waits_until_nothing_is_beside_it():
         return images
 
     with ThreadPoolExecutor(2) as pool:
-        beside = pool.submit(guard.run, table("innocent"), slow)
+        beside = pool.submit(isolation.run, table("innocent"), slow)
         is_at_work.wait(60)
-        alone = pool.submit(guard.run, table("suspicious"), quick)
+        alone = pool.submit(isolation.run, table("suspicious"), quick)
         with pytest.raises(TimeoutError):
             alone.result(timeout=0.5)
         may_end.set()

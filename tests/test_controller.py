@@ -20,13 +20,11 @@ from torch import OutOfMemoryError
 from torch.distributed import DistBackendError
 
 from pipeline.graph.resources import Machine
-from pipeline.graph.train import capacity as room
-from pipeline.graph.train import controller as fitting
+from pipeline.graph.train import capacity, controller
 from pipeline.graph.train.checkpoints import Progress
 from pipeline.graph.train.failures import LINE_CHARS, CodeError, LostError, NoRoomError, one_line, reason
-from pipeline.graph.train.plan import plan_anew, plan_layout, share_out
-from pipeline.graph.train.train_progress import epochs_done, start_board
-from pipeline.graph.train.worker import TrainJob
+from pipeline.graph.train.plan import TrainJob, divide_cpus, plan_workers, replan_workers
+from pipeline.graph.train.train_progress import epochs_done, start_train_progress
 from schemas.errors import CamlakeError, StoreError, UsageError
 from tests.training import config
 
@@ -98,16 +96,17 @@ def test_what_ray_knows_of_a_death_is_kept_in_one_line():
 
 def test_processes_follow_the_gpus_unless_their_number_was_given(tmp_path):
     two = Machine(16.0, 2.0, None)
-    own, given = (plan_layout(config("in", tmp_path, **options), two) for options in ({}, {"workers": 2}))
-    assert (own.workers, own.workers_given, given.workers_given) == (2, False, True)
-    assert [plan_anew(own, 64, Machine(16.0, float(gpus), None)).workers for gpus in (1, 2, 3, 4, 7)] == [1, 2, 2, 4, 4]
+    following, given = (plan_workers(config("in", tmp_path, **options), two) for options in ({}, {"workers": 2}))
+    assert (following.workers, following.workers_given, given.workers_given) == (2, False, True)
+    on_gpus = [replan_workers(following, 64, Machine(16.0, float(gpus), None)).workers for gpus in (1, 2, 3, 4, 7)]
+    assert on_gpus == [1, 2, 2, 4, 4]
     with pytest.raises(UsageError, match=r"^1 process: this Ray cluster has 0 GPUs, too few"):
-        plan_anew(own, 64, Machine(16.0, 0.0, None))
+        replan_workers(following, 64, Machine(16.0, 0.0, None))
     with pytest.raises(UsageError, match=r"^--workers 2: this Ray cluster has 1 GPU, too few"):
-        plan_anew(given, 64, Machine(16.0, 1.0, None))
-    cpu = share_out(2, True, False, 1, Machine(2.0, 0.0, None))
-    assert room.in_words(cpu) == "2 processes with 0.75 CPUs each"
-    assert room.in_words(plan_anew(own, 64, Machine(8.0, 1.0, None))) == "1 process with 1 CPU and a GPU"
+        replan_workers(given, 64, Machine(16.0, 1.0, None))
+    cpu = divide_cpus(2, True, False, 1, Machine(2.0, 0.0, None))
+    assert capacity.in_words(cpu) == "2 processes with 0.75 CPUs each"
+    assert capacity.in_words(replan_workers(following, 64, Machine(8.0, 1.0, None))) == "1 process with 1 CPU and a GPU"
 
 
 SMALL = Machine(4.0, 0.0, None)
@@ -117,14 +116,14 @@ class Training:
     """A fit whose processes end as they are told to, on a made-up cluster; time passes only where it sleeps."""
 
     def __init__(self, monkeypatch, machine=SMALL, workers=1):
-        self.said, self.layouts, self.machines, self._now_s = [], [], [machine], 0.0
-        self._layout = share_out(workers, True, machine.gpus > 0, 1, machine)
+        self.said, self.plans, self.machines, self._now_s = [], [], [machine], 0.0
+        self._workers = divide_cpus(workers, True, machine.gpus > 0, 1, machine)
         self.nodes = [machine]
-        monkeypatch.setattr(fitting, "machine_now", self._machine)
-        monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: self._now_s, sleep=self._sleep))
+        monkeypatch.setattr(controller, "machine_now", self._machine)
+        monkeypatch.setattr(controller, "time", SimpleNamespace(monotonic=lambda: self._now_s, sleep=self._sleep))
         for name in ("machine_now", "free_now"):
-            monkeypatch.setattr(room, name, lambda: self.machines[0])
-        monkeypatch.setattr(room, "nodes_now", lambda: self.nodes)
+            monkeypatch.setattr(capacity, name, lambda: self.machines[0])
+        monkeypatch.setattr(capacity, "nodes_now", lambda: self.nodes)
         self._patch = monkeypatch
 
     def _sleep(self, seconds):
@@ -137,19 +136,19 @@ class Training:
         """Fit; each end is why the processes ended and, before it, how many epochs were done then, if it is known."""
         ends = iter(ends)
 
-        def attempt(job, given):
-            self.layouts.append(job.layout)
+        def attempt(job, refs):
+            self.plans.append(job.workers)
             problem, done = next(ends)
             if done is not None:
-                ray.get(given.board.begin.remote([{"epoch": 1.0}] * done))
+                ray.get(refs.progress.begin.remote([{"epoch": 1.0}] * done))
             return problem
 
-        self._patch.setattr(fitting, "_attempt", attempt)
+        self._patch.setattr(controller, "_attempt", attempt)
         fields = dict.fromkeys(TrainJob.__dataclass_fields__)
         files = SimpleNamespace(resume=lambda: (Progress([{"epoch": 1.0}]), None))
-        job = TrainJob(**{**fields, "layout": self._layout, "batch_size": 8, "files": files})
+        job = TrainJob(**{**fields, "workers": self._workers, "batch_size": 8, "files": files})
         images = SimpleNamespace(plan=None)
-        return fitting.fit(job, None, images, images, lambda *_: None, lambda _: None, self.said.append)
+        return controller.fit(job, None, images, images, lambda *_: None, lambda _: None, self.said.append)
 
 
 LOST, CODE = LostError("lost", "for memory"), CodeError("ValueError: NaN")
@@ -171,7 +170,7 @@ def test_each_kind_of_failure_has_its_tries_and_each_new_epoch_begins_them(
     training = Training(monkeypatch)
     with pytest.raises(CamlakeError, match=message) as caught:
         training.run(*ends)
-    assert (len(training.said), len(training.layouts)) == (n_said, n_said + 1)
+    assert (len(training.said), len(training.plans)) == (n_said, n_said + 1)
     assert ends[-1][0] in (caught.value, caught.value.__cause__)
 
 
@@ -211,37 +210,37 @@ def test_machines_are_waited_for_a_while_and_it_is_said_once(ray_session, monkey
 
 @ray.remote(num_cpus=0)
 class Waiting:
-    def join(self, board, me):
-        ray.get(board.join.remote(me))
+    def join(self, progress, me):
+        ray.get(progress.join.remote(me))
 
     def wait(self):
         time.sleep(600)
 
 
 def test_processes_that_nothing_is_left_to_feed_are_ended(ray_session, monkeypatch):
-    board = start_board()
+    progress = start_train_progress()
     process = Waiting.remote()
-    ray.get(process.join.remote(board, process))
+    ray.get(process.join.remote(progress, process))
 
     class Starved:
         def fit(self):
-            monkeypatch.setattr(fitting, "machine_now", lambda: Machine(2.0, 0.0, None))
+            monkeypatch.setattr(controller, "machine_now", lambda: Machine(2.0, 0.0, None))
             ray.get(process.wait.remote())
 
-    monkeypatch.setattr(fitting, "_trainer", lambda *_: Starved())
-    monkeypatch.setattr(fitting, "machine_now", lambda: SMALL)
-    job = SimpleNamespace(layout=share_out(2, True, False, 1, SMALL))
-    problem = fitting._attempt(job, SimpleNamespace(board=board))
+    monkeypatch.setattr(controller, "_trainer", lambda *_: Starved())
+    monkeypatch.setattr(controller, "machine_now", lambda: SMALL)
+    job = SimpleNamespace(workers=divide_cpus(2, True, False, 1, SMALL))
+    problem = controller._attempt(job, SimpleNamespace(progress=progress))
     assert str(problem) == "too few CPUs are left to feed 2 processes with 1 CPU each"
 
 
-def test_without_its_board_a_training_ends_at_once(ray_session, monkeypatch):
-    board = start_board()
-    assert epochs_done(board) is None
-    ray.get([board.begin.remote([{"epoch": 1.0}]), board.tell.remote({"epoch": 2.0})])
-    assert epochs_done(board) == 2
-    ray.kill(board)
-    monkeypatch.setattr(fitting, "start_board", lambda: board)
+def test_without_its_progress_actor_a_training_ends_at_once(ray_session, monkeypatch):
+    progress = start_train_progress()
+    assert epochs_done(progress) is None
+    ray.get([progress.begin.remote([{"epoch": 1.0}]), progress.add_epoch.remote({"epoch": 2.0})])
+    assert epochs_done(progress) == 2
+    ray.kill(progress)
+    monkeypatch.setattr(controller, "start_train_progress", lambda: progress)
     training = Training(monkeypatch)
     with pytest.raises(CamlakeError, match=r"^the board was lost.*; run the same command again to go on$"):
         training.run((LOST, None))
@@ -265,11 +264,11 @@ def test_how_processes_of_ray_train_end(ray_session, monkeypatch):
         raise ValueError("Input contains NaN.")
 
     # Nothing of the project's: that the processes would have to import.
-    layout = SimpleNamespace(workers=1, cuda=False, worker_cpus=1.0, least_cpus=1.5)
+    workers = SimpleNamespace(workers=1, cuda=False, worker_cpus=1.0, least_cpus=1.5)
     found = []
     for act in (killed, wrong):
-        monkeypatch.setattr(fitting, "learn", act)
-        found.append(fitting._attempt(SimpleNamespace(layout=layout), SimpleNamespace(board=None)))
+        monkeypatch.setattr(controller, "learn", act)
+        found.append(controller._attempt(SimpleNamespace(workers=workers), SimpleNamespace(progress=None)))
         assert_room_comes_back()
     lost, code = found
     assert (type(lost), str(lost)) == (LostError, "a process that learns was lost")

@@ -146,7 +146,7 @@ class Training:
         self._patch.setattr(controller, "_attempt", attempt)
         fields = dict.fromkeys(TrainJob.__dataclass_fields__)
         files = SimpleNamespace(resume=lambda: (Progress([{"epoch": 1.0}]), None))
-        job = TrainJob(**{**fields, "workers": self._workers, "batch_size": 8, "files": files})
+        job = TrainJob(**{**fields, "workers": self._workers, "config": SimpleNamespace(batch_size=8), "files": files})
         images = SimpleNamespace(plan=None)
         return controller.fit(job, None, images, images, lambda *_: None, lambda _: None, self.said.append)
 

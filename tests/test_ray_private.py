@@ -14,7 +14,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import placement_group, placement_group_table
 
-from pipeline.graph.ray_environment import BACKEND_LOG_LEVEL, KEEP_WORKERS_MS, USAGE_STATS
+from pipeline.graph.ray_environment import DEFAULTS
 from pipeline.graph.ray_errors import in_one_line
 from pipeline.graph.train.ray_train_private import (
     UNUSED_CALLBACK,
@@ -67,16 +67,17 @@ def test_only_the_placement_groups_of_this_driver_are_removed(ray_session):
     assert [table[one]["state"] for one in ids] == ["REMOVED"] * 2
 
 
-@pytest.mark.parametrize("name", [KEEP_WORKERS_MS, BACKEND_LOG_LEVEL])
-def test_ray_s_core_reads_its_settings_by_these_names(name):
-    """Ray declares no setting of its core to Python, so the names are looked for in the program that reads them."""
-    setting = name.removeprefix("RAY_") if name == KEEP_WORKERS_MS else name
-    raylet = Path(ray.__file__).parent / "core/src/ray/raylet/raylet"
-    assert setting.encode() in raylet.read_bytes()
+def test_ray_reads_its_settings_by_these_names():
+    """Ray declares no setting of its core to Python, so the names are looked for in the program that reads them.
 
-
-def test_ray_reads_whether_usage_is_reported():
-    assert usage_constants.USAGE_STATS_ENABLED_ENV_VAR == USAGE_STATS
+    Its core puts RAY_ before the names of settings in small letters.
+    """
+    usage, *of_core = DEFAULTS
+    assert usage == usage_constants.USAGE_STATS_ENABLED_ENV_VAR
+    raylet = (Path(ray.__file__).parent / "core/src/ray/raylet/raylet").read_bytes()
+    idle_workers, log_level = of_core
+    assert idle_workers.removeprefix("RAY_").encode() in raylet
+    assert log_level.encode() in raylet
 
 
 def refuse(table: pa.Table) -> pa.Table:

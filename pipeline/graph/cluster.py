@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.data import DataContext
 
-from pipeline.graph.ray_environment import keep_idle_workers, log_only_fatal_errors, report_no_usage
+from pipeline.graph.ray_environment import set_environment
 from pipeline.graph.resources import Machine
 from schemas.errors import UsageError
 
@@ -52,8 +52,6 @@ def _connect(address: str | None, cores: int) -> None:
     # In this variable `ray job submit` and the workers of Ray find the address of their cluster.
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
-        report_no_usage()
-        keep_idle_workers()
         with _quiet_core():
             ray.init(
                 address="local",
@@ -100,7 +98,7 @@ def _shadowing_folder() -> Path | None:
 @contextmanager
 def _quiet_core() -> Iterator[None]:
     """Keep the core of Ray quiet, also about its log level: it prints that on standard error when it starts."""
-    log_only_fatal_errors()
+    set_environment()
     stderr = os.dup(2)
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device
         os.dup2(nowhere.fileno(), 2)

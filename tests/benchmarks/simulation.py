@@ -16,7 +16,7 @@ from pipeline.annotate.spec import run_request
 from pipeline.graph.annotate.job import make_job
 from pipeline.graph.annotate.stream import run_stream
 from pipeline.graph.cluster import ray_cluster
-from pipeline.graph.ray_environment import keep_idle_workers
+from pipeline.graph.ray_environment import set_environment
 from pipeline.graph.resources import images_per_slice, plan_compute
 from pipeline.images.resize import ResizePlan
 from pipeline.storage.inputs.listing import list_inputs
@@ -90,7 +90,7 @@ class Steady(NamedTuple):
 @contextmanager
 def simulated_cluster(nodes: int, gpus: int) -> Iterator[str]:
     """Run a Ray cluster of a head and ``nodes`` nodes with ``gpus`` GPUs each that exist only in Ray's books."""
-    keep_idle_workers()
+    set_environment()
     sizes = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **sizes})
     try:
@@ -116,7 +116,10 @@ def simulate(config: AnnotateConfig, gpu: FakeGpu, block: int | None = None) -> 
     model, progress = simulated_model(config, gpu), ProgressPoints()
     with open_run(run_request(config, model)) as opened:
         plan_dir = LakePaths(opened.root).plan_dir(opened.manifest.run_id)
-        inputs, rows = list_inputs(config.input, config, out=config.out), block or images_per_slice(config)
+        inputs, rows = (
+            list_inputs(config.input, config, out=config.out, how=config.input_options),
+            block or images_per_slice(config),
+        )
         plan = make_plan(inputs, [], opened.fs, opened.root, plan_dir, rows_per_slice=rows)
         with ray_cluster(config.address) as machine:
             compute = plan_compute(config, machine, count_tables(plan.slices))

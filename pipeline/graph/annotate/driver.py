@@ -43,6 +43,8 @@ def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_F
         plan = plan_inputs(config, model, done, run.fs, run.root, plan_dir, images_per_slice(config))
         counts = plan.counts
         reporter.say(f"{counts.listed} listed, {counts.already_done} done, {counts.planned} to do")
+        if counts.skipped_by_kind:
+            reporter.say(counts.skipped_sentence, **counts.skipped_by_kind)
         refuse_unmatched_classes(config, plan)
         if not plan.slices:
             return run.begin(counts).finish()

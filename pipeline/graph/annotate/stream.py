@@ -14,11 +14,12 @@ from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.crash_isolation import CrashIsolation
 from pipeline.annotate.decode_stage import DecodeStage, decode_in_task
 from pipeline.annotate.gpu_decode_stage import GpuDecodeStage
+from pipeline.annotate.reader import FETCHED
 from pipeline.graph.annotate.datasink import LakeSink
-from pipeline.graph.annotate.datasource import PlannedImages
 from pipeline.graph.annotate.job import Job
 from pipeline.graph.progress import ActorAttempts, RunProgress, answer, following, start_progress
 from pipeline.graph.ray_errors import in_one_line
+from pipeline.graph.read_tasks import ReadTasks
 from pipeline.graph.resources import Compute
 from pipeline.storage.lake.planning import PlanSlice
 from schemas.errors import CamlakeError
@@ -34,8 +35,9 @@ def run_stream(
     """
     compute = job.compute
     progress = start_progress()
+    reads = [(functools.partial(job.reader.read_slice, one), one.rows) for one in slices]
     images = ray.data.read_datasource(
-        PlannedImages(slices, job.reader), num_cpus=compute.read_cpus, override_num_blocks=len(slices)
+        ReadTasks(reads, FETCHED), num_cpus=compute.read_cpus, override_num_blocks=len(slices)
     )
     if compute.decode == "remote":
         images = images.map_batches(

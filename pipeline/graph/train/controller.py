@@ -186,7 +186,7 @@ def _replanned(job: TrainJob, say: Callable[[str], None]) -> WorkerPlan:
     deadline, said = time.monotonic() + MACHINES_WITHIN_S, ""
     while True:
         try:
-            return replan_workers(job.workers, job.batch_size, machine_now())
+            return replan_workers(job.workers, job.config.batch_size, machine_now())
         except UsageError as error:
             if time.monotonic() > deadline:
                 waited = f"waited {MACHINES_WITHIN_S} s for machines"

@@ -7,15 +7,16 @@ the number of processes, so that a resumed training, or one on more processes, w
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
-from ray.data import DataContext, Datasource, ExecutionResources, ReadTask
-from ray.data.block import BlockMetadata
+from ray.data import ExecutionResources
 
+from pipeline.graph.read_tasks import ReadTasks
 from pipeline.images.decode import DecodedImage, DecodeLimits
 from pipeline.images.decode_pool import DecodePool
 from pipeline.images.resize import ResizePlan
@@ -99,8 +100,11 @@ class Feed:
         """Yield the rows ``order`` of the table of images in batches; the last batch may be shorter."""
         if not len(order):
             return
-        blocks = -(-len(order) // PICTURES_PER_TASK)
-        dataset = ray.data.read_datasource(_Places(len(order)), num_cpus=self.task_cpus, override_num_blocks=blocks)
+        # ray.data.range asks for a whole CPU for each of its tasks, which would wait for ever where no machine has one.
+        starts = range(0, len(order), PICTURES_PER_TASK)
+        stops = [*starts[1:], len(order)]
+        reads = [(partial(_places, *ends), ends[1] - ends[0]) for ends in zip(starts, stops, strict=True)]
+        dataset = ray.data.read_datasource(ReadTasks(reads), num_cpus=self.task_cpus, override_num_blocks=len(reads))
         options = dataset.context.execution_options
         options.preserve_order = True
         options.resource_limits = ExecutionResources(cpu=self.cpus)
@@ -114,34 +118,8 @@ class Feed:
             yield _pictures(cast(dict[str, NDArray[Any]], batch))
 
 
-class _Places(Datasource):
-    """The numbers from 0 to ``n`` - 1 in a column id.
-
-    ``ray.data.range`` asks for a whole CPU for each of its tasks. Where the processes that learn leave no whole CPU on
-    any machine, these tasks would wait for ever.
-    """
-
-    def __init__(self, n: int) -> None:
-        """``n`` is the number of rows."""
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._n = n
-
-    def estimate_inmemory_data_size(self) -> int:
-        """Return the bytes of all numbers."""
-        return 8 * self._n
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
-    ) -> list[ReadTask]:
-        """Return a task for each ``PICTURES_PER_TASK`` rows; ``parallelism`` has no effect."""
-        starts = range(0, self._n, PICTURES_PER_TASK)
-        return [self._task(start, min(PICTURES_PER_TASK, self._n - start), per_task_row_limit) for start in starts]
-
-    def _task(self, start: int, count: int, row_limit: int | None) -> ReadTask:
-        about = BlockMetadata(num_rows=count, size_bytes=8 * count, input_files=None, exec_stats=None)
-        return ReadTask(
-            lambda: [pa.table({"id": np.arange(start, start + count)})], about, per_task_row_limit=row_limit
-        )
+def _places(start: int, stop: int) -> list[pa.Table]:
+    return [pa.table({"id": np.arange(start, stop)})]
 
 
 def _pictures(batch: dict[str, NDArray[Any]]) -> Pictures:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from pipeline.graph.resources import Machine
 from pipeline.graph.train.checkpoints import TrainingFiles
-from pipeline.images.decode import DecodeLimits
 from pipeline.models import registry
 from pipeline.models.learn.conversion import build_network
 from pipeline.models.learn.pretrained import Pretrained, load_pretrained
@@ -25,9 +24,8 @@ from pipeline.models.weights.state_fitting import check_image_size
 from pipeline.storage.filesystems import canonical_url, protocol_of, read_url, safe_url
 from pipeline.storage.lake.lineage import camlake_version
 from pipeline.storage.truth.labelled_images import LabelledImages
-from schemas.config import Precision, StorageConfig
 from schemas.errors import ModelError, UsageError
-from schemas.train import Augment, TrainConfig
+from schemas.train import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -60,21 +58,12 @@ class TrainJob:
     """The card of the weights; each epoch adds its figures to ``facts``."""
     new: tuple[str, ...]
     """Names of the parameters that start from random values."""
-    head_only: bool
+    config: TrainConfig
     recipe: Recipe
     files: TrainingFiles
     lease: int
     """Generation of the lease on the output that this training holds."""
-    storage: StorageConfig
-    limits: DecodeLimits
     workers: WorkerPlan
-    precision: Precision
-    epochs: int
-    batch_size: int
-    """Images of a step, over all processes."""
-    augment: Augment
-    patience: int | None
-    seed: int
 
 
 def epoch_order(n_images: int, batch_size: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -190,19 +179,11 @@ def make_job(
     return TrainJob(
         card=Card(architecture, train.labels, start.preprocessing, train.multi_label, config.supervision, facts),
         new=start.new,
-        head_only=config.train == "head",
+        config=config,
         recipe=Recipe.of(config.schedule, steps, config.lr, config.weight_decay, config.label_smoothing),
         files=files,
         lease=lease,
-        storage=files.storage,
-        limits=DecodeLimits(config.max_pixels, config.max_bytes, config.decode_timeout_s),
         workers=workers,
-        precision=config.precision,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        augment=config.augment,
-        patience=config.patience,
-        seed=config.seed,
     )
 
 

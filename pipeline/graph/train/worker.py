@@ -20,6 +20,7 @@ from pipeline.graph.train.data_feed import Feed, PictureReader, Pictures
 from pipeline.graph.train.epoch_metrics import EpochMetrics
 from pipeline.graph.train.plan import TrainJob, epoch_order
 from pipeline.images.augment import box_shares, draw_views, picture_side, take_views, view_boxes
+from pipeline.images.decode import DecodeLimits
 from pipeline.images.resize import ResizePlan
 from pipeline.models import registry
 from pipeline.models.allocator import keep_freed_memory
@@ -62,13 +63,13 @@ class _Process:
         """Start from the resume state at the output, or from the first weights where there is none."""
         context = ray.train.get_context()
         self.rank, self._world = context.get_world_rank(), context.get_world_size()
-        self._job, self._progress_actor = job, refs.progress
-        self._batch_size = job.batch_size // self._world
+        self._job, self._config, self._progress_actor = job, job.config, refs.progress
+        self._batch_size = job.config.batch_size // self._world
         self._device = torch.device("cpu") if not job.workers.cuda else get_device()
         state, self._train, self._val = ray.get([refs.state, refs.train, refs.val])
         self._learner = self._new_learner(state)
         side = job.card.preprocessing.image_size
-        self._train_feed = self._feed(refs.train, picture_side(side, job.augment))
+        self._train_feed = self._feed(refs.train, picture_side(side, job.config.augment))
         self._val_feed = self._feed(refs.val, side)
         job.files.assert_held(job.lease)
         self._progress, learner_state = job.files.resume()
@@ -84,7 +85,7 @@ class _Process:
     def _new_learner(self, state: State) -> Learner:
         job = self._job
         network = build_network(job.card.architecture, state)
-        if job.head_only:
+        if job.config.train == "head":
             freeze(network, job.new)
         if job.workers.cuda and self._world > 1:
             # Batch normalization over all processes exists on CUDA alone; on CPU each process normalizes by its images.
@@ -98,24 +99,25 @@ class _Process:
             answering=_boxed(card, network) if card.supervision == "boxes" else None,
             multi_label=card.multi_label,
             device=self._device,
-            precision=resolve_precision(job.precision, self._device.type),
+            precision=resolve_precision(job.config.precision, self._device.type),
             parallel=lambda module: prepare_model(module, move_to_device=False),
         )
 
     def _feed(self, images: Any, side: int) -> Feed:
-        job = self._job
+        config, workers = self._config, self._job.workers
+        limits = DecodeLimits(config.max_pixels, config.max_bytes, config.decode_timeout_s)
         resize = ResizePlan("squash", side, (1, 1))  # The size of the map (1, 1) has no effect on the pixels.
-        reader = PictureReader(job.storage, job.limits, resize)
-        return Feed(reader, images, job.workers.task_cpus, job.workers.feed_cpus)
+        reader = PictureReader(config.storage, limits, resize)
+        return Feed(reader, images, workers.task_cpus, workers.feed_cpus)
 
     def run(self) -> None:
         """Train from the first epoch that is not done until the training has ended."""
-        job, progress = self._job, self._progress
-        while not progress.ended(job.epochs, job.patience):
+        config, progress = self._config, self._progress
+        while not progress.ended(config.epochs, config.patience):
             number = len(progress.history)
             started_s = time.monotonic()
             # All random numbers follow from seed, epoch and process, so that an epoch done again is the same one.
-            torch.manual_seed(int(np.random.SeedSequence((job.seed, number, self.rank)).generate_state(1)[0]))
+            torch.manual_seed(int(np.random.SeedSequence((config.seed, number, self.rank)).generate_state(1)[0]))
             epoch: Epoch = {"epoch": number + 1, **self._train_epoch(number), **self._validate()}
             for rejected in self._gathered(self._rejected):
                 progress.rejected.update(rejected)
@@ -127,13 +129,13 @@ class _Process:
                 self._write(epoch, better)
 
     def _train_epoch(self, number: int) -> Epoch:
-        job, size = self._job, self._batch_size
-        order = epoch_order(len(self._train), job.batch_size, job.seed, number)
+        config, card, size = self._config, self._job.card, self._batch_size
+        order = epoch_order(len(self._train), config.batch_size, config.seed, number)
         own = order[:, self.rank * size : (self.rank + 1) * size].reshape(-1)
-        side = job.card.preprocessing.image_size
-        metrics = EpochMetrics("train", job.card.multi_label)
+        side = card.preprocessing.image_size
+        metrics = EpochMetrics("train", card.multi_label)
         for pictures in self._pictures(self._train_feed, self._train, own):
-            views = draw_views(job.augment, job.seed, number, pictures.numbers)
+            views = draw_views(config.augment, config.seed, number, pictures.numbers)
             images = take_views(torch.from_numpy(pictures.pixels).to(self._device), views, side)
             targets, boxes = self._targets(self._train, pictures.numbers), self._boxes(self._train, pictures)
             boxes = boxes if boxes is None else view_boxes(boxes, views)

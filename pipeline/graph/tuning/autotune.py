@@ -6,7 +6,7 @@ The choice is a configuration that the user could have written too, so that ``pl
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -14,7 +14,7 @@ from pipeline.annotate.model import Model
 from pipeline.annotate.reader import count_tables
 from pipeline.annotate.spec import row_bytes
 from pipeline.graph.resources import Compute, Machine, images_per_commit, images_per_slice, plan_compute
-from pipeline.graph.tuning.bench import cannot_run, open_bench
+from pipeline.graph.tuning.bench import Bench, cannot_run, open_bench
 from pipeline.graph.tuning.bench_actor import RunTiming, Speed
 from pipeline.graph.tuning.prediction import Prediction, predict, predict_images_per_s
 from pipeline.storage.lake.planning import PlanSlice
@@ -38,20 +38,6 @@ COMPILE_REPAYS = 3.0
 """How many times its own duration compilation must save."""
 
 
-class Trials(Protocol):
-    """Measures plans; ``pipeline.graph.tuning.bench.Bench`` is the one that runs them."""
-
-    @property
-    def compiles(self) -> bool:
-        """Return whether torch.compile finds its compiler."""
-
-    def network(self, compute: Compute, seconds: float) -> Speed | str:
-        """Return the speed of all actors together, or the reason why the network can't run by this plan."""
-
-    def stages(self, compute: Compute, machine: Machine, seconds: float) -> RunTiming:
-        """Return the times of all stages."""
-
-
 class Choice(NamedTuple):
     """A configuration, and the speed that its actors reached."""
 
@@ -70,7 +56,7 @@ def tune(
     machine: Machine,
     n_tables: int,
     planned: int,
-    trials: Trials,
+    bench: Bench,
     budget_s: float = BUDGET_S,
 ) -> Compute:
     """Return the fastest plan that ``config`` allows; its ``why`` lists the trials and their speeds.
@@ -78,7 +64,7 @@ def tune(
     Options that the user chose stay as they are and cost no trial. Raises UsageError where not even the smallest batch
     fits into the GPU's memory.
     """
-    tuner = _Tuner(machine, n_tables, trials, budget_s)
+    tuner = _Tuner(machine, n_tables, bench, budget_s)
     best = tuner.batch_size(_uncompiled(config))
     best = tuner.threads(best)
     if config.compile == "auto":
@@ -160,8 +146,8 @@ def measure_run(
 
 
 class _Tuner:
-    def __init__(self, machine: Machine, n_tables: int, trials: Trials, budget_s: float) -> None:
-        self._machine, self._n_tables, self._trials = machine, n_tables, trials
+    def __init__(self, machine: Machine, n_tables: int, bench: Bench, budget_s: float) -> None:
+        self._machine, self._n_tables, self._bench = machine, n_tables, bench
         self._end_s = time.monotonic() + budget_s
         self.tried: list[str] = []
 
@@ -189,7 +175,7 @@ class _Tuner:
 
     def compilation(self, best: Choice, planned: int) -> Choice:
         plain_s = planned / best.speed.images_per_s
-        if not self._trials.compiles or plain_s < COMPILE_FROM_S:
+        if not self._bench.compiles or plain_s < COMPILE_FROM_S:
             return best
         compiled = best.config.model_copy(update={"compile": "on"})
         speed = self._try(compiled)
@@ -207,7 +193,7 @@ class _Tuner:
         rates = {}
         for place in ("local", "remote"):
             compute = self.plan(config.model_copy(update={"decode": place}))
-            timed = self._trials.stages(compute, self._machine, TRIAL_S)
+            timed = self._bench.stages(compute, self._machine, TRIAL_S)
             rates[place] = predict_images_per_s(compute, self._machine, timed)
             self.tried.append(f"decoding {place} {rates[place]:.0f} with all stages")
         place = "remote" if rates["remote"] > MIN_GAIN * rates["local"] else "local"
@@ -227,7 +213,7 @@ class _Tuner:
     def _try(self, config: AnnotateConfig) -> Speed | str:
         compute = self.plan(config)
         runtime = compute.runtime
-        speed = self._trials.network(compute, TRIAL_S)
+        speed = self._bench.network(compute, TRIAL_S)
         name = f"{compute.actors[1]} × {runtime.threads} threads, batch {runtime.batch_size}"
         result = speed if isinstance(speed, str) else f"{speed.images_per_s:.1f}"
         self.tried.append(f"{name}{' compiled' if runtime.compile else ''} {result}")

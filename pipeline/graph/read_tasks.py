@@ -1,0 +1,38 @@
+"""A source of Ray Data whose read tasks are given, whatever the number of blocks that Ray would choose."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+Read = Callable[[], Iterable[pa.Table]]
+"""What a read task does: it returns the tables of its rows."""
+
+
+class ReadTasks(Datasource):
+    """Reads tables: one task of Ray for each pair of a function and its number of rows."""
+
+    def __init__(self, tasks: Sequence[tuple[Read, int]], schema: pa.Schema | None = None) -> None:
+        """``schema`` is that of all tables, where it is known before they are read."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tasks, self._schema = tasks, schema
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Return None: the bytes of the tables are not known before they are read."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """Return the tasks; ``parallelism`` has no effect."""
+        return [
+            ReadTask(
+                read,
+                BlockMetadata(num_rows=rows, size_bytes=None, input_files=None, exec_stats=None),
+                schema=self._schema,
+                per_task_row_limit=per_task_row_limit,
+            )
+            for read, rows in self._tasks
+        ]

@@ -15,8 +15,8 @@ from pipeline.images.augment import VISIBLE, box_shares, draw_views, take_views,
 from pipeline.images.synthetic.scenes import render_scene
 from pipeline.models import registry
 from pipeline.models.learn.conversion import build_network, convert
+from pipeline.models.learn.learner import Learner, image_losses
 from pipeline.models.learn.recipe import Recipe
-from pipeline.models.learn.steps import Learner, image_losses
 from pipeline.models.localize.box_rules import BoxRule
 from pipeline.models.localize.localizer import CamRule, Localizer
 from pipeline.models.localize.runtime import Runtime
@@ -144,7 +144,7 @@ def small(name="camlake_demo", classes=4, **options):
     network = registry.get(architecture.name).with_box_head(architecture, build_network(architecture))
     boxed = BoxedNetwork(network, registry.get(architecture.name).cam_network(architecture, network, PLAIN).trunk)
     names = [key for key, _ in network.named_parameters()]
-    return Learner(network, PLAIN, Recipe.of("modern", 60, rate=3e-3), new=names, answering=boxed, **options)
+    return Learner(network, PLAIN, Recipe.of("modern", 60, rate=3e-3), new=names, boxed=boxed, **options)
 
 
 def scenes(n):

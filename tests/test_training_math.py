@@ -14,8 +14,8 @@ from pipeline.graph.train.checkpoints import Progress
 from pipeline.graph.train.worker import epoch_order
 from pipeline.images.augment import draw_views, picture_side, take_views
 from pipeline.models.learn.conversion import build_network
+from pipeline.models.learn.learner import Learner, freeze, image_losses, mean_average_precision
 from pipeline.models.learn.recipe import Recipe, make_optimizer
-from pipeline.models.learn.steps import Learner, freeze, image_losses, mean_average_precision
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.network import Preprocessing
 

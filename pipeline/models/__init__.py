@@ -1,1 +1,1 @@
-"""Level 2: CAM networks, their heads and their weights."""
+"""Level 2: networks and their heads, their weights, how they learn, and how they localize."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.arrays.metrics import IOU_DELTA, paired_iou
 from pipeline.graph.train.checkpoints import Epoch
-from pipeline.models.learn.steps import StepResult
+from pipeline.models.learn.learner import StepResult
 
 
 class EpochMetrics:

@@ -25,7 +25,7 @@ from pipeline.images.resize import ResizePlan
 from pipeline.models import registry
 from pipeline.models.allocator import keep_freed_memory
 from pipeline.models.learn.conversion import build_network
-from pipeline.models.learn.steps import Learner, freeze, mean_average_precision
+from pipeline.models.learn.learner import Learner, freeze, mean_average_precision
 from pipeline.models.localize.runtime import resolve_precision
 from pipeline.models.networks.box_head import BoxedNetwork
 from pipeline.models.weights.checkpoint import Card
@@ -96,7 +96,7 @@ class _Process:
             card.preprocessing,
             job.recipe,
             new=job.new,
-            answering=_boxed(card, network) if card.supervision == "boxes" else None,
+            boxed=_boxed(card, network) if card.supervision == "boxes" else None,
             multi_label=card.multi_label,
             device=self._device,
             precision=resolve_precision(job.config.precision, self._device.type),

@@ -1,1 +1,1 @@
-"""How a network learns: losses and steps, learning rates, and what it takes over from a trained network."""
+"""How a network learns: losses and steps, learning rates, and and the layers it keeps of a trained network."""

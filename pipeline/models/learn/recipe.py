@@ -1,4 +1,4 @@
-"""How the weights follow the gradients: learning rates over the steps, and the optimizer they go to."""
+"""Learning rates over the steps of a training, and its optimizer."""
 
 import math
 from collections.abc import Collection
@@ -11,23 +11,24 @@ from torch import nn
 from schemas.train import Schedule
 
 PAPER_STEP = 0.1
-"""Factor of the paper's learning rate after each quarter of the steps: of 160,000, after every 40,000."""
+"""Factor of the paper's learning rate after each quarter of the steps: after every 40,000 of 160,000."""
 MOMENTUM = 0.9
+"""Momentum of the paper's SGD."""
 WARM_UP = 0.05
-"""Share of the steps in which the modern learning rate rises."""
+"""Fraction of the steps in which the modern learning rate rises."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the weights follow the gradients."""
+    """The schedule of the learning rate and what else the optimizer and the loss need."""
 
     schedule: Schedule
     steps: int
-    """Of the whole training."""
+    """Number of steps of the whole training."""
     rate: float
-    """Highest learning rate, of layers that start from random values."""
+    """Highest learning rate, that of layers which start from random values."""
     pretrained_share: float
-    """What pretrained layers take of it."""
+    """Factor of that learning rate for pretrained layers."""
     weight_decay: float
     label_smoothing: float
 
@@ -40,7 +41,7 @@ class Recipe:
         weight_decay: float | None = None,
         label_smoothing: float | None = None,
     ) -> "Recipe":
-        """Return a recipe of ``steps`` steps, with the schedule's own values for what is None."""
+        """Return a recipe of ``steps`` steps; the schedule's default replaces every argument that is None."""
         own_rate, share, own_decay, own_smoothing = {
             "modern": (1e-3, 0.1, 0.05, 0.1),
             "paper": (1e-3, 1.0, 5e-4, 0.0),
@@ -55,10 +56,10 @@ class Recipe:
         )
 
     def rate_factor(self, step: int) -> float:
-        """Return what the learning rate of step 0 to ``steps`` - 1 is multiplied with, in (0, 1].
+        """Return the factor, in (0, 1], of the learning rate at ``step``, from 0 to ``steps`` - 1.
 
-        paper: 1, 0.1, 0.01, 0.001 in the four quarters. modern: a straight rise to 1 over the first twentieth, then
-        half a cosine, which would reach 0 after the last step.
+        paper: 1, 0.1, 0.01, 0.001 in the four quarters of the steps. modern: a straight rise to 1 over the first
+        twentieth, then half a cosine, which would reach 0 after the last step.
         """
         if self.schedule == "paper":
             return PAPER_STEP ** (4 * step // self.steps)
@@ -69,10 +70,10 @@ class Recipe:
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe, new: Collection[str]) -> torch.optim.Optimizer:
-    """Return the optimizer of the parameters that learn; each group's ``highest_rate`` is its rate at factor 1.
+    """Return the optimizer of the parameters that learn; ``highest_rate`` of a group is its rate at factor 1.
 
-    Parameters named ``new`` take the recipe's rate, others the pretrained share of it. The modern recipe has no weight
-    decay on biases and normalizations.
+    Parameters named ``new`` have the recipe's rate; others have it times ``pretrained_share``. The modern recipe has no
+    weight decay on biases and normalizations.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():

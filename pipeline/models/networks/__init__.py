@@ -1,1 +1,1 @@
-"""The networks, and how each is built and cut into a trunk and a head."""
+"""The networks: how each is built, and how it is cut into a trunk and a head."""

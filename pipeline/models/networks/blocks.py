@@ -1,6 +1,6 @@
-"""What camlake's own networks are built of: scaled channels, the two kinds of network, first values.
+"""The parts of camlake's own networks: scaled channels, the two kinds of network, and the first values of layers.
 
-A network here takes normalized images (B, 3, H, W) and gives logits (B, C), as torchvision's do.
+A network takes normalized images (B, 3, H, W) and returns logits (B, C), as torchvision's networks do.
 """
 
 from typing import Literal, Self
@@ -12,10 +12,11 @@ from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.heads import Pooling, pooled
 
 Fully = Literal["alexnet", "vgg"]
+"""The two arrangements of fully connected layers."""
 
 
 def scaled(channels: int, width: float) -> int:
-    """Return ``channels`` times ``width``, rounded to the nearest multiple of 8, at least 8: groups of 2 fit."""
+    """Return ``channels`` times ``width``, rounded to a multiple of 8 and at least 8, which allows groups of 2."""
     return max(8, 8 * int(channels * width / 8 + 0.5))
 
 
@@ -25,17 +26,18 @@ def convolution(inputs: int, outputs: int, side: int = 3, groups: int = 1) -> li
 
 
 class PoolingNetwork(nn.Module):
-    """Convolutions, global pooling and ONE linear layer: what has exact class activation maps.
+    """Convolutions, global pooling and ONE linear layer; such a network has exact class activation maps.
 
-    The last layer is ``classifier.gap`` or ``classifier.gmp``, so that a state says which pooling it was trained with.
+    The last layer is ``classifier.gap`` or ``classifier.gmp``, so that the keys of a state dict name the pooling.
     """
 
     def __init__(
         self, features: nn.Sequential, layer: nn.Linear | nn.Conv2d, pooling: Pooling, dropout: float = 0.0
     ) -> None:
-        """``layer`` is linear behind the pooling, or a 1×1 convolution to C class maps and a ReLU before it (NIN).
+        """``layer`` is a linear layer behind the pooling, or a 1×1 convolution to C class maps in front of it (NIN).
 
-        ``dropout`` is the share of the pooled values that training hides from a linear layer.
+        A ReLU follows the 1×1 convolution. ``dropout`` is the probability with which training sets a pooled value in
+        front of a linear layer to zero.
         """
         super().__init__()
         self.features = features
@@ -48,9 +50,10 @@ class PoolingNetwork(nn.Module):
     def with_new_maps(
         cls, features: nn.Sequential, channels: int, architecture: Architecture, dropout: float = 0.0
     ) -> Self:
-        """Return the paper's CAM form: ``features``, which end in ``channels`` maps, 3×3×1024 convolution, linear.
+        """Return the paper's CAM form: ``features``, a 3×3×1024 convolution, global pooling and a linear layer.
 
-        The new convolution has no groups, as in the paper; the released networks have 2.
+        ``features`` end in ``channels`` maps. The new convolution has no groups, as in the paper; the released networks
+        have 2.
         """
         last = scaled(1024, architecture.width)
         conv, relu = convolution(channels, last)
@@ -69,10 +72,10 @@ class PoolingNetwork(nn.Module):
 
 
 class FullyConnectedNetwork(nn.Module):
-    """Convolutions, then three fully connected layers under torchvision's names: it classifies and has no exact map."""
+    """Convolutions, then three fully connected layers under torchvision's names; it has no exact class maps."""
 
     def __init__(self, features: nn.Sequential, channels: int, kind: Fully, architecture: Architecture) -> None:
-        """``channels`` are those that ``features`` end in; ``kind`` says whose layers follow."""
+        """``features`` end in ``channels`` maps; ``kind`` says in which arrangement the last layers follow."""
         super().__init__()
         self.features = features
         side = 6 if kind == "alexnet" else 7
@@ -96,10 +99,11 @@ class FullyConnectedNetwork(nn.Module):
 def initialize(network: nn.Module) -> None:
     """Give every layer its first values, from torch's generator.
 
-    Weights are normal and keep the size of what passes forward (He et al. 2015, arXiv 1502.01852, fan-in): deviation
-    sqrt(2/n) of convolutions, sqrt(1/n) of linear layers, of n inputs each. Batch normalization has 1 and 0, every bias
-    is 0. torchvision's choice for VGG, fan-out and 0.01, was a little behind: the loss of VGG-19 at width 0.125 on 120
-    scenes was 0.95 and 1.24 after 240 steps of AdamW with two seeds, with this one 0.72 and 1.11.
+    Weights are drawn from a normal distribution that keeps the size of the values in the forward pass (He et al. 2015,
+    arXiv 1502.01852, fan-in): for n inputs its deviation is sqrt(2/n) in convolutions and sqrt(1/n) in linear layers.
+    Batch normalization starts with scale 1 and shift 0, every bias with 0. torchvision's choice for VGG, fan-out and
+    0.01, learned a little slower: the loss of VGG-19 at width 0.125 on 120 scenes after 240 steps of AdamW with two
+    seeds was 0.95 and 1.24, and 0.72 and 1.11 with this one.
     """
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):

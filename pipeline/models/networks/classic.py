@@ -1,4 +1,4 @@
-"""The other networks of Zhou et al. 2016 in their CAM forms: AlexNet, AlexNet*, GoogLeNet, and NIN as it is."""
+"""The other networks of Zhou et al. 2016 in their CAM forms: AlexNet, AlexNet*, GoogLeNet, and NIN in its own form."""
 
 from collections import OrderedDict
 
@@ -10,7 +10,7 @@ from pipeline.models.networks.blocks import FullyConnectedNetwork, PoolingNetwor
 
 
 def _alexnet_layers(width: float, conv5: int = 256) -> tuple[list[nn.Module], int]:
-    """Return torchvision's layers of AlexNet to the ReLU behind conv5, and the channels of conv5."""
+    """Return torchvision's layers of AlexNet up to the ReLU behind conv5, and the number of channels of conv5."""
     first, second, third, fourth, fifth = (scaled(n, width) for n in (64, 192, 384, 256, conv5))
     found = [
         nn.Conv2d(3, first, 11, stride=4, padding=2),
@@ -26,14 +26,14 @@ def _alexnet_layers(width: float, conv5: int = 256) -> tuple[list[nn.Module], in
 
 
 def alexnet_fc(architecture: Architecture) -> FullyConnectedNetwork:
-    """Return AlexNet as torchvision has it: one column, no response normalization (Krizhevsky 2014)."""
+    """Return AlexNet in torchvision's form: one column, no response normalization (Krizhevsky 2014)."""
     found, channels = _alexnet_layers(architecture.width)
     features = nn.Sequential(*found, nn.MaxPool2d(3, stride=2))
     return FullyConnectedNetwork(features, channels, "alexnet", architecture)
 
 
 def alexnet_gap(architecture: Architecture) -> PoolingNetwork:
-    """Return AlexNet to conv5, a 3×3×1024 convolution and one linear layer; 13×13 maps at 224 pixels."""
+    """Return AlexNet up to conv5, a 3×3×1024 convolution and one linear layer; 13×13 maps at 224 pixels."""
     found, channels = _alexnet_layers(architecture.width)
     return PoolingNetwork.with_new_maps(nn.Sequential(*found), channels, architecture)
 
@@ -41,8 +41,8 @@ def alexnet_gap(architecture: Architecture) -> PoolingNetwork:
 def alexnet_plus_gap(architecture: Architecture) -> PoolingNetwork:
     """Return AlexNet* with its two more convolutions; 11×11 maps at 224 pixels.
 
-    As released: conv5 has 384 maps, then 3×3 max pooling with stride 1, conv6 and conv7 of 512 maps in 2 groups, and no
-    layer of 1024.
+    As in the released network, conv5 has 384 maps; 3×3 max pooling with stride 1 and conv6 and conv7 with 512 maps in 2
+    groups follow, and no convolution with 1024 maps.
     """
     found, channels = _alexnet_layers(architecture.width, conv5=384)
     last = scaled(512, architecture.width)
@@ -66,12 +66,12 @@ INCEPTIONS = {
 }
 """Szegedy et al. 2015 (arXiv 1409.4842), table 1: channels of 1×1, 3×3 reduce, 3×3, 5×5 reduce, 5×5, pool projection.
 
-torchvision's, and so these, have a 3×3 kernel where the paper has 5×5.
+Where the paper has a 5×5 kernel, torchvision has a 3×3 kernel, and so does camlake.
 """
 
 
 def googlenet_gap(architecture: Architecture) -> PoolingNetwork:
-    """Return GoogLeNet to inception4e, a 3×3×1024 convolution and one linear layer; 14×14 maps at 224 pixels."""
+    """Return GoogLeNet up to inception4e, a 3×3×1024 convolution and one linear layer; 14×14 maps at 224 pixels."""
     width = architecture.width
     first, third = scaled(64, width), scaled(192, width)
     features: OrderedDict[str, nn.Module] = OrderedDict(
@@ -95,8 +95,8 @@ def googlenet_gap(architecture: Architecture) -> PoolingNetwork:
 def nin(architecture: Architecture) -> PoolingNetwork:
     """Return the network in network of Lin et al. 2014 (arXiv 1312.4400) in its released size for ImageNet.
 
-    Four blocks of a convolution and two 1×1 convolutions, each with a ReLU; the last of them gives the class maps, 6×6
-    at 224 pixels. Dropout of 0.5 stands before the fourth block.
+    It has four blocks of a convolution and two 1×1 convolutions, each with a ReLU. The last 1×1 convolution gives the
+    class maps, 6×6 at 224 pixels. Dropout of 0.5 precedes the fourth block.
     """
     first, second, third, fourth = (scaled(n, architecture.width) for n in (96, 256, 384, 1024))
     features = nn.Sequential(

@@ -5,23 +5,23 @@ from torch import Tensor, nn
 DEMO = "camlake_demo"
 """Name of the network; ``tests.benchmarks.train_demo`` trains it, and its weights are installed with camlake."""
 IMAGE_SIZE = 112
-"""Side of the input in pixels; three halvings leave a 14×14 map, the size that the paper's networks have."""
+"""Side of the input in pixels. Height and width are halved three times, which gives a 14×14 map as in the paper."""
 SCENE_CLASSES = 10
 """Number of classes of the demo's scenes."""
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
-    """Return a 3×3 convolution, or one that halves height and width with its cells centred on the pixels they see.
+    """Return a 3×3 convolution, or with ``stride`` 2 a 4×4 convolution, which halves height and width.
 
-    A 3×3 kernel of stride 2 is centred on every second pixel, half a pixel off the middle of its cell; three of them
-    would move the map by 3 % of the image. A 4×4 kernel is centred right.
+    A 3×3 kernel with stride 2 is centred on every second pixel, half a pixel beside the middle of its cell; three of
+    them would move the map by 3 % of the image. A 4×4 kernel is centred on its cell.
     """
     side = 3 if stride == 1 else 4
     return nn.Conv2d(inputs, outputs, side, stride, padding=1, bias=False)
 
 
 class ResidualBlock(nn.Module):
-    """A 3×3 and a ``second`` convolution and a shortcut (He et al. 2016); ``stride`` 2 halves height and width."""
+    """Two convolutions and a shortcut around them (He et al. 2016); ``stride`` 2 halves height and width."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, second: int = 3) -> None:
         """``inputs`` and ``outputs`` are numbers of channels, ``second`` is the side of the second kernel, 1 or 3."""
@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return maps of shape (B, outputs, h / stride, w / stride), none of them negative."""
+        """Return maps of shape (B, outputs, h / stride, w / stride) without negative values."""
         result: Tensor = self.relu(self.body(maps) + self.shortcut(maps))
         return result
 
@@ -49,8 +49,9 @@ class ResidualBlock(nn.Module):
 class DemoNetwork(nn.Module):
     """Convolutions, global average pooling, one linear layer: images (B, 3, 112, 112) to logits (B, C).
 
-    ``features`` gives (B, 112, 14, 14) after a ReLU. 0.40 million parameters, 1.6 MB in float32. The last two blocks
-    end in 1×1 kernels: with 3×3 ones a unit sees nearly the whole image, and maps of small objects spread beyond them.
+    ``features`` returns (B, 112, 14, 14) after a ReLU. The network has 0.40 million parameters, 1.6 MB in float32. The
+    last two blocks end in 1×1 kernels; with 3×3 kernels a unit would see nearly the whole image, and the map of a small
+    object would spread beyond the object.
     """
 
     def __init__(self, num_classes: int = SCENE_CLASSES) -> None:

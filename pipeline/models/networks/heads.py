@@ -1,11 +1,11 @@
-"""What stands behind the last feature maps f_k(x, y) of a CAM network, and the class activation maps that follow.
+"""The heads behind the last feature maps f_k(x, y) of a CAM network, and the class activation maps that follow.
 
 Behind global average pooling (GAP) every head is linear in the maps of one image, so that for each class c, exactly,
 
     logit_c = mean_xy M_c(x, y) + bias_c        (Zhou et al. 2016, arXiv 1512.04150, eq. 1 and 2)
 
 Behind global max pooling (GMP) the class maps are the same sums M_c = Σ_k w_k^c f_k, as the paper compares them, but
-the logit sees the greatest value of each feature map alone, which may stand at another place for each k:
+the logit depends on the greatest value of each feature map alone, whose position may differ for each k:
 
     logit_c = Σ_k w_k^c max_xy f_k(x, y) + b_c
 
@@ -27,12 +27,12 @@ Pooling = Literal["gap", "gmp"]
 
 
 class HeadOutput(NamedTuple):
-    """What one forward pass says of B images."""
+    """What one forward pass returns for B images."""
 
     logits: Tensor
     """(B, C)."""
     pooled: Tensor
-    """(B, K) the vector that the linear layer saw."""
+    """(B, K) input of the linear layer."""
 
 
 def pooled(maps: Tensor, pooling: Pooling) -> Tensor:
@@ -41,7 +41,7 @@ def pooled(maps: Tensor, pooling: Pooling) -> Tensor:
 
 
 class Head(nn.Module, ABC):
-    """Turns feature maps into logits, and into the map of any class."""
+    """Turns feature maps into logits and into the map of any class."""
 
     @property
     @abstractmethod
@@ -58,17 +58,17 @@ class Head(nn.Module, ABC):
         """Return the logits (B, C) and the pooled vectors (B, K) of ``features`` (B, K, h, w)."""
 
     def logits_of(self, features: Tensor, class_ids: Tensor) -> Tensor:
-        """Return the logits (B, n) of ``class_ids`` (B, n) int64: for each image its own n classes."""
+        """Return the logits (B, n) of ``class_ids`` (B, n) int64, which may differ from image to image."""
         result: HeadOutput = self(features)
         return result.logits.gather(1, class_ids)
 
     @abstractmethod
     def class_maps(self, features: Tensor, class_ids: Tensor) -> Tensor:
-        """Return the maps M_c (B, n, h, w) of ``class_ids`` (B, n) int64: for each image its own n classes."""
+        """Return the maps M_c (B, n, h, w) of ``class_ids`` (B, n) int64, which may differ from image to image."""
 
     @abstractmethod
     def bias_of(self, class_ids: Tensor) -> Tensor:
-        """Return (B, n): what to add to the mean of each class's map to get its logit."""
+        """Return the difference (B, n) between the logit of each class and the mean of its map."""
 
 
 def _weighted_sums(weights: Tensor, features: Tensor) -> Tensor:
@@ -112,9 +112,9 @@ class LinearHead(Head):
 class ConvHead(Head):
     """One 1×1 convolution to C maps, ReLU, then global pooling (SqueezeNet, NIN).
 
-    The class maps are the convolution's own, after the ReLU: M_c = max(0, Σ_k w_k^c f_k + b_c), nowhere negative, and
-    bias_c = 0. With max pooling logit_c = max_xy M_c(x, y). No layer sees a pooled vector; ``pooled`` is that of the
-    maps that the convolution sees.
+    The class maps are those of the convolution after its ReLU: M_c = max(0, Σ_k w_k^c f_k + b_c), nowhere negative, and
+    bias_c = 0. With max pooling logit_c = max_xy M_c(x, y). No layer takes a pooled vector; ``HeadOutput.pooled`` is
+    the pooled input of the convolution.
     """
 
     def __init__(self, conv: nn.Conv2d, pooling: Pooling = "gap") -> None:
@@ -134,22 +134,22 @@ class ConvHead(Head):
         return self.conv.out_channels
 
     def forward(self, features: Tensor) -> HeadOutput:
-        """Return all C class maps and the K feature maps, pooled."""
+        """Return the C class maps and the K feature maps, both pooled."""
         maps = F.relu(self.conv(features))
         return HeadOutput(pooled(maps, self.pooling), pooled(features, self.pooling))
 
     def logits_of(self, features: Tensor, class_ids: Tensor) -> Tensor:
-        """Return the pooled maps of the chosen classes alone."""
+        """Return the pooled maps of the chosen classes."""
         maps = self.class_maps(features, class_ids)
         return pooled(maps, self.pooling)
 
     def class_maps(self, features: Tensor, class_ids: Tensor) -> Tensor:
-        """Return M_c, of the chosen classes alone."""
+        """Return M_c of the chosen classes."""
         sums = _weighted_sums(self.conv.weight[class_ids].flatten(2), features)
         return F.relu(sums if self.conv.bias is None else sums + self.conv.bias[class_ids][..., None, None])
 
     def bias_of(self, class_ids: Tensor) -> Tensor:
-        """Return zeros: the convolution's bias stands inside its ReLU, hence in the map."""
+        """Return zeros: the bias of the convolution is already in the map, inside the ReLU."""
         return self.conv.weight.new_zeros(class_ids.shape)
 
 
@@ -174,7 +174,7 @@ class NormedHead(LinearHead):
         return HeadOutput(self.linear(vectors), vectors)
 
     def class_maps(self, features: Tensor, class_ids: Tensor) -> Tensor:
-        """Return M_c; σ is that of each image."""
+        """Return M_c, with the deviation σ of each image."""
         weights = self.linear.weight[class_ids] * self.norm.weight
         centered = weights - weights.mean(2, keepdim=True)
         deviation = (features.mean((2, 3)).var(1, correction=0) + self.norm.eps).sqrt()
@@ -186,13 +186,13 @@ class NormedHead(LinearHead):
 
 
 class ClassifierHead(Head):
-    """Fully connected layers (AlexNet, VGG): logits alone. No class map follows from them exactly.
+    """Fully connected layers (AlexNet, VGG), which give logits but no exact class maps.
 
-    ``channels`` is the length of the last hidden layer, whose values ``pooled`` holds.
+    ``channels`` is the length of the last hidden layer; ``HeadOutput.pooled`` holds its values.
     """
 
     def __init__(self, hidden: nn.Module, linear: nn.Linear) -> None:
-        """``hidden`` turns feature maps into what ``linear`` takes."""
+        """``hidden`` turns feature maps (B, K, h, w) into the vectors that ``linear`` takes."""
         super().__init__()
         self.hidden = hidden
         self.linear = linear
@@ -213,9 +213,9 @@ class ClassifierHead(Head):
         return HeadOutput(self.linear(vectors), vectors)
 
     def class_maps(self, features: Tensor, class_ids: Tensor) -> Tensor:
-        """Raise ModelError: there is none."""
+        """Raise ModelError: there are no class maps."""
         raise ModelError("fully connected layers have no exact class activation map")
 
     def bias_of(self, class_ids: Tensor) -> Tensor:
-        """Raise ModelError: no map, hence nothing to add to its mean."""
+        """Raise ModelError: there are no class maps whose means could differ from the logits."""
         raise ModelError("fully connected layers have no exact class activation map")

@@ -1,4 +1,4 @@
-"""The CAM network: pixels in, the last feature maps and the logits out."""
+"""The CAM network: it turns pixels into the last feature maps and the logits."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network expects of its input: RGB, (value / 255 − mean) / std for each channel."""
+    """What a network expects of its input: RGB with (value / 255 − mean) / std in each channel."""
 
     image_size: int
     """Side of the square input, in pixels."""
@@ -28,7 +28,7 @@ IMAGENET_INPUT = Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD)
 
 
 class Normalization(nn.Module):
-    """Turns pixels into what a trunk takes: (value / 255 − mean) / std for each channel."""
+    """Turns pixels into a trunk's input: (value / 255 − mean) / std in each channel."""
 
     mean: Tensor
     std: Tensor
@@ -41,11 +41,11 @@ class Normalization(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, 3, H, W) float32, channels last in memory, of RGB ``images`` (B, H, W, 3) uint8.
 
-        Raises ValueError where shape or type are others.
+        Raises ValueError for images of another shape or type.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise ValueError(f"images: {images.dtype} of shape {tuple(images.shape)}; allowed: uint8 (B, H, W, 3)")
-        # By whole rows of pixels: loops over three values take three times as long on CPU, a twentieth of MobileNetV2.
+        # Whole rows of pixels at once: loops over three values take three times as long, a twentieth of MobileNetV2.
         width = images.shape[2]
         rows = images.flatten(2) - self.mean.repeat(width)
         return rows.div_(self.std.repeat(width)).view(images.shape).permute(0, 3, 1, 2)
@@ -54,7 +54,7 @@ class Normalization(nn.Module):
 class CamNetwork(nn.Module):
     """A trunk that ends in feature maps, and a head that is linear in them.
 
-    It has no hooks and keeps nothing of an image: maps come from the features of the same forward pass,
+    It has no hooks and stores nothing of an image. Maps come from the features of the same forward pass:
 
         features = network.features(images)
         logits, pooled = network.head(features)
@@ -70,10 +70,10 @@ class CamNetwork(nn.Module):
         box_head: BoxHead | None = None,
         stride16: str | None = None,
     ) -> None:
-        """``trunk`` takes normalized images (B, 3, H, W) and gives the feature maps that ``head`` takes.
+        """``trunk`` takes normalized images (B, 3, H, W) and returns the feature maps that ``head`` takes.
 
-        ``box_head`` takes them too, where the network was trained with boxes. ``stride16`` is the name of the trunk's
-        last tensor of stride 16, where it is known.
+        ``box_head`` takes the same feature maps; a network that was trained without boxes has none. ``stride16`` is the
+        name of the trunk's last tensor of stride 16; None where the name is not known.
         """
         super().__init__()
         self.name = name
@@ -88,13 +88,13 @@ class CamNetwork(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Return the last feature maps (B, K, h, w) of RGB ``images`` (B, H, W, 3) uint8 on the network's device.
 
-        H and W are free within what the trunk takes; raises ValueError where shape or type are others.
+        The trunk alone limits H and W. Raises ValueError for images of another shape or type.
         """
         result: Tensor = self.trunk(self._normalization(images))
         return result
 
     def forward(self, images: Tensor) -> HeadOutput:
-        """Return the logits (B, C) and the pooled vectors (B, K) of ``images``, as ``features`` takes them."""
+        """Return the logits (B, C) and the pooled vectors (B, K) of ``images`` (B, H, W, 3) uint8."""
         result: HeadOutput = self.head(self.features(images))
         return result
 
@@ -110,13 +110,13 @@ class CamNetwork(nn.Module):
 
     @property
     def n_parameters(self) -> int:
-        """Number of trained values, buffers aside."""
+        """Number of trained values, without buffers."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def map_size(self, image_size: int) -> tuple[int, int]:
         """Return (h, w) of the feature maps of a square input of ``image_size`` pixels.
 
-        Only shapes are computed. Raises RuntimeError, PyTorch's own, where the input is too small for the trunk.
+        Only shapes are computed. PyTorch raises RuntimeError where the input is too small for the trunk.
         """
         if image_size not in self._map_sizes:
             tensors = dict(self.trunk.named_parameters()) | dict(self.trunk.named_buffers())

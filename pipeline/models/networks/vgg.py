@@ -1,4 +1,4 @@
-"""The VGG family of Simonyan & Zisserman 2015 (arXiv 1409.1556): one table builds all of it."""
+"""The VGG networks of Simonyan & Zisserman 2015 (arXiv 1409.1556), all built from one table."""
 
 from torch import Tensor, nn
 
@@ -16,36 +16,38 @@ TABLE_1 = {
     "E": "conv3-64 conv3-64 | conv3-128 conv3-128 | conv3-256 conv3-256 conv3-256 conv3-256"
     " | conv3-512 conv3-512 conv3-512 conv3-512 | conv3-512 conv3-512 conv3-512 conv3-512",
 }
-"""The convolutions of each configuration as the paper's table 1 writes them, kernel side and channels; | is max pooling
-with stride 2, which follows the last block too."""
+"""The convolutions of each configuration as the paper's table 1 writes them, kernel side and channels.
+
+| is max pooling with stride 2, which follows the last block too.
+"""
 
 NAMES = {"A": "vgg11", "A-LRN": "vgg11_lrn", "B": "vgg13", "C": "vgg16c", "D": "vgg16", "E": "vgg19"}
-"""What each configuration is called, by its number of weighted layers."""
+"""Name of each configuration, after its number of layers with weights."""
 
 OFFICIAL = ("A", "B", "D", "E")
-"""Those that torchvision has, with and without batch normalization."""
+"""The configurations that torchvision has, with and without batch normalization."""
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
     """The normalization of Krizhevsky et al. 2012: a / (2 + 1e-4 · sum of a² over 5 neighbouring maps)^0.75.
 
-    PyTorch takes the mean of a² where the paper takes its sum, hence 5e-4. On CPU it has no bf16 for this layer, so the
-    sums are float32.
+    PyTorch takes the mean of a² where the paper takes the sum, hence 5e-4. On CPU PyTorch has no bf16 for this layer,
+    so the sums are float32.
     """
 
     def __init__(self) -> None:
         super().__init__(5, alpha=5e-4, beta=0.75, k=2.0)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return the normalized ``maps`` (B, K, h, w) in their own number type."""
+        """Return the normalized ``maps`` (B, K, h, w) in the number type of ``maps``."""
         result: Tensor = super().forward(maps.float())
         return result.to(maps.dtype)
 
 
 def layers(configuration: str, width: float, batch_norm: bool) -> tuple[list[nn.Module], int]:
-    """Return the layers of a row of ``TABLE_1`` to its last max pooling, and the channels they end in.
+    """Return the layers of a row of ``TABLE_1`` up to its last max pooling, and the number of channels they end in.
 
-    Their places are torchvision's. LRN stands behind the ReLU, as in Krizhevsky et al.
+    Their order is torchvision's. LRN follows the ReLU, as in Krizhevsky et al.
     """
     found: list[nn.Module] = []
     channels = 3
@@ -63,9 +65,9 @@ def layers(configuration: str, width: float, batch_norm: bool) -> tuple[list[nn.
 
 
 def vgg_gap(configuration: str, batch_norm: bool, architecture: Architecture) -> PoolingNetwork:
-    """Return the CAM form: the last max pooling and the FC layers give way to a 3×3×1024 convolution and one layer.
+    """Return the CAM form: a 3×3×1024 convolution and one linear layer replace the last max pooling and the FC layers.
 
-    At 224 pixels the maps are 14×14. Dropout of 0.5 stands before the linear layer, as in the released network.
+    At 224 pixels the maps are 14×14. Dropout of 0.5 precedes the linear layer, as in the released network.
     """
     found, channels = layers(configuration, architecture.width, batch_norm)
     return PoolingNetwork.with_new_maps(nn.Sequential(*found[:-1]), channels, architecture, dropout=0.5)

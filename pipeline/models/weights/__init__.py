@@ -1,1 +1,1 @@
-"""Weights: torchvision's by name, files with and without a card, and how a state dict fits an architecture."""
+"""Weights: published weights by name, files with and without a card, and state dicts fitted to a network."""

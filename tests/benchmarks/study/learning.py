@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from pipeline.images.augment import draw_views, take_views
 from pipeline.images.synthetic.drawings import CLASSES
 from pipeline.models import registry
+from pipeline.models.learn.learner import Learner
 from pipeline.models.learn.recipe import Recipe
-from pipeline.models.learn.steps import Learner
 from pipeline.models.localize.runtime import resolve_precision
 from pipeline.models.networks.box_head import BoxedNetwork
 from pipeline.models.networks.network import IMAGENET_MEAN, IMAGENET_STD, CamNetwork, Preprocessing
@@ -46,7 +46,7 @@ def learn(config: StudyConfig, entry: StudyNetwork, seed: int, scenes: SceneSet,
         new={name for name, _ in module.named_parameters()},
         device=device,
         precision=resolve_precision(config.precision, device),
-        answering=BoxedNetwork(module, network.trunk) if entry.from_boxes else None,
+        boxed=BoxedNetwork(module, network.trunk) if entry.from_boxes else None,
     )
     side = network.preprocessing.image_size
     losses = [

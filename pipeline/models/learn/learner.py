@@ -1,7 +1,7 @@
-"""How a network learns from labelled images, and boxes where there are any: losses, one step, evaluation.
+"""How a network learns from labelled images, with or without boxes: losses, one step, evaluation.
 
-Shapes: B images, C classes. Targets are (B, C) float32: 1 where the class is on the image, else 0; with one label an
-image each row has a single 1. True boxes are (B, 4) as ``box_head`` has them, NaN where unknown.
+Shapes: B images, C classes. Targets are (B, C) float32: 1 where the image has the class, else 0; with one label an
+image each row has a single 1. True boxes are (B, 4) in the form of ``box_head``, NaN where the image has no box.
 """
 
 import math
@@ -25,8 +25,8 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def image_losses(logits: Tensor, targets: Tensor, multi_label: bool, label_smoothing: float = 0.0) -> Tensor:
     """Return the loss (B,) of each image.
 
-    One label an image: cross-entropy of the softmax, with ``label_smoothing`` of the target spread over all classes.
-    ``multi_label``: mean over the classes of the binary cross-entropy of their sigmoids.
+    With one label an image it is the cross-entropy of the softmax, with ``label_smoothing`` of the target spread over
+    all classes. With ``multi_label`` it is the mean over the classes of the binary cross-entropy of their sigmoids.
     """
     if multi_label:
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
@@ -36,10 +36,10 @@ def image_losses(logits: Tensor, targets: Tensor, multi_label: bool, label_smoot
 def mean_average_precision(scores: NDArray[np.float32], targets: NDArray[np.float32]) -> float:
     """Return the mean over classes of the average precision of ``scores`` (N, C) for ``targets`` (N, C) of 0 and 1.
 
-    AP = Σ over thresholds of (recall gained) · precision. Classes without an image don't count; NaN where that leaves
-    none, or a score is not finite.
+    AP = Σ over thresholds of (recall gained) · precision. Classes without an image are left out. Returns NaN where no
+    class is left or a score is not finite.
     """
-    # It takes a second to import, and few trainings have several labels an image.
+    # The import takes a second, and few trainings have several labels an image.
     from sklearn.metrics import average_precision_score  # noqa: PLC0415
 
     seen = targets.any(axis=0)
@@ -49,16 +49,16 @@ def mean_average_precision(scores: NDArray[np.float32], targets: NDArray[np.floa
 
 
 def freeze(network: nn.Module, trained: Collection[str]) -> None:
-    """Let only the parameters named ``trained`` learn."""
+    """Let only the parameters named ``trained`` have gradients."""
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trained)
 
 
 def set_to_train(network: nn.Module) -> None:
-    """Put the network in training mode, but for batch normalization whose layer is frozen: its statistics stay too."""
+    """Put the network in training mode; batch normalization with frozen parameters keeps its statistics unchanged."""
     network.train()
     for layer in network.modules():
-        # torch has no public name for what all batch normalizations are.
+        # torch has no public name for the common class of all batch normalizations.
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not any(
             parameter.requires_grad for parameter in layer.parameters()
         ):
@@ -66,18 +66,18 @@ def set_to_train(network: nn.Module) -> None:
 
 
 class StepResult(NamedTuple):
-    """What a batch came to."""
+    """Outputs and losses of a batch."""
 
     logits: Tensor
     """(B, C) float32, without gradients, on the CPU."""
     losses: Tensor
-    """(B,) the same way."""
+    """(B,) float32, without gradients, on the CPU."""
     boxes: Tensor | None = None
-    """(B, 4) the same way, of a network that answers with boxes."""
+    """(B, 4) float32, without gradients, on the CPU; None for a network without a box head."""
 
 
 class Learner:
-    """A network that learns, with its optimizer; nothing else of a training has state."""
+    """A network that learns, with its optimizer: the whole state of a training."""
 
     def __init__(
         self,
@@ -86,24 +86,24 @@ class Learner:
         recipe: Recipe,
         *,
         new: Collection[str],
-        answering: nn.Module | None = None,
+        boxed: nn.Module | None = None,
         multi_label: bool = False,
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
         parallel: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
-        """``network`` takes normalized images; its parameters named ``new`` have random values, the others pretrained.
+        """``network`` takes normalized images; its parameters named ``new`` have random values, the others are trained.
 
-        ``answering`` is what is asked in its place and has the same layers: a BoxedNetwork, where boxes are learned.
-        ``precision`` is that of autocast; the weights stay float32. ``parallel`` wraps what is asked so that gradients
-        are averaged over processes.
+        ``boxed`` is a BoxedNetwork with the layers of ``network``, for learning boxes too. ``precision`` is that of
+        autocast; the weights stay float32. ``parallel`` wraps the network so that gradients are averaged over
+        processes.
         """
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.steps_done = 0
         self._recipe, self._multi_label, self._device = recipe, multi_label, torch.device(device)
         self._autocast = _AUTOCAST.get(precision)
-        self._answering = answering or self.network
-        self._forward = parallel(self._answering) if parallel else self._answering
+        self._whole = boxed or self.network
+        self._forward = parallel(self._whole) if parallel else self._whole
         self._optimizer = make_optimizer(self.network, recipe, new)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
@@ -112,18 +112,19 @@ class Learner:
     def step(self, images: Tensor, targets: Tensor, slots: int, true_boxes: Tensor | None = None) -> StepResult:
         """Learn from a batch: images (B, 3, S, S) float32 of values 0 to 255, on the device.
 
-        The loss of an image is that of its class, plus ``BOX_WEIGHT`` times that of its box, where it has one. The
-        gradient is that of the sum of the losses over ``slots``, the images that a step was planned with on this
-        process, so that a missing image counts nothing, and the mean over processes is that of one large batch.
+        The loss of an image is the loss of its class, plus ``BOX_WEIGHT`` times the loss of its box if it has one. The
+        gradient is that of the sum of the losses divided by ``slots``, the number of images that were planned for a
+        step of this process. A missing image therefore counts as loss 0, and the mean over the processes equals the
+        gradient of one large batch.
         """
         set_to_train(self.network)
         for group in self._optimizer.param_groups:
             group["lr"] = group["highest_rate"] * self._recipe.rate_factor(self.steps_done)
         empty = not len(images)
-        if empty:  # The other processes wait for this one's gradients.
+        if empty:  # The other processes wait for the gradients of this process.
             images, targets = images.new_zeros(2, *images.shape[1:]), targets.new_zeros(2, *targets.shape[1:])
             true_boxes = None if true_boxes is None else true_boxes.new_full((2, 4), torch.nan)
-        logits, boxes = self._asked(self._forward, images)
+        logits, boxes = self._outputs(self._forward, images)
         losses = self._losses(logits, targets, boxes, true_boxes, self._recipe.label_smoothing)
         total = losses.sum() * (0 if empty else 1) / slots
         self._scaler.scale(total).backward()  # type: ignore[no-untyped-call]
@@ -132,26 +133,26 @@ class Learner:
         self._optimizer.zero_grad()
         self.steps_done += 1
         kept = 0 if empty else len(logits)
-        return _answer(
+        return _step_result(
             logits.detach()[:kept], losses.detach()[:kept], boxes if boxes is None else boxes.detach()[:kept]
         )
 
     @torch.inference_mode()
     def evaluate(self, images: Tensor, targets: Tensor, true_boxes: Tensor | None = None) -> StepResult:
-        """Return what the network as it is says of a batch, as ``step`` takes it; the loss has no label smoothing."""
+        """Return outputs and losses of a batch like that of ``step``, without learning and without label smoothing."""
         self.network.eval()
-        logits, boxes = self._asked(self._answering, images)
+        logits, boxes = self._outputs(self._whole, images)
         losses = self._losses(logits, targets, boxes, true_boxes, 0.0)
-        return _answer(logits, losses, boxes)
+        return _step_result(logits, losses, boxes)
 
     @property
     def rate(self) -> float:
-        """Highest learning rate of the last step."""
+        """Highest learning rate of the last step, over the groups of parameters."""
         rates: list[float] = [group["lr"] for group in self._optimizer.param_groups]
         return max(rates)
 
     def state(self) -> dict[str, Any]:
-        """Return all that ``restore`` needs, tensors on the CPU."""
+        """Return the state that ``restore`` takes, with its tensors on the CPU."""
         return {
             "network": _on_cpu(self.network.state_dict()),
             "optimizer": _on_cpu(self._optimizer.state_dict()),
@@ -160,18 +161,18 @@ class Learner:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where the ``state`` of another learner of the same network and recipe stood."""
+        """Take over the ``state`` of another learner of the same network and recipe."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self.steps_done = state["steps_done"]
 
-    def _asked(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return logits (B, C), and boxes (B, 4) where the network answers with them, in float32."""
+    def _outputs(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return logits (B, C), and boxes (B, 4) from a BoxedNetwork, in float32."""
         normalized = ((images - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
-            answer = network(normalized)
-        logits, boxes = (answer, None) if isinstance(answer, Tensor) else answer
+            output = network(normalized)
+        logits, boxes = (output, None) if isinstance(output, Tensor) else output
         return logits.float(), boxes
 
     def _losses(
@@ -183,7 +184,7 @@ class Learner:
         return losses + BOX_WEIGHT * box_losses(boxes, true_boxes.to(self._device))
 
 
-def _answer(logits: Tensor, losses: Tensor, boxes: Tensor | None) -> StepResult:
+def _step_result(logits: Tensor, losses: Tensor, boxes: Tensor | None) -> StepResult:
     return StepResult(logits.cpu(), losses.cpu(), None if boxes is None else boxes.cpu())
 
 

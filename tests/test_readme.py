@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.images.synthetic.scenes import write_corpus
 from schemas.reasons import Reason
-from schemas.tables import TABLES, table_schema
+from schemas.tables import TABLES
 from tests.jobs_on import ROOT, run_annotate
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,9 +44,9 @@ def test_the_query_is_the_same_in_duckdb_and_pandas(labels):
 def test_every_reason_and_every_column_is_explained():
     for reason in Reason:
         assert f"| `{reason}` | {reason.stage} | {reason.meaning} |" in README
-    for table in TABLES:
+    for table, spec in TABLES.items():
         row = next(line for line in README.splitlines() if line.startswith(f"| `{table}` |"))
-        for column in set(table_schema(table, 1, "float32").names) - {"image_id", "run_id"}:
+        for column in set(spec.columns.names) - {"image_id", "run_id"}:
             assert column in row, (table, column)
 
 
@@ -58,3 +58,13 @@ def test_the_picture_is_there_and_small():
 def test_files_that_readme_names_exist():
     for name in re.findall(r"`((?:jobs|tests|pipeline|schemas)/[\w./-]+|cluster\.yaml|\.ci/run)`", README):
         assert Path(ROOT, name).exists(), name
+
+
+def test_the_drawing_names_every_folder_of_the_program():
+    drawing = README.split("## Development")[1].split("```")[1]
+    for folder in (
+        path for path in Path(ROOT, "pipeline").rglob("*") if path.is_dir() and (path / "__init__.py").exists()
+    ):
+        assert f"{folder.name}/" in drawing, folder
+    for path in re.findall(r"^(\w+/)", drawing, re.MULTILINE):
+        assert Path(ROOT, path).is_dir(), path

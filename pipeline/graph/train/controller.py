@@ -6,8 +6,9 @@ are missing. It tells the driver nothing: the training case of ``tests/test_mult
 epoch". It has one limit for all failures and never starts its count again: an exception of the code and a lost lease
 each got 4 starts, where ``tests/test_controller.py`` allows 2 and 1, and a process that was killed right at its start
 got no other try (ControllerError). It waits in silence for processes that no machine can hold: after 40 s a process of
-5 CPUs on a machine of 4 had neither begun nor failed. And it changes the number of processes alone, to any number
-between the limits, not their CPUs: ``batch_size`` need not divide by it, and the tasks that feed them may get none.
+5 CPUs on a machine of 4 had neither begun nor failed. And by its source (``ElasticScalingPolicy``) it takes any number
+of processes between the limits, also one that does not divide ``batch_size``, and never changes the CPUs of each, so
+that a smaller cluster may keep none for the tasks that feed them.
 """
 
 import tempfile

@@ -50,9 +50,9 @@ class PictureReader:
     limits: DecodeLimits
     resize: ResizePlan
 
-    def read_places(self, places: Any, images: Any, order: Any) -> dict[str, NDArray[Any]]:
-        """Return ``read`` for the places ``id`` of ``order``; images and order are references to Ray's object store."""
-        return self.read(ray.get(images), ray.get(order)[places["id"]])
+    def read_numbers(self, rows: Any, images: Any) -> dict[str, NDArray[Any]]:
+        """Return ``read`` for the column number of ``rows``; ``images`` is a reference to Ray's object store."""
+        return self.read(ray.get(images), rows["number"])
 
     def read(self, images: pa.Table, numbers: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Return number (n,), pixels (n, D, D, 3), size_hw (n, 2), reason_code (n,) and detail (n,) of some images.
@@ -101,25 +101,21 @@ class Feed:
         if not len(order):
             return
         # ray.data.range asks for a whole CPU for each of its tasks, which would wait for ever where no machine has one.
-        starts = range(0, len(order), PICTURES_PER_TASK)
-        stops = [*starts[1:], len(order)]
-        reads = [(partial(_places, *ends), ends[1] - ends[0]) for ends in zip(starts, stops, strict=True)]
+        parts = [order[start : start + PICTURES_PER_TASK] for start in range(0, len(order), PICTURES_PER_TASK)]
+        reads = [(partial(_numbers, part), len(part)) for part in parts]
         dataset = ray.data.read_datasource(ReadTasks(reads), num_cpus=self.task_cpus, override_num_blocks=len(reads))
         options = dataset.context.execution_options
         options.preserve_order = True
         options.resource_limits = ExecutionResources(cpu=self.cpus)
         pictures = dataset.map_batches(
-            self.reader.read_places,
-            batch_size=None,
-            num_cpus=self.task_cpus,
-            fn_kwargs={"images": self.images, "order": ray.put(order)},
+            self.reader.read_numbers, batch_size=None, num_cpus=self.task_cpus, fn_kwargs={"images": self.images}
         )
         for batch in pictures.iter_batches(batch_size=batch_size, prefetch_batches=PREFETCHED_BATCHES):
             yield _pictures(cast(dict[str, NDArray[Any]], batch))
 
 
-def _places(start: int, stop: int) -> list[pa.Table]:
-    return [pa.table({"id": np.arange(start, stop)})]
+def _numbers(part: NDArray[np.int64]) -> list[pa.Table]:
+    return [pa.table({"number": part})]
 
 
 def _pictures(batch: dict[str, NDArray[Any]]) -> Pictures:

@@ -30,7 +30,7 @@ def verbs() -> dict[str, str]:
 
 
 def make_app(asked: str | None) -> typer.Typer:
-    """Return the program, with the verb ``asked`` in full and the others as lines of its help."""
+    """Return the program: the verb ``asked`` is imported with its options, the others are only lines of the help."""
     app = typer.Typer(
         name="camlake",
         help="Weak localization labels from unlabelled images: class activation maps on Ray Data, as Parquet.",
@@ -61,7 +61,7 @@ def _program(
 
 
 def main() -> None:
-    """Run ``camlake``; Ctrl-C is one line whenever it comes."""
+    """Run ``camlake`` and exit; Ctrl-C is one line on standard error whenever it comes."""
     try:
         from jobs import console  # noqa: PLC0415 - so that Ctrl-C during the imports is one line too
 

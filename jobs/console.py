@@ -1,4 +1,4 @@
-"""How every verb meets its user: options made from its configuration, one-line errors, progress, exit statuses."""
+"""What all verbs share at the command line: options from a configuration, one-line errors, progress, exit statuses."""
 
 import inspect
 import json
@@ -27,7 +27,7 @@ Config = TypeVar("Config", bound=JobConfig)
 
 
 class Screen:
-    """Where a job speaks: text or JSON lines, a progress bar on a terminal and log lines elsewhere.
+    """Writes what a job reports: text or JSON lines, and a progress bar on a terminal or log lines elsewhere.
 
     Results go to standard output, everything else to standard error, so that a job's output can be piped.
     """
@@ -39,21 +39,21 @@ class Screen:
         self.err = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str, **facts: Any) -> None:
-        """Report a step; ``facts`` are the same in numbers, for ``--log-format json``."""
+        """Report a step; ``facts`` say the same in numbers, for ``--log-format json``."""
         if self.json:
             self._line(event="message", text=text, **facts)
         else:
             self.err.print(text, markup=False)
 
     def result(self, text: str, **facts: Any) -> None:
-        """Print what the user asked for, to standard output."""
+        """Print a result to standard output; ``facts`` say the same in numbers, for ``--log-format json``."""
         if self.json:
             self._line(event="result", text=text, **facts)
         else:
             self.out.print(text, markup=False)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Print a table to standard output; numbers stand at the right."""
+        """Print a table to standard output; columns of numbers are aligned to the right."""
         if self.json:
             self._line(event="table", title=title, rows=[dict(zip(columns, row, strict=True)) for row in rows])
             return
@@ -161,7 +161,7 @@ def reported_errors(debug: bool = False) -> Iterator[None]:
     except KeyboardInterrupt as error:
         print("camlake: stopped; run the same command again to go on", file=sys.stderr)
         raise typer.Exit(1) from error
-    except Exception as error:  # The outermost edge: what nobody foresaw is one line too.
+    except Exception as error:  # The outermost edge: an error that nobody foresaw is one line too.
         if debug:
             raise
         line = " ".join(str(error).split())
@@ -170,7 +170,7 @@ def reported_errors(debug: bool = False) -> Iterator[None]:
 
 
 def main(app: typer.Typer | Callable[..., None]) -> None:
-    """Run a program; wrong usage is one line on standard error and exit status 2."""
+    """Run a program or one verb, and exit; wrong usage is one line on standard error and exit status 2."""
     if not isinstance(app, typer.Typer):
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         single.command()(app)
@@ -189,7 +189,7 @@ def main(app: typer.Typer | Callable[..., None]) -> None:
 
 
 def _parameter(config_class: type[JobConfig], name: str, field: FieldInfo) -> inspect.Parameter:
-    """Return a field as a typer argument or option; pydantic checks what is given for it."""
+    """Return a field of the configuration as a typer argument or option; pydantic checks the user's value."""
     if config_class.is_argument(name):
         info: Any = typer.Argument(help=field.description, metavar=name.upper(), show_default=False)
         return _keyword(name, Annotated[str | None, info])
@@ -217,7 +217,7 @@ def _default(value: Any) -> str:
 
 
 def _metavar(annotation: Any) -> str:
-    """Return what stands behind an option in ``--help``: its choices, or the kind of value."""
+    """Return what ``--help`` shows behind an option: the choices, or the kind of value."""
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
     if get_origin(annotation) in {types.UnionType, Union}:

@@ -1,4 +1,4 @@
-"""What the validated configuration of every job is made of: a field is an option, a YAML key and a help text."""
+"""The base of every job's configuration: each field is an option, a YAML key and a help text at once."""
 
 import difflib
 from typing import Any, Literal, Self
@@ -12,14 +12,14 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def _split(value: Any) -> Any:
-    """Turn "a,b" into ("a", "b"), and one bare value into a tuple of it: how flags give lists."""
+    """Turn "a,b" into ("a", "b"), and one number into a tuple of it: the command line gives lists so."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return (value,) if isinstance(value, int | float) else value
 
 
 COMMA_SEPARATED = BeforeValidator(_split)
-"""On the type of an option that takes a list."""
+"""Belongs on the type of an option that takes a list."""
 
 
 def option(default: Any, about: str, group: str, **limits: Any) -> Any:
@@ -39,7 +39,7 @@ class JobConfig(BaseModel):
 
     @classmethod
     def resolve(cls, values: dict[str, Any]) -> Self:
-        """Return the configuration of ``values``; raises UsageError with one line for the first thing that is wrong."""
+        """Return the configuration of ``values``; raises UsageError, one line, for the first value that is wrong."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -78,5 +78,5 @@ class StorageConfig(JobConfig):
 
     @property
     def storage(self) -> "StorageConfig":
-        """Return only the fields of StorageConfig: what every worker needs of a job's configuration."""
+        """Return only the fields of StorageConfig, which every worker needs of a job's configuration."""
         return StorageConfig(**{name: getattr(self, name) for name in StorageConfig.model_fields})

@@ -1,10 +1,10 @@
-"""What ``camlake demo`` makes."""
+"""The configuration of ``camlake demo``."""
 
 from schemas.config import JobConfig, option
 
 
 class DemoConfig(JobConfig):
-    """What ``camlake demo`` makes."""
+    """The options of ``camlake demo``."""
 
     folder: str = option("camlake-demo", "where pictures, tables and the page go", "Options")
     images: int = option(120, "pictures to render, beside two broken files", "Options", ge=10, le=10_000)

@@ -1,4 +1,4 @@
-"""What the jobs do that read an output: ``camlake verify``, ``report`` and ``evaluate``."""
+"""Configurations of the verbs that read an output: ``camlake verify``, ``report`` and ``evaluate``."""
 
 from typing import Literal
 
@@ -6,13 +6,13 @@ from schemas.config import StorageConfig, option, required
 
 
 class VerifyConfig(StorageConfig):
-    """What ``camlake verify`` checks."""
+    """The options of ``camlake verify``."""
 
     out: str = required("An output of `camlake annotate`: any fsspec URL")
 
 
 class ReportConfig(StorageConfig):
-    """What ``camlake report`` shows."""
+    """The options of ``camlake report``."""
 
     out: str = required("An output of `camlake annotate`: any fsspec URL")
     page: str | None = option(None, "where the page goes; default: OUT/_reports/report.html", "Options")
@@ -22,7 +22,7 @@ class ReportConfig(StorageConfig):
 
 
 class EvaluateConfig(StorageConfig):
-    """What ``camlake evaluate`` scores."""
+    """The options of ``camlake evaluate``."""
 
     out: str = required("An output of `camlake annotate`: any fsspec URL")
     truth: str = required(

@@ -1,5 +1,11 @@
-"""The output tables: plain Arrow types that every engine reads, each column with its meaning in its field metadata."""
+"""The output tables: plain Arrow types that every engine reads, each column with its meaning in its field metadata.
 
+``TABLES`` lists them. A new table is one entry there and the code that fills its columns.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 import pyarrow as pa
@@ -7,10 +13,8 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 """Raised when a column changes its name, type or meaning; new columns alone don't raise it."""
 
-Table = Literal["images", "boxes", "heatmaps", "features", "quarantine"]
-TABLES: tuple[Table, ...] = ("images", "boxes", "heatmaps", "features", "quarantine")
-OPTIONAL_TABLES: tuple[Table, ...] = ("boxes", "heatmaps", "features")
-"""What ``--outputs`` chooses from; ``images`` and ``quarantine`` are always written."""
+Table = str
+"""The name of a table, a key of TABLES."""
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
@@ -31,7 +35,7 @@ RANK = _field("rank", pa.int32(), "place of the class among all classes by proba
 CLASS_ID = _field("class_id", pa.int32(), "index of the network's output")
 LABEL = _field("label", pa.string(), "name of the class")
 
-IMAGES = pa.schema(
+_IMAGES = pa.schema(
     [
         IMAGE_ID,
         RUN_ID,
@@ -48,7 +52,7 @@ IMAGES = pa.schema(
     ]
 )
 
-BOXES = pa.schema(
+_BOXES = pa.schema(
     [
         IMAGE_ID,
         RUN_ID,
@@ -71,7 +75,7 @@ BOXES = pa.schema(
     ]
 )
 
-HEATMAPS = pa.schema(
+_HEATMAPS = pa.schema(
     [
         IMAGE_ID,
         RUN_ID,
@@ -86,7 +90,7 @@ HEATMAPS = pa.schema(
     ]
 )
 
-QUARANTINE = pa.schema(
+_QUARANTINE = pa.schema(
     [
         IMAGE_ID,
         RUN_ID,
@@ -100,22 +104,129 @@ QUARANTINE = pa.schema(
     ]
 )
 
+_FEATURES = pa.schema(
+    [
+        IMAGE_ID,
+        RUN_ID,
+        _field(
+            "feature",
+            pa.list_(pa.float32()),
+            "the pooled vector that the linear layer saw; to 11 significant bits where the network ran in bf16 or fp16",
+        ),
+    ]
+)
+
 FeatureType = Literal["float32", "float16"]
 
 
-def features_schema(channels: int, dtype: FeatureType) -> pa.Schema:
-    """Return the schema of ``features`` for a network whose linear layer sees ``channels`` values."""
-    value = {"float32": pa.float32(), "float16": pa.float16()}[dtype]
-    vector = pa.list_(value, channels)
-    about = "the pooled vector that the linear layer saw; to 11 significant bits where the network ran in bf16 or fp16"
-    return pa.schema([IMAGE_ID, RUN_ID, _field("feature", vector, about)])
+@dataclass(frozen=True)
+class TableSpec:
+    """All that the program needs to know of one output table."""
+
+    name: Table
+    row: Literal["image", "map", "box"]
+    """What a row is. A table with one row an image stands in the wide rows (pipeline.storage.lake.rows) with its own
+    columns; maps and boxes are nested there, as a list an image under the name of the table."""
+    columns: pa.Schema
+    """The columns. A column of ``open_columns`` stands here with a list of any length."""
+    optional: bool = True
+    """Whether ``--outputs`` chooses the table. The two others, images and quarantine, hold one ending an input."""
+    open_columns: Mapping[str, tuple[pa.DataType, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    """Columns whose type each run chooses: a list of a fixed size that holds one of these types."""
+    complete: str = ""
+    """SQL condition on ``n``, the number of rows that an annotated image has here; it may name columns of images."""
+    complete_as: str = ""
+    """The same condition in words: what each image has."""
+    order: tuple[str, ...] = ("image_id",)
+    """Columns by which the rows of a file are sorted."""
+    repeated: frozenset[str] = frozenset()
+    """Columns whose values repeat, so that Parquet stores them through a dictionary."""
+
+    def schema(self, types: Mapping[str, pa.DataType] = MappingProxyType({})) -> pa.Schema:
+        """Return the schema, with the table's name and version in its metadata.
+
+        ``types`` gives the type of each open column by its name; raises KeyError where one is missing.
+        """
+        columns = [one.with_type(types[one.name]) if one.name in self.open_columns else one for one in self.columns]
+        return pa.schema(columns, {"camlake.table": self.name, "camlake.schema_version": str(SCHEMA_VERSION)})
+
+    def odd_columns(self, schema: pa.Schema) -> list[str]:
+        """Return the names of the columns that ``schema`` lacks or has with another type; new columns are no fault."""
+        return [
+            one.name
+            for one in self.columns
+            if (index := schema.get_field_index(one.name)) < 0 or not self._fits(one, schema.field(index).type)
+        ]
+
+    def _fits(self, column: pa.Field, kind: pa.DataType) -> bool:
+        if column.name not in self.open_columns:
+            return bool(column.type == kind)
+        return pa.types.is_fixed_size_list(kind) and kind.value_type in self.open_columns[column.name]
 
 
-def table_schema(table: Table, channels: int, dtype: FeatureType) -> pa.Schema:
-    """Return the schema of one table, with its version in the metadata; ``channels`` and ``dtype`` shape features."""
-    fixed = {"images": IMAGES, "boxes": BOXES, "heatmaps": HEATMAPS, "quarantine": QUARANTINE}
-    schema = features_schema(channels, dtype) if table == "features" else fixed[table]
-    return schema.with_metadata({"camlake.table": table, "camlake.schema_version": str(SCHEMA_VERSION)})
+TABLES: dict[Table, TableSpec] = {
+    spec.name: spec
+    for spec in (
+        TableSpec(
+            "images", "image", _IMAGES, optional=False, repeated=frozenset({"run_id", "uri", "format", "top1_label"})
+        ),
+        TableSpec(
+            "boxes",
+            "box",
+            _BOXES,
+            complete="n = n_boxes",
+            complete_as="n_boxes boxes",
+            order=("image_id", "rank", "threshold", "component"),
+            repeated=frozenset({"run_id", "uri", "rank", "class_id", "label", "threshold", "method"}),
+        ),
+        TableSpec(
+            "heatmaps",
+            "map",
+            _HEATMAPS,
+            complete="n >= 1",
+            complete_as="a heatmap",
+            order=("image_id", "rank"),
+            repeated=frozenset({"run_id", "rank", "class_id", "label", "heat_h", "heat_w"}),
+        ),
+        TableSpec(
+            "features",
+            "image",
+            _FEATURES,
+            open_columns=MappingProxyType({"feature": (pa.float32(), pa.float16())}),
+            complete="n = 1",
+            complete_as="one feature vector",
+            repeated=frozenset({"run_id"}),
+        ),
+        TableSpec(
+            "quarantine",
+            "image",
+            _QUARANTINE,
+            optional=False,
+            repeated=frozenset({"run_id", "uri", "stage", "reason_code"}),
+        ),
+    )
+}
+"""Every table by its name, in the order in which a commit writes them."""
+
+
+def optional_tables() -> dict[Table, TableSpec]:
+    """Return the tables that ``--outputs`` chooses from, by name; images and quarantine are always written."""
+    return {name: spec for name, spec in TABLES.items() if spec.optional}
+
+
+def network_types(channels: int, dtype: FeatureType) -> dict[str, pa.DataType]:
+    """Return the types of the open columns for a network whose linear layer sees ``channels`` values."""
+    return {"feature": pa.list_({"float32": pa.float32(), "float16": pa.float16()}[dtype], channels)}
+
+
+def written_schemas(
+    outputs: Collection[Table], types: Mapping[str, pa.DataType] = MappingProxyType({})
+) -> dict[Table, pa.Schema]:
+    """Return the schemas of the tables that a run writes whose ``--outputs`` are ``outputs``, in the order of TABLES.
+
+    ``types`` gives the types of their open columns, as ``network_types`` does.
+    """
+    return {spec.name: spec.schema(types) for spec in TABLES.values() if not spec.optional or spec.name in outputs}
 
 
 PLAN = pa.schema(

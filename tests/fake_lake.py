@@ -18,7 +18,7 @@ from pipeline.storage.lake.lease import Lease
 from schemas.config import StorageConfig
 from schemas.reasons import Reason
 from schemas.runs import CommitRecord, Counts, Lineage, RunManifest
-from schemas.tables import PLAN, TABLES, FeatureType, Table, table_schema
+from schemas.tables import PLAN, TABLES, FeatureType, Table, network_types, written_schemas
 
 MODEL = "tiny-12345678"
 CHANNELS = 4
@@ -34,7 +34,7 @@ def image_id(uri: str) -> str:
 
 def schemas(dtype: FeatureType = "float32") -> dict[Table, pa.Schema]:
     """Return the schema of every table for CHANNELS channels."""
-    return {table: table_schema(table, CHANNELS, dtype) for table in TABLES}
+    return written_schemas(TABLES, network_types(CHANNELS, dtype))
 
 
 def version(uri: str, etag: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pipeline.storage.truth.truth import read_truth
 from schemas.config import StorageConfig
 from schemas.reading import EvaluateConfig
 from schemas.scores import Scores
-from schemas.tables import table_schema
+from schemas.tables import network_types, written_schemas
 from tests.fake_lake import CHANNELS, DATE, MODEL, START, image_id, manifest_of, version
 
 LABELS = ["rest", "ring", "star", "cat", "dog", "owl", "a|b<c>", "x", "y", "z"]
@@ -74,8 +74,7 @@ class Output:
         """Commit the rows of the tables that the settings name, as a run of that hour."""
         fs, root = connect(out, storage)
         run_id = f"20261123T{hour:02d}0000-abcdef"
-        tables = ["images", *self.settings["outputs"]]
-        schemas = {table: table_schema(table, CHANNELS, "float32") for table in tables}
+        schemas = written_schemas(self.settings["outputs"], network_types(CHANNELS, "float32"))
         manifest = manifest_of(run_id, model, planned=len(self.rows["images"]))
         manifest = manifest.model_copy(update={"settings": self.settings})
         rows = {

@@ -15,7 +15,7 @@ from pipeline.storage.lake.lease import Lease
 from schemas.errors import LeaseError, StoreError
 from schemas.reasons import Reason
 from schemas.runs import CommitRecord, Lineage
-from schemas.tables import IMAGES, TABLES
+from schemas.tables import TABLES
 from tests.fake_lake import CHANNELS, DATE, MODEL, START, FakeLake, manifest_of, rows_of, schemas
 
 
@@ -200,7 +200,9 @@ def test_rows_that_contradict_are_refused(local, name, said):
 
 def test_types_that_mean_the_same_are_taken(local):
     rows = rows_of("r1", {"a": "v1"})
-    large = pa.schema([one.with_type(pa.large_string()) if one.type == pa.string() else one for one in IMAGES])
+    large = pa.schema(
+        [one.with_type(pa.large_string()) if one.type == pa.string() else one for one in TABLES["images"].columns]
+    )
     with Lease.acquire(local.fs, local.root, "r1") as lease:
         local.commit("r1", lease.generation, "t", {**rows, "images": rows["images"].cast(large)})
     path = data_file(local, "images")

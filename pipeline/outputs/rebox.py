@@ -23,9 +23,10 @@ from pipeline.storage.lake.run import OpenRun, RunRequest, open_run, shown_confi
 from pipeline.storage.prefetch import map_ahead
 from schemas.errors import UsageError
 from schemas.rebox import MAPS_OF, ReboxConfig
-from schemas.tables import Table, table_schema
+from schemas.tables import written_schemas
 
-_TABLES: tuple[Table, ...] = ("images", "boxes", "quarantine")
+_OUTPUTS = ["boxes"]
+"""The optional tables that a rebox writes."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def open_rebox(config: ReboxConfig) -> Iterator[Rebox]:
         run = replace(opened, calibration=opened.calibration or _calibration_of(source, opened))
         works, counts = plan_rebox(source, run.fs, run.root, LakePaths(run.root).plan_dir(run.manifest.run_id))
         run = run.begin(counts)
-        committer = run.committer({table: table_schema(table, 1, "float32") for table in _TABLES})
+        committer = run.committer(written_schemas(_OUTPUTS))
         yield Rebox(source, run, committer, rule, tuple(works))
 
 
@@ -88,7 +89,7 @@ def _request(config: ReboxConfig, source: Source) -> RunRequest:
         out=config.out,
         storage=config.storage,
         model=source.run.model,
-        settings={**source.run.settings, **chosen, "outputs": ["boxes"], MAPS_OF: source.url},
+        settings={**source.run.settings, **chosen, "outputs": _OUTPUTS, MAPS_OF: source.url},
         config={"input": source.url, **shown_config(config)},
         lineage=lineage,
         calibration=config.calibration,

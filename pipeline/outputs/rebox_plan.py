@@ -24,10 +24,9 @@ from schemas.box_rules import HEURISTIC_CLASSES
 from schemas.errors import StoreError, UsageError
 from schemas.rebox import ReboxConfig
 from schemas.runs import CommitRecord, Counts, RunManifest
-from schemas.tables import IMAGES, PLAN, QUARANTINE, Table, table_schema
+from schemas.tables import PLAN, TABLES, Table
 
 _ENDINGS: tuple[Table, ...] = ("images", "quarantine")
-_VERSION = "image_id, etag, size_bytes, modified_at"
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,14 @@ class Source:
 
     def _read(self, commit: CommitRecord, table: Table) -> pa.Table:
         columns = list(_COLUMNS[table])
-        schema = table_schema(table, 1, "float32")
-        none = pa.schema([schema.field(name) for name in columns]).empty_table()
+        none = TABLES[table].schema().empty_table().select(columns)
         paths = [LakePaths(self.root).full(file.path) for file in commit.files if file.table == table]
         return pa.concat_tables([none, *(_read_parquet(self.fs, path, columns).cast(none.schema) for path in paths)])
 
 
 _COLUMNS: dict[Table, tuple[str, ...]] = {
-    "images": tuple(IMAGES.names),
-    "quarantine": tuple(QUARANTINE.names),
+    "images": tuple(TABLES["images"].columns.names),
+    "quarantine": tuple(TABLES["quarantine"].columns.names),
     "boxes": ("image_id", "rank", "class_prob"),
     "heatmaps": ("image_id", "rank", "class_id", "label", "heat_h", "heat_w", "heat_min", "heat_max", "heat"),
 }
@@ -144,62 +142,57 @@ def plan_rebox(source: Source, fs: AbstractFileSystem, root: str, plan_dir: str)
     files = [file for commit in source.commits for file in commit.files if file.table in _ENDINGS]
     with committed_views(source.fs, source.root, files) as con:
         with committed_views(fs, root, committed_files(ours)) as target:
-            done = f"SELECT {_VERSION}, true AS annotated FROM images"
-            done += f" UNION ALL SELECT {_VERSION}, false AS annotated FROM quarantine"
-            con.register("done_rows", target.sql(done).to_arrow_reader(BATCH_ROWS))
+            done = target.sql("SELECT image_id, etag, size_bytes, modified_at, annotated FROM endings")
+            con.register("done_rows", done.to_arrow_reader(BATCH_ROWS))
             con.execute("CREATE TABLE done AS SELECT * FROM done_rows")
-        listed = _add_endings(con, source)
+        _add_commits(con, source)
         works = list(_write_plan(con, source, fs, root, plan_dir))
+        listed = int(con.sql("SELECT count(*) FROM endings").fetchall()[0][0])
     planned = sum(work.rows for work in works)
     return works, Counts(listed=listed, already_done=listed - planned, planned=planned)
 
 
-def _add_endings(con: duckdb.DuckDBPyConnection, source: Source) -> int:
-    """Make ``endings``, the current ones with the place of their commit, and return how many there are."""
-    con.execute("CREATE TABLE commits (url VARCHAR, place BIGINT)")
-    parts = []
+def _add_commits(con: duckdb.DuckDBPyConnection, source: Source) -> None:
+    """Make the table ``commits``: the index of the commit that has each image's row of a run."""
+    con.execute("CREATE TABLE commits (image_id VARCHAR, run_id VARCHAR, commit BIGINT)")
     for table in _ENDINGS:
-        urls = []
-        for place, commit in enumerate(source.commits):
-            found = file_urls(source.fs, source.root, commit.files, table)
-            urls += [(url, place) for url in found]
+        urls = [
+            (url, index)
+            for index, commit in enumerate(source.commits)
+            for url in file_urls(source.fs, source.root, commit.files, table)
+        ]
         if urls:
-            con.register("urls", pa.table({"url": [url for url, _ in urls], "place": [place for _, place in urls]}))
-            con.execute("INSERT INTO commits SELECT url, place FROM urls")
-            names = quote_list([url for url, _ in urls])
-            columns = f"run_id, uri, {_VERSION}, filename, {table == 'images'} AS annotated"
-            parts.append(f"SELECT {columns} FROM read_parquet({names}, filename = true, hive_partitioning = false)")
-    con.execute(
-        f"CREATE TABLE endings AS SELECT rows.* EXCLUDE (filename), place FROM ({' UNION ALL '.join(parts)}) AS rows"
-        " JOIN commits ON filename = url SEMI JOIN latest ON rows.image_id = latest.image_id"
-        " AND rows.run_id = latest.run_id"
-    )
-    return int(con.sql("SELECT count(*) FROM endings").fetchall()[0][0])
+            con.register("files", pa.table({"url": [url for url, _ in urls], "commit": [index for _, index in urls]}))
+            rows = f"read_parquet({quote_list([url for url, _ in urls])}, filename = true, hive_partitioning = false)"
+            con.execute(
+                f"INSERT INTO commits SELECT image_id, run_id, commit FROM {rows} AS rows JOIN files ON filename = url"
+            )
 
 
 def _write_plan(
     con: duckdb.DuckDBPyConnection, source: Source, fs: AbstractFileSystem, root: str, plan_dir: str
 ) -> Iterator[Work]:
     todo = con.sql(
-        f"""SELECT place, uri, {_VERSION} FROM endings WHERE NOT EXISTS (
+        """SELECT commit, uri, image_id, etag, size_bytes, modified_at
+        FROM endings JOIN commits USING (image_id, run_id) WHERE NOT EXISTS (
             SELECT 1 FROM done WHERE done.image_id = endings.image_id AND done.annotated = endings.annotated
             AND done.etag IS NOT DISTINCT FROM endings.etag
             AND done.size_bytes IS NOT DISTINCT FROM endings.size_bytes
-            AND done.modified_at IS NOT DISTINCT FROM endings.modified_at) ORDER BY place, image_id"""
+            AND done.modified_at IS NOT DISTINCT FROM endings.modified_at) ORDER BY commit, image_id"""
     )
-    for place, pieces in groupby(_pieces(todo.to_arrow_reader(BATCH_ROWS)), key=lambda piece: piece[0]):
-        rows, commit = pa.concat_tables([piece for _, piece in pieces]), source.commits[place]
+    for index, pieces in groupby(_pieces(todo.to_arrow_reader(BATCH_ROWS)), key=lambda piece: piece[0]):
+        rows, commit = pa.concat_tables([piece for _, piece in pieces]), source.commits[index]
         columns = {name: rows[name] if name in rows.schema.names else pa.nulls(len(rows)) for name in PLAN.names}
-        columns["path"] = pa.array([commit.files[0].path]).take(pa.array([0] * len(rows), pa.int32()))
-        buffer, file = io.BytesIO(), f"{plan_dir}/part-{place:05d}.parquet"
+        columns["path"] = pa.repeat(commit.files[0].path, len(rows))
+        buffer, file = io.BytesIO(), f"{plan_dir}/part-{index:05d}.parquet"
         pq.write_table(pa.table(columns).cast(PLAN), buffer, compression="zstd")
         write_whole(fs, LakePaths(root).full(file), buffer.getvalue())
         yield Work(commit, file, len(rows))
 
 
 def _pieces(batches: pa.RecordBatchReader) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the rows of each place, in one or more tables."""
+    """Yield the rows of each commit with its index, in one or more tables."""
     for batch in batches:
         rows = pa.table(batch)
-        for place in pc.unique(rows["place"]).to_pylist():
-            yield place, rows.filter(pc.equal(rows["place"], place)).drop_columns("place")
+        for index in pc.unique(rows["commit"]).to_pylist():
+            yield index, rows.filter(pc.equal(rows["commit"], index)).drop_columns("commit")

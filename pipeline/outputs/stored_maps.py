@@ -12,7 +12,7 @@ from pipeline.arrays.calibration import Calibration
 from pipeline.arrays.maps import dequantize
 from pipeline.models.localize.box_rules import Boxes, BoxRule, CutMaps, boxes_in_pixels, cut_maps
 from schemas.box_rules import HEURISTIC_CLASSES
-from schemas.tables import BOXES, Table
+from schemas.tables import TABLES, Table
 
 _CUT_CELLS = 250_000
 """Map cells × thresholds cut at once, whose grids stay in a processor's cache; as evaluate's sweep."""
@@ -59,7 +59,9 @@ def new_tables(
     columns |= {"uri": images["uri"].take(pa.array(image[boxes.map]))}
     columns |= {"method": pa.repeat(method, len(boxes.map))}
     scores = calibration.scores(columns) if calibration else pa.nulls(len(boxes.map), pa.float32())
-    tables["boxes"] = pa.table({name: (columns | {"box_score": scores})[name] for name in BOXES.names}, schema=BOXES)
+    columns |= {"box_score": scores}
+    schema = TABLES["boxes"].schema()
+    tables["boxes"] = pa.table({name: columns[name] for name in schema.names}, schema=schema)
     return NewTables(tables, without_box, without_prob)
 
 

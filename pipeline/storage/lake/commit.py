@@ -38,11 +38,9 @@ from pipeline.storage.lake.query import committed_views
 from schemas.config import StorageConfig
 from schemas.errors import StoreError
 from schemas.runs import CommitRecord, Counts, DataFile, RunManifest
-from schemas.tables import TABLES, Table
+from schemas.tables import TABLES, Table, optional_tables
 
 BATCH_ROWS = 65_536
-
-_SORT_KEYS = ("image_id", "rank", "threshold", "component")
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ class Committer:
             raise StoreError(f"table {table}: {str(error).splitlines()[0]}") from error
         if len(rows) and pc.unique(rows["run_id"]).to_pylist() != [self.run_id]:
             raise StoreError(f"table {table}: rows of another run than {self.run_id}")
-        order = pc.sort_indices(rows, [(name, "ascending") for name in _SORT_KEYS if name in schema.names])
+        order = pc.sort_indices(rows, [(name, "ascending") for name in TABLES[table].order])
         in_order = pc.all(pc.equal(order, pa.array(np.arange(len(rows), dtype=np.uint64))), min_count=0).as_py()
         return rows if in_order else rows.take(order)
 
@@ -129,14 +127,14 @@ def _read_record(fs: AbstractFileSystem, path: str) -> CommitRecord | None:
 
 
 def _check_images(tables: Mapping[Table, pa.Table]) -> None:
-    """Raise StoreError unless each image has one ending, and boxes, heatmaps and features only annotated ones."""
+    """Raise StoreError unless each image has one ending, and all rows of optional tables belong to annotated images."""
     empty = pa.array([], pa.string())
     annotated = tables["images"]["image_id"].combine_chunks() if "images" in tables else empty
     rejected = tables["quarantine"]["image_id"].combine_chunks() if "quarantine" in tables else empty
     endings = pa.concat_arrays([annotated, rejected])
     if len(pc.unique(endings)) != len(endings):
         raise StoreError("an image ends more than once in images and quarantine of the same task")
-    for table in set(tables) - {"images", "quarantine"}:
+    for table in tables.keys() & optional_tables().keys():
         if not pc.all(pc.is_in(tables[table]["image_id"], value_set=annotated), min_count=0).as_py():
             raise StoreError(f"table {table}: rows of images that this task did not annotate")
 
@@ -214,11 +212,9 @@ def done_images(
     files = committed_files([run for run in load_runs(fs, root) if run.model == model])
     if not files:
         return
-    source = "image_id, etag, size_bytes, modified_at"
-    query = f"SELECT {source} FROM images"
-    if not retry_rejected:
-        query += f" UNION ALL SELECT {source} FROM quarantine WHERE permanent"
+    done = "annotated" if retry_rejected else "permanent"
     with committed_views(fs, root, files) as con:
+        query = f"SELECT image_id, etag, size_bytes, modified_at FROM endings WHERE {done}"
         yield from con.sql(query).to_arrow_reader(BATCH_ROWS)
 
 

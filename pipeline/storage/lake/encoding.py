@@ -1,4 +1,7 @@
-"""The tables as Parquet: compression, dictionaries and row groups, as `camlake benchmark encoding` measures them."""
+"""The tables as Parquet: compression, dictionaries and row groups.
+
+`python -m tests.benchmarks.encoding` measures what other choices would give.
+"""
 
 import io
 from dataclasses import dataclass
@@ -7,22 +10,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_REPEATED = (
-    "run_id",
-    "uri",
-    "format",
-    "label",
-    "top1_label",
-    "class_id",
-    "rank",
-    "threshold",
-    "method",
-    "heat_h",
-    "heat_w",
-    "stage",
-    "reason_code",
-)
-"""Columns whose values repeat."""
+from schemas.tables import TABLES
 
 
 @dataclass(frozen=True)
@@ -66,4 +54,5 @@ def to_parquet(rows: pa.Table, encoding: Encoding = Encoding()) -> bytes:
 
 def _dictionary_columns(schema: pa.Schema) -> list[str]:
     of_bytes = [f"{field.name}.list.element" for field in schema if field.type == pa.list_(pa.uint8())]
-    return [name for name in _REPEATED if name in schema.names] + of_bytes
+    repeated = {name for spec in TABLES.values() for name in spec.repeated}
+    return [name for name in schema.names if name in repeated] + of_bytes

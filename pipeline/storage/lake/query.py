@@ -1,8 +1,9 @@
 """Committed Parquet files as DuckDB views, on any fsspec file system.
 
-``all_<table>`` has every committed row with its partition columns ``model`` and ``date``. ``latest`` names for each
-model and image the run that decided last, in ``images`` or in ``quarantine``; <table> has only the rows of that run:
-the rows it supersedes are hidden.
+``all_<table>`` has every committed row of a table, with the partition columns ``model`` and ``date``. ``all_endings``
+has what each run decided about each input: the rows of images and of quarantine together. ``latest`` names for each
+model and image the run that decided last. ``<table>`` and ``endings`` have only the rows of that run; the rows that
+these supersede are hidden.
 """
 
 import io
@@ -17,14 +18,13 @@ from threading import get_ident
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import is_local
 from pipeline.storage.lake.layout import LakePaths
 from schemas.errors import StoreError
 from schemas.runs import DataFile
-from schemas.tables import TABLES, Table, table_schema
+from schemas.tables import TABLES, Table, TableSpec
 
 PROTOCOL = "camlake"
 MEMORY_LIMIT = "1GB"
@@ -36,14 +36,19 @@ TAIL_BYTES = 32 * 2**10
 THREADS = 4
 """For camlake's own queries: each thread needs its share of MEMORY_LIMIT."""
 
-LATEST_SQL = """
-SELECT model, image_id, max_by(run_id, decided_at) AS run_id
-FROM (SELECT model, image_id, run_id, annotated_at AS decided_at FROM {images}
-      UNION ALL
-      SELECT model, image_id, run_id, rejected_at AS decided_at FROM {quarantine})
-GROUP BY model, image_id
+_SOURCE = "model, image_id, run_id, uri, etag, size_bytes, modified_at"
+
+ENDINGS_SQL = f"""
+SELECT {_SOURCE}, annotated_at AS decided_at, true AS annotated, true AS permanent FROM {{images}}
+UNION ALL
+SELECT {_SOURCE}, rejected_at AS decided_at, false AS annotated, permanent FROM {{quarantine}}
 """
-"""The run that decided last on each image; plain SQL that DuckDB, Spark, Trino and Athena read alike."""
+"""What each input came to, in each run that decided about it. ``permanent``: it stays so until the input changes."""
+
+LATEST_SQL = (
+    f"SELECT model, image_id, max_by(run_id, decided_at) AS run_id FROM ({ENDINGS_SQL}) GROUP BY model, image_id"
+)
+"""The run that decided last about each image; plain SQL that DuckDB, Spark, Trino and Athena read alike."""
 
 
 class CommittedFiles(AbstractFileSystem):  # type: ignore[misc]  # fsspec is untyped
@@ -176,13 +181,13 @@ def add_views(
     """
     if not _readable_by_path(fs, root):
         con.register_filesystem(CommittedFiles(fs, LakePaths(root), files))
-    for table in TABLES:
-        con.execute(f"CREATE VIEW all_{table} AS {_all_rows(table, file_urls(fs, root, files, table))}")
-    con.execute(f"CREATE VIEW latest AS {LATEST_SQL.format(images='all_images', quarantine='all_quarantine')}")
-    for table in TABLES:
-        con.execute(
-            f"CREATE VIEW {table} AS SELECT * FROM all_{table} SEMI JOIN latest USING (model, image_id, run_id)"
-        )
+    for table, spec in TABLES.items():
+        con.execute(f"CREATE VIEW all_{table} AS {_all_rows(con, spec, file_urls(fs, root, files, table))}")
+    sources = {"images": "all_images", "quarantine": "all_quarantine"}
+    con.execute(f"CREATE VIEW all_endings AS {ENDINGS_SQL.format(**sources)}")
+    con.execute(f"CREATE VIEW latest AS {LATEST_SQL.format(**sources)}")
+    for view in (*TABLES, "endings"):
+        con.execute(f"CREATE VIEW {view} AS SELECT * FROM all_{view} SEMI JOIN latest USING (model, image_id, run_id)")
     return con
 
 
@@ -200,30 +205,16 @@ def _readable_by_path(fs: AbstractFileSystem, root: str) -> bool:
 
 
 def column_names(table: Table) -> list[str]:
-    """Return the columns of a table's view: its own, then the partition's."""
-    return [*table_schema(table, 1, "float32").names, "model", "date"]
+    """Return the columns of a table's view: those of the table, then those of the partition."""
+    return [*TABLES[table].columns.names, "model", "date"]
 
 
-def _all_rows(table: Table, urls: Sequence[str]) -> str:
+def _all_rows(con: duckdb.DuckDBPyConnection, spec: TableSpec, urls: Sequence[str]) -> str:
     if not urls:
-        columns = [f"NULL::{_sql_type(field.type)} AS {field.name}" for field in table_schema(table, 1, "float32")]
+        empty = con.from_arrow(spec.columns.empty_table())
+        columns = [f"NULL::{kind} AS {name}" for name, kind in zip(empty.columns, empty.types, strict=True)]
         return f"SELECT {', '.join(columns)}, NULL::VARCHAR AS model, NULL::DATE AS date WHERE false"
     return (
-        f"SELECT {', '.join(column_names(table))} FROM read_parquet({quote_list(urls)}, "
+        f"SELECT {', '.join(column_names(spec.name))} FROM read_parquet({quote_list(urls)}, "
         "hive_partitioning = true, hive_types = {'model': VARCHAR, 'date': DATE})"
     )
-
-
-def _sql_type(kind: pa.DataType) -> str:
-    """Return the type that DuckDB gives a Parquet column of this Arrow type."""
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        return f"{_sql_type(kind.value_type)}[]"
-    names = {
-        pa.string(): "VARCHAR",
-        pa.int32(): "INTEGER",
-        pa.int64(): "BIGINT",
-        pa.uint8(): "UTINYINT",
-        pa.float32(): "FLOAT",
-        pa.bool_(): "BOOLEAN",
-    }
-    return "TIMESTAMPTZ" if pa.types.is_timestamp(kind) else names[kind]

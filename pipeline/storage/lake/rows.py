@@ -1,11 +1,11 @@
-"""The one wide row that travels from the network to the commit, and the tables it becomes.
+"""The wide rows that travel from the network to the commit, and the tables they become.
 
-A row is an input: the columns of PLAN that identify it, then either why it was rejected or all that the network said
-of it, with its boxes and heatmaps nested. Nesting lets Ray Data move an image's results together, so that a commit
-holds an image whole or not at all.
+A wide row is one input: the columns of PLAN that identify it, then either the reason why it was rejected or the results
+of the network. Maps and boxes are nested, a list an image, so that Ray Data moves an image's results together and a
+commit holds an image whole or not at all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,67 +13,63 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from schemas.tables import (
-    BOXES,
-    HEATMAPS,
-    IMAGES,
-    OPTIONAL_TABLES,
-    PLAN,
-    QUARANTINE,
-    TIMESTAMP,
-    FeatureType,
-    Table,
-    features_schema,
-    table_schema,
-)
+from schemas.reasons import Reason
+from schemas.tables import PLAN, TABLES, TIMESTAMP, Table, TableSpec, optional_tables
 
 IDENTITY = ("image_id", "uri", "etag", "size_bytes", "modified_at")
 _PER_IMAGE = ("image_id", "run_id", "uri")
-_ANSWERS = tuple(name for name in IMAGES.names if name not in {*IDENTITY, "run_id", "annotated_at"})
-_REJECTION = ("stage", "reason_code", "detail", "permanent")
+"""Columns of a nested table that come from the row of its image."""
+_REJECTION = ("reason_code", "detail")
 
 
-def _nested(table: pa.Schema) -> pa.ListType:
-    return pa.list_(pa.struct([field.remove_metadata() for field in table if field.name not in _PER_IMAGE]))
+def row_schema(types: Mapping[str, pa.DataType]) -> pa.Schema:
+    """Return the schema of the wide rows: in a rejected row the results are null, in an annotated one the rejection is.
+
+    ``types`` gives the types of the tables' open columns, as ``network_types`` does.
+    """
+    images, quarantine = TABLES["images"].columns, TABLES["quarantine"].columns
+    given = {*IDENTITY, "run_id", "annotated_at"}
+    fields = [pa.field("decided_at", TIMESTAMP), *(quarantine.field(name) for name in _REJECTION)]
+    fields += [one for one in images if one.name not in given]
+    for spec in optional_tables().values():
+        if spec.row == "image":
+            fields += [one for one in spec.schema(types) if one.name not in _PER_IMAGE]
+        else:
+            fields += [pa.field(spec.name, _nested(spec))]
+    identity = [PLAN.field(name).remove_metadata() for name in IDENTITY]
+    return pa.schema([*identity, *(one.with_nullable(True).remove_metadata() for one in fields)])
 
 
-def row_schema(channels: int, dtype: FeatureType) -> pa.Schema:
-    """Return the schema of the wide rows; the answers are null in a rejected row, the rejection in the others."""
-    fields = [PLAN.field(name) for name in IDENTITY]
-    fields += [pa.field("decided_at", TIMESTAMP)]
-    fields += [QUARANTINE.field(name).with_nullable(True) for name in _REJECTION]
-    fields += [IMAGES.field(name).with_nullable(True) for name in _ANSWERS]
-    fields += [pa.field("boxes", _nested(BOXES)), pa.field("heatmaps", _nested(HEATMAPS))]
-    fields += [features_schema(channels, dtype).field("feature").with_nullable(True)]
-    return pa.schema([field.remove_metadata() for field in fields])
+def _nested(spec: TableSpec) -> pa.ListType:
+    return pa.list_(pa.struct([one.remove_metadata() for one in spec.columns if one.name not in _PER_IMAGE]))
 
 
 def nest(table: Table, columns: Mapping[str, Any], counts: NDArray[np.integer[Any]]) -> pa.Array:
-    """Return the nested column of boxes or heatmaps: ``columns`` are flat, row i of the result takes ``counts[i]``."""
-    kind = _nested({"boxes": BOXES, "heatmaps": HEATMAPS}[table])
+    """Return the nested column of a table of maps or boxes.
+
+    ``columns`` holds the table's columns without those of the image, each with one value a map or box, image by image;
+    row i of the result takes the next ``counts[i]`` of them.
+    """
+    kind = _nested(TABLES[table])
     fields = list(kind.value_type)
-    arrays = [pa.array(columns[field.name], type=field.type) for field in fields]
+    arrays = [pa.array(columns[one.name], type=one.type) for one in fields]
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
     return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(arrays, fields=fields))
 
 
-def split_rows(rows: pa.Table, run_id: str, outputs: Sequence[str]) -> dict[Table, pa.Table]:
-    """Return the output tables of wide rows, ordered by image_id; ``outputs`` says which of the optional ones."""
-    rows = rows.append_column("run_id", pa.array([run_id], pa.string()).take(pa.array([0] * len(rows), pa.int32())))
+def split_rows(rows: pa.Table, run_id: str, outputs: Collection[Table]) -> dict[Table, pa.Table]:
+    """Return the tables that wide rows become, each ordered by image_id; ``outputs`` names the optional ones wanted."""
+    rows = rows.append_column("run_id", pa.repeat(run_id, len(rows)))
     order = pc.sort_indices(rows["image_id"])
     rejected = pc.is_valid(rows["reason_code"]).take(order)
     images, quarantine = rows.take(order.filter(pc.invert(rejected))), rows.take(order.filter(rejected))
-    tables: dict[Table, pa.Table] = {
-        "images": _select(images, IMAGES, {"annotated_at": "decided_at"}),
-        "quarantine": _select(quarantine, QUARANTINE, {"rejected_at": "decided_at"}),
+    tables = {
+        "images": _select(images.append_column("annotated_at", images["decided_at"]), TABLES["images"]),
+        "quarantine": _select(_with_reasons(quarantine), TABLES["quarantine"]),
     }
-    for name in OPTIONAL_TABLES:
-        if name not in outputs:
-            continue
-        if name == "features":
-            tables[name] = images.select(["image_id", "run_id", "feature"])
-        else:
-            tables[name] = _unnest(images, name)
+    for spec in optional_tables().values():
+        if spec.name in outputs:
+            tables[spec.name] = _select(images, spec) if spec.row == "image" else _unnest(images, spec)
     return tables
 
 
@@ -84,17 +80,27 @@ def count_maps_without_box(rows: pa.Table) -> int:
     return count
 
 
-def _select(rows: pa.Table, schema: pa.Schema, renamed: Mapping[str, str]) -> pa.Table:
-    return pa.table({name: rows[renamed.get(name, name)] for name in schema.names}, schema=schema)
+def _with_reasons(rows: pa.Table) -> pa.Table:
+    """Return rejected rows with the other columns that ``quarantine`` has for their reason code."""
+    codes = rows["reason_code"].combine_chunks().dictionary_encode()
+    reasons = [Reason(code) for code in codes.dictionary.to_pylist()]
+    stage = pa.array([reason.stage for reason in reasons], pa.string()).take(codes.indices)
+    permanent = pa.array([reason.permanent for reason in reasons], pa.bool_()).take(codes.indices)
+    columns = {"stage": stage, "permanent": permanent, "rejected_at": rows["decided_at"]}
+    return pa.table({**{name: rows[name] for name in rows.schema.names}, **columns})
 
 
-def _unnest(images: pa.Table, table: Table) -> pa.Table:
-    nested = images[table].combine_chunks()
-    parents = pc.list_parent_indices(nested)
-    structs = pc.list_flatten(nested)
-    schema = table_schema(table, 1, "float32")
+def _select(rows: pa.Table, spec: TableSpec) -> pa.Table:
+    schema = spec.schema({name: rows.schema.field(name).type for name in spec.open_columns})
+    return pa.table({name: rows[name] for name in schema.names}, schema=schema)
+
+
+def _unnest(images: pa.Table, spec: TableSpec) -> pa.Table:
+    nested = images[spec.name].combine_chunks()
+    image_of_row, structs = pc.list_parent_indices(nested), pc.list_flatten(nested)
+    schema = spec.schema()
     columns = {
-        name: pc.take(images[name], parents) if name in _PER_IMAGE else pc.struct_field(structs, name)
+        name: pc.take(images[name], image_of_row) if name in _PER_IMAGE else pc.struct_field(structs, name)
         for name in schema.names
     }
     return pa.table(columns, schema=schema)

@@ -16,32 +16,24 @@ from pipeline.storage.lake.layout import LakePaths, committed_files, list_data_f
 from pipeline.storage.lake.query import committed_views, file_urls, quote_list
 from schemas.errors import StoreError
 from schemas.runs import DataFile, RunManifest
-from schemas.tables import OPTIONAL_TABLES, Table
-
-_ENDINGS_SQL = """
-CREATE VIEW endings AS
-SELECT model, image_id, run_id, uri, etag, size_bytes, modified_at, annotated_at AS decided_at, true AS annotated
-FROM all_images
-UNION ALL
-SELECT model, image_id, run_id, uri, etag, size_bytes, modified_at, rejected_at AS decided_at, false AS annotated
-FROM all_quarantine
-"""
+from schemas.tables import optional_tables
 
 _MISSING_SQL = """
 WITH open AS (
     SELECT model, run_id, image_id, plans.uri, status
-    FROM plans JOIN runs USING (run_id) ANTI JOIN endings USING (model, run_id, image_id)
+    FROM plans JOIN runs USING (run_id) ANTI JOIN all_endings USING (model, run_id, image_id)
 )
 SELECT run_id, count(*), min(uri) FROM open
 WHERE status = 'complete' OR NOT EXISTS (
-    FROM endings AS later
+    FROM all_endings AS later
     WHERE later.image_id = open.image_id AND later.model = open.model AND later.run_id > open.run_id)
 GROUP BY run_id ORDER BY run_id
 """
 """A complete run ends all of its inputs itself; what another run left open, a later one may end."""
 
 _UNPLANNED_SQL = """
-SELECT run_id, count(*), min(uri) FROM endings ANTI JOIN plans USING (run_id, image_id) GROUP BY run_id ORDER BY run_id
+SELECT run_id, count(*), min(uri) FROM all_endings ANTI JOIN plans USING (run_id, image_id)
+GROUP BY run_id ORDER BY run_id
 """
 
 _PLANNED_TWICE_SQL = """
@@ -52,21 +44,21 @@ GROUP BY run_id ORDER BY run_id
 
 _ENDED_TWICE_SQL = """
 SELECT run_id, count(*), min(uri)
-FROM (SELECT model, run_id, image_id, min(uri) AS uri FROM endings GROUP BY model, run_id, image_id HAVING count(*) > 1)
+FROM (SELECT run_id, min(uri) AS uri FROM all_endings GROUP BY model, run_id, image_id HAVING count(*) > 1)
 GROUP BY run_id ORDER BY run_id
 """
 
 _DONE_AGAIN_SQL = """
 WITH repeated AS (
     SELECT DISTINCT model, image_id
-    FROM (SELECT model, image_id FROM endings GROUP BY model, image_id, etag, size_bytes, modified_at
+    FROM (SELECT model, image_id FROM all_endings GROUP BY model, image_id, etag, size_bytes, modified_at
           HAVING count(*) > 1)
 ), sequence AS (
     SELECT run_id, uri, (etag, size_bytes, modified_at) AS version,
         lag((etag, size_bytes, modified_at)) OVER one_image AS version_before,
         lag(annotated) OVER one_image AS annotated_before,
         lag(run_id) OVER one_image AS run_before
-    FROM endings SEMI JOIN repeated USING (model, image_id)
+    FROM all_endings SEMI JOIN repeated USING (model, image_id)
     WINDOW one_image AS (PARTITION BY model, image_id ORDER BY decided_at, run_id)
 )
 SELECT run_id, count(*), min(uri) FROM sequence
@@ -76,9 +68,7 @@ GROUP BY run_id ORDER BY run_id
 """A version that was annotated is done; only another version in between makes it work again."""
 
 _CURRENT_SQL = """
-SELECT coalesce(sum(annotated::INT), 0)::BIGINT, coalesce(sum((NOT annotated)::INT), 0)::BIGINT,
-    (SELECT count(*) FROM endings)
-FROM (SELECT max_by(annotated, decided_at) AS annotated FROM endings GROUP BY model, image_id)
+SELECT count(*) FILTER (annotated), count(*) FILTER (NOT annotated), (SELECT count(*) FROM all_endings) FROM endings
 """
 
 _ORPHANS_SQL = """
@@ -86,20 +76,14 @@ SELECT run_id, count(*), min(image_id) FROM all_{table} ANTI JOIN all_images USI
 GROUP BY run_id ORDER BY run_id
 """
 
-_ROWS_OF_IMAGE_SQL = """
+_INCOMPLETE_SQL = """
 SELECT run_id, count(*), min(uri)
-FROM (SELECT * FROM all_images WHERE list_contains($runs, run_id)) AS owner
-LEFT JOIN (SELECT model, run_id, image_id, count(*) AS n FROM all_{table} GROUP BY ALL)
-USING (model, run_id, image_id)
-WHERE NOT ({rule}) GROUP BY run_id ORDER BY run_id
+FROM (
+    SELECT all_images.*, coalesce(found, 0) AS n FROM all_images
+    LEFT JOIN (SELECT model, run_id, image_id, count(*) AS found FROM all_{table} GROUP BY ALL)
+    USING (model, run_id, image_id) WHERE list_contains($runs, run_id))
+WHERE NOT ({complete}) GROUP BY run_id ORDER BY run_id
 """
-
-_ROWS_OF_IMAGE: dict[Table, tuple[str, str]] = {
-    "boxes": ("coalesce(n, 0) = n_boxes", "n_boxes boxes"),
-    "heatmaps": ("coalesce(n, 0) >= 1", "a heatmap"),
-    "features": ("coalesce(n, 0) = 1", "one feature vector"),
-}
-
 
 _COUNTED = {"planned": "plans", "annotated": "all_images", "rejected": "all_quarantine", "boxes": "all_boxes"}
 
@@ -178,7 +162,7 @@ def _plan_files(fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest]) 
 
 
 def _add_runs_and_plans(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest], plan_urls: Sequence[str]) -> None:
-    """Add the table ``runs`` and the views ``plans`` (run_id, image_id, uri) and ``endings``."""
+    """Add the table ``runs`` (run_id, model, status) and the view ``plans`` (run_id, image_id, uri)."""
     con.execute("CREATE TABLE runs (run_id VARCHAR, model VARCHAR, status VARCHAR)")
     con.executemany("INSERT INTO runs VALUES (?, ?, ?)", [[run.run_id, run.model, run.status] for run in runs])
     source = "(SELECT NULL::VARCHAR AS image_id, NULL::VARCHAR AS uri, '' AS filename WHERE false)"
@@ -186,7 +170,6 @@ def _add_runs_and_plans(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManife
         source = f"read_parquet({quote_list(plan_urls)}, filename = true, hive_partitioning = false)"
     run_id = "regexp_extract(filename, '.*_runs/([^/]+)/plan/', 1)"
     con.execute(f"CREATE VIEW plans AS SELECT {run_id} AS run_id, image_id, uri FROM {source}")
-    con.execute(_ENDINGS_SQL)
 
 
 def _found(con: duckdb.DuckDBPyConnection, query: str, parameters: dict[str, Any] | None = None) -> Iterator[_Finding]:
@@ -231,14 +214,13 @@ def _repetitions(con: duckdb.DuckDBPyConnection) -> Iterator[str]:
 
 def _owners(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest]) -> Iterator[str]:
     """Yield where boxes, heatmaps and features don't belong to the annotated images that they should belong to."""
-    for table in OPTIONAL_TABLES:
+    for table, spec in optional_tables().items():
         for run_id, count, example in _found(con, _ORPHANS_SQL.format(table=table)):
             yield f"run {run_id}: {count} rows of {table} are of no annotated image, such as image_id {example}"
-        rule, meant = _ROWS_OF_IMAGE[table]
         writing = [run.run_id for run in runs if table in run.settings.get("outputs", ())]
-        query = _ROWS_OF_IMAGE_SQL.format(table=table, rule=rule)
+        query = _INCOMPLETE_SQL.format(table=table, complete=spec.complete)
         for run_id, count, example in _found(con, query, {"runs": writing}):
-            yield f"run {run_id}: {count} images don't have {meant}, such as {example}"
+            yield f"run {run_id}: {count} images don't have {spec.complete_as}, such as {example}"
 
 
 def _counted(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest]) -> Iterator[str]:
@@ -262,5 +244,5 @@ def _facts(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest], files: S
         "images rejected": rejected,
         "images superseded": rows - annotated - rejected,
     }
-    facts |= {table: sum(file.rows for file in files if file.table == table) for table in OPTIONAL_TABLES}
+    facts |= {table: sum(file.rows for file in files if file.table == table) for table in optional_tables()}
     return facts | {"files": len(files), "bytes": sum(file.size_bytes for file in files)}

@@ -112,7 +112,7 @@ def test_halves_follow_the_name():
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder, 16, seed=1, size_hw=(96, 128), broken=0)
+    write_corpus(folder, 8, seed=1, size_hw=(96, 128), broken=0)
     return folder
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from tests.benchmarks.study.intervals import Estimate, Floats, difference_of
+from tests.benchmarks.study.intervals import Floats, MeanInterval, difference_of
 from tests.benchmarks.study.results import Result
 from tests.benchmarks.study.study_networks import NETWORKS, Way
 
@@ -64,7 +64,7 @@ class Comparison:
         less = f"{times}{self.less}" if self.less else "the centred box"
         return f"{self.more} less {less}, {MEASURES[self.measure]}"
 
-    def difference(self, results: Results, central: Floats) -> Estimate:
+    def difference(self, results: Results, central: Floats) -> MeanInterval:
         """Return the difference; ``central`` (N,) is 1 where the centred box is right."""
         others = self.less.values(results, self.measure) if self.less else [central]
         return difference_of(self.more.values(results, self.measure), others, self.share)
@@ -83,7 +83,7 @@ class Judged:
     """A claim and what became of it."""
 
     claim: Claim
-    differences: tuple[tuple[str, Estimate], ...]
+    differences: tuple[tuple[str, MeanInterval], ...]
     """Of the comparisons that could be made, in words and numbers."""
     missing: tuple[str, ...]
     """Entries without a finished training that the claim needs."""

@@ -13,7 +13,7 @@ RESAMPLES = 2000
 Floats = NDArray[np.float64]
 
 
-class Estimate(NamedTuple):
+class MeanInterval(NamedTuple):
     """A mean with its 95 % interval."""
 
     value: float
@@ -31,12 +31,12 @@ class Estimate(NamedTuple):
         return self.high < 0
 
 
-def mean_of(values: Sequence[Floats]) -> Estimate:
+def mean_of(values: Sequence[Floats]) -> MeanInterval:
     """Return the mean of one array (N,) a seed, of the same N scenes."""
     return difference_of(values, None)
 
 
-def difference_of(values: Sequence[Floats], others: Sequence[Floats] | None, share: float = 1.0) -> Estimate:
+def difference_of(values: Sequence[Floats], others: Sequence[Floats] | None, share: float = 1.0) -> MeanInterval:
     """Return the mean of ``values`` less ``share`` times that of ``others``, arrays (N,) a seed of the same N scenes.
 
     The interval is the percentile bootstrap's: each resample draws seeds with replacement, for either side its own, and
@@ -52,7 +52,7 @@ def difference_of(values: Sequence[Floats], others: Sequence[Floats] | None, sha
         means = means - share * _resampled(rng, others, times)
         value -= share * float(np.mean(others))
     low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(value, float(low), float(high))
+    return MeanInterval(value, float(low), float(high))
 
 
 @lru_cache(maxsize=4)

@@ -12,7 +12,7 @@ from pipeline.arrays.metrics import CENTRAL_SHARE, IOU_DELTA, central_boxes, pai
 from pipeline.images.synthetic.clutter import LEAST_SEEN
 from pipeline.images.synthetic.drawings import CLASSES
 from tests.benchmarks.study.claims import CLAIMS, Judged, Results, judge
-from tests.benchmarks.study.intervals import Estimate, Floats, mean_of
+from tests.benchmarks.study.intervals import Floats, MeanInterval, mean_of
 from tests.benchmarks.study.results import Result
 from tests.benchmarks.study.scene_sets import SceneSet
 from tests.benchmarks.study.study_config import StudyConfig
@@ -190,7 +190,7 @@ def _paragraph(number: int, judged: Judged) -> str:
     return "\n".join([*lines, ""])
 
 
-def _measures(trainings: Sequence[Result], way: Way) -> dict[str, Estimate | None]:
+def _measures(trainings: Sequence[Result], way: Way) -> dict[str, MeanInterval | None]:
     """Return each of MEASURES; None where the way has no map to point with."""
     found = [result.found[way] for result in trainings]
     values: dict[str, list[Floats]] = {
@@ -207,9 +207,9 @@ def _measures(trainings: Sequence[Result], way: Way) -> dict[str, Estimate | Non
 def _numbers(
     entry: StudyNetwork,
     trainings: Sequence[Result],
-    error: Estimate,
-    hinted: Estimate,
-    figures: dict[Way, dict[str, Estimate | None]],
+    error: MeanInterval,
+    hinted: MeanInterval,
+    figures: dict[Way, dict[str, MeanInterval | None]],
 ) -> dict[str, Any]:
     ways = {
         way: {
@@ -246,20 +246,20 @@ def _claim_numbers(judged: Judged) -> dict[str, Any]:
     }
 
 
-def _shown(name: str, estimate: Estimate | None) -> str:
+def _shown(name: str, estimate: MeanInterval | None) -> str:
     if estimate is None:
         return ""
     return _plain(estimate) if name in {"mean_iou_at_20", "extent_at_20"} else _percent(estimate)
 
 
-def _percent(estimate: Estimate) -> str:
+def _percent(estimate: MeanInterval) -> str:
     value, low, high = (100 * number for number in estimate)
     return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
-def _plain(estimate: Estimate) -> str:
+def _plain(estimate: MeanInterval) -> str:
     return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
 
 
-def _signed(estimate: Estimate) -> str:
+def _signed(estimate: MeanInterval) -> str:
     return f"{estimate.value:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f})"

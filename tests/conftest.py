@@ -6,6 +6,7 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ from tests.fake_lake import FakeLake
 KEY, SECRET, REGION = "testkey", "testsecret", "us-east-1"
 CEPH_SCRIPT = Path(__file__).with_name("ceph_s3.sh")
 CEPH_PROGRAMS = ("ceph-mon", "ceph-mgr", "ceph-osd", "ceph", "radosgw", "radosgw-admin")
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "pipeline", "jobs", "schemas", "tests")
+"""What a wheel is built from, and the tests, which have no place in it."""
 
 torch.set_num_threads(1)
 logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's server logs every request
@@ -167,3 +171,26 @@ def ray_session(_environment: None) -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory) -> Path:
+    """Return a copy of the sources, because building leaves files beside them."""
+    folder = tmp_path_factory.mktemp("sources")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(sources, tmp_path_factory) -> Path:
+    """Build the wheel and return its path."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    done = subprocess.run([*command, "--wheel-dir", folder, sources], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("camlake-*.whl")
+    return built

@@ -2,8 +2,6 @@
 
 import ast
 import re
-import shutil
-import subprocess
 import sys
 from email import message_from_bytes
 from pathlib import Path, PurePosixPath
@@ -13,7 +11,6 @@ import pytest
 
 from tests.jobs_on import ROOT
 
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "pipeline", "jobs", "schemas", "tests")
 PACKAGES = {"camlake", "pipeline", "jobs", "schemas"}
 MODULES = {
     "opencv-python-headless": "cv2",
@@ -27,29 +24,6 @@ NOT_IMPORTED = {"pytz"}
 """DuckDB imports pytz, and does not ask for it, where a query returns a time with its zone."""
 OPTIONAL = {"mlflow"}
 """Imported where it is installed."""
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory) -> Path:
-    """Return a copy of the sources, because building leaves files beside them."""
-    folder = tmp_path_factory.mktemp("sources")
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / name, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def wheel(sources, tmp_path_factory) -> Path:
-    """Build the wheel."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
-    done = subprocess.run([*command, "--wheel-dir", folder, sources], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (built,) = folder.glob("camlake-*.whl")
-    return built
 
 
 @pytest.fixture(scope="module")

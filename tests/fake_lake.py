@@ -13,8 +13,9 @@ from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.commit import Committer, finish_run, remove_leftovers, start_run
-from pipeline.storage.lake.layout import LakePaths, new_run_id, write_whole
+from pipeline.storage.lake.layout import LakePaths, new_run_id
 from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.whole_objects import write_whole
 from schemas.config import StorageConfig
 from schemas.reasons import Reason
 from schemas.runs import CommitRecord, Counts, Lineage, RunManifest

@@ -10,8 +10,10 @@ import pytest
 
 from pipeline.storage.lake import commit
 from pipeline.storage.lake.commit import finish_run, start_run
-from pipeline.storage.lake.layout import LakePaths, list_data_files, load_commits, load_runs, new_run_id, write_whole
+from pipeline.storage.lake.layout import LakePaths, new_run_id
 from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.records import load_commits, load_runs
+from pipeline.storage.lake.whole_objects import list_data_files, write_whole
 from schemas.errors import LeaseError, StoreError
 from schemas.reasons import Reason
 from schemas.runs import CommitRecord, Lineage

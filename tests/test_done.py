@@ -7,9 +7,11 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline.storage.lake.commit import committed_settings, done_images, finish_run, remove_leftovers, start_run
-from pipeline.storage.lake.layout import list_data_files, load_runs, new_run_id
+from pipeline.storage.lake.layout import new_run_id
 from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.records import load_runs
 from pipeline.storage.lake.verify import verify
+from pipeline.storage.lake.whole_objects import list_data_files
 from schemas.errors import StoreError
 from schemas.reasons import Reason
 from schemas.runs import CommitRecord, RunManifest

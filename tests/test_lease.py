@@ -18,8 +18,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake import lease as lease_module
-from pipeline.storage.lake.layout import LakePaths, list_dir
+from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.lease import Lease, assert_generation_held
+from pipeline.storage.lake.whole_objects import list_dir
 from schemas.config import StorageConfig
 from schemas.errors import LeaseError, StoreError
 

@@ -16,9 +16,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.outputs import reader as camlake
-from pipeline.storage.lake.layout import LakePaths, committed_files, load_runs
+from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.query import CommittedFiles, add_views, connect_duckdb
+from pipeline.storage.lake.records import committed_files, load_runs
 from schemas.errors import StoreError, UsageError
 from schemas.reasons import Reason
 from schemas.tables import TABLES

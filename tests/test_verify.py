@@ -8,8 +8,9 @@ import pytest
 
 from pipeline.storage.lake.commit import remove_leftovers
 from pipeline.storage.lake.encoding import to_parquet
-from pipeline.storage.lake.layout import LakePaths, load_runs
+from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.records import load_runs
 from pipeline.storage.lake.verify import verify
 from schemas.errors import StoreError
 from schemas.reasons import Reason

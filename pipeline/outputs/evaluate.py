@@ -23,7 +23,7 @@ from pipeline.images.mask_decoding import Mask, central_counts, pixel_counts
 from pipeline.outputs.evaluate_notes import UNRANKED, is_heuristic, is_regressed, notes, top5_is_known
 from pipeline.outputs.reader import Lake
 from pipeline.outputs.truth_join import TRUE_ROWS, Match, matched
-from pipeline.storage.lake.layout import REQUESTS_AT_ONCE
+from pipeline.storage.lake.whole_objects import REQUESTS_AT_ONCE
 from pipeline.storage.prefetch import map_ahead
 from pipeline.storage.truth.masks import Masks
 from pipeline.storage.truth.truth import Truth

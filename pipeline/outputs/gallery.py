@@ -16,8 +16,9 @@ from pipeline.outputs.reader import Lake
 from pipeline.outputs.report import MapView, PictureView
 from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.fetch import Fetcher
-from pipeline.storage.lake.layout import LakePaths, list_dir
+from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import quote_list
+from pipeline.storage.lake.whole_objects import list_dir
 from pipeline.storage.truth.truth import Truth
 from schemas.config import StorageConfig
 from schemas.errors import RejectedImage

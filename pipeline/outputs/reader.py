@@ -18,8 +18,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.storage.filesystems import connect, safe_url
-from pipeline.storage.lake.layout import committed_files, load_runs
 from pipeline.storage.lake.query import LATEST_SQL, add_views, column_names, connect_duckdb
+from pipeline.storage.lake.records import committed_files, load_runs
 from schemas.config import StorageConfig
 from schemas.errors import StoreError, UsageError
 from schemas.runs import RunManifest

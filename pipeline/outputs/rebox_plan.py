@@ -18,8 +18,10 @@ from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import canonical_url, connect, safe_url
 from pipeline.storage.lake.commit import BATCH_ROWS
-from pipeline.storage.lake.layout import LakePaths, committed_files, load_commits, load_runs, read_whole, write_whole
+from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import committed_views, file_urls, quote_list
+from pipeline.storage.lake.records import committed_files, load_commits, load_runs
+from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from schemas.box_rules import HEURISTIC_CLASSES
 from schemas.errors import StoreError, UsageError
 from schemas.rebox import ReboxConfig

@@ -8,7 +8,7 @@ from pipeline.outputs.reader import open_lake
 from pipeline.outputs.report import write_report
 from pipeline.outputs.truth_join import run_of_model
 from pipeline.storage.filesystems import connect, safe_url
-from pipeline.storage.lake.layout import write_whole
+from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.store_failures import store_errors
 from pipeline.storage.truth.truth import read_truth
 from schemas.errors import StoreError

@@ -5,7 +5,7 @@ import posixpath
 
 from pipeline.images.charts import Line, Panel, chart_png
 from pipeline.storage.filesystems import connect, safe_url
-from pipeline.storage.lake.layout import write_whole
+from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.store_failures import store_errors
 from schemas.config import StorageConfig
 from schemas.scores import CURVE_FILES, TITLES, CurveKind, Scores

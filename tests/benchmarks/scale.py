@@ -25,8 +25,8 @@ from pipeline.graph.resources import images_per_slice
 from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.commit import done_images, remove_leftovers
-from pipeline.storage.lake.layout import load_commits
 from pipeline.storage.lake.planning import make_plan
+from pipeline.storage.lake.records import load_commits
 from pipeline.storage.lake.verify import verify
 from schemas.annotate import AnnotateConfig
 from schemas.benchmark import MeasureConfig

@@ -10,7 +10,7 @@ from fsspec import AbstractFileSystem
 from pipeline.arrays.calibration import Calibration, calibration_of
 from pipeline.storage.filesystems import connect, safe_url
 from pipeline.storage.lake.commit import committed_settings
-from pipeline.storage.lake.layout import write_whole
+from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.store_failures import store_errors
 from schemas.annotate import FIRST_LOCALIZATION
 from schemas.config import StorageConfig

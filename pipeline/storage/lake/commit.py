@@ -18,23 +18,18 @@ from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import connect, is_local
 from pipeline.storage.lake.encoding import to_parquet
-from pipeline.storage.lake.layout import (
-    DATA_NAME,
-    TEMP_SUFFIX,
-    LakePaths,
+from pipeline.storage.lake.layout import DATA_NAME, LakePaths
+from pipeline.storage.lake.lease import assert_generation_held
+from pipeline.storage.lake.query import committed_views
+from pipeline.storage.lake.records import (
     committed_files,
-    list_data_files,
     load_commits,
     load_runs,
     parse_record,
-    read_whole,
-    remove_many,
     with_commits,
     write_record,
-    write_whole,
 )
-from pipeline.storage.lake.lease import assert_generation_held
-from pipeline.storage.lake.query import committed_views
+from pipeline.storage.lake.whole_objects import TEMP_SUFFIX, list_data_files, read_whole, remove_many, write_whole
 from schemas.config import StorageConfig
 from schemas.errors import StoreError
 from schemas.runs import CommitRecord, Counts, DataFile, RunManifest

@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.lake.layout import REQUESTS_AT_ONCE, LakePaths, committed_files
+from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.records import committed_files
+from pipeline.storage.lake.whole_objects import REQUESTS_AT_ONCE
 from pipeline.storage.store_failures import store_errors
 from schemas.runs import DataFile, RunManifest
 from schemas.tables import TABLES

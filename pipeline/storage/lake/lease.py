@@ -21,7 +21,9 @@ from fsspec import AbstractFileSystem
 from pydantic import AwareDatetime
 
 from pipeline.storage.filesystems import is_local
-from pipeline.storage.lake.layout import LakePaths, list_dir, parse_record, read_whole, remove_many, write_whole
+from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.records import parse_record
+from pipeline.storage.lake.whole_objects import list_dir, read_whole, remove_many, write_whole
 from pipeline.storage.store_failures import store_errors
 from schemas.errors import LeaseError, StoreError
 from schemas.runs import Record

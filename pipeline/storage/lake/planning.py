@@ -20,7 +20,7 @@ from fsspec import AbstractFileSystem
 from numpy.typing import NDArray
 
 from pipeline.storage.inputs.listing import Listing
-from pipeline.storage.lake.layout import read_whole, write_whole
+from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from pipeline.storage.prefetch import map_ahead
 from pipeline.storage.truth.image_classes import ClassTable, append_rows, join_classes
 from schemas.errors import StoreError

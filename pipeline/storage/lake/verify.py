@@ -12,8 +12,10 @@ import duckdb
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.lake.filecheck import damaged_files, misplaced_files
-from pipeline.storage.lake.layout import LakePaths, committed_files, list_data_files, list_dir, load_runs
+from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import committed_views, file_urls, quote_list
+from pipeline.storage.lake.records import committed_files, load_runs
+from pipeline.storage.lake.whole_objects import list_data_files, list_dir
 from schemas.errors import StoreError
 from schemas.runs import DataFile, RunManifest
 from schemas.tables import optional_tables

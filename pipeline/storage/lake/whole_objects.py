@@ -1,0 +1,95 @@
+"""Reads, writes, lists and removes whole objects of a store, on any fsspec file system."""
+
+import os
+import secrets
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from fsspec import AbstractFileSystem
+
+from pipeline.storage.filesystems import is_local, read_object
+from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.store_failures import store_errors
+from schemas.tables import TABLES
+
+TEMP_SUFFIX = ".camlake-tmp"
+"""Ends the name of a local file that is being written."""
+REQUESTS_AT_ONCE = 16
+"""Requests for small objects at the same time: S3 answers each in tens of milliseconds."""
+
+
+def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:
+    """Write an object so that no reader ever meets half of it under its name, and replace what was there.
+
+    One PUT on an object store, which shows the object when it is complete; a temporary name and a rename locally.
+    Raises StoreError where the store refuses.
+    """
+    with store_errors(f"{path} can't be written"):
+        if is_local(fs):
+            _write_and_rename(Path(path), data)
+        else:
+            fs.pipe_file(path, data)
+
+
+def _write_and_rename(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def list_dir(fs: AbstractFileSystem, path: str) -> list[str]:
+    """Return the full paths right under a folder as the store has them now, sorted; empty where there is no folder."""
+    fs.invalidate_cache()
+    with store_errors(f"{path} can't be listed"):
+        try:
+            return sorted(str(found) for found in fs.ls(path, detail=False))
+        except FileNotFoundError:
+            return []
+
+
+def list_data_files(fs: AbstractFileSystem, root: str) -> dict[str, int]:
+    """Return every file under the tables' folders as the store has it now: relative path → bytes."""
+    paths, found = LakePaths(root), {}
+    fs.invalidate_cache()
+    with store_errors(f"{root} can't be listed"):
+        for table in TABLES:
+            for path, info in fs.find(paths.full(table), detail=True).items():
+                found[paths.relative(path)] = int(info["size"])
+    return found
+
+
+def read_whole(fs: AbstractFileSystem, path: str) -> bytes | None:
+    """Return an object's bytes, None where there is no such object; raises StoreError where the store refuses."""
+    with store_errors(f"{path} can't be read"):
+        try:
+            return read_object(fs, path)
+        except FileNotFoundError:
+            return None
+
+
+def read_many(fs: AbstractFileSystem, paths: Sequence[str]) -> list[bytes | None]:
+    """Return what ``read_whole`` gives for each path, with many requests at once."""
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        return list(pool.map(lambda path: read_whole(fs, path), paths))
+
+
+def remove_many(fs: AbstractFileSystem, paths: Sequence[str]) -> None:
+    """Remove objects, with many requests at once; one that is already gone is no error. Raises StoreError."""
+
+    def remove(path: str) -> None:
+        with store_errors(f"{path} can't be removed"), suppress(FileNotFoundError):
+            fs.rm_file(path)
+
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        list(pool.map(remove, paths))
+    fs.invalidate_cache()

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import importlib
 import json
+import re
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from jobs import benchmark as jobs_benchmark
 from jobs.suites.photographs import make_photographs, weights_file
 from jobs.suites.steady_rate import annotated_s, steady_per_s
 from pipeline.models.localize.box_rules import BoxRule
@@ -27,6 +29,7 @@ from tests.benchmarks.peers import ray_pattern
 from tests.benchmarks.peers.loops import hand_loop
 from tests.benchmarks.peers.setup import BATCH, Setup
 from tests.benchmarks.reference import enlarge
+from tests.jobs_on import ROOT
 from tests.references.network_by_hand import ByHand, boxes_of, load, normalized, opencv_box, read_image
 
 SIZE_HW = (120, 160)
@@ -258,3 +261,23 @@ def test_photographs_are_enlarged_under_their_names(tmp_path):
     large = cv2.imread(str(path_of_large))
     assert large.shape == (24, 32, 3)
     assert np.all(np.abs(large.astype(int) - 90) <= 1)
+
+
+def commands_of_readme():
+    """Return the command lines of README's table of figures, as words behind ``python -m tests.benchmarks.``."""
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Measured")[2].partition("\n## ")[0]
+    last_cells = [line.rstrip(" |").rpartition(" | ")[2] for line in table.splitlines() if line.startswith("| ")]
+    lines = [re.findall(r"`([^`]+)`", cell)[0] for cell in last_cells[1:]]
+    return list(dict.fromkeys(lines))
+
+
+@pytest.mark.parametrize("line", commands_of_readme())
+def test_readme_s_commands_are_understood(line):
+    rest = line.removeprefix("camlake benchmark ")
+    words = rest.replace("SQ", "--images P --weights F").replace("MN", "--images P --weights F --model m").split()
+    module = jobs_benchmark if line != rest else importlib.import_module(f"tests.benchmarks.{words.pop(0)}")
+    if not hasattr(module, "command"):
+        module = importlib.import_module(f"{module.__name__}.__main__")
+    app = typer.Typer()
+    app.command()(module.command)
+    assert typer.main.get_command(app).make_context(line, words).params

@@ -14,7 +14,7 @@ from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
 )
-from ray.train.v2.api.exceptions import ControllerError
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError
 from ray.util.placement_group import placement_group_table
 from torch import OutOfMemoryError
 from torch.distributed import DistBackendError
@@ -75,6 +75,7 @@ def of_task(error):
         (ControllerError(WorkerGroupStartupTimeoutError(2)), NoRoomError, "no room for the processes"),
         (ControllerError(WorkerGroupStartupFailedError("x")), LostError, "a process was lost while it started"),
         (ControllerError(KeyError("hook")), CodeError, "KeyError: 'hook'"),
+        (PreemptionError(SimpleNamespace(preempted_ranks=[0])), LostError, "a machine was taken away"),
         (ActorDiedError(), LostError, "the process that runs the others was lost"),
     ],
 )

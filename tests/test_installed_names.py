@@ -52,12 +52,14 @@ def call(programs, elsewhere):
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         command = [programs / program, *map(str, words)]
         return subprocess.run(
-            command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False, timeout=240
+            command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False, timeout=400
         )
 
     return run
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # two runs on Ray
 def test_both_forms_of_the_program_run_and_python_reads_the_tables(call):
     done = call("camlake", "demo", "--images", N_IMAGES, "--folder", "demo")
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,6 @@
 """``camlake annotate``: annotate images with classes, class activation maps, boxes and features."""
 
 from jobs.console import Screen, main, verb
-from jobs.dry_run import print_estimate
-from pipeline.graph.annotate.driver import annotate, refuse_rejected_share
 from pipeline.storage.filesystems import safe_url
 from schemas.annotate import AnnotateConfig
 
@@ -10,8 +8,12 @@ from schemas.annotate import AnnotateConfig
 def run(config: AnnotateConfig, screen: Screen) -> None:
     """Annotate what is not done yet; raises RejectedShareError where more inputs than allowed were rejected."""
     if config.dry_run:
+        from jobs.dry_run import print_estimate
+
         print_estimate(config, screen)
         return
+    from pipeline.graph.annotate.driver import annotate, refuse_rejected_share
+
     manifest = annotate(config, screen)
     out, counts = safe_url(config.out), manifest.counts
     screen.result(

@@ -63,7 +63,7 @@ def _program(
 def main() -> None:
     """Run ``camlake`` and exit; Ctrl-C is one line on standard error whenever it comes."""
     try:
-        from jobs import console  # noqa: PLC0415 - so that Ctrl-C during the imports is one line too
+        from jobs import console
 
         console.main(make_app(next((word for word in sys.argv[1:] if not word.startswith("-")), None)))
     except KeyboardInterrupt:

@@ -3,19 +3,7 @@
 import time
 from pathlib import Path
 
-import cv2
-
 from jobs.console import Screen, main, verb
-from pipeline.graph.annotate.driver import annotate
-from pipeline.images.synthetic.scenes import write_corpus
-from pipeline.models.networks.demo_network import DEMO
-from pipeline.outputs.evaluate import evaluate
-from pipeline.outputs.gallery import picture_views
-from pipeline.outputs.reader import open_lake
-from pipeline.outputs.report import contact_sheet
-from pipeline.outputs.run_report import report
-from pipeline.outputs.score_files import write_scores
-from pipeline.storage.truth.truth import read_truth
 from schemas.annotate import AnnotateConfig
 from schemas.config import StorageConfig
 from schemas.demo import DemoConfig
@@ -33,6 +21,18 @@ def run(config: DemoConfig, screen: Screen) -> None:
 
     The last three lines say what was written, where the page is and how to query the tables.
     """
+    import cv2
+
+    from pipeline.graph.annotate.driver import annotate
+    from pipeline.models.networks.demo_network import DEMO
+    from pipeline.outputs.evaluate import evaluate
+    from pipeline.outputs.gallery import picture_views
+    from pipeline.outputs.reader import open_lake
+    from pipeline.outputs.report import contact_sheet
+    from pipeline.outputs.run_report import report
+    from pipeline.outputs.score_files import write_scores
+    from pipeline.storage.truth.truth import read_truth
+
     started = time.monotonic()
     folder = Path(config.folder)
     truth = render(config, folder, screen)
@@ -67,6 +67,8 @@ def render(config: DemoConfig, folder: Path, screen: Screen) -> Path:
 
     Raises UsageError where ``folder`` holds another demo or files of another kind.
     """
+    from pipeline.images.synthetic.scenes import write_corpus
+
     marker, wanted = folder / "demo.txt", f"images={config.images} seed={config.seed}\n"
     truth = folder / "pictures" / "truth.csv"
     if marker.exists() and marker.read_text() != wanted:

@@ -3,17 +3,7 @@
 import dataclasses
 
 from jobs.console import Screen, main, verb
-from pipeline.outputs.calibrate import calibrate
-from pipeline.outputs.evaluate import evaluate
-from pipeline.outputs.reader import open_lake
-from pipeline.outputs.score_files import write_scores
-from pipeline.outputs.truth_join import run_of_model
 from pipeline.storage.filesystems import connect, safe_url
-from pipeline.storage.lake.calibrations import write_calibration
-from pipeline.storage.lake.commit import committed_settings
-from pipeline.storage.truth.class_names import read_class_names
-from pipeline.storage.truth.masks import read_masks
-from pipeline.storage.truth.truth import read_truth
 from schemas.errors import UsageError
 from schemas.reading import EvaluateConfig
 
@@ -23,6 +13,17 @@ def run(config: EvaluateConfig, screen: Screen) -> None:
 
     Raises UsageError where ``--labels`` does not have one name for each class of the network.
     """
+    from pipeline.outputs.calibrate import calibrate
+    from pipeline.outputs.evaluate import evaluate
+    from pipeline.outputs.reader import open_lake
+    from pipeline.outputs.score_files import write_scores
+    from pipeline.outputs.truth_join import run_of_model
+    from pipeline.storage.lake.calibrations import write_calibration
+    from pipeline.storage.lake.commit import committed_settings
+    from pipeline.storage.truth.class_names import read_class_names
+    from pipeline.storage.truth.masks import read_masks
+    from pipeline.storage.truth.truth import read_truth
+
     names = read_class_names(config.labels, config) if config.labels else None
     truth, masks = read_truth(config.truth, config, names), read_masks(config.truth, config, config.masks)
     with open_lake(config.out, config) as lake:

@@ -1,13 +1,18 @@
 """``camlake models``: the networks that camlake runs and trains, one row each."""
 
+from typing import TYPE_CHECKING
+
 from jobs.console import Screen, main, verb
-from pipeline.models import registry
-from pipeline.models.networks.entry import NetworkEntry
 from schemas.models import ModelsConfig
+
+if TYPE_CHECKING:
+    from pipeline.models.networks.entry import NetworkEntry
 
 
 def run(config: ModelsConfig, screen: Screen) -> None:
     """Print one row for each network whose name contains ``config.name``."""
+    from pipeline.models import registry
+
     entries = [entry for entry in registry.entries() if config.name in entry.name]
     columns = ("network", "map", "input px", "channels", "parameters (M)", "pooling", "head", "weights")
     exact = sum(entry.exact_maps for entry in entries)
@@ -15,7 +20,7 @@ def run(config: ModelsConfig, screen: Screen) -> None:
     screen.table(title, columns, [_row(entry) for entry in entries])
 
 
-def _row(entry: NetworkEntry) -> tuple[str | int | float, ...]:
+def _row(entry: "NetworkEntry") -> tuple[str | int | float, ...]:
     """Return the network's columns; the numbers are those of its default architecture."""
     network = entry.outline()
     size = network.preprocessing.image_size
@@ -32,7 +37,7 @@ def _row(entry: NetworkEntry) -> tuple[str | int | float, ...]:
     )
 
 
-def weights_of(entry: NetworkEntry) -> str:
+def weights_of(entry: "NetworkEntry") -> str:
     """Return the names that ``--weights`` takes, or what a training of the network starts from."""
     if entry.official_weights:
         return ", ".join(entry.official_weights)

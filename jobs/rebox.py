@@ -1,7 +1,6 @@
 """``camlake rebox``: new boxes from the stored maps of an output; no network runs, no image is read."""
 
 from jobs.console import Screen, main, verb
-from pipeline.outputs.rebox import open_rebox
 from pipeline.storage.filesystems import safe_url
 from schemas.rebox import ReboxConfig
 from schemas.runs import RunManifest
@@ -21,6 +20,8 @@ def run(config: ReboxConfig, screen: Screen) -> None:
 
 def rebox(config: ReboxConfig, screen: Screen) -> RunManifest:
     """Cut and commit the boxes, and return the run's account."""
+    from pipeline.outputs.rebox import open_rebox
+
     with open_rebox(config) as opened:
         counts = opened.run.manifest.counts
         screen.say(f"{counts.listed} inputs in {opened.source.url}, {counts.already_done} done, {counts.planned} to do")

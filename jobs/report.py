@@ -1,13 +1,14 @@
 """``camlake report``: one self-contained HTML page of an output: pictures, maps, boxes, scores, rejects."""
 
 from jobs.console import Screen, main, verb
-from pipeline.outputs.run_report import report
 from pipeline.storage.filesystems import safe_url
 from schemas.reading import ReportConfig
 
 
 def run(config: ReportConfig, screen: Screen) -> None:
     """Write the page and print its URL."""
+    from pipeline.outputs.run_report import report
+
     page = report(config)
     screen.result(f"report: {safe_url(page)}", page=safe_url(page))
 

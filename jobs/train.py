@@ -1,13 +1,15 @@
 """``camlake train``: fine-tune a network on labelled images."""
 
 import math
+from typing import TYPE_CHECKING
 
 from jobs.console import Screen, main, verb
-from pipeline.graph.train.checkpoints import Progress
-from pipeline.graph.train.training import epoch_in_words, labelled_images, train_network
 from pipeline.storage.filesystems import safe_url
 from schemas.errors import CamlakeError, RejectedShareError
 from schemas.train import TrainConfig
+
+if TYPE_CHECKING:
+    from pipeline.graph.train.checkpoints import Progress
 
 
 def run(config: TrainConfig, screen: Screen) -> None:
@@ -16,6 +18,8 @@ def run(config: TrainConfig, screen: Screen) -> None:
     Raises CamlakeError where the loss is no finite number, and RejectedShareError where more images than allowed could
     not be used.
     """
+    from pipeline.graph.train.training import epoch_in_words, labelled_images, train_network
+
     train, val = labelled_images(config, screen)
     progress = train_network(config, train, val, screen)
     last = progress.history[-1]
@@ -33,7 +37,7 @@ def run(config: TrainConfig, screen: Screen) -> None:
     refuse_rejected_share(config, progress, len(train) + len(val))
 
 
-def refuse_rejected_share(config: TrainConfig, progress: Progress, images: int) -> None:
+def refuse_rejected_share(config: TrainConfig, progress: "Progress", images: int) -> None:
     """Raise RejectedShareError where more images could not be used than ``max_rejected`` allows."""
     rejected = len(progress.rejected)
     if rejected > config.max_rejected * images:

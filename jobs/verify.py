@@ -2,13 +2,14 @@
 
 from jobs.console import Screen, main, verb
 from pipeline.storage.filesystems import connect, safe_url
-from pipeline.storage.lake.verify import verify
 from schemas.errors import StoreError
 from schemas.reading import VerifyConfig
 
 
 def run(config: VerifyConfig, screen: Screen) -> None:
     """Check the output; raises StoreError where it does not hold together, after printing every problem."""
+    from pipeline.storage.lake.verify import verify
+
     fs, root = connect(config.out, config)
     report = verify(fs, root)
     for problem in report.problems:

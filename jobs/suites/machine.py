@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.storage.lake import lineage
 
 Figures = dict[str, Any]
@@ -17,6 +15,8 @@ Figures = dict[str, Any]
 
 def machine_facts() -> Figures:
     """Return what a figure depends on: processor, cores, GPU, versions and commit."""
+    import torch
+
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""``camlake rebox``: new boxes from the stored maps of an output; no network runs, no image is read."""
+"""``camlake rebox``: cuts new boxes from the stored maps of an output, without network, GPU and images."""
 
 from jobs.console import Screen, main, verb
 from pipeline.storage.filesystems import safe_url
@@ -7,7 +7,7 @@ from schemas.runs import RunManifest
 
 
 def run(config: ReboxConfig, screen: Screen) -> None:
-    """Cut the boxes of every image that the new output does not have yet."""
+    """Cut the boxes of all images that the new output lacks, and print how many there are."""
     manifest = rebox(config, screen)
     counts = manifest.counts
     screen.result(
@@ -19,7 +19,7 @@ def run(config: ReboxConfig, screen: Screen) -> None:
 
 
 def rebox(config: ReboxConfig, screen: Screen) -> RunManifest:
-    """Cut and commit the boxes, and return the run's account."""
+    """Cut and commit the boxes; return the manifest of the run."""
     from pipeline.outputs.rebox import open_rebox
 
     with open_rebox(config) as opened:

@@ -1,4 +1,4 @@
-"""``camlake verify``: the proof that every listed input ended in exactly one of images or quarantine."""
+"""``camlake verify``: proves that every listed input ended in exactly one of images and quarantine."""
 
 from jobs.console import Screen, main, verb
 from pipeline.storage.filesystems import connect, safe_url
@@ -7,7 +7,7 @@ from schemas.reading import VerifyConfig
 
 
 def run(config: VerifyConfig, screen: Screen) -> None:
-    """Check the output; raises StoreError where it does not hold together, after printing every problem."""
+    """Check the output and print every problem; raises StoreError where there is one."""
     from pipeline.storage.lake.verify import verify
 
     fs, root = connect(config.out, config)

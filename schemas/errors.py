@@ -1,4 +1,4 @@
-"""Every failure camlake names, in one tree.
+"""All errors that camlake raises, in one tree.
 
 CamlakeError             anything camlake itself reports; exit status 1
 ├── UsageError           an option, file or combination that can't be meant; exit status 2
@@ -8,14 +8,14 @@ CamlakeError             anything camlake itself reports; exit status 1
 ├── LeaseError           another run holds this output, or took it over
 └── RejectedShareError   the run is complete, but more inputs than allowed were rejected; exit status 3
 
-RejectedImage stands apart: it never ends a run. It becomes a row of ``quarantine``.
+RejectedImage is not part of the tree: it never fails a run. The image becomes a row of ``quarantine``.
 """
 
 from schemas.reasons import Reason
 
 
 class CamlakeError(Exception):
-    """Says in one line what was wrong, where, and what to do."""
+    """An error whose message says in one line what was wrong, where, and what to do."""
 
     exit_status = 1
 
@@ -49,7 +49,10 @@ class RejectedShareError(CamlakeError):
 
 
 class RejectedImage(Exception):  # noqa: N818 (an ending of an image, not a failure of the run)
-    """One image can't be annotated; carries the reason its quarantine row shows."""
+    """One image can't be annotated. ``reason`` and ``detail`` are what its row of quarantine shows.
+
+    It is raised where an image is read or decoded, and returned in the place of that image by whoever works on many.
+    """
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")

@@ -4,7 +4,7 @@ from schemas.box_rules import BoxConfig
 from schemas.config import option, required
 
 MAPS_OF = "maps_of"
-"""The setting of a rebox's run that names its source; annotate's runs have none."""
+"""The setting that names the source of a run of rebox; runs of annotate do not have it."""
 
 
 class ReboxConfig(BoxConfig):

@@ -1,22 +1,23 @@
-"""What a run writes about itself under ``_runs/<run_id>/``: lineage, commit records, the final manifest."""
+"""The documents of a run under ``_runs/<run_id>/``: lineage, commit records, the manifest."""
 
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, field_validator
 
+from schemas.input_options import say_kinds
 from schemas.tables import SCHEMA_VERSION
 
 _RULE_OF_COMPONENTS = {"largest": "paper", "all": "all-components"}
 
 
 class Record(BaseModel):
-    """A JSON document of a run; read back leniently, so that an older camlake reads a newer one's."""
+    """A JSON document of a run. Unknown keys are ignored, so that an older camlake reads documents of a newer one."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class DataFile(Record):
-    """A Parquet file that a commit made part of the dataset."""
+    """A committed Parquet file."""
 
     table: str
     path: str
@@ -26,19 +27,19 @@ class DataFile(Record):
 
 
 class CommitRecord(Record):
-    """Makes the files of one write task part of the dataset; written after them."""
+    """Makes the files of one write task part of the dataset. It is written after the files."""
 
     run_id: str
     task: str
     images: int
     rejected: int
     maps_without_box: int = 0
-    """Maps with no positive value: the paper's rule gives no box."""
+    """Maps with no positive value, for which the paper's rule gives no box."""
     files: tuple[DataFile, ...]
 
 
 class Lineage(Record):
-    """Where a run's rows come from."""
+    """The software, network and weights that made a run's rows."""
 
     camlake_version: str
     code_version: str | None
@@ -54,23 +55,23 @@ class Lineage(Record):
     classes: int
     preprocessing: dict[str, Any]
     source: str | None = None
-    """Of a rebox: the output whose stored maps the boxes are cut from."""
+    """The output whose stored maps the boxes were cut from; only for a run of rebox."""
     source_runs: tuple[str, ...] = ()
-    """Its runs, oldest first."""
+    """The runs of that output, oldest first."""
 
 
 class Counts(Record):
-    """The run's account: listed = left_out + already_done + planned, and planned = annotated + rejected."""
+    """How many inputs a run had: listed = left_out + already_done + planned; planned = annotated + rejected at its end."""
 
     listed: int = 0
     duplicates: int = 0
-    """Inputs that name a uri a second time; counted once in ``listed``."""
+    """Inputs that repeat the uri of another input; ``listed`` does not count them."""
     skipped_files: int = 0
     """Files of the input that are no images by their names: see ``skipped_by_kind``."""
     skipped_by_kind: dict[str, int] = {}
     """These files by kind: an extension, ``hidden file``, ``hidden folder``, ``no extension``, ``special file``, ..."""
     left_out: int = 0
-    """By --limit and --sample."""
+    """Inputs that --limit and --sample left out."""
     already_done: int = 0
     planned: int = 0
     annotated: int = 0
@@ -79,9 +80,15 @@ class Counts(Record):
     maps_without_box: int = 0
     rejected_by_reason: dict[str, int] = {}
 
+    @property
+    def skipped_sentence(self) -> str:
+        """Return what listing skipped, by kind and number, in one line; an empty text where it skipped nothing."""
+        files = f"{self.skipped_files} {'file' if self.skipped_files == 1 else 'files'}"
+        return f"skipped {files} as no images: {say_kinds(self.skipped_by_kind)}" if self.skipped_by_kind else ""
+
 
 class RunManifest(Record):
-    """The last word on a run: ``running`` at its start, ``complete`` or ``interrupted`` at its end."""
+    """The state of a run: ``running`` from its start on, at its end ``complete`` or ``interrupted``."""
 
     schema_version: int = SCHEMA_VERSION
     run_id: str
@@ -96,12 +103,12 @@ class RunManifest(Record):
     lineage: Lineage
     counts: Counts = Counts()
     files: tuple[DataFile, ...] = ()
-    """Every committed file; filled at the end, so that later runs need not read the commit records."""
+    """Every committed file. It is filled at the end, so that later runs need not read the commit records."""
 
     @field_validator("settings")
     @classmethod
     def _by_todays_names(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        """Return the settings with ``box_rule``, which was called ``components`` once."""
+        """Return the settings with ``box_rule``; an older version called it ``components``."""
         if "components" not in settings:
             return settings
         rest = {name: value for name, value in settings.items() if name != "components"}
@@ -109,5 +116,5 @@ class RunManifest(Record):
 
 
 def spelled(value: Any) -> str:
-    """Return a setting as its option takes it."""
+    """Return the value of a setting as a user would write it behind the option."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,9 +1,9 @@
 """Reads an output back: ``import camlake; lake = camlake.open("s3://bucket/labels")``.
 
-Every query sees committed rows only, and of each image only the rows of the run that decided on it last, so that a
-running or dead run never shows half results and a changed photograph's old boxes stay hidden. Each view has the
-partition columns ``model`` and ``date`` beside the table's own. Any engine gets the same rows from the bare files with
-``CURRENT_ROWS_SQL``.
+Every query sees only committed rows, and of each image only the rows of the run that decided last about it. So half
+results of a running or dead run never appear, and the old boxes of a changed photograph stay hidden. Each view has the
+columns of its table and the partition columns ``model`` and ``date``. ``CURRENT_ROWS_SQL`` gives the same rows in any
+engine that reads the files.
 """
 
 from collections.abc import Mapping
@@ -35,10 +35,10 @@ of the UNION out there.
 
 
 class Lake:
-    """An opened output, as of the moment it was opened. A context manager; ``close`` ends its DuckDB connection."""
+    """An output as it was when it was opened. A context manager; ``close`` ends its DuckDB connection."""
 
     def __init__(self, runs: list[RunManifest], con: duckdb.DuckDBPyConnection) -> None:
-        """Made by ``camlake.open``."""
+        """``camlake.open`` calls this; ``con`` has the views."""
         self._runs, self._con = runs, con
 
     @property
@@ -48,13 +48,13 @@ class Lake:
 
     @property
     def runs(self) -> list[RunManifest]:
-        """Every run's manifest, oldest first; a running one counts what is committed so far."""
+        """The manifests of all runs, oldest first; that of a running one counts what is committed so far."""
         return list(self._runs)
 
     def connection(self) -> duckdb.DuckDBPyConnection:
-        """Return the DuckDB connection with the views images, boxes, heatmaps, features, quarantine.
+        """Return the DuckDB connection with a view for each table: images, boxes, heatmaps, features, quarantine.
 
-        ``all_<table>`` are the same with superseded rows. Times are UTC.
+        The views ``all_<table>`` have the superseded rows too. Times are UTC.
         """
         return self._con
 
@@ -87,7 +87,7 @@ class Lake:
         return frame
 
     def close(self) -> None:
-        """End the DuckDB connection; relations of it can't be read any more."""
+        """End the DuckDB connection; after that its relations can't be read."""
         self._con.close()
 
     def __enter__(self) -> Self:

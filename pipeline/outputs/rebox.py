@@ -1,8 +1,7 @@
-"""New boxes from stored maps: a second output beside the first, with no network and no image.
+"""New boxes from stored maps: writes a second output beside the first, without a network and without images.
 
-Each commit of the source is read whole, cut and committed, several side by side in threads. The stored maps are rounded
-to 256 levels, so that a box is exactly that of a map which is nowhere further than (heat_max - heat_min) / 510 from the
-network's: its level set lies between those of the true map at the same level plus and minus so much.
+Threads take the source commit by commit: they read its rows, cut the boxes and commit them. Stored maps are rounded to
+256 levels. So each box is exact for a map that differs from the network's map by at most (heat_max - heat_min) / 510.
 """
 
 import os
@@ -31,7 +30,7 @@ _OUTPUTS = ["boxes"]
 
 @dataclass(frozen=True)
 class Rebox:
-    """A begun run that holds its output's lease."""
+    """A begun run of rebox, which holds the lease of its output."""
 
     source: Source
     run: OpenRun
@@ -40,9 +39,9 @@ class Rebox:
     works: tuple[Work, ...]
 
     def cut(self, advance: Callable[[int], None]) -> int:
-        """Commit all of the work, telling ``advance`` how many inputs are done so far.
+        """Commit all of the work; ``advance`` is called with the number of inputs that are done so far.
 
-        Return how many maps have no new box because no stored one tells the probability of their class.
+        Return the number of maps without a new box for which no stored box gives the probability of the class.
         """
         done = unknown = 0
         threads = os.cpu_count() or 1
@@ -63,10 +62,10 @@ class Rebox:
 
 @contextmanager
 def open_rebox(config: ReboxConfig) -> Iterator[Rebox]:
-    """Take the new output's lease, plan what it lacks and begin; the caller cuts the boxes and finishes the run.
+    """Open and plan a run on the new output; the caller calls ``cut`` and finishes the run.
 
-    Raises UsageError for a source that lacks what the boxes need and for an output whose rows were made otherwise,
-    LeaseError where another run is at work on it.
+    Raises UsageError for a source without the tables that the boxes need and for an output whose rows were made with
+    other settings, LeaseError while another run holds the output.
     """
     source = open_source(config)
     if canonical_url(config.out) == canonical_url(config.labels):
@@ -97,7 +96,7 @@ def _request(config: ReboxConfig, source: Source) -> RunRequest:
 
 
 def _calibration_of(source: Source, run: OpenRun) -> Calibration | None:
-    """Return the calibration of the source where it was fitted on boxes of the same rule."""
+    """Return the calibration of the source; None unless it was fitted on boxes of the same rule."""
     settings = run.manifest.settings
     if any(source.run.settings.get(name) != settings[name] for name in RULE):
         return None

@@ -1,7 +1,6 @@
-"""What ``rebox`` reads: the stored maps of an output, commit by commit, and which of their images are not done yet.
+"""The source of a rebox and its plan: which images of each commit of the source are not done yet.
 
-The plan has one file for each commit of the source that still has current images to do, so that a worker reads the
-files of one commit whole.
+The plan has one file for each commit of the source with images to do, so that a worker reads the files of one commit.
 """
 
 import io
@@ -33,22 +32,23 @@ _ENDINGS: tuple[Table, ...] = ("images", "quarantine")
 
 @dataclass(frozen=True)
 class Source:
-    """One model's committed rows of an output."""
+    """The committed rows of one model in an output."""
 
     fs: AbstractFileSystem
     root: str
     url: str
-    """Canonical, without secrets."""
+    """The canonical URL, without secrets."""
     run: RunManifest
-    """The newest run with rows."""
+    """The newest run that has rows."""
     run_ids: tuple[str, ...]
-    """All runs with rows, oldest first."""
+    """The ids of all runs that have rows, oldest first."""
     commits: tuple[CommitRecord, ...]
 
     def current_rows(self, work: "Work", fs: AbstractFileSystem, root: str) -> dict[Table, pa.Table]:
-        """Return the rows of ``work``'s images in images, boxes, heatmaps and quarantine.
+        """Return the rows that the inputs of ``work`` have in images, boxes, heatmaps and quarantine.
 
-        ``fs`` and ``root``: the new output's, which has the plan. Raises StoreError where something can't be read.
+        ``fs`` and ``root`` are those of the new output, which holds the plan. Raises StoreError where a file can't be
+        read.
         """
         path = LakePaths(root).full(work.plan)
         planned = _read_parquet(fs, path, ["image_id"])["image_id"].combine_chunks()
@@ -68,15 +68,15 @@ _COLUMNS: dict[Table, tuple[str, ...]] = {
     "boxes": ("image_id", "rank", "class_prob"),
     "heatmaps": ("image_id", "rank", "class_id", "label", "heat_h", "heat_w", "heat_min", "heat_max", "heat"),
 }
-"""What ``current_rows`` reads of each table."""
+"""The columns that ``current_rows`` reads of each table."""
 
 
 class Work(NamedTuple):
-    """Images of one commit of the source that are to be done."""
+    """Inputs of one commit of the source that are to be done."""
 
     commit: CommitRecord
     plan: str
-    """Their file of the plan, relative to the new output."""
+    """The file of the plan that lists them, relative to the new output."""
     rows: int
 
 
@@ -91,10 +91,10 @@ def _read_parquet(fs: AbstractFileSystem, path: str, columns: list[str]) -> pa.T
 
 
 def open_source(config: ReboxConfig) -> Source:
-    """Return the rows that ``config`` names.
+    """Return the source that ``config`` names.
 
-    Raises StoreError where there is no output, UsageError for an unknown model and for an output without what the new
-    boxes need.
+    Raises StoreError where there is no output, UsageError for an unknown model and for an output without the tables
+    that the new boxes need.
     """
     fs, root = connect(config.labels, config, anonymous=config.anonymous)
     runs = [run for run in load_runs(fs, root) if run.files]
@@ -115,7 +115,7 @@ def open_source(config: ReboxConfig) -> Source:
 
 
 def _refuse_unfit(config: ReboxConfig, run: RunManifest) -> None:
-    """Raise UsageError where the source can't give the boxes that are asked for."""
+    """Raise UsageError where the boxes that ``config`` asks for can't be cut from the source."""
     settings, where = run.settings, safe_url(config.labels)
     missing = [table for table in ("heatmaps", "boxes") if table not in settings["outputs"]]
     if missing:
@@ -136,9 +136,10 @@ def _refuse_unfit(config: ReboxConfig, run: RunManifest) -> None:
 
 
 def plan_rebox(source: Source, fs: AbstractFileSystem, root: str, plan_dir: str) -> tuple[list[Work], Counts]:
-    """Write the source's current images and rejections that ``root`` lacks to ``root``/``plan_dir``; return the work.
+    """Write the plan to ``root``/``plan_dir`` and return the work with the counts of the run.
 
-    Done is an input whose same version ended in the same table. Memory stays bounded: DuckDB spills.
+    An input is done where the new output has the same version of it in the same table, images or quarantine. Memory
+    stays bounded: DuckDB spills to disk.
     """
     ours = [run for run in load_runs(fs, root) if run.model == source.run.model]
     files = [file for commit in source.commits for file in commit.files if file.table in _ENDINGS]

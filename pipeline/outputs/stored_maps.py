@@ -1,4 +1,4 @@
-"""From the stored rows of images to new boxes: maps are read back, cut by a rule, and told as rows of the tables."""
+"""Cuts new boxes from stored maps and returns them as rows of the tables."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -15,27 +15,27 @@ from schemas.box_rules import HEURISTIC_CLASSES
 from schemas.tables import TABLES, Table
 
 _CUT_CELLS = 250_000
-"""Map cells × thresholds cut at once, whose grids stay in a processor's cache; as evaluate's sweep."""
+"""Map cells × thresholds that are cut at once: so many grids stay in a processor's cache, as in evaluate's sweep."""
 
 
 class NewTables(NamedTuple):
-    """What becomes of some images."""
+    """The new rows of some inputs."""
 
     tables: dict[Table, pa.Table]
-    """images, boxes and quarantine, where there are rows."""
+    """The tables images, boxes and quarantine; one without rows may be missing."""
     maps_without_box: int
     """Maps with no positive value."""
     maps_without_prob: int
-    """Maps with boxes of a class whose probability is not known; they are left out."""
+    """Maps whose boxes are left out, because the probability of their class is not known."""
 
 
 def new_tables(
     rows: Mapping[Table, pa.Table], rule: BoxRule, run_id: str, method: str, calibration: Calibration | None
 ) -> NewTables:
-    """Return the rows of ``run_id``: images with their new boxes, rejections as they are.
+    """Return rows for the run ``run_id``: images with their new boxes, and unchanged rejections.
 
-    ``rows``: images, boxes, heatmaps and quarantine of the same inputs. A class's probability is that of its stored
-    box, or of the image where it is the most probable one.
+    ``rows`` holds the rows of the same inputs in images, boxes, heatmaps and quarantine. The probability of a class is
+    that of its stored box; for the most probable class it is ``top1_prob`` of the image.
     """
     tables: dict[Table, pa.Table] = {}
     if rejected := len(rows["quarantine"]):
@@ -71,12 +71,12 @@ def _set(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
 
 
 def _first_ranks(maps: pa.Table) -> pa.Table:
-    """Return the maps that the heuristic looks at."""
+    """Return the maps of the classes that the heuristic uses."""
     return maps.filter(pc.less(maps["rank"], HEURISTIC_CLASSES))
 
 
 def _cut(rule: BoxRule, maps: pa.Table, sizes_hw: NDArray[np.int64]) -> Iterator[CutMaps]:
-    """Yield the boxes of the maps, those of one shape together, a few at once."""
+    """Yield the boxes of the maps: maps of one shape together, at most _CUT_CELLS at a time."""
     shapes = np.stack([maps[name].to_numpy() for name in ("heat_h", "heat_w")], axis=1)
     ranks = maps["rank"].to_numpy().astype(np.int64)
     for height, width in np.unique(shapes, axis=0).tolist():
@@ -93,7 +93,7 @@ def _cut(rule: BoxRule, maps: pa.Table, sizes_hw: NDArray[np.int64]) -> Iterator
 def _probabilities(
     images: pa.Table, boxes: pa.Table, image: NDArray[np.int64], rank: NDArray[np.int32]
 ) -> NDArray[np.float32]:
-    """Return class_prob (N,) of maps by the row of their image and their rank (N,), NaN where nothing tells it."""
+    """Return class_prob (N,) of N maps, NaN where it is unknown; ``image`` (N,) gives rows of ``images``."""
     ids = images["image_id"].combine_chunks()
     of_box = pc.index_in(boxes["image_id"], ids).to_numpy().astype(np.int64)
     keys = _keys(of_box, boxes["rank"].to_numpy())

@@ -1,4 +1,4 @@
-"""Where an output keeps the calibrations of its models' box scores: ``<root>/_calibrations/model=<name>.json``."""
+"""Reads and writes the calibrations of an output, one a model: ``<root>/_calibrations/model=<name>.json``."""
 
 import json
 import posixpath
@@ -19,20 +19,20 @@ from schemas.runs import spelled
 
 FOLDER = "_calibrations"
 RULE = ("threshold", "box_rule", "min_area")
-"""Settings that say how boxes are cut from maps."""
+"""The settings by which boxes are cut from maps."""
 
 
 def calibration_path(root: str, model: str) -> str:
-    """Return where the calibration of ``model``, its name and digest, lies."""
+    """Return the path of the calibration of ``model``, <name>-<digest8>."""
     return posixpath.join(root, FOLDER, f"model={model}.json")
 
 
 def write_calibration(
     fs: AbstractFileSystem, root: str, model: str, calibration: Calibration, settings: Mapping[str, Any]
 ) -> None:
-    """Keep a calibration, in the place of an earlier one; raises StoreError where the store refuses.
+    """Write a calibration, over an earlier one; raises StoreError where the store refuses.
 
-    ``settings`` of the run whose boxes it was fitted on.
+    ``settings`` are those of the run whose boxes the calibration was fitted on.
     """
     document = json.dumps(calibration.document() | {"localization": _localization(settings)}, indent=1)
     write_whole(fs, calibration_path(root, model), document.encode())
@@ -41,8 +41,8 @@ def write_calibration(
 def read_calibration(fs: AbstractFileSystem, root: str, model: str, settings: Mapping[str, Any]) -> Calibration | None:
     """Return the calibration of ``model``, None where the output has none.
 
-    Raises StoreError where it can't be read, is of another version of camlake, or was fitted on boxes of maps that were
-    made otherwise than ``settings`` say.
+    Raises StoreError where it can't be read, where another version of camlake wrote it, and where it was fitted on maps
+    that were made with other settings than ``settings``.
     """
     path = calibration_path(root, model)
     with store_errors(f"{path} can't be read"):
@@ -62,9 +62,9 @@ def read_calibration(fs: AbstractFileSystem, root: str, model: str, settings: Ma
 
 
 def calibration_in(url: str, storage: StorageConfig, model: str, settings: Mapping[str, Any]) -> Calibration:
-    """Return the calibration of ``model`` in another output, for boxes made as ``settings`` say (``--calibration``).
+    """Return the calibration of ``model`` in another output (``--calibration``), for boxes made with ``settings``.
 
-    Raises UsageError where there is none, or one for boxes of another rule, and as read_calibration does.
+    Raises UsageError where there is none or where it is for boxes of another rule, StoreError as read_calibration does.
     """
     where = safe_url(url)
     place = connect(url, storage, anonymous=storage.anonymous)
@@ -82,7 +82,7 @@ def calibration_in(url: str, storage: StorageConfig, model: str, settings: Mappi
 
 
 def _localization(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that say how maps are made."""
+    """Return the settings by which maps are made."""
     return {name: settings.get(name, first) for name, first in FIRST_LOCALIZATION.items()}
 
 

@@ -26,36 +26,36 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class LakePaths:
-    """Names the objects of an output. Paths are relative to ``root`` and use ``/``; ``full`` makes them absolute."""
+    """The paths of an output's objects. They are relative to ``root`` and use ``/``; ``full`` makes them absolute."""
 
     root: str
 
     def full(self, path: str) -> str:
-        """Return the path on the output's file system; raises StoreError for a path that leaves the output."""
+        """Return the full path of a relative one; raises StoreError for a path that leads outside the output."""
         if path.startswith("/") or ".." in PurePosixPath(path).parts:
             raise StoreError(f"{path!r} leaves the output {self.root}: this output was not written by camlake")
         return f"{self.root.rstrip('/')}/{path}"
 
     def relative(self, path: str) -> str:
-        """Return a path that a listing gave, relative to ``root``."""
+        """Return the path of a listing relative to ``root``."""
         return path.strip("/").removeprefix(self.root.strip("/")).lstrip("/")
 
     def data_path(self, table: Table, model: str, date: str, run_id: str, task: str) -> str:
-        """Return where a task's rows of one table go; raises ValueError for a part that is no plain name."""
+        """Return the path of a task's rows of one table; raises ValueError for an argument that is no plain name."""
         _check_names(model, date, run_id, task)
         return f"{table}/model={model}/date={date}/part-{run_id}-{task}.parquet"
 
     def run_dir(self, run_id: str) -> str:
-        """Return the folder of what a run says of itself; raises ValueError for a run id that is no plain name."""
+        """Return the folder of a run's documents; raises ValueError for a run id that is no plain name."""
         _check_names(run_id)
         return f"{RUNS}/{run_id}"
 
     def manifest_path(self, run_id: str) -> str:
-        """Return where a run's manifest lies."""
+        """Return the path of a run's manifest."""
         return f"{self.run_dir(run_id)}/manifest.json"
 
     def lineage_path(self, run_id: str) -> str:
-        """Return where a run's lineage lies."""
+        """Return the path of a run's lineage."""
         return f"{self.run_dir(run_id)}/lineage.json"
 
     def plan_dir(self, run_id: str) -> str:
@@ -67,13 +67,13 @@ class LakePaths:
         return f"{self.run_dir(run_id)}/commits"
 
     def commit_path(self, run_id: str, task: str) -> str:
-        """Return where a task's commit record lies; raises ValueError for a task that is no plain name."""
+        """Return the path of a task's commit record; raises ValueError for a task that is no plain name."""
         _check_names(task)
         return f"{self.commits_dir(run_id)}/{task}.json"
 
     @property
     def lease_dir(self) -> str:
-        """Return the folder of the lease's generations."""
+        """Return the folder of the generations of the lease."""
         return f"{RUNS}/lease"
 
 
@@ -84,6 +84,6 @@ def _check_names(*names: str) -> None:
 
 
 def new_run_id() -> str:
-    """Return a run id that sorts by its start: UTC to the millisecond, 24 random bits, 20261123T045512.042-1a2b3c."""
+    """Return a new run id, such as 20261123T045512.042-1a2b3c: the time in UTC, by which ids sort, and random bits."""
     now = datetime.now(UTC)
     return f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03d}-{secrets.token_hex(3)}"

@@ -1,8 +1,9 @@
-"""A lease on an output, so that two runs never interleave.
+"""A lease on an output, so that two runs never write to it at the same time.
 
-The lease has generations, ``_runs/lease/<generation>.json``, and who created the highest one holds it. A generation is
-only ever created by a conditional write that fails where it exists, so that of many who try at once one succeeds.
-Taking over means to create the next generation: the former holder finds it and stops, whatever its clock says.
+The lease has generations, ``_runs/lease/<generation>.json``. The run that created the highest generation holds the
+lease. A generation is created by a conditional write, which fails where the generation exists: of several runs that try
+at the same time only one succeeds. A run takes the lease over by creating the next generation. The former holder finds
+that generation and stops, whatever its clock says.
 """
 
 import json
@@ -39,7 +40,7 @@ _creating = threading.Lock()
 
 
 class _Holder(Record):
-    """What a generation says of its holder."""
+    """The content of a generation: who holds the lease."""
 
     run_id: str
     host: str
@@ -53,10 +54,10 @@ class _Holder(Record):
 
 
 class Lease:
-    """The right to write to an output; a thread renews it until ``release``. Made by ``acquire``."""
+    """The right to write to an output. ``acquire`` makes it, and a thread renews it until ``release``."""
 
     def __init__(self, fs: AbstractFileSystem, root: str, holder: _Holder, generation: int, ttl_s: float) -> None:
-        """Start nothing yet; ``generation`` is the one that ``acquire`` created."""
+        """``acquire`` calls this and starts the thread; ``generation`` is the one that it created."""
         self.generation = generation
         self._fs, self._root, self._holder, self._ttl_s = fs, root, holder, ttl_s
         self._good_until = time.monotonic() + ttl_s
@@ -69,10 +70,10 @@ class Lease:
     def acquire(cls, fs: AbstractFileSystem, root: str, run_id: str, ttl_s: float = 60.0) -> Self:
         """Return the lease on ``root``, renewed every quarter of ``ttl_s`` seconds.
 
-        It is taken over at once from a released or expired holder and from a process of this machine that has ended.
-        Clocks of machines that share an output should agree to within ``ttl_s``; where they don't, a live holder may
-        lose its lease, but never share it. Raises LeaseError while another run holds it, StoreError where the store
-        refuses to write it.
+        A lease that was released, that has expired or whose holder was a process of this machine that has ended is
+        taken over at once. The clocks of machines that share an output should agree to within ``ttl_s``; where they
+        don't, a live holder may lose its lease, but two runs never hold it together. Raises LeaseError while another
+        run holds the lease, StoreError where the store refuses to write it.
         """
         holder = _this_process(run_id, ttl_s)
         for _ in range(_ATTEMPTS):
@@ -87,7 +88,7 @@ class Lease:
         raise LeaseError(f"{root}: other runs keep taking this output's lease; try again when they have ended")
 
     def assert_held(self) -> None:
-        """Raise LeaseError when another run took the lease over, or when it could not be renewed before it expired."""
+        """Raise LeaseError where another run took the lease over, or where it expired before it could be renewed."""
         if self._lost:
             raise LeaseError(self._lost)
         if time.monotonic() > self._good_until:
@@ -96,7 +97,7 @@ class Lease:
         assert_generation_held(self._fs, self._root, self.generation)
 
     def release(self) -> None:
-        """Stop renewing and let the next run take the lease; a lease that was lost is left to its new holder."""
+        """Stop renewing the lease and mark it as released, unless another run holds it by now."""
         self._stop.set()
         self._thread.join(self._ttl_s)
         if not self._lost and _generations(self._fs, self._root)[-1:] == [self.generation]:
@@ -107,7 +108,7 @@ class Lease:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Release the lease, whatever happened inside."""
+        """Release the lease, also after an exception."""
         self.release()
 
     def _renew_until_stopped(self) -> None:
@@ -133,7 +134,7 @@ class Lease:
 
 
 def assert_generation_held(fs: AbstractFileSystem, root: str, generation: int) -> None:
-    """Raise LeaseError unless ``generation`` is still the highest; one listing, for workers about to commit."""
+    """Raise LeaseError unless ``generation`` is still the highest. Workers call this before they commit."""
     newest = _generations(fs, root)[-1:]
     if not newest:
         raise LeaseError(f"{root}: the lease is gone; was the output removed while this run wrote to it?")
@@ -163,7 +164,7 @@ def _after(ttl_s: float) -> datetime:
 
 
 def _read(fs: AbstractFileSystem, path: str) -> _Holder | None:
-    """Return what a generation says; None where a newer one replaced it. Waits for one that is just being written."""
+    """Return the holder of a generation; None where a newer generation replaced it. Waits while it is being written."""
     for _ in range(20):
         data = read_whole(fs, path)
         if data is None:
@@ -185,7 +186,7 @@ def _refuse_if_held(fs: AbstractFileSystem, root: str, generation: int) -> None:
 
 
 def _create(fs: AbstractFileSystem, path: str, holder: _Holder) -> bool:
-    """Create a generation where there is none, and return whether this call did; StoreError where the store refuses."""
+    """Create a generation unless it exists, and return whether this call created it; raises StoreError."""
     data = _encode(holder)
     with store_errors(f"the lease {path} can't be written"):
         if is_local(fs):
@@ -205,9 +206,10 @@ def _create_locally(path: Path, data: bytes) -> bool:
 
 
 def _create_in_store(fs: AbstractFileSystem, path: str, data: bytes, probe: bytes) -> bool:
-    """As ``_create``; a second write under the same condition shows whether the store heeds it.
+    """Do what ``_create`` says. A second write under the same condition shows whether the store heeds the condition.
 
-    Where it does not, the last writer wins: everybody waits until all who looked before have written, and reads back.
+    On a store that does not heed it the last writer wins. So each writer waits until all writers that looked before it
+    have written, and then reads back who won.
     """
     for content in (data, probe):
         try:
@@ -239,7 +241,7 @@ def _this_process(run_id: str, ttl_s: float) -> _Holder:
 
 
 def _machine() -> str:
-    """Return what process ids belong to, the running kernel and its process namespace; empty where it is unknown."""
+    """Return the running kernel and process namespace, within which process ids are unique; empty where unknown."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -247,7 +249,7 @@ def _machine() -> str:
 
 
 def _process_started(pid: int) -> str | None:
-    """Return a process's start in ticks since boot; None for one that has ended."""
+    """Return the start of a process in ticks since boot; None where the process has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Where a run's rows come from: versions of the code and of the packages that shape them."""
+"""The versions of the code and of the packages that made a run's rows."""
 
 import platform
 import subprocess
@@ -10,11 +10,11 @@ PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "numpy", "opencv-python-he
 
 
 NOT_INSTALLED = "not installed"
-"""The version of what is only on Python's path, or there under another name."""
+"""Stands for the version of a package that is not installed under this name."""
 
 
 def software_versions() -> dict[str, Any]:
-    """Return the fields of ``schemas.runs.Lineage`` that say which software made the rows."""
+    """Return the fields of ``schemas.runs.Lineage`` that name the software."""
     return {
         "camlake_version": camlake_version(),
         "code_version": code_version(),
@@ -29,7 +29,7 @@ def camlake_version() -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that shape the rows, NOT_INSTALLED where there is none."""
+    """Return the versions of PACKAGES, NOT_INSTALLED for one that is not installed."""
     return {name: installed_version(name) for name in PACKAGES}
 
 
@@ -47,7 +47,10 @@ def python_version() -> str:
 
 
 def code_version() -> str | None:
-    """Return the git commit of the working copy that camlake runs from, with ``+`` where it has changes; else null."""
+    """Return the git commit of the working copy that camlake runs from, with ``+`` where files were changed.
+
+    None where camlake does not run from a working copy.
+    """
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None

@@ -52,10 +52,10 @@ LATEST_SQL = (
 
 
 class CommittedFiles(AbstractFileSystem):  # type: ignore[misc]  # fsspec is untyped
-    """The committed files of one output as DuckDB may see them: read-only, relative to the output, by exact ranges.
+    """A read-only file system for DuckDB with the committed files of one output, named by their relative paths.
 
-    A commit record knows each file's size, so that neither a request for it nor a listing is needed, and a name with
-    ``*`` or ``[`` is only a name.
+    The commit records tell the sizes of the files, so that no request is needed to learn them. ``*`` and ``[`` in a
+    name have no special meaning.
     """
 
     protocol = PROTOCOL
@@ -68,7 +68,7 @@ class CommittedFiles(AbstractFileSystem):  # type: ignore[misc]  # fsspec is unt
         self._sizes = {file.path: file.size_bytes for file in files}
 
     def glob(self, path: str, **_: Any) -> list[str]:
-        """Return the one file of that name, or nothing."""
+        """Return the file of exactly that name, or nothing."""
         name = self._strip_protocol(path)
         return [name] if name in self._sizes else []
 
@@ -92,9 +92,9 @@ class CommittedFiles(AbstractFileSystem):  # type: ignore[misc]  # fsspec is unt
 
 
 class _RangeFile(io.RawIOBase):
-    """A file of a known size in which each read is one ranged request; its last TAIL_BYTES are asked for only once.
+    """A file of a known size. Each read is one ranged request, and the last TAIL_BYTES are requested only once.
 
-    DuckDB seeks and then reads, on one handle from several threads at once: each thread has a position of its own.
+    DuckDB seeks and reads on one handle from several threads at the same time, so each thread has its own position.
     """
 
     def __init__(self, store: AbstractFileSystem, path: str, size: int) -> None:
@@ -146,7 +146,7 @@ def quote_list(texts: Sequence[str]) -> str:
 
 
 def connect_duckdb(memory_limit: str | None = MEMORY_LIMIT) -> duckdb.DuckDBPyConnection:
-    """Return an in-memory DuckDB in UTC that spills to a folder of its own; None keeps DuckDB's own memory limit."""
+    """Return an in-memory DuckDB in UTC that spills to its own folder; None leaves DuckDB its default memory limit."""
     config: dict[str, Any] = {
         "temp_directory": str(Path(tempfile.gettempdir()) / f"camlake-{uuid.uuid4().hex}"),
         "preserve_insertion_order": False,
@@ -163,7 +163,10 @@ def connect_duckdb(memory_limit: str | None = MEMORY_LIMIT) -> duckdb.DuckDBPyCo
 def committed_views(
     fs: AbstractFileSystem, root: str, files: Sequence[DataFile]
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a bounded DuckDB with the module's views over ``files``; a query that fails becomes a StoreError."""
+    """Open a DuckDB of bounded memory with this module's views of ``files``.
+
+    A query that fails inside the block becomes a StoreError.
+    """
     with closing(connect_duckdb()) as con:
         try:
             yield add_views(con, fs, root, files)
@@ -175,9 +178,9 @@ def committed_views(
 def add_views(
     con: duckdb.DuckDBPyConnection, fs: AbstractFileSystem, root: str, files: Sequence[DataFile]
 ) -> duckdb.DuckDBPyConnection:
-    """Create the module's views over ``files``, and return ``con``; a table without files is an empty view.
+    """Create this module's views of ``files`` and return ``con``; the view of a table without files is empty.
 
-    Raises StoreError for a file name that leaves the output.
+    Raises StoreError for a file name that points outside the output.
     """
     if not _readable_by_path(fs, root):
         con.register_filesystem(CommittedFiles(fs, LakePaths(root), files))
@@ -192,7 +195,7 @@ def add_views(
 
 
 def file_urls(fs: AbstractFileSystem, root: str, files: Sequence[DataFile], table: str) -> list[str]:
-    """Return what DuckDB calls the files of one table: local paths, or names in the registered CommittedFiles."""
+    """Return the names by which DuckDB opens the files of one table: local paths, or names in CommittedFiles."""
     layout = LakePaths(root)
     paths = [file.path for file in files if file.table == table]
     by_path = _readable_by_path(fs, root)
@@ -200,7 +203,7 @@ def file_urls(fs: AbstractFileSystem, root: str, files: Sequence[DataFile], tabl
 
 
 def _readable_by_path(fs: AbstractFileSystem, root: str) -> bool:
-    """Tell whether DuckDB may open local files itself: folders above the output must not look like partitions."""
+    """Return whether DuckDB opens the files itself: they are local, and no folder above looks like a partition."""
     return is_local(fs) and "=" not in root
 
 

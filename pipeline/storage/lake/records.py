@@ -21,7 +21,7 @@ def write_record(fs: AbstractFileSystem, path: str, record: Record) -> None:
 
 
 def parse_record(kind: type[_RecordType], data: bytes, path: str) -> _RecordType:
-    """Return the JSON document; raises StoreError for one that is none of its kind."""
+    """Return the document in ``data``; raises StoreError where it is no JSON document of this kind."""
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -39,7 +39,7 @@ def load_commits(fs: AbstractFileSystem, root: str, run_id: str) -> list[CommitR
 
 
 def with_commits(manifest: RunManifest, commits: Sequence[CommitRecord]) -> RunManifest:
-    """Return the manifest with the files that the commit records name, and what they count."""
+    """Return the manifest with the files of the commit records, and with their counts added up."""
     files = tuple(file for record in commits for file in record.files)
     counted = {
         "annotated": sum(record.images for record in commits),
@@ -52,11 +52,11 @@ def with_commits(manifest: RunManifest, commits: Sequence[CommitRecord]) -> RunM
 
 
 def load_runs(fs: AbstractFileSystem, root: str) -> list[RunManifest]:
-    """Return the manifest of every run, oldest first, each with its committed files.
+    """Return the manifests of all runs, oldest first, each with its committed files; empty where there is no run.
 
-    A finished run's files stand in its manifest; those of a running (or dead) run are taken from its commit records,
-    so that rows which are not committed are never seen. Raises StoreError for an unreadable document and for an
-    output of a newer schema version; an output without runs gives an empty list.
+    The files of a run that has ended stand in its manifest. The files of a running or dead run are those that its
+    commit records name, so that rows which are not committed are never seen. Raises StoreError for an unreadable
+    document and for an output of a newer schema version.
     """
     paths = LakePaths(root)
     names = [path.rstrip("/").rpartition("/")[2] for path in list_dir(fs, paths.full(RUNS))]

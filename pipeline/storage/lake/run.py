@@ -1,7 +1,7 @@
-"""Opens and closes the runs of an output for whoever writes to it: annotate, rebox and what comes.
+"""Opens and closes the runs of an output, for annotate, rebox and whatever else writes to one.
 
-A run is open while it holds the output's lease. It knows neither Ray nor a network: it takes the name of the partition,
-a lineage and plain values.
+A run is open while it holds the output's lease. This module knows neither Ray nor networks: a run is opened with the
+name of a partition, a lineage and plain values.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,24 +29,24 @@ from schemas.tables import Table
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What a run needs to be opened: where it writes, for which model, and what its rows are made with."""
+    """The values that a run is opened with."""
 
     out: str
     storage: StorageConfig
     model: str
     """Value of the ``model`` partition: <name>-<digest8>."""
     settings: Mapping[str, Any]
-    """What shapes the rows, by the names of the options; the same for all runs of one model in one output."""
+    """The options that shape the rows, by name; all runs of one model in one output must agree on them."""
     config: Mapping[str, Any]
     """The resolved configuration, as ``shown_config`` gives it."""
     lineage: Lineage
     calibration: str | None = None
-    """URL of another output whose calibration makes ``box_score``; None: the output's own, where it has one."""
+    """URL of another output whose calibration gives ``box_score``; None: this output's calibration, if it has one."""
 
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run that holds its output's lease; it counts from ``begin`` on."""
+    """A run that holds the lease of its output. Only after ``begin`` is it one of the output's runs."""
 
     fs: AbstractFileSystem
     root: str
@@ -56,12 +56,13 @@ class OpenRun:
     generation: int
     """Of the lease."""
     calibration: Calibration | None
-    """What makes ``box_score``; None where there is none."""
+    """Gives ``box_score``; None where there is no calibration."""
 
     def begin(self, counts: Counts, resolved: Mapping[str, Any] | None = None) -> Self:
         """Write the lineage and the manifest of the run, and return the begun run.
 
-        ``counts`` says what was planned; ``resolved`` holds what was chosen for options that the user left open.
+        ``counts`` tells how many inputs are listed and planned; ``resolved`` holds the values that were chosen for
+        options which the user left open.
         """
         config = self.manifest.config | ({"resolved": dict(resolved)} if resolved else {})
         manifest = self.manifest.model_copy(update={"counts": counts, "config": config})
@@ -69,7 +70,7 @@ class OpenRun:
         return replace(self, manifest=manifest)
 
     def committer(self, schemas: Mapping[Table, pa.Schema]) -> Committer:
-        """Return what commits the rows of this run; ``schemas`` are those of the tables that it writes."""
+        """Return the object that commits the rows of this run; ``schemas`` has the schema of each table it writes."""
         manifest = self.manifest
         return Committer(
             self.out, self.storage, manifest.run_id, manifest.model, manifest.date, self.generation, schemas
@@ -82,9 +83,9 @@ class OpenRun:
 
 @contextmanager
 def open_run(request: RunRequest) -> Iterator[OpenRun]:
-    """Take the output's lease and remove what dead runs left; the caller plans and begins.
+    """Take the output's lease and remove what dead runs left behind; then the caller plans and calls ``begin``.
 
-    Raises LeaseError where another run holds the output, and as ``check_settings`` and ``find_calibration`` do.
+    Raises LeaseError where another run holds the output, and what ``check_settings`` and ``find_calibration`` raise.
     """
     fs, root = connect(request.out, request.storage)
     started_at = datetime.now(UTC)

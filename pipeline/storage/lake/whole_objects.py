@@ -21,10 +21,10 @@ REQUESTS_AT_ONCE = 16
 
 
 def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:
-    """Write an object so that no reader ever meets half of it under its name, and replace what was there.
+    """Write an object in one step, over an older one of that name; no reader ever sees a part of it.
 
-    One PUT on an object store, which shows the object when it is complete; a temporary name and a rename locally.
-    Raises StoreError where the store refuses.
+    An object store gets one PUT and shows the object when it is complete. A local file is written under a temporary
+    name, synced to the disk and renamed. Raises StoreError where the store refuses.
     """
     with store_errors(f"{path} can't be written"):
         if is_local(fs):
@@ -48,7 +48,7 @@ def _write_and_rename(target: Path, data: bytes) -> None:
 
 
 def list_dir(fs: AbstractFileSystem, path: str) -> list[str]:
-    """Return the full paths right under a folder as the store has them now, sorted; empty where there is no folder."""
+    """Return the full paths directly under a folder, sorted; empty where there is no folder. Nothing is cached."""
     fs.invalidate_cache()
     with store_errors(f"{path} can't be listed"):
         try:
@@ -58,7 +58,7 @@ def list_dir(fs: AbstractFileSystem, path: str) -> list[str]:
 
 
 def list_data_files(fs: AbstractFileSystem, root: str) -> dict[str, int]:
-    """Return every file under the tables' folders as the store has it now: relative path → bytes."""
+    """Return the size in bytes of each file under the tables' folders, by its relative path. Nothing is cached."""
     paths, found = LakePaths(root), {}
     fs.invalidate_cache()
     with store_errors(f"{root} can't be listed"):
@@ -78,13 +78,13 @@ def read_whole(fs: AbstractFileSystem, path: str) -> bytes | None:
 
 
 def read_many(fs: AbstractFileSystem, paths: Sequence[str]) -> list[bytes | None]:
-    """Return what ``read_whole`` gives for each path, with many requests at once."""
+    """Return what ``read_whole`` returns for each path, with REQUESTS_AT_ONCE requests at the same time."""
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         return list(pool.map(lambda path: read_whole(fs, path), paths))
 
 
 def remove_many(fs: AbstractFileSystem, paths: Sequence[str]) -> None:
-    """Remove objects, with many requests at once; one that is already gone is no error. Raises StoreError."""
+    """Remove objects; one that does not exist is no error. Raises StoreError where the store refuses."""
 
     def remove(path: str) -> None:
         with store_errors(f"{path} can't be removed"), suppress(FileNotFoundError):

@@ -52,7 +52,18 @@ class AnnotateConfig(BoxConfig):
     weights: str = option(
         "DEFAULT", "torchvision's name of the weights, or a safetensors or state-dict file at any URL", "Network"
     )
-    labels: str | None = option(None, "file of class names, one a line or a JSON list", "Network")
+    weights_key: str | None = option(
+        None,
+        "key of the state dict in a file with several, such as state_dict or model_ema; default: averaged (EMA) weights"
+        " where there are any",
+        "Network",
+    )
+    labels: str | None = option(
+        None,
+        "file of class names, one a line or a JSON list, or a JSON object between numbers and names; of a network with"
+        " one logit the positive class's name, or the negative's and the positive's",
+        "Network",
+    )
 
     topk: int = option(
         5,

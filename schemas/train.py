@@ -65,6 +65,12 @@ class TrainConfig(StorageConfig):
         "what training starts from: torchvision's name of the weights, a weights file at any URL, or none",
         "Network",
     )
+    weights_key: str | None = option(
+        None,
+        "key of the state dict in a file with several, such as state_dict or model_ema; default: averaged (EMA) weights"
+        " where there are any",
+        "Network",
+    )
     image_size: int | None = option(
         None, "side of the network's input in pixels; default: the weights' own", "Network", ge=32, le=4096
     )

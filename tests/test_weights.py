@@ -93,9 +93,9 @@ def test_labels_are_never_invented(tmp_path: Path) -> None:
     [
         (b"ant\nbee\n", "2 labels for the 3 classes"),
         (b'["ant", "bee"]', "2 labels for the 3 classes"),
-        (b'["ant", "bee", 7]', "is no JSON list of names"),
-        (b'["ant", "bee"', "is no JSON list: "),
-        (b"\xff\xfe\x00", "is not UTF-8 text"),
+        (b'["ant", "bee", 7]', ": a JSON list with an empty name or a name that is no text"),
+        (b'["ant", "bee"', ": Expecting ',' delimiter"),
+        (b"\xff\xfe\x00", ": not UTF-8 text"),
     ],
 )
 def test_labels_that_do_not_match_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -176,7 +176,7 @@ def test_cut_and_garbled_files_are_refused_in_one_line(suffix: str, content: byt
     ("weights", "message"),
     [
         ("IMAGENET1K_V3", "of resnet50: allowed: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, or a .safetensors, .pt"),
-        ("nets/net.bin", "--weights nets/net.bin: allowed: a .safetensors, .pt or .pth file"),
+        ("nets/net.onnx", "--weights nets/net.onnx: allowed: a .safetensors, .pt, .pth, .pth.tar, .ckpt or .bin file"),
         ("nowhere/net.pt", "nowhere/net.pt can't be read: No such file"),
     ],
 )

@@ -37,7 +37,9 @@ class Model:
 def load_model(config: AnnotateConfig) -> Model:
     """Return the network that ``config`` names; raises ModelError, which fails the run, where it can't be used."""
     read, exact_maps = functools.partial(read_url, storage=config), METHODS[config.method].exact
-    weights = load_weights(config.model, config.weights, config.labels, read, exact_maps=exact_maps)
+    weights = load_weights(
+        config.model, config.weights, config.labels, read, key=config.weights_key, exact_maps=exact_maps
+    )
     name = weights.architecture.name
     network = load_network(
         name, weights.state, config.image_size, preprocessing=weights.preprocessing, exact_maps=exact_maps
@@ -46,7 +48,7 @@ def load_model(config: AnnotateConfig) -> Model:
         raise ModelError(NO_BOX_HEAD)
     views = _views(config, network)
     resize = ResizePlan(config.resize, views.side_px, views.canvas_hw)
-    digest = model_digest(name, weights.sha256, network.preprocessing, config.resize)
+    digest = model_digest(name, weights.sha256, network.preprocessing, config.resize, weights.key)
     return Model(network, weights, digest, resize)
 
 

@@ -131,8 +131,9 @@ def first_weights(config: TrainConfig, images: LabelledImages) -> tuple[Architec
     architecture = Architecture(config.model, config.pooling, config.width, len(images.labels))
     entry = registry.check(architecture)
     torch.manual_seed(config.seed)
-    if config.weights != "none":
-        pretrained = load_pretrained(architecture, config.weights, functools.partial(read_url, storage=config))
+    if config.weights != "none" or config.weights_key:
+        read = functools.partial(read_url, storage=config)
+        pretrained = load_pretrained(architecture, config.weights, read, config.weights_key)
     elif config.train == "head":
         raise UsageError("--train head: needs pretrained layers below the head; allowed with --weights none: full")
     else:

@@ -29,24 +29,26 @@ class Pretrained:
     """What the trained layers expect of the input."""
 
 
-def load_pretrained(architecture: Architecture, weights: str = "DEFAULT", read: Read = read_local) -> Pretrained:
+def load_pretrained(
+    architecture: Architecture, weights: str = "DEFAULT", read: Read = read_local, key: str | None = None
+) -> Pretrained:
     """Return values to start training ``architecture`` from: pretrained layers, and a last layer of random values.
 
     ``weights`` is DEFAULT or another name of weights of the network that the entry calls its source, or the URL of a
-    file with that network's state or with an earlier checkpoint of the network itself. ``read`` returns the bytes of
-    the file; its exceptions pass through. Raises ModelError, which ends the run, where there are no such weights, they
-    can't be read, or they fit no layer of the network.
+    file with that network's state or with an earlier checkpoint of the network itself. ``key`` chooses among the state
+    dicts of a file. ``read`` returns the bytes of the file; its exceptions pass through. Raises ModelError, which ends
+    the run, where there are no such weights, they can't be read, or they fit no layer of the network.
     """
     entry = registry.check(architecture)
     if not is_name(weights):
-        file = read_checkpoint(weights, read)
+        file = read_checkpoint(weights, read, key)
     elif entry.source is None:
         raise ModelError(
             f"--weights {weights}: torchvision has none for {entry.name}; allowed: --weights none, or a file"
         )
     else:
-        file = read_published(entry.source, entry.official_weights or entry.published, weights)
+        file = read_published(entry.source, entry.official_weights or entry.published, weights, key)
     converted = convert(architecture, file.state)
     return Pretrained(
-        converted.state, converted.new, file.source, file.sha256, file.preprocessing or entry.preprocessing
+        converted.state, converted.new, file.description, file.sha256, file.preprocessing or entry.preprocessing
     )

@@ -1,8 +1,10 @@
 """A weights file: tensors, and in a safetensors file that camlake wrote a card that describes them.
 
-The card stands as JSON under the key ``camlake`` of the safetensors header. Nothing but tensors is ever unpickled.
+The card stands as JSON under the key ``camlake`` of the safetensors header. Nothing but tensors and plain values is
+ever unpickled.
 """
 
+import argparse
 import hashlib
 import io
 import json
@@ -12,9 +14,10 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -24,12 +27,15 @@ from torch import Tensor
 from pipeline.models import registry
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.network import Preprocessing
+from pipeline.models.weights.saved_states import find_state
 from pipeline.models.weights.state_fitting import State
 from schemas.errors import ModelError
+from schemas.label_text import parse_labels
 from schemas.train import Supervision
 
-STATE_KEYS = ("state_dict", "model")
-"""Keys under which training scripts put the state dict, beside optimizer and epoch."""
+SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".ckpt", ".bin")
+"""Ends of the names of weights files; all but the first are files of torch.save."""
+FILES = f"a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
 CARD_KEY = "camlake"
 """Key of the card in a safetensors file's metadata."""
 
@@ -45,6 +51,19 @@ _NOT_TORCH_SAVE = (
     struct.error,
 )
 """What torch.load raised for cut and damaged files in tests, beside UnpicklingError."""
+
+
+_SCALAR = np.float64(0).__reduce__()[0]
+_PLAIN_VALUES = [
+    argparse.Namespace,
+    PosixPath,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in "?bhilqBHILQefd"),
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+]
+"""Plain values beside the tensors that torch.load may make: command lines, paths, metrics. None of them runs code."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +103,13 @@ class WeightsFile:
     """What an output's lineage calls the file: its URL without query and credentials, or the name of the weights."""
     sha256: str
     """SHA-256 of the file's bytes, 64 hex digits."""
+    key: str | None = None
+    """Key of the state dict in the file; None where the file has no other state dict."""
+
+    @property
+    def description(self) -> str:
+        """``source``, followed by the key of the state dict where there is one."""
+        return f"{self.source} ({self.key})" if self.key else self.source
 
 
 def read_local(path: str) -> bytes:
@@ -112,52 +138,49 @@ def checkpoint_bytes(state: Mapping[str, Tensor], card: Card) -> bytes:
     return content
 
 
-def read_checkpoint(url: str, read: Callable[[str], bytes] = read_local) -> WeightsFile:
-    """Return what a .safetensors, .pt or .pth file holds.
+def read_checkpoint(url: str, read: Callable[[str], bytes] = read_local, key: str | None = None) -> WeightsFile:
+    """Return what a weights file holds, whose name ends in one of ``SUFFIXES``.
 
-    ``read`` returns the bytes of the file at a URL; its exceptions pass through. Raises ModelError, which ends the run,
-    where the file has another suffix, is damaged, holds anything but tensors, or has a card that can't be used.
+    ``read`` returns the bytes of the file at a URL; its exceptions pass through. ``key`` chooses among the state dicts
+    of a file, see ``find_state``. Raises ModelError, which ends the run, where the file has another suffix, is damaged,
+    has no state dict (of that key), needs other classes to be unpickled, or has a card that can't be used.
     """
-    suffix = Path(shown(url)).suffix.lower()
-    if suffix not in (".safetensors", ".pt", ".pth"):
-        raise ModelError(f"--weights {shown(url)}: allowed: a .safetensors, .pt or .pth file")
+    name = shown(url).lower()
+    if not name.endswith(SUFFIXES):
+        raise ModelError(f"--weights {shown(url)}: allowed: {FILES}")
     content = read(url)
-    if suffix == ".safetensors":
+    if name.endswith(".safetensors"):
         try:
-            state = safetensors.torch.load(content)
+            loaded = safetensors.torch.load(content)
         except safetensors.SafetensorError as error:
             raise ModelError(f"--weights {shown(url)} is no whole safetensors file: {error}") from error
         metadata = _metadata(content)
         card = _card_inside(metadata, url)
         labels = card.labels if card else _labels_inside(metadata, url)
     else:
-        state, card, labels = _state_inside(_unpickled(content, url), url), None, None
-    return WeightsFile(
-        state, card, labels, card.preprocessing if card else None, shown(url), hashlib.sha256(content).hexdigest()
-    )
-
-
-def label_list(text: str, place: str) -> tuple[str, ...]:
-    """Return the names in a JSON list; raise ModelError, which names ``place``, for any other text."""
-    try:
-        labels = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{place} is no JSON list: {error}") from error
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise ModelError(f"{place} is no JSON list of names")
-    return tuple(labels)
+        loaded, card, labels = _unpickled(content, url), None, None
+    found = find_state(loaded, key, shown(url))
+    preprocessing, digest = card.preprocessing if card else None, hashlib.sha256(content).hexdigest()
+    return WeightsFile(found.state, card, labels, preprocessing, shown(url), digest, found.key)
 
 
 def _unpickled(content: bytes, url: str) -> Any:
     """Return what torch.save wrote; nothing but tensors and plain values is unpickled."""
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_PLAIN_VALUES):
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        refused = _REFUSED_CLASS.search(str(error))
         raise ModelError(
-            f"--weights {shown(url)} is no plain state dict, and nothing else is unpickled; save model.state_dict()"
+            f"--weights {shown(url)} is no plain state dict, and nothing else is unpickled"
+            f"{f': it holds {refused[1]}' if refused else ''}; save model.state_dict()"
         ) from error
     except _NOT_TORCH_SAVE as error:
         raise ModelError(f"--weights {shown(url)} is no whole file of torch.save") from error
+
+
+_REFUSED_CLASS = re.compile(r"GLOBAL ([\w.]+)")
+"""torch's words for a class that ``weights_only`` refuses; torch has no attribute for its name."""
 
 
 def _metadata(content: bytes) -> dict[str, str]:
@@ -186,18 +209,7 @@ def _card_inside(metadata: dict[str, str], url: str) -> Card | None:
 
 def _labels_inside(metadata: dict[str, str], url: str) -> tuple[str, ...] | None:
     text = metadata.get("labels")
-    return None if text is None else label_list(text, f"metadata key 'labels' of {shown(url)}")
-
-
-def _state_inside(loaded: Any, url: str) -> State:
-    for key in STATE_KEYS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict):
-        raise ModelError(f"--weights {shown(url)} holds a {type(loaded).__name__}, not a state dict")
-    for key, value in loaded.items():
-        if not isinstance(value, Tensor):
-            raise ModelError(
-                f"--weights {shown(url)} is no state dict: {key!r} is a {type(value).__name__}, not a tensor"
-            )
-    return dict(loaded)
+    try:
+        return None if text is None else parse_labels(text.encode())
+    except ValueError as error:
+        raise ModelError(f"metadata key 'labels' of {shown(url)}: {error}") from error

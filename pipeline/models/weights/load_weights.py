@@ -11,10 +11,11 @@ from pipeline.models import registry
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.box_head import has_box_head
 from pipeline.models.networks.network import Preprocessing
-from pipeline.models.weights.checkpoint import WeightsFile, label_list, read_checkpoint, read_local, shown
+from pipeline.models.weights.checkpoint import WeightsFile, read_checkpoint, read_local, shown
 from pipeline.models.weights.published import is_name, read_published
 from pipeline.models.weights.state_fitting import State, architecture_of, fit_state
 from schemas.errors import ModelError
+from schemas.label_text import parse_labels
 
 DEFAULT_MODEL = "resnet50"
 """The network where neither the user nor a card names one."""
@@ -30,9 +31,11 @@ class Weights:
     state: State
     """Float32 under the network's own names, on the CPU."""
     source: str
-    """URL without query and credentials, or torchvision's name of the weights."""
+    """URL without query and credentials, with the key of the state dict where the file has several; or a name."""
     sha256: str
     """SHA-256 of the file's bytes, 64 hex digits."""
+    key: str | None
+    """Key of the state dict in the file; None where the file has no other state dict."""
     labels: tuple[str, ...]
     """Names of the C classes, in the order of the logits."""
     preprocessing: Preprocessing
@@ -47,16 +50,20 @@ def load_weights(
     labels_path: str | None,
     read: Read = read_local,
     *,
+    key: str | None = None,
     exact_maps: bool = True,
 ) -> Weights:
     """Return the weights of ``model``, checked against its architecture, with one label for each class.
 
     ``weights`` is DEFAULT or another of torchvision's names (the official download, kept in torch's cache), or the URL
-    of a .safetensors file or of a .pt or .pth state dict. ``model`` None means the network that the file's card names,
-    or resnet50. ``labels_path`` is the URL of a file of names, one a line or a JSON list; without it the labels are
-    torchvision's, those of the file's card, those of a safetensors file's metadata key ``labels`` (a JSON list), or,
-    for 1000 classes, ImageNet's. ``read`` returns the bytes of both files; its exceptions pass through. ``exact_maps``
-    false admits networks that only classify.
+    of a file, see ``read_checkpoint``; ``key`` chooses among the state dicts of a file. ``model`` None means the
+    network that the file's card names, or resnet50. ``labels_path`` is the URL of a file of names, see
+    ``parse_labels``; without it the labels are torchvision's, those of the file's card, those of a safetensors file's
+    metadata key ``labels``, or, for 1000 classes, ImageNet's. ``read`` returns the bytes of both files; its exceptions
+    pass through. ``exact_maps`` false admits networks that only classify.
+
+    A network with one logit has the sigmoid of the logit as its probability. Of two labels it then takes the second,
+    which names the positive class.
 
     Raises ModelError, which ends the run, where the network is unknown or refused; where a file can't be read or holds
     anything but tensors; where the tensors belong to another network or contradict their card; where labels are
@@ -66,9 +73,9 @@ def load_weights(
         registry.get(model, exact_maps=exact_maps)
     if is_name(weights):
         model = model or DEFAULT_MODEL
-        file = read_published(model, registry.get(model).official_weights, weights)
+        file = read_published(model, registry.get(model).official_weights, weights, key)
     else:
-        file = read_checkpoint(weights, read)
+        file = read_checkpoint(weights, read, key)
         model = _network_name(file, model)
     entry = registry.get(model, exact_maps=exact_maps)
     state = fit_state(entry, file.state)
@@ -77,17 +84,22 @@ def load_weights(
     return Weights(
         architecture,
         state,
-        file.source,
+        file.description,
         file.sha256,
+        file.key,
         _labels(labels_path, read, file, architecture.classes),
         file.preprocessing or entry.preprocessing,
-        multi_label=file.card is not None and file.card.multi_label,
+        multi_label=architecture.classes == 1 or (file.card is not None and file.card.multi_label),
     )
 
 
-def model_digest(model: str, weights_sha256: str, preprocessing: Preprocessing, resize: str) -> str:
+def model_digest(
+    model: str, weights_sha256: str, preprocessing: Preprocessing, resize: str, key: str | None = None
+) -> str:
     """Return a SHA-256, 64 hex digits, of everything that decides the logits and maps of an image."""
     parts = {"model": model, "weights": weights_sha256, "preprocessing": asdict(preprocessing), "resize": resize}
+    if key is not None:
+        parts["key"] = key
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -121,6 +133,8 @@ def _check_card(file: WeightsFile, architecture: Architecture, state: State) -> 
 def _labels(path: str | None, read: Read, file: WeightsFile, classes: int) -> tuple[str, ...]:
     """Return the names of the classes, from the file at ``path`` where the user gave one."""
     labels = _read_labels(path, read) if path else file.labels or _imagenet_labels(classes, file.source)
+    if classes == 1 and len(labels) == 2:
+        labels = labels[1:]
     if len(labels) != classes:
         raise ModelError(
             f"{len(labels)} labels for the {classes} classes of {file.source}: give one name a class with --labels"
@@ -134,13 +148,11 @@ def _labels(path: str | None, read: Read, file: WeightsFile, classes: int) -> tu
 
 
 def _read_labels(path: str, read: Read) -> tuple[str, ...]:
+    content = read(path)
     try:
-        text = read(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ModelError(f"--labels {shown(path)} is not UTF-8 text") from error
-    if text.lstrip().startswith("["):
-        return label_list(text, f"--labels {shown(path)}")
-    return tuple(line.strip() for line in text.rstrip().splitlines())
+        return parse_labels(content)
+    except ValueError as error:
+        raise ModelError(f"--labels {shown(path)}: {error}") from error
 
 
 def _imagenet_labels(classes: int, source: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import torch
 
 from pipeline.models.networks.entry import PublishedWeights
-from pipeline.models.weights.checkpoint import WeightsFile, read_checkpoint
+from pipeline.models.weights.checkpoint import FILES, WeightsFile, read_checkpoint
 from schemas.errors import ModelError
 
 
@@ -19,20 +19,22 @@ def is_name(weights: str) -> bool:
     return not ("." in weights or "/" in weights)
 
 
-def read_published(model: str, offered: Mapping[str, PublishedWeights], weights: str) -> WeightsFile:
+def read_published(
+    model: str, offered: Mapping[str, PublishedWeights], weights: str, key: str | None = None
+) -> WeightsFile:
     """Return the weights called ``weights`` of those that are ``offered`` for ``model``.
 
     A file that is not in torch's cache is downloaded into it. Raises ModelError, which ends the run, where nothing or
-    nothing of that name is offered, and where the download fails.
+    nothing of that name is offered, where the download fails, and for a ``key``, which only other files can have.
     """
+    if key is not None:
+        raise ModelError(f"--weights-key {key}: allowed where --weights is a file")
     if not offered:
         raise ModelError(
             f"--weights {weights}: there are no trained ones of {model}; `camlake train` makes a file for --weights"
         )
     if weights not in offered:
-        raise ModelError(
-            f"--weights {weights!r} of {model}: allowed: {', '.join(offered)}, or a .safetensors, .pt or .pth file"
-        )
+        raise ModelError(f"--weights {weights!r} of {model}: allowed: {', '.join(offered)}, or {FILES}")
     chosen = offered[weights]
     file = read_checkpoint(str(_local_file(model, chosen)))
     return replace(

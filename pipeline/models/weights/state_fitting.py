@@ -79,9 +79,10 @@ def _fits(network: CamNetwork, size: int) -> bool:
 def fit_state(entry: NetworkEntry, state: Mapping[str, Tensor]) -> State:
     """Return ``state`` under the network's own key names, floating-point values as float32.
 
-    Accepts what common files add: DataParallel's ``module.`` prefix, DenseNet's names before PyTorch 0.4, the auxiliary
-    classifiers of GoogLeNet and Inception, and camlake's box head. Raises ModelError, which ends the run and names the
-    first key that is missing, unexpected or of another shape, and the network that the state fits if there is one.
+    Accepts what common files add: the prefixes of DataParallel, torch.compile and of the module that a training script
+    makes, mmpretrain's names of ResNets, DenseNet's names before PyTorch 0.4, the auxiliary classifiers of GoogLeNet
+    and Inception, and camlake's box head. Raises ModelError, which ends the run and names the first key that is
+    missing, unexpected or of another shape, and the network that the state fits if there is one.
     """
     fitting = _renamed(entry, state)
     problem = _misfit(entry, fitting)
@@ -116,9 +117,24 @@ def with_values(architecture: Architecture, fitting: Mapping[str, Tensor]) -> nn
 
 def _renamed(entry: NetworkEntry, state: Mapping[str, Tensor]) -> State:
     """Return ``state`` under the network's own key names, without what only training needs."""
-    prefix = "module." if state and all(key.startswith("module.") for key in state) else ""
-    named = {_DOTTED_LAYER.sub(r"\1\2.", key.removeprefix(prefix)): value for key, value in state.items()}
+    if any(key.startswith("backbone.") for key in state) and "head.fc.weight" in state:
+        state = {key.removeprefix("backbone.").removeprefix("head."): value for key, value in state.items()}
+    prefix = _prefix(entry, state)
+    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    named = {_DOTTED_LAYER.sub(r"\1\2.", key): value for key, value in inside.items()}
     return {key: value for key, value in named.items() if not key.startswith(entry.family.unused)}
+
+
+def _prefix(entry: NetworkEntry, state: Mapping[str, Tensor]) -> str:
+    """Return what stands before the network's own names of layers in all of its keys, often nothing.
+
+    The name of the last layer shows it. Keys without the prefix then belong to the training, such as a loss with
+    weights. Nothing is returned where two networks with such a layer stand side by side.
+    """
+    lasts = tuple(f".{layer}.weight" for layer in entry.last_layers)
+    prefixes = [key[: -len(last) + 1] for key in state for last in lasts if f".{key}".endswith(last)]
+    outermost = [one for one in prefixes if not any(one != other and one.startswith(other) for other in prefixes)]
+    return outermost[0] if len(outermost) == 1 else ""
 
 
 _DOTTED_LAYER = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")

@@ -1,4 +1,4 @@
-"""Decoding as the job's tasks do it: so many processes side by side, each with one thread and pictures of its own."""
+"""Decoding as the job's tasks do it: several processes at once, each with one thread and with its own photographs."""
 
 import multiprocessing
 import time

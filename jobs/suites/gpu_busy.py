@@ -25,7 +25,10 @@ def busy_share() -> float:
 
 @contextmanager
 def following_busy_share() -> Iterator[list[tuple[float, float]]]:
-    """Give a list that fills, while the block runs, with moments and the GPUs' share; unanswered ones are left out."""
+    """Give a list that fills while the block runs: pairs of a moment (time.time) and the share of the GPUs then.
+
+    Moments at which nvidia-smi gives no answer are left out.
+    """
     shares: list[tuple[float, float]] = []
     ended = threading.Event()
 

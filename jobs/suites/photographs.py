@@ -24,9 +24,10 @@ PHOTO_HW = (375, 500)
 def make_photographs(
     config: MeasureConfig, folder: Path, count: int, size_hw: tuple[int, int] = PHOTO_HW
 ) -> list[Path]:
-    """Return ``count`` JPEG files in ``folder``: further names of the given photographs in turn, or rendered scenes.
+    """Return ``count`` JPEG files in ``folder``: the photographs of ``config`` in turn, or rendered scenes.
 
-    Where the file system allows it, a further name is a hard link, and a copy elsewhere: never write into these files.
+    Each photograph gets a new name, as a hard link where the file system allows it, else as a copy. So never write into
+    these files. Raises UsageError for a folder without JPEG files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if config.images is None:
@@ -64,7 +65,7 @@ def weights_file(config: MeasureConfig, folder: Path) -> str:
 
 
 def photographs_job(config: MeasureConfig, folder: Path, **options: Any) -> AnnotateConfig:
-    """Return the job over ``folder``'s photographs, into ``folder``'s out, with the suite's network."""
+    """Return the job that annotates ``folder``/photographs into ``folder``/out with the network of ``config``."""
     return AnnotateConfig(
         input=str(folder / "photographs"),
         out=str(folder / "out"),

@@ -66,7 +66,9 @@ def _to_time(config: AnnotateConfig, model: Model, run: OpenRun) -> tuple[dict[s
     """Return what is timed, by name, and how many workers this machine has for a stage, where not one a core."""
 
     def listed() -> int:
-        return sum(len(batch) for batch in list_inputs(config.input, config, out=config.out).batches)
+        return sum(
+            len(batch) for batch in list_inputs(config.input, config, out=config.out, how=config.input_options).batches
+        )
 
     def planned() -> Plan:
         plan_dir = LakePaths(run.root).plan_dir(run.manifest.run_id)

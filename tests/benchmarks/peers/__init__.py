@@ -1,4 +1,4 @@
-"""camlake against what a user would pick instead: the same network, weights, photographs and machine, interleaved.
+"""camlake against what a user would pick instead: with the same network, weights, photographs and machine, in turn.
 
 Each side runs in a process of its own. Pipelines are compared at steady state, by when their rows say they were made,
 and as whole jobs, start-up included; libraries of maps by the maps alone, in fp32, which is all that they do.

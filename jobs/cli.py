@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -31,12 +32,13 @@ def verbs() -> dict[str, str]:
 
 def make_app(asked: str | None) -> typer.Typer:
     """Return the program: the verb ``asked`` is imported with its options, the others are only lines of the help."""
+    from jobs import console
+
     app = typer.Typer(
         name="camlake",
         help="Weak localization labels from unlabelled images: class activation maps on Ray Data, as Parquet.",
         no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
+        **console.APP_OPTIONS,
     )
     app.callback()(_program)
     for verb, about in verbs().items():
@@ -60,12 +62,19 @@ def _program(
 ) -> None: ...
 
 
+def _asked_verb() -> str | None:
+    """Return the verb of the command line, or of the line that a shell wants to have completed."""
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or ""
+    words = sys.argv[1:] or line.split()[1:]
+    return next((word for word in words if not word.startswith("-")), None)
+
+
 def main() -> None:
     """Run ``camlake`` and exit; Ctrl-C is one line on standard error whenever it comes."""
     try:
         from jobs import console
 
-        console.main(make_app(next((word for word in sys.argv[1:] if not word.startswith("-")), None)))
+        console.main(make_app(_asked_verb()))
     except KeyboardInterrupt:
         sys.exit("camlake: stopped; run the same command again to go on")
 

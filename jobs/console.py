@@ -24,6 +24,11 @@ from schemas.config import JobConfig
 from schemas.errors import CamlakeError, UsageError
 
 Config = TypeVar("Config", bound=JobConfig)
+APP_OPTIONS: dict[str, Any] = {
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+"""What every command line has in common."""
 
 
 class Screen:
@@ -172,15 +177,16 @@ def reported_errors(debug: bool = False) -> Iterator[None]:
 def main(app: typer.Typer | Callable[..., None]) -> None:
     """Run a program or one verb, and exit; wrong usage is one line on standard error and exit status 2."""
     if not isinstance(app, typer.Typer):
-        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        single = typer.Typer(add_completion=False, **APP_OPTIONS)
         single.command()(app)
         app = single
     logging.captureWarnings(True)
     try:
         status = app(standalone_mode=False)
     except typer.TyperException as error:
-        if error.format_message():  # A bare call has shown its help.
-            print(f"camlake: {' '.join(error.format_message().split())}; see --help", file=sys.stderr)
+        text = " ".join(error.format_message().split()).replace(". Did you mean", "; did you mean").removesuffix(".")
+        if text:  # A bare call has shown its help.
+            print(f"camlake: {text}" if text.endswith("?") else f"camlake: {text}; see --help", file=sys.stderr)
         status = 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

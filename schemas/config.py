@@ -39,7 +39,10 @@ class JobConfig(BaseModel):
 
     @classmethod
     def resolve(cls, values: dict[str, Any]) -> Self:
-        """Return the configuration of ``values``; raises UsageError, one line, for the first value that is wrong."""
+        """Return the configuration of ``values``.
+
+        Raises UsageError, one line, for the first value that is wrong, or for all options that are missing.
+        """
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -54,7 +57,8 @@ class JobConfig(BaseModel):
 
     @classmethod
     def _first_problem(cls, error: ValidationError) -> str:
-        problem = error.errors(include_url=False)[0]
+        problems = error.errors(include_url=False)
+        problem = problems[0]
         name = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":
             known = list(cls.model_fields)
@@ -62,11 +66,16 @@ class JobConfig(BaseModel):
             return f"unknown option {name!r}; " + (
                 f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             )
-        shown = name.upper() if name and cls.is_argument(name) else "--" + name.replace("_", "-")
         if problem["type"] == "missing":
-            return f"{shown} is missing"
+            missing = [cls._shown(str(each["loc"][0])) for each in problems if each["type"] == "missing"]
+            return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
         message = problem["msg"].removeprefix("Value error, ")
-        return f"{shown} {problem['input']!r}: {message}" if name else message
+        return f"{cls._shown(name)} {problem['input']!r}: {message}" if name else message
+
+    @classmethod
+    def _shown(cls, name: str) -> str:
+        """Return a field as the command line names it: INPUT, or --image-size."""
+        return name.upper() if cls.is_argument(name) else "--" + name.replace("_", "-")
 
 
 class StorageConfig(JobConfig):

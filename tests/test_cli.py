@@ -1,8 +1,11 @@
 """What a user meets: help with an example, one line for each mistake, exit statuses, messages for machines."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -30,6 +33,12 @@ def camlake(capsys, monkeypatch):
         return ended.value.code, captured.out, captured.err
 
     return run
+
+
+def program(*words, **environment):
+    """Run the installed program in a process of its own, with these variables beside the others."""
+    file = Path(sys.executable).with_name("camlake")
+    return subprocess.run([file, *words], env=os.environ | environment, capture_output=True, text=True, check=True)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -83,6 +92,33 @@ def test_help_lists_the_files_of_jobs_and_imports_none():
     assert sorted(imported.split()) == ["jobs", "jobs.cli"]
 
 
+HEAVY = {"torch", "torchvision", "ray", "duckdb", "pandas", "sklearn", "matplotlib"}
+
+
+def test_no_verb_imports_its_work_before_it_runs():
+    names = " ".join(f"jobs.{verb}" for verb in VERBS)
+    code = f"import importlib, sys; [importlib.import_module(name) for name in '{names}'.split()]; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert set(names.split()) <= set(loaded)
+    assert HEAVY & set(loaded) == set()
+
+
+def test_help_has_a_short_form(camlake):
+    assert camlake("annotate", "-h") == camlake("annotate", "--help")
+
+
+@pytest.mark.parametrize(("switch", "colours"), [({}, True), ({"NO_COLOR": "1"}, False)], ids=["wanted", "unwanted"])
+def test_help_has_colours_unless_the_user_wants_none(switch, colours):
+    terminal = {"TERM": "xterm-256color", "FORCE_COLOR": "1"}
+    assert bool(re.search(r"\x1b\[[\d;]*3\dm", program("--help", **terminal, **switch).stdout)) is colours
+
+
+@pytest.mark.parametrize(("line", "completed"), [("camlake ann", ["annotate"]), ("camlake train --epo", ["--epochs"])])
+def test_a_shell_completes_verbs_and_their_options(line, completed):
+    cursor = str(len(line.split()) - 1)
+    assert program(COMP_WORDS=line, COMP_CWORD=cursor, _CAMLAKE_COMPLETE="complete_bash").stdout.split() == completed
+
+
 def test_version(camlake):
     status, out, _ = camlake("--version")
     assert status == 0
@@ -106,9 +142,12 @@ def test_version(camlake):
         ),
         (["annotate", "in"], "--out is missing"),
         (["annotate", "--out", "o"], "INPUT is missing"),
+        (["annotate"], "INPUT and --out are missing"),
+        (["annotate", "in", "--out", "o", "--treshold", "1"], "(Possible options: --method, --threshold); see --help"),
         (["annotate", "in", "--out", "o", "--config", "no.yaml"], "--config 'no.yaml': can't be read"),
         (["verify"], "OUT is missing"),
-        (["nonsense"], "nonsense"),
+        (["nonsense"], "No such command 'nonsense'; see --help"),
+        (["anotate"], "No such command 'anotate'; did you mean 'annotate'?"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(camlake, words, said):

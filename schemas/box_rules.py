@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from schemas.config import COMMA_SEPARATED, StorageConfig, option
 
-BoxRuleName = Literal["paper", "heuristic", "all-components"]
+BoxRuleName = Literal["auto", "paper", "heuristic", "all-components"]
 Combination = Literal["sumprod", "product", "sum"]
 """How a class map N and a figure/ground map P, both in [0, 1], become one: (N + P) / 2 + N·P, N·P, or (N + P) / 2."""
 

@@ -1,10 +1,13 @@
 """The rules by which boxes are cut from maps (``--box-rule``), and boxes in the original's pixels.
 
+- auto: the largest connected component's box of each map, cut at each threshold between its minimum and its maximum.
 - paper: for each map and each threshold the box of the largest connected component.
 - heuristic: the paper's five boxes an image, cut at two thresholds: a tight and a loose box of each of the two most
   probable classes, and the loose box of the third class. The larger of a map's two boxes is the loose one. All other
   classes, also those that ``--classes`` names, have a map and no box, so that a box's meaning follows from its rank.
 - all-components: as paper, but one box for each component.
+
+Where a network has a figure/ground direction (``foreground.py``), the maps are fused before, and lie in [0, 1].
 """
 
 from collections.abc import Sequence
@@ -15,7 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.arrays.boxes import Components, foreground_levels, level_boxes
+from pipeline.arrays.boxes import Components, LevelBoxes, foreground_levels, level_boxes
+from pipeline.arrays.foreground import min_max
 from pipeline.images.resize import map_to_image_xyxy
 from schemas.box_rules import BoxRuleName
 
@@ -29,14 +33,29 @@ class BoxRule:
 
     name: BoxRuleName
     thresholds: tuple[float, ...]
-    """Shares of a map's maximum, in (0, 1): two for the heuristic; the single value 0 where no map is cut."""
+    """Shares of a map's maximum, in (0, 1): two for the heuristic; the single value 0 where no map is cut. With auto
+    shares of the way from the map's minimum to its maximum."""
     min_area: float
     """Boxes under this share of the image's area, in [0, 1), are left out after all other choices."""
+    min_prob: float = 0.0
+    """Only classes of at least this probability have boxes, and the most probable class of each image."""
 
     @property
     def components(self) -> Components:
         """Which components of a map ``level_boxes`` shall return."""
         return "all" if self.name == "all-components" else "largest"
+
+    def cut(self, maps: torch.Tensor, wanted: torch.Tensor | None = None) -> LevelBoxes:
+        """Return the boxes of ``maps`` (N, h, w), which cover their whole images, in cells.
+
+        ``wanted`` (N,) bool: only these maps are cut; None: all of them. Under auto a constant map gives the whole
+        image; under the other rules a map without a positive value gives no box.
+        """
+        scaled = min_max(maps) if self.name == "auto" else maps
+        levels = foreground_levels(scaled, torch.tensor(self.thresholds, device=maps.device))
+        if wanted is not None:
+            levels = torch.where(wanted[:, None], levels, torch.inf)
+        return level_boxes(scaled, levels, components=self.components)
 
 
 class Boxes(NamedTuple):
@@ -80,9 +99,7 @@ def cut_maps(
 
     ``rows``, ``ranks`` (N,) and ``sizes_hw`` (N, 2) become the first fields of the result.
     """
-    values = torch.from_numpy(maps)
-    levels = foreground_levels(values, torch.tensor(rule.thresholds))
-    boxes = level_boxes(values, levels, components=rule.components)
+    boxes = rule.cut(torch.from_numpy(maps))
     height, width = maps.shape[1:]
     return CutMaps(rows, ranks, sizes_hw, (height, width), [column.numpy() for column in boxes])
 

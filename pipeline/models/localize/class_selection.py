@@ -33,6 +33,15 @@ def select_classes(
     return by_rank.gather(1, ranks.clamp(max=n_classes - 1)), ranks
 
 
+def named_classes(class_ids: Tensor, classes: Sequence[Sequence[int]] | None) -> Tensor:
+    """Return (B, n) bool: which of the chosen ``class_ids`` (B, n) the caller named in ``classes``."""
+    if not classes or not any(classes):
+        return torch.zeros_like(class_ids, dtype=torch.bool)
+    longest = max(map(len, classes))
+    named = torch.tensor([[*ids, *[-1] * (longest - len(ids))] for ids in classes], device=class_ids.device)
+    return (class_ids[:, :, None] == named[:, None]).any(dim=2)
+
+
 def _most_probable(probs: Tensor, n: int) -> Tensor:
     """Return the ids (B, n) of the n most probable of C classes; ties are ordered by class id.
 

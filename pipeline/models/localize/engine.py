@@ -16,6 +16,7 @@ from torch.fx.experimental.optimization import fuse
 
 from pipeline.models.allocator import keep_freed_memory
 from pipeline.models.localize.runtime import Runtime, resolve_precision
+from pipeline.models.localize.stride16 import Stride16Trunk, TrunkMaps
 from pipeline.models.networks.network import CamNetwork, Normalization
 from schemas.errors import ModelError
 
@@ -37,8 +38,11 @@ class Engine:
     Several threads may use one object at the same time.
     """
 
-    def __init__(self, network: CamNetwork, runtime: Runtime) -> None:
-        """``network`` must be in evaluation mode, and the runtime's device must exist."""
+    def __init__(self, network: CamNetwork, runtime: Runtime, stride16: str | None = None) -> None:
+        """``network`` must be in evaluation mode, and the runtime's device must exist.
+
+        ``stride16``: name of the tensor that is wanted beside the feature maps (``stride16_name``); None: no tensor.
+        """
         self._name, self._side = network.name, network.preprocessing.image_size
         self.device = torch.device(runtime.device)
         if runtime.device == "cpu":
@@ -46,17 +50,21 @@ class Engine:
         precision = resolve_precision(runtime.precision, runtime.device)
         # By default PyTorch runs float32 convolutions on CUDA in TF32, those of a trunk and of some heads.
         torch.backends.cudnn.allow_tf32 = False
-        features = _Features(network, DTYPES[precision])
+        features = _Features(network, DTYPES[precision], stride16)
         features.to(self.device).to(memory_format=torch.channels_last).requires_grad_(False)
         self._batch_size = runtime.batch_size if runtime.compile else None
         self._eager = features
-        self._features: Callable[[Tensor], Tensor] = (
+        self._features: Callable[[Tensor], TrunkMaps] = (
             torch.compile(features, fullgraph=True, dynamic=False) if runtime.compile else features
         )
         self._stream = ThreadStream(self.device) if runtime.device == "cuda" else None
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Return the feature maps (B, K, h, w) float32 of ``pixels`` (B, S, S, 3) uint8, both on the device.
+        """Return the feature maps (B, K, h, w) float32 of ``pixels`` (B, S, S, 3) uint8, both on the device."""
+        return self.trunk_maps(pixels).features
+
+    def trunk_maps(self, pixels: Tensor) -> TrunkMaps:
+        """Return all that one forward pass gives of ``pixels`` (B, S, S, 3) uint8, on the device.
 
         A compiled trunk runs whole batches; black pictures fill up the last batch, and their maps are dropped.
         """
@@ -65,14 +73,17 @@ class Engine:
         missing = -len(pixels) % self._batch_size
         whole = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])]) if missing else pixels
         parts = [self._features(part) for part in torch.split(whole, self._batch_size)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(pixels)]
+        features, stride16 = parts[0] if len(parts) == 1 else zip(*parts, strict=True)
+        if len(parts) > 1:
+            features, stride16 = torch.cat(features), None if stride16[0] is None else torch.cat(stride16)
+        return TrunkMaps(features[: len(pixels)], None if stride16 is None else stride16[: len(pixels)])
 
     def inputs(self, pixels: Tensor) -> Tensor:
         """Return ``pixels`` (B, S, S, 3) uint8 as the trunk's input: (B, 3, S, S), normalized, in its number type."""
         return self._eager.inputs(pixels)
 
-    def features(self, inputs: Tensor) -> Tensor:
-        """Return the feature maps of ``inputs`` (see ``inputs``), through which gradients can flow; never compiled."""
+    def trunk_maps_of(self, inputs: Tensor) -> TrunkMaps:
+        """Return as ``trunk_maps`` does those of ``inputs`` (see ``inputs``); gradients can flow; never compiled."""
         return self._eager.features(inputs)
 
     def warm_up(self, sides_px: Sequence[int] | None = None) -> None:
@@ -143,14 +154,15 @@ def to_host(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
 class _Features(nn.Module):
     """Normalization and trunk in one module: uint8 pixels in, float32 feature maps out."""
 
-    def __init__(self, network: CamNetwork, dtype: torch.dtype) -> None:
+    def __init__(self, network: CamNetwork, dtype: torch.dtype, stride16: str | None) -> None:
         super().__init__()
         self._normalized = Normalization(network.preprocessing)
-        self._trunk = _cast(_folded(network.trunk), dtype)
+        trunk = network.trunk if stride16 is None else Stride16Trunk(network.trunk, stride16)
+        self._trunk, self._both = _cast(_folded(trunk), dtype), stride16 is not None
         self._dtype = dtype
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Return the feature maps (B, K, h, w) float32 of ``pixels`` (B, S, S, 3) uint8."""
+    def forward(self, pixels: Tensor) -> TrunkMaps:
+        """Return what the trunk gives of ``pixels`` (B, S, S, 3) uint8."""
         return self.features(self.inputs(pixels))
 
     def inputs(self, pixels: Tensor) -> Tensor:
@@ -158,10 +170,10 @@ class _Features(nn.Module):
         normalized: Tensor = self._normalized(pixels)
         return normalized.to(self._dtype)
 
-    def features(self, inputs: Tensor) -> Tensor:
-        """Return the feature maps (B, K, h, w) float32 of the trunk's ``inputs``."""
-        features: Tensor = self._trunk(inputs)
-        return features.float()
+    def features(self, inputs: Tensor) -> TrunkMaps:
+        """Return what the trunk gives of its ``inputs``."""
+        features, stride16 = self._trunk(inputs) if self._both else (self._trunk(inputs), None)
+        return TrunkMaps(features.float(), stride16)
 
 
 def _folded(trunk: nn.Module) -> nn.Module:

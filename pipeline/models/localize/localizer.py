@@ -14,10 +14,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pipeline.arrays.boxes import LevelBoxes, foreground_levels, level_boxes
+from pipeline.arrays.boxes import LevelBoxes
 from pipeline.models.localize.box_rules import Boxes, BoxRule, CutMaps, boxes_in_pixels
-from pipeline.models.localize.class_selection import select_classes
+from pipeline.models.localize.class_selection import named_classes, select_classes
 from pipeline.models.localize.engine import Engine, to_host
+from pipeline.models.localize.foreground import Foreground
+from pipeline.models.localize.fusion import FigureMaps, Fusion, figure_valid_hw
 from pipeline.models.localize.methods import METHODS
 from pipeline.models.localize.runtime import Runtime
 from pipeline.models.localize.views import Canvas, View, make_views, mean_of_views, plan_views
@@ -62,6 +64,8 @@ class Localized(NamedTuple):
     """(B, K) the vectors that the last linear layer took, averaged over the views."""
     maps: Maps
     boxes: Boxes
+    figure: FigureMaps | None
+    """None where the localizer has no figure/ground direction; the maps of images that are not finite mean nothing."""
 
 
 class Localizer:
@@ -81,20 +85,24 @@ class Localizer:
         multi_label: bool = False,
         method: Method = "cam",
         views: tuple[View, ...] | None = None,
+        foreground: Foreground | None = None,
     ) -> None:
         """Prepare the network; its head is moved to the runtime's device, which must exist.
 
         ``multi_label``: the probability of a class is the sigmoid of its logit instead of the softmax over all classes.
         ``views``: the parts of each picture that the network runs on; by default one view, the whole picture.
+        ``foreground``: the network's figure/ground direction, whose maps the class maps are fused with before boxes are
+        cut; the class maps themselves stay as they are. Not for the method regress, which has no maps.
         """
         self._multi_label = multi_label
-        self._engine = Engine(network.eval(), runtime)
+        tensor = foreground.card.tensor if foreground else None
+        self._engine = Engine(network.eval(), runtime, tensor)
         box_head = network.box_head.to(runtime.device) if network.box_head else None
         self._method = METHODS[method](self._engine, network.head.to(runtime.device), box_head)
         map_hw = functools.partial(METHODS[method].map_hw, network)
         self._views = plan_views(views or make_views(network.preprocessing.image_size), map_hw)
         self._canvas = Canvas(self._views, map_hw, runtime.device)
-        self._thresholds = torch.tensor(rule.boxes.thresholds, device=runtime.device)
+        self._fusion = Fusion(foreground, network, self._views.views, runtime.device) if foreground else None
         self.rule = rule
 
     def warm_up(self) -> None:
@@ -121,8 +129,9 @@ class Localizer:
             result = self._predict(self._engine.to_device(pixels), classes)
             groups = _groups(valid)
             cut = [self._boxes(result, group) for group in groups]
-            finite, ids, ranks, probs, pooled, has_map, heat = to_host(result[:-1])
-            columns = [to_host(boxes) for boxes in cut]
+            finite, ids, ranks, probs, pooled, has_map, _, heat = to_host(result[:8])
+            figure = None if result.figure is None else to_host([result.figure])[0]
+            columns = [to_host(boxes) for boxes, _ in cut]
         image, slot = np.nonzero(has_map)
         maps = Maps(
             image,
@@ -132,8 +141,11 @@ class Localizer:
             heat[image, slot],
             valid[image],
         )
-        boxes = self._in_pixels(groups, columns, has_map, ranks, sizes)
-        return Localized(finite, ids[:, 0].astype(np.int32), probs[:, 0], pooled, maps, boxes)
+        boxes = self._in_pixels(groups, [map_hw for _, map_hw in cut], columns, has_map, ranks, sizes)
+        figures = (
+            None if figure is None else FigureMaps(figure, figure_valid_hw(valid, heat.shape[2:], figure.shape[1:]))
+        )
+        return Localized(finite, ids[:, 0].astype(np.int32), probs[:, 0], pooled, maps, boxes, figures)
 
     def _predict(self, pixels: Tensor, classes: Sequence[Sequence[int]] | None) -> "_Prediction":
         """Run the network, on as many pictures at a time as the method can take."""
@@ -161,27 +173,37 @@ class Localizer:
         class_ids, ranks = select_classes(all_probs, self.rule.topk, classes, max_named)
         has_map = finite[:, None] & (ranks < logits.shape[1])
         maps = self._canvas.lay([self._method.maps(one, class_ids) for one in passes])
+        figure = self._fusion.maps([one.stride16 for one in passes]) if self._fusion else None
         # A gradient can overflow the number type where no logit does.
         finite = finite & (torch.isfinite(maps).flatten(2).all(dim=2) | ~has_map).all(dim=1)
+        if figure is not None:
+            finite = finite & torch.isfinite(figure).flatten(1).all(dim=1)
         probs, regressed = all_probs.gather(1, class_ids), self._method.regressed(passes[0])
-        return _Prediction(finite, class_ids, ranks, probs, pooled, has_map & finite[:, None], maps, regressed)
+        has_map = has_map & finite[:, None]
+        has_box = has_map & ((probs >= self.rule.boxes.min_prob) | (ranks == 0) | named_classes(class_ids, classes))
+        return _Prediction(finite, class_ids, ranks, probs, pooled, has_map, has_box, maps, figure, regressed)
 
-    def _boxes(self, result: "_Prediction", group: "_Group") -> LevelBoxes:
-        """Return the boxes of a group's G images in cells; ``map_index`` counts their G·n maps, image by image."""
-        maps, has_map, regressed = result.maps, result.has_map, result.regressed
+    def _boxes(self, result: "_Prediction", group: "_Group") -> tuple[LevelBoxes, tuple[int, int]]:
+        """Return the boxes of a group's G images in cells, and how many rows and columns of cells a picture has.
+
+        ``map_index`` counts the G·n maps, image by image.
+        """
+        tensors = result.maps, result.has_box, result.figure, result.regressed
         if group.images is not None:
-            images = torch.from_numpy(group.images).to(maps.device)
-            maps, has_map = maps[images], has_map[images]
-            regressed = None if regressed is None else regressed[images]
+            images = torch.from_numpy(group.images).to(result.maps.device)
+            tensors = tuple(None if tensor is None else tensor[images] for tensor in tensors)
+        maps, has_box, figure, regressed = tensors
         if regressed is not None:
-            return _regressed_boxes(regressed, has_map, maps.shape[2:], group)
-        valid = maps[:, :, : group.rows, : group.columns].flatten(0, 1)
-        levels = torch.where(has_map.flatten()[:, None], foreground_levels(valid, self._thresholds), torch.inf)
-        return level_boxes(valid, levels, components=self.rule.boxes.components)
+            return _regressed_boxes(regressed, has_box, maps.shape[2:], group), (group.rows, group.columns)
+        valid = maps[:, :, : group.rows, : group.columns]
+        if self._fusion:
+            valid = self._fusion.fused(maps, figure, (group.rows, group.columns))
+        return self.rule.boxes.cut(valid.flatten(0, 1), has_box.flatten()), (valid.shape[2], valid.shape[3])
 
     def _in_pixels(
         self,
         groups: Sequence["_Group"],
+        map_hw: Sequence[tuple[int, int]],
         cut: Sequence[Sequence[NDArray[Any]]],
         has_map: NDArray[np.bool_],
         ranks: NDArray[np.int64],
@@ -189,16 +211,17 @@ class Localizer:
     ) -> Boxes:
         """Return the boxes of all groups in pixels; ``cut``: the columns of LevelBoxes of each group.
 
-        ``has_map`` and ``ranks`` are (B, n), ``sizes_hw`` is (B, 2).
+        ``map_hw``: rows and columns of the cells in which the boxes of each group are. ``has_map`` and ``ranks`` are
+        (B, n), ``sizes_hw`` is (B, 2).
         """
         n_images, n_slots = has_map.shape
         row_of_slot = (has_map.cumsum() - 1).reshape(has_map.shape)
         parts = []
-        for group, columns in zip(groups, cut, strict=True):
+        for group, cells_hw, columns in zip(groups, map_hw, cut, strict=True):
             images = np.arange(n_images) if group.images is None else group.images
             rows, group_ranks = row_of_slot[images].reshape(-1), ranks[images].reshape(-1)
             sizes = sizes_hw[images].repeat(n_slots, axis=0)
-            parts.append(CutMaps(rows, group_ranks, sizes, (group.rows, group.columns), columns))
+            parts.append(CutMaps(rows, group_ranks, sizes, cells_hw, columns))
         return boxes_in_pixels(self.rule.boxes, parts)
 
 
@@ -217,8 +240,12 @@ class _Prediction(NamedTuple):
     """(B, K)."""
     has_map: Tensor
     """(B, n) false in unused slots and for images that are not finite."""
+    has_box: Tensor
+    """(B, n) which maps boxes are cut from: the rule's ``min_prob`` leaves some out."""
     maps: Tensor
     """(B, n, h, w) on the views' canvas."""
+    figure: Tensor | None
+    """(B, H, W) figure/ground maps on a canvas of their own; None without a direction."""
     regressed: Tensor | None
     """(B, 4) boxes that a box head predicted; see ``Localization.regressed``."""
 

@@ -46,6 +46,8 @@ class ForwardPass(NamedTuple):
     """(B, K') the input vectors of the last linear layer."""
     features: Tensor
     """(B, K, h, w) the trunk's last feature maps."""
+    stride16: Tensor | None = None
+    """(B, K', h', w') the last tensor of stride 16, where the engine hands it out."""
     inputs: Tensor | None = None
     """(B, 3, S, S) the trunk's normalized input, only where ``features`` keep the autograd graph back to the input."""
 
@@ -72,9 +74,9 @@ class Localization(ABC):
 
     def forward(self, pixels: Tensor) -> ForwardPass:
         """Run the network on ``pixels``, (B, S, S, 3) uint8 RGB on its device."""
-        features = self._engine(pixels)
+        features, stride16 = self._engine.trunk_maps(pixels)
         logits, pooled = self._head(features)
-        return ForwardPass(logits, pooled, features)
+        return ForwardPass(logits, pooled, features, stride16)
 
     @abstractmethod
     def maps(self, forward_pass: ForwardPass, class_ids: Tensor) -> Tensor:
@@ -156,9 +158,10 @@ class Backprop(Localization):
         """Run the network on ``pixels`` and keep the graph of the trunk."""
         inputs = self._engine.inputs(pixels).requires_grad_()
         with torch.enable_grad():
-            features = self._engine.features(inputs)
+            features, stride16 = self._engine.trunk_maps_of(inputs)
         logits, pooled = self._head(features.detach())
-        return ForwardPass(logits, pooled, features, inputs)
+        stride16 = None if stride16 is None else stride16.detach()
+        return ForwardPass(logits, pooled, features, stride16, inputs)
 
     def maps(self, forward_pass: ForwardPass, class_ids: Tensor) -> Tensor:
         """Return the largest |∂S_c/∂input| of the three colours, averaged over the pixels of each cell.

@@ -14,7 +14,7 @@ class Stage(StrEnum):
 
 
 class Reason(StrEnum):
-    """A reason code: a string, as it stands in ``reason_code``. ``Reason(code)`` gives the reason of a stored code.
+    """A reason code: a string, as it stands in ``reason_code``.
 
     Each belongs to one ``stage``. A ``permanent`` one holds until the image changes; after any other the next run tries
     the image again. ``meaning`` explains it to the user.
@@ -30,6 +30,11 @@ class Reason(StrEnum):
         reason._value_ = code
         reason.stage, reason.permanent, reason.meaning = stage, permanent, meaning
         return reason
+
+    @classmethod
+    def of(cls, code: str) -> "Reason":
+        """Return the reason of a stored ``reason_code``; raises KeyError for an unknown one."""
+        return cls[code.upper()]
 
     MISSING_URI = "missing_uri", Stage.LIST, True, "the manifest's row has no uri"
     BAD_NAME = "bad_name", Stage.LIST, True, "the file's name is not UTF-8 text"

@@ -16,6 +16,10 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+DIGEST_BYTES = 16
+"""Length of the BLAKE2b digest of a data file."""
+
+
 class DataFile(Record):
     """A committed Parquet file."""
 
@@ -24,6 +28,8 @@ class DataFile(Record):
     """Relative to the output, with ``/``."""
     rows: int
     size_bytes: int
+    digest: str | None = None
+    """BLAKE2b of the content, in hex. Version 0.1 wrote none; its file names end with a BLAKE2b of four bytes."""
 
 
 class CommitRecord(Record):
@@ -61,7 +67,7 @@ class Lineage(Record):
 
 
 class Counts(Record):
-    """How many inputs a run had: listed = left_out + already_done + planned; planned = annotated + rejected at its end."""
+    """The numbers of a run: listed = left_out + already_done + planned; at its end planned = annotated + rejected."""
 
     listed: int = 0
     duplicates: int = 0

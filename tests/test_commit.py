@@ -1,8 +1,10 @@
 """Rows become part of the dataset all or not at all."""
 
+import os
 import pickle
 import re
 from datetime import timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,6 +54,23 @@ def test_a_failed_local_write_leaves_nothing(tmp_path, monkeypatch):
         write_whole(fs, str(target), b"new")
     assert target.read_bytes() == b"old"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_files_and_the_folders_that_name_them_are_synced(tmp_path, monkeypatch):
+    synced, original = [], os.fsync
+
+    def fsync(handle):
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink())
+        original(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    target = tmp_path / "a" / "b" / "c.json"
+    write_whole(FakeLake(str(tmp_path)).fs, str(target), b"new")
+    assert synced[0].name.endswith(".camlake-tmp")
+    assert set(synced[1:]) == {target.parent, tmp_path / "a", tmp_path}
+    synced.clear()
+    write_whole(FakeLake(str(tmp_path)).fs, str(target), b"newer")
+    assert synced[1:] == [target.parent]
 
 
 def test_a_run_is_committed_and_accounted_for(lake):

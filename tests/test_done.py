@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from pipeline.storage.lake import commit
 from pipeline.storage.lake.commit import committed_settings, done_images, finish_run, remove_leftovers, start_run
 from pipeline.storage.lake.layout import new_run_id
 from pipeline.storage.lake.lease import Lease
@@ -67,6 +68,26 @@ def test_leftovers_of_half_written_local_files_are_removed(local):
     remove_leftovers(local.fs, local.root)
     assert [path for path in local.fs.find(local.root) if path.endswith("camlake-tmp")] == []
     assert len(list_data_files(local.fs, local.root)) == 4
+
+
+def test_a_record_that_comes_while_leftovers_are_removed_does_not_count(local, monkeypatch):
+    """A late worker commits between the reading of the records and the writing of the manifest."""
+    dead = local.run({"a": "v1"}, open_inputs=["b"], finish=False)
+    original = commit.write_record
+
+    def late(fs, path, record):
+        monkeypatch.setattr(commit, "write_record", original)
+        monkeypatch.setattr(commit, "assert_generation_held", lambda *_: None)
+        local.commit(dead.run_id, 1, "000009", rows_of(dead.run_id, {"b": "v1"}))
+        original(fs, path, record)
+
+    monkeypatch.setattr(commit, "write_record", late)
+    with Lease.acquire(local.fs, local.root, "next"):
+        removed, _ = remove_leftovers(local.fs, local.root)
+    assert {path.partition("/")[0] for path in removed} == {"images", "boxes", "heatmaps", "features"}
+    assert load_runs(local.fs, local.root)[0].counts.annotated == 1
+    local.run({"b": "v1"})
+    assert verify(local.fs, local.root).problems == ()
 
 
 def test_late_records_of_an_interrupted_run_do_not_count(local):

@@ -1,7 +1,9 @@
 """verify finds each kind of damage, and nothing in a sound output."""
 
+import hashlib
 import io
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +16,7 @@ from pipeline.storage.lake.records import load_runs
 from pipeline.storage.lake.verify import verify
 from schemas.errors import StoreError
 from schemas.reasons import Reason
-from schemas.runs import DataFile, RunManifest
+from schemas.runs import DIGEST_BYTES, DataFile, RunManifest
 from tests.fake_lake import DATE, MODEL, FakeLake, rows_of
 
 OTHER = "other-87654321"
@@ -34,7 +36,8 @@ def rewrite(lake: FakeLake, run: RunManifest, table: str, rows: pa.Table) -> Run
     """Replace a committed file and its record in the manifest, so that only its content is wrong."""
     old, data = file_of(run, table), to_parquet(rows)
     lake.fs.pipe_file(lake.path(old.path), data)
-    new = old.model_copy(update={"rows": len(rows), "size_bytes": len(data)})
+    digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
+    new = old.model_copy(update={"rows": len(rows), "size_bytes": len(data), "digest": digest})
     changed = run.model_copy(update={"files": tuple(new if file == old else file for file in run.files)})
     save(lake, changed)
     return changed
@@ -109,6 +112,35 @@ def test_a_file_of_another_size_or_cut_short(local):
     assert problems(local)[0] == f"{file.path}: {len(data) - 1} bytes, but {len(data)} were committed"
     local.fs.pipe_file(local.path(file.path), data[:-1] + b"X")
     assert problems(local)[0].startswith(f"{file.path}: no readable Parquet file")
+
+
+@pytest.mark.parametrize("table", ["images", "boxes", "heatmaps", "features", "quarantine"])
+def test_a_flipped_bit_is_found_in_any_byte(local, table):
+    run = local.run({"a": "v1"}, {"b": Reason.EMPTY})
+    path = file_of(run, table).path
+    data = local.fs.cat_file(local.path(path))
+    rng = np.random.default_rng(0)
+    for at in [4, len(data) - 9, *rng.integers(0, len(data), 20).tolist()]:
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << int(rng.integers(8))
+        local.fs.pipe_file(local.path(path), bytes(flipped))
+        assert problems(local)[0].startswith(f"{path}: "), at
+
+
+def test_a_changed_file_of_an_older_version_is_found_by_its_name(local):
+    run = local.run({"a": "v1"})
+    old = file_of(run, "boxes")
+    data = local.fs.cat_file(local.path(old.path))
+    name = hashlib.blake2b(data, digest_size=4).hexdigest()
+    renamed = old.model_copy(update={"path": f"{old.path[:-16]}{name}.parquet", "digest": None})
+    local.fs.mv(local.path(old.path), local.path(renamed.path))
+    older = run.model_copy(update={"files": tuple(renamed if file == old else file for file in run.files)})
+    save(local, older)
+    assert problems(local) == []
+    changed = bytearray(data)
+    changed[100] ^= 1
+    local.fs.pipe_file(local.path(renamed.path), bytes(changed))
+    assert problems(local)[0].startswith(f"{renamed.path}: ")
 
 
 def test_a_file_with_other_rows_or_columns(local):

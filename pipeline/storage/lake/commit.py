@@ -1,8 +1,9 @@
-"""Commits rows, opens and closes runs, clears up after dead ones, and knows what is done.
+"""Commits rows, starts and finishes runs, clears up after dead runs, and knows which images are done.
 
-Rows become part of the dataset in two steps: data files are written whole under names of the run, the task and their
-content, then the commit record that names them. What has no record does not count and is removed when the run ends or
-the next one starts. So two attempts at one task, of which one was thought dead, never overwrite each other's files.
+Rows become part of the dataset in two steps: first the data files are written, each in one step and under a name made
+of the run, the task and its content, then the commit record that names them. A file that no record names does not
+count; it is removed when the run ends or when the next one starts. Two attempts at one task, of which one seemed dead,
+never overwrite each other's files.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ from pipeline.storage.lake.records import (
 from pipeline.storage.lake.whole_objects import TEMP_SUFFIX, list_data_files, read_whole, remove_many, write_whole
 from schemas.config import StorageConfig
 from schemas.errors import StoreError
-from schemas.runs import CommitRecord, Counts, DataFile, RunManifest
+from schemas.runs import DIGEST_BYTES, CommitRecord, Counts, DataFile, RunManifest
 from schemas.tables import TABLES, Table, optional_tables
 
 BATCH_ROWS = 65_536
@@ -40,7 +41,7 @@ BATCH_ROWS = 65_536
 
 @dataclass(frozen=True)
 class Committer:
-    """Commits the rows of write tasks. Made of plain values, so that it travels to every worker."""
+    """Commits the rows of write tasks. It holds plain values only, so that a copy can go to every worker."""
 
     out: str
     storage: StorageConfig
@@ -50,27 +51,27 @@ class Committer:
     date: str
     """Value of the ``date`` partition, YYYY-MM-DD."""
     generation: int
-    """Of the run's lease: rows count only while it is held."""
+    """The generation of the run's lease: rows are committed only while the run holds it."""
     schemas: Mapping[Table, pa.Schema]
-    """Of each table that this run writes."""
+    """The schema of each table that this run writes."""
 
     def commit(self, task: str, tables: Mapping[Table, pa.Table], maps_without_box: int = 0) -> CommitRecord:
-        """Write the rows of one task, make them part of the dataset, and return the record that says so.
+        """Write the rows of one task, make them part of the dataset, and return the commit record.
 
-        A task that is committed already keeps its first record and files. Raises StoreError for rows that contradict
-        their schema or each other and where the store refuses, LeaseError where another run took the output over; then
-        nothing of the task counts.
+        A task that is committed already keeps its first record and its files. Raises StoreError for rows that do not
+        fit their schema or each other and where the store refuses, LeaseError where another run took the output over;
+        then no row of the task counts.
         """
         fs, root = connect(self.out, self.storage)
-        layout = LakePaths(root)
-        record_path = layout.full(layout.commit_path(self.run_id, task))
+        paths = LakePaths(root)
+        record_path = paths.full(paths.commit_path(self.run_id, task))
         if committed := _read_record(fs, record_path):
             return committed
         assert_generation_held(fs, root, self.generation)
         checked = {table: self._checked(table, rows) for table, rows in tables.items()}
         _check_images(checked)
         files = [
-            self._write(fs, layout, table, rows, task)
+            self._write(fs, paths, table, rows, task)
             for table in TABLES
             if (rows := checked.pop(table, None)) is not None and len(rows)
         ]
@@ -85,13 +86,13 @@ class Committer:
         )
         assert_generation_held(fs, root, self.generation)
         if committed := _read_record(fs, record_path):  # by another attempt at this task, on a node that seemed dead
-            remove_many(fs, [layout.full(file.path) for file in files if file not in committed.files])
+            remove_many(fs, [paths.full(file.path) for file in files if file not in committed.files])
             return committed
         write_record(fs, record_path, record)
         return record
 
     def _checked(self, table: Table, rows: pa.Table) -> pa.Table:
-        """Return the rows as the schema declares them, sorted; raises StoreError where they can't be."""
+        """Return the rows sorted and with the types of the schema; raises StoreError for rows that do not fit it."""
         schema = self.schemas.get(table)
         if schema is None:
             raise StoreError(f"table {table}: this run declared no such table")
@@ -108,12 +109,12 @@ class Committer:
         in_order = pc.all(pc.equal(order, pa.array(np.arange(len(rows), dtype=np.uint64))), min_count=0).as_py()
         return rows if in_order else rows.take(order)
 
-    def _write(self, fs: AbstractFileSystem, layout: LakePaths, table: Table, rows: pa.Table, task: str) -> DataFile:
+    def _write(self, fs: AbstractFileSystem, paths: LakePaths, table: Table, rows: pa.Table, task: str) -> DataFile:
         data = to_parquet(rows)
-        name = f"{task}-{hashlib.blake2b(data, digest_size=4).hexdigest()}"
-        path = layout.data_path(table, self.model, self.date, self.run_id, name)
-        write_whole(fs, layout.full(path), data)
-        return DataFile(table=table, path=path, rows=len(rows), size_bytes=len(data))
+        digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
+        path = paths.data_path(table, self.model, self.date, self.run_id, f"{task}-{digest[:8]}")
+        write_whole(fs, paths.full(path), data)
+        return DataFile(table=table, path=path, rows=len(rows), size_bytes=len(data), digest=digest)
 
 
 def _read_record(fs: AbstractFileSystem, path: str) -> CommitRecord | None:
@@ -135,20 +136,20 @@ def _check_images(tables: Mapping[Table, pa.Table]) -> None:
 
 
 def start_run(fs: AbstractFileSystem, root: str, manifest: RunManifest) -> None:
-    """Write lineage and manifest of a run that begins; ``manifest`` has the status ``running``."""
-    layout = LakePaths(root)
-    write_record(fs, layout.full(layout.lineage_path(manifest.run_id)), manifest.lineage)
-    write_record(fs, layout.full(layout.manifest_path(manifest.run_id)), manifest)
+    """Write the lineage and the manifest of a run that begins; ``manifest`` has the status ``running``."""
+    paths = LakePaths(root)
+    write_record(fs, paths.full(paths.lineage_path(manifest.run_id)), manifest.lineage)
+    write_record(fs, paths.full(paths.manifest_path(manifest.run_id)), manifest)
 
 
 def finish_run(fs: AbstractFileSystem, root: str, manifest: RunManifest, generation: int) -> RunManifest:
-    """Write the last word on a complete run and return it: ``manifest`` with what its commit records name and count.
+    """Write the final manifest of a complete run and return it: ``manifest`` with the files of its commit records.
 
-    ``manifest`` brings what only the run itself knows: listed, planned, already_done and the like. A second call gives
-    the same but for ``ended_at``. Raises StoreError where annotated and rejected don't sum up to planned; then the run
-    stays unfinished. Raises LeaseError where another run took the output over.
+    ``manifest`` has the counts that only the run knows, such as listed and planned; those of the rows are taken from
+    the commit records. A second call changes only ``ended_at``. Raises StoreError where annotated and rejected do not
+    add up to planned; then the run stays unfinished. Raises LeaseError where another run took the output over.
     """
-    run = _account(fs, root, manifest)
+    run = _with_reasons(fs, root, with_commits(manifest, load_commits(fs, root, manifest.run_id)))
     counts = run.counts
     if counts.planned != counts.annotated + counts.rejected:
         raise StoreError(
@@ -163,17 +164,19 @@ def finish_run(fs: AbstractFileSystem, root: str, manifest: RunManifest, generat
 
 
 def remove_leftovers(fs: AbstractFileSystem, root: str) -> tuple[list[str], list[str]]:
-    """Clear up after dead runs; return the data files removed (relative) and the runs found interrupted.
+    """Clear up after dead runs; return the data files that were removed (relative) and the ids of the dead runs.
 
-    Only the holder of the lease may call this, before its own run starts: whatever else claims to be running is dead.
-    A data file that no manifest or commit record names is removed, and so is what local writes left half-done; files
-    that camlake did not name are left alone. A dead run's manifest becomes ``interrupted`` and keeps the files that its
-    commit records name.
+    Only the holder of the lease may call this, before its own run starts: any other run that is ``running`` is dead.
+    Its manifest becomes ``interrupted`` and keeps the files that its commit records name. Data files that no manifest
+    and no commit record names are removed, and so are half-written local files. Files with names that camlake does not
+    give are left alone.
+
+    The commit records are read once. A record that a late worker of a dead run writes after that does not count.
     """
     runs = load_runs(fs, root)
     dead = [run for run in runs if run.status == "running"]
     for run in dead:
-        ended = _account(fs, root, run).model_copy(update={"status": "interrupted", "ended_at": datetime.now(UTC)})
+        ended = _with_reasons(fs, root, run).model_copy(update={"status": "interrupted", "ended_at": datetime.now(UTC)})
         write_record(fs, _manifest_path(root, run), ended)
     strays = _remove_strays(fs, root, runs)
     if is_local(fs):
@@ -182,15 +185,15 @@ def remove_leftovers(fs: AbstractFileSystem, root: str) -> tuple[list[str], list
 
 
 def _remove_strays(fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest]) -> list[str]:
-    """Remove and return the data files with camlake's names that no run names; a dead run's worker may be late.
+    """Remove and return the data files with camlake's names that no run names, such as those of a late worker.
 
-    Data files that a worker had half written when it died, as its node may, are removed too.
+    Local data files that a worker had half written when it died are removed too.
     """
     named = {file.path for file in committed_files(runs)}
     written = [path for path in list_data_files(fs, root) if DATA_NAME.fullmatch(path.rpartition("/")[2])]
     strays = sorted(path for path in written if path not in named)
-    layout = LakePaths(root)
-    remove_many(fs, [layout.full(path) for path in strays])
+    paths = LakePaths(root)
+    remove_many(fs, [paths.full(path) for path in strays])
     if is_local(fs):
         remove_many(fs, [path for path in fs.find(root) if "/.part-" in path and path.endswith(TEMP_SUFFIX)])
     return strays
@@ -199,10 +202,10 @@ def _remove_strays(fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest
 def done_images(
     fs: AbstractFileSystem, root: str, model: str, retry_rejected: bool = False
 ) -> Iterator[pa.RecordBatch]:
-    """Yield image_id, etag, size_bytes and modified_at of every image that is done for ``model``, each image once.
+    """Yield image_id, etag, size_bytes and modified_at of all images that are done for ``model``, each image once.
 
-    Done means that the image's latest committed row stands in ``images``, or in ``quarantine`` with a permanent reason
-    (with ``retry_rejected`` no rejection counts). Memory stays bounded: what exceeds DuckDB's limit is spilled.
+    An image is done where its latest committed row stands in ``images``, or in ``quarantine`` with a permanent reason;
+    with ``retry_rejected`` a rejected image is never done. Memory stays bounded: DuckDB spills to disk.
     """
     files = committed_files([run for run in load_runs(fs, root) if run.model == model])
     if not files:
@@ -222,13 +225,12 @@ def committed_settings(fs: AbstractFileSystem, root: str, model: str) -> dict[st
 
 
 def _manifest_path(root: str, run: RunManifest) -> str:
-    layout = LakePaths(root)
-    return layout.full(layout.manifest_path(run.run_id))
+    paths = LakePaths(root)
+    return paths.full(paths.manifest_path(run.run_id))
 
 
-def _account(fs: AbstractFileSystem, root: str, manifest: RunManifest) -> RunManifest:
-    """Return the manifest with the files and counts of its commit records, rejections by reason too."""
-    run = with_commits(manifest, load_commits(fs, root, manifest.run_id))
+def _with_reasons(fs: AbstractFileSystem, root: str, run: RunManifest) -> RunManifest:
+    """Return the manifest, which has its committed files, with its rejections counted by reason."""
     with committed_views(fs, root, committed_files([run], "quarantine")) as con:
         reasons = con.sql("SELECT reason_code, count(*) FROM all_quarantine GROUP BY ALL ORDER BY ALL").fetchall()
     counts = Counts(**{**run.counts.model_dump(), "rejected_by_reason": dict(reasons)})

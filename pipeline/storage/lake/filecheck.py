@@ -1,8 +1,11 @@
-"""Compares the files of an output with what its runs recorded: listings, footers and schemas, not yet the rows."""
+"""Compares the files of an output with the records of its runs: sizes, footers, schemas and digests."""
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,39 +18,62 @@ from pipeline.storage.store_failures import store_errors
 from schemas.runs import DataFile, RunManifest
 from schemas.tables import TABLES
 
+_NAMED_DIGEST = re.compile(r"-([0-9a-f]{8})\.parquet$")
+"""The digest in the name of a data file."""
+
 
 def damaged_files(
-    fs: AbstractFileSystem, layout: LakePaths, files: Sequence[DataFile], listed: dict[str, int]
+    fs: AbstractFileSystem, paths: LakePaths, files: Sequence[DataFile], listed: dict[str, int]
 ) -> dict[str, str]:
-    """Return path → problem of each committed file that is gone, of another size, or holds other than recorded."""
+    """Return the problem of each committed file that is gone or differs from its record, by its path.
+
+    ``listed`` gives the size in bytes of each file that is there. Every file is read whole, for its digest.
+    """
 
     def problem(file: DataFile) -> str | None:
         if file.path not in listed:
             return f"{file.path}: committed, but gone"
         if listed[file.path] != file.size_bytes:
             return f"{file.path}: {listed[file.path]} bytes, but {file.size_bytes} were committed"
-        return _footer_problem(fs, layout, file)
+        return _content_problem(fs, paths, file)
 
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         found = zip(files, pool.map(problem, files), strict=True)
     return {file.path: text for file, text in found if text}
 
 
-def _footer_problem(fs: AbstractFileSystem, layout: LakePaths, file: DataFile) -> str | None:
-    with store_errors(f"{file.path} can't be read"), fs.open(layout.full(file.path), "rb") as source:
+def _content_problem(fs: AbstractFileSystem, paths: LakePaths, file: DataFile) -> str | None:
+    with store_errors(f"{file.path} can't be read"), fs.open(paths.full(file.path), "rb") as source:
+        changed = _is_changed(source, file)
+        source.seek(0)
         try:
             footer = pq.ParquetFile(source)
             rows, schema = footer.metadata.num_rows, footer.schema_arrow
         except pa.ArrowInvalid as error:
             return f"{file.path}: no readable Parquet file: {str(error).splitlines()[0]}"
+        except OSError:  # of Arrow where the footer is damaged, of the store where the content is what was committed
+            if not changed:
+                raise
+            return f"{file.path}: no readable Parquet file"
     if rows != file.rows:
         return f"{file.path}: {rows} rows, but {file.rows} were committed"
-    odd = TABLES[file.table].odd_columns(schema)
-    return f"{file.path}: columns that are missing or of another type: {', '.join(odd)}" if odd else None
+    if odd := TABLES[file.table].odd_columns(schema):
+        return f"{file.path}: columns that are missing or of another type: {', '.join(odd)}"
+    return f"{file.path}: its content has changed since it was committed" if changed else None
+
+
+def _is_changed(source: BinaryIO, file: DataFile) -> bool:
+    """Return whether the content has another digest than the record, or than the file's name where that has none."""
+    named = _NAMED_DIGEST.search(file.path)
+    recorded = file.digest or (named and named[1])
+    if not recorded:
+        return False
+    digest = hashlib.file_digest(source, lambda: hashlib.blake2b(digest_size=len(recorded) // 2))
+    return digest.hexdigest() != recorded
 
 
 def misplaced_files(runs: Sequence[RunManifest], listed: dict[str, int]) -> list[str]:
-    """Return the problems of files that lie where they should not: strays, named twice, or in another run's place."""
+    """Return the problems of files that no run committed, that are committed twice, or that lie in a wrong folder."""
     named = Counter(file.path for file in committed_files(runs))
     problems = [f"{path}: no run committed this file" for path in sorted(listed) if path not in named]
     problems += [f"{path}: committed {times} times" for path, times in named.items() if times > 1]

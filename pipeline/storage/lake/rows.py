@@ -83,7 +83,7 @@ def count_maps_without_box(rows: pa.Table) -> int:
 def _with_reasons(rows: pa.Table) -> pa.Table:
     """Return rejected rows with the other columns that ``quarantine`` has for their reason code."""
     codes = rows["reason_code"].combine_chunks().dictionary_encode()
-    reasons = [Reason(code) for code in codes.dictionary.to_pylist()]
+    reasons = [Reason.of(code) for code in codes.dictionary.to_pylist()]
     stage = pa.array([reason.stage for reason in reasons], pa.string()).take(codes.indices)
     permanent = pa.array([reason.permanent for reason in reasons], pa.bool_()).take(codes.indices)
     columns = {"stage": stage, "permanent": permanent, "rejected_at": rows["decided_at"]}

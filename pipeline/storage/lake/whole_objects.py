@@ -24,7 +24,7 @@ def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:
     """Write an object in one step, over an older one of that name; no reader ever sees a part of it.
 
     An object store gets one PUT and shows the object when it is complete. A local file is written under a temporary
-    name, synced to the disk and renamed. Raises StoreError where the store refuses.
+    name and renamed; file and folders are synced to the disk. Raises StoreError where the store refuses.
     """
     with store_errors(f"{path} can't be written"):
         if is_local(fs):
@@ -34,6 +34,7 @@ def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:
 
 
 def _write_and_rename(target: Path, data: bytes) -> None:
+    new_folders = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}")
     try:
@@ -45,6 +46,17 @@ def _write_and_rename(target: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    for folder in [target.parent, *(new.parent for new in new_folders)]:
+        _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk: after a power failure a synced file without its name is lost."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def list_dir(fs: AbstractFileSystem, path: str) -> list[str]:

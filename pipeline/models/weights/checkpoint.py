@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PosixPath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors
@@ -53,8 +53,8 @@ _NOT_TORCH_SAVE = (
 """What torch.load raised for cut and damaged files in tests, beside UnpicklingError."""
 
 
-_SCALAR = np.float64(0).__reduce__()[0]
-_PLAIN_VALUES = [
+_SCALAR: Callable[..., Any] = cast("Callable[..., Any]", np.float64(0).__reduce__()[0])
+_PLAIN_VALUES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     PosixPath,
     np.dtype,

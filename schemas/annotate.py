@@ -1,4 +1,4 @@
-"""What ``camlake annotate`` does."""
+"""The configuration of ``camlake annotate``."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -7,19 +7,21 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from schemas.box_rules import HEURISTIC_CLASSES, BoxConfig
 from schemas.config import COMMA_SEPARATED, Device, Precision, option, required
-from schemas.tables import OPTIONAL_TABLES, FeatureType
+from schemas.input_options import InputKind, InputOptions
+from schemas.tables import FeatureType, optional_tables
 
 Method = Literal["cam", "gradcam", "layercam", "backprop", "regress"]
 Tta = Literal["none", "flip", "tencrop"]
 Resize = Literal["squash", "fit"]
 JpegScaling = Literal["auto", "off"]
+Alpha = Literal["white", "black", "drop"]
 DecodePlace = Literal["auto", "local", "remote", "gpu"]
 Switch = Literal["auto", "on", "off"]
 
 FIRST_LOCALIZATION: dict[str, Any] = {"method": "cam", "tta": "none", "scales": [1.0]}
-"""Settings that say how maps are made, as they were of every output before they could be chosen."""
+"""How maps are made by default. Outputs of versions before these options existed were made so."""
 MOST_SCALES = 6
-"""torch.compile gives up after eight sides of inputs."""
+"""Most values of ``--scales``: torch.compile gives up after eight sizes of the input."""
 
 
 def _actor_range(value: Any) -> Any:
@@ -36,7 +38,7 @@ def _actor_range(value: Any) -> Any:
 
 
 class AnnotateConfig(BoxConfig):
-    """What ``camlake annotate`` does."""
+    """The options of ``camlake annotate``."""
 
     input: str = required(
         "folder, prefix, glob, manifest (Parquet, CSV, JSONL with a uri column), Parquet file with image bytes, or"
@@ -112,6 +114,25 @@ class AnnotateConfig(BoxConfig):
     )
     jpeg_scaling: JpegScaling = option(
         "auto", "auto: decode a JPEG much larger than the network's input at 1/2, 1/4 or 1/8 of its size", "Images"
+    )
+    input_kind: InputKind | None = option(
+        None,
+        "read INPUT as single images, as Parquet files or tar shards with images inside, or as a manifest; default: by"
+        " what holds nearly all of its bytes",
+        "Images",
+    )
+    uri_column: str | None = option(None, "column of a manifest that names the images; default: by its name", "Images")
+    image_column: str | None = option(
+        None, "column of a Parquet file that holds the images' bytes; default: by its name and type", "Images"
+    )
+    id_column: str | None = option(
+        None,
+        "column of a manifest or Parquet file that image_id is made of in the place of the uri, so that a moved bucket"
+        " is not annotated anew",
+        "Images",
+    )
+    alpha: Alpha = option(
+        "white", "lay transparent pictures on white or black, or drop: the colours that are stored under it", "Images"
     )
     limit: int | None = option(None, "annotate at most this many images", "Images", ge=1)
     sample: float = option(1.0, "annotate this share of the images, always the same ones", "Images", gt=0, le=1)
@@ -192,9 +213,9 @@ class AnnotateConfig(BoxConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        unknown = [name for name in self.outputs if name not in OPTIONAL_TABLES]
+        unknown = [name for name in self.outputs if name not in optional_tables()]
         if unknown:
-            raise ValueError(f"--outputs {unknown[0]!r}: allowed: {', '.join(OPTIONAL_TABLES)}")
+            raise ValueError(f"--outputs {unknown[0]!r}: allowed: {', '.join(optional_tables())}")
         if self.box_rule == "heuristic" and self.topk < HEURISTIC_CLASSES:
             raise ValueError(f"--topk {self.topk}: allowed with --box-rule heuristic: {HEURISTIC_CLASSES} or more")
         if len(set(self.scales)) < len(self.scales):
@@ -209,9 +230,14 @@ class AnnotateConfig(BoxConfig):
             raise ValueError(f"--cluster {self.cluster!r}: allowed: with --dry-run, and without --address")
         return self
 
+    @property
+    def input_options(self) -> InputOptions:
+        """Return what the user says of how the input is read."""
+        return InputOptions(self.input_kind, self.uri_column, self.image_column, self.id_column)
+
     def settings(self) -> dict[str, Any]:
-        """Return what shapes the rows: all runs of one output and one model must agree on it."""
-        shaping = {"topk", "threshold", "box_rule", "min_area", "jpeg_scaling", "outputs", "feature_type"}
+        """Return the options that shape the rows: all runs of one output and one model must have the same."""
+        shaping = {"topk", "threshold", "box_rule", "min_area", "jpeg_scaling", "alpha", "outputs", "feature_type"}
         if self.method == "regress":
             shaping -= {"threshold", "box_rule"}
         return self.model_dump(mode="json", include=shaping | set(FIRST_LOCALIZATION))

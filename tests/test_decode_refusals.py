@@ -65,8 +65,12 @@ def with_thumbnail() -> bytes:
 
 @settings(deadline=None)
 @given(cut=st.integers(3, len(with_thumbnail()) - 1))
-def test_a_cut_jpeg_is_truncated(cut: int) -> None:
-    assert reason_of(with_thumbnail()[:cut]) == Reason.TRUNCATED
+def test_a_cut_jpeg_is_truncated_unless_every_block_is_there(cut: int) -> None:
+    data = with_thumbnail()
+    if cut < len(data) - 2:
+        assert reason_of(data[:cut]) == Reason.TRUNCATED
+    else:
+        np.testing.assert_array_equal(pixels_of(data[:cut]), pixels_of(data))
 
 
 def test_bytes_around_a_whole_jpeg_do_no_harm() -> None:
@@ -174,7 +178,6 @@ ODD_REFUSED = {
     "pillow__l2rgb_read.bmp": Reason.TOO_MANY_PIXELS,
     "pillow__truncated_end_chunk.png": Reason.TRUNCATED,
     "pillow__truncated_image.png": Reason.TRUNCATED,
-    "pillow__truncated_jpeg.jpg": Reason.TRUNCATED,
     "pillow__ultrahdr.jpg": Reason.TRUNCATED,
     "sharp__truncated.png": Reason.TRUNCATED,
     "synth__bitflips_200.jpg": Reason.CORRUPT,
@@ -194,14 +197,23 @@ ODD_REFUSED = {
 
 
 def by_pillow(data: bytes) -> np.ndarray:
-    """Pillow's own picture, turned upright by the tag that ImageOps also reads; 16-bit gray by its high byte."""
+    """Pillow's own picture, turned upright by the tag that ImageOps also reads.
+
+    16-bit gray by the range it uses, transparency on white; one of the files lacks half of its end marker alone.
+    """
     turns = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270"}
     turns |= {7: "TRANSVERSE", 8: "ROTATE_90"}
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data + b"\xff\xd9"))
     image.load()
     turn = turns.get(image.getexif().get(ORIENTATION, 1))
     if image.mode in ("I", "I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        values = np.asarray(image)
+        white = next(2**bits for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
+        image = Image.fromarray((values // (white // 256)).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        if picture.getextrema()[3][1] > 0:
+            image = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     image = image.convert("RGB")
     return np.asarray(image.transpose(Image.Transpose[turn]) if turn else image)
 

@@ -17,7 +17,7 @@ from pipeline.images.decode import DecodedImage, DecodeLimits
 from pipeline.images.decode_pool import DecodePool
 from pipeline.images.resize import ResizePlan
 from pipeline.storage.lake.rows import IDENTITY
-from schemas.annotate import JpegScaling
+from schemas.annotate import Alpha, JpegScaling
 from schemas.errors import RejectedImage
 from schemas.tables import PLAN
 
@@ -29,6 +29,8 @@ class DecodeSpec:
     limits: DecodeLimits
     resize: ResizePlan
     jpeg_scaling: JpegScaling = "auto"
+    alpha: Alpha = "white"
+    """What transparent pictures are laid on."""
 
 
 DECODED = pa.schema(
@@ -53,7 +55,7 @@ class DecodeStage:
         """``threads``: the number of images that are decoded at the same time."""
         self._resize = spec.resize
         least_hw = spec.resize.least_hw if spec.jpeg_scaling == "auto" else None
-        self._decoder = DecodePool(spec.limits, threads, least_hw)
+        self._decoder = DecodePool(spec.limits, threads, least_hw, spec.alpha)
 
     def __call__(self, fetched: pa.Table) -> pa.Table:
         """Return one row for each row of ``fetched``, in order."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage, Original, binary_rows, decoded_table, present_rows
 from pipeline.images.decode import Jpeg, examine
-from pipeline.images.nvjpeg import check_nvjpeg, decode_jpegs, to_inputs
+from pipeline.images.nvjpeg import check_nvjpeg, decode_jpegs, ends_are_gray, to_inputs
 from pipeline.models.localize.engine import ThreadStream
 from schemas.errors import RejectedImage
 
@@ -23,9 +23,10 @@ DEVICE_PIXELS = 2**25
 class GpuDecodeStage:
     """Decodes JPEGs on a device and leaves their pixels there; a ``DecodeStage`` decodes all other images.
 
-    On CUDA nvJPEG decodes the usual JPEGs: 8-bit gray or YCbCr, baseline or progressive. It can't decode at a smaller
-    scale, so no image is decoded at a smaller scale here, and it rounds colours in another way than libjpeg. The limits
-    of pixels, bytes and scans bound its work; ``timeout_s`` bounds the CPU's work only.
+    On CUDA nvJPEG decodes the usual JPEGs: 8-bit gray or YCbCr in one baseline scan, in no wide-gamut colours. It can't
+    decode at a smaller scale, so no image is decoded at a smaller scale here, and it rounds colours in another way than
+    libjpeg. It does not say where blocks are missing: a picture that ends in the gray of missing blocks is left to the
+    CPU, which asks libjpeg. The limits of pixels, bytes and scans bound its work; ``timeout_s`` bounds the CPU's only.
 
     Several threads may use one object at the same time, each on a CUDA stream of its own: nvJPEG ignores streams, and
     this way it never writes to memory that another thread has freed. nvJPEG takes one batch at a time.
@@ -70,7 +71,7 @@ class GpuDecodeStage:
         inputs = torch.empty(len(blobs), side, side, 3, dtype=torch.uint8, device=self._device)
         results: dict[int, Original | RejectedImage] = {}
         for jpegs in _groups(self._usual_jpegs(blobs, results), side, self._device_pixels):
-            results |= self._on_device(jpegs, blobs, inputs)
+            results |= self._on_device(jpegs, inputs)
         for_cpu = [index for index in range(len(blobs)) if index not in results]
         originals, pixels = self._cpu_stage.decode([blobs[index] for index in for_cpu])
         results |= dict(zip(for_cpu, originals, strict=True))
@@ -91,16 +92,17 @@ class GpuDecodeStage:
             except RejectedImage as rejected:
                 results[index] = RejectedImage(rejected.reason, rejected.detail)
             else:
-                if jpeg and jpeg.frame.usual:
+                if jpeg and jpeg.usual:
                     yield index, jpeg
 
-    def _on_device(self, jpegs: dict[int, Jpeg], blobs: Sequence[bytes], inputs: Tensor) -> dict[int, Original]:
-        """Decode JPEGs into ``inputs``; return the originals of those that came out at the size of their header."""
-        pictures = decode_jpegs([blobs[index] for index in jpegs], self._device)
+    def _on_device(self, jpegs: dict[int, Jpeg], inputs: Tensor) -> dict[int, Original]:
+        """Decode JPEGs into ``inputs``; return the originals of those that came out whole, in their header's size."""
+        pictures = decode_jpegs([jpeg.data for jpeg in jpegs.values()], self._device)
+        gray_ends = ends_are_gray(pictures)
         decoded = {
             index: picture
-            for (index, jpeg), picture in zip(jpegs.items(), pictures, strict=True)
-            if picture is not None and tuple(picture.shape[:0:-1]) == jpeg.frame.size_wh
+            for (index, jpeg), picture, is_gray in zip(jpegs.items(), pictures, gray_ends, strict=True)
+            if picture is not None and not is_gray and tuple(picture.shape[:0:-1]) == jpeg.frame.size_wh
         }
         if decoded:
             orientations = [jpegs[index].exif_orientation for index in decoded]

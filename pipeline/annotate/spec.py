@@ -33,7 +33,7 @@ from schemas.runs import Lineage
 def decode_spec(config: AnnotateConfig, model: Model) -> DecodeSpec:
     """Return the specification of the decode stage."""
     limits = DecodeLimits(config.max_pixels, config.max_bytes, config.decode_timeout_s)
-    return DecodeSpec(limits, model.resize, config.jpeg_scaling)
+    return DecodeSpec(limits, model.resize, config.jpeg_scaling, config.alpha)
 
 
 def annotate_spec(
@@ -85,7 +85,7 @@ def plan_inputs(
     number that one read task fetches.
     """
     return make_plan(
-        list_inputs(config.input, config, out=config.out),
+        list_inputs(config.input, config, out=config.out, how=config.input_options),
         done,
         fs,
         root,

@@ -1,4 +1,4 @@
-"""Threads that decode many images, each of them bounded in time."""
+"""A pool of threads that decode images; the time of each image is bounded."""
 
 import threading
 import time
@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from pipeline.images.decode import DecodedImage, DecodeLimits, LeastSize, decode
+from schemas.annotate import Alpha
 from schemas.errors import RejectedImage
 from schemas.reasons import Reason
 
@@ -16,19 +17,22 @@ T = TypeVar("T")
 
 
 class DecodePool:
-    """Decodes images in threads and bounds the time of each.
+    """Decodes images in threads and bounds the time of each image.
 
-    A thread can't be stopped from outside. One that is over its time is left behind: its result is dropped, another
-    thread takes its place, and being a daemon it keeps no process alive. OpenCV and Pillow's larger decoders let
-    other threads run while they work; the limits on pixels and scans bound what a thread left behind still costs.
+    A thread can't be stopped from outside. A thread that exceeds the time of its image is abandoned: its result is
+    dropped, another thread takes its place, and as a daemon it keeps no process alive. libjpeg-turbo, OpenCV and
+    Pillow's larger decoders let other threads run while they work; the limits on pixels and scans bound what an
+    abandoned thread still costs.
     """
 
-    def __init__(self, limits: DecodeLimits, threads: int, least_hw: LeastSize | None = None) -> None:
-        """``threads``: at least 1; images decoded at the same time. They start here and end with this object.
+    def __init__(
+        self, limits: DecodeLimits, threads: int, least_hw: LeastSize | None = None, alpha: Alpha = "white"
+    ) -> None:
+        """Start ``threads`` threads, at least 1, which end with this object; each decodes one image at a time.
 
-        ``least_hw``: see ``decode``.
+        ``least_hw`` and ``alpha``: see ``decode``.
         """
-        self._limits, self._least_hw = limits, least_hw
+        self._limits, self._least_hw, self._alpha = limits, least_hw, alpha
         self._threads = threads
         # Kept between calls: with a new thread for each batch of 32 photographs decoding took 4 % longer.
         self._batches: _Batches = SimpleQueue()
@@ -37,15 +41,15 @@ class DecodePool:
         weakref.finalize(self, _stop_threads, self._batches, threads)
 
     def map(self, blobs: Sequence[bytes | None], then: Callable[[int, DecodedImage], T]) -> list[T | RejectedImage]:
-        """Return ``then(place, decode(blob))`` for each blob, in order, or the RejectedImage that ended it.
+        """Return ``then(index, decode(blob))`` for each blob, in order, or the RejectedImage that it raised.
 
-        ``then`` (a resize, say) runs in the decoding thread; its time counts, and it may still be at work on an image
-        that was rejected for its time when this returns. An image over ``timeout_s`` gives
-        DECODE_TIMEOUT; a blob that is None, bytes that never came, gives FETCH_FAILED. Any other exception of ``then``
-        is raised here, after which no further image is begun.
+        ``then``, for example a resize, runs in the decoding thread and its time counts. For an image that was rejected
+        for its time it may still run when this method returns. An image over ``timeout_s`` gives DECODE_TIMEOUT; a blob
+        that is None, because no bytes came, gives FETCH_FAILED. Any other exception of ``then`` is raised here, after
+        which no further image is begun.
         """
-        limits, least_hw = self._limits, self._least_hw
-        batch = _Batch(blobs, lambda place, blob: then(place, decode(blob, limits, least_hw)))
+        limits, least_hw, alpha = self._limits, self._least_hw, self._alpha
+        batch = _Batch(blobs, lambda index, blob: then(index, decode(blob, limits, least_hw, alpha)))
         return batch.run(self._batches, min(self._threads, len(blobs)), limits.timeout_s)
 
 
@@ -57,7 +61,7 @@ def _start_thread(batches: _Batches) -> None:
 
 
 def _serve(batches: _Batches) -> None:
-    """Work on each batch that comes, until None comes or the thread is left behind."""
+    """Work on each batch of the queue, until None comes or the thread is abandoned."""
     while True:
         batch = batches.get()
         if batch is None or not batch.work():
@@ -71,7 +75,7 @@ def _stop_threads(batches: _Batches, threads: int) -> None:
 
 
 class _Batch(Generic[T]):
-    """One call of ``DecodePool.map``: what is left to do, which image runs since when, and the results."""
+    """One call of ``DecodePool.map``: the images left to do, the start of each running image, and the results."""
 
     def __init__(self, blobs: Sequence[bytes | None], one: Callable[[int, bytes], T]) -> None:
         self._blobs = blobs
@@ -90,7 +94,7 @@ class _Batch(Generic[T]):
                 while len(self._results) < len(self._blobs) and self._failure is None:
                     oldest_s = min(self._started_s.values(), default=time.monotonic())
                     self._changed.wait(max(0.0, oldest_s + timeout_s - time.monotonic()))
-                    for _ in range(self._leave_behind(timeout_s)):
+                    for _ in range(self._abandon(timeout_s)):
                         _start_thread(batches)
                         batches.put(self)
             finally:
@@ -99,8 +103,8 @@ class _Batch(Generic[T]):
                 raise self._failure
         return [self._results[index] for index in range(len(self._blobs))]
 
-    def _leave_behind(self, timeout_s: float) -> int:
-        """Reject the images that are over their time; return how many, each of them a thread that is lost."""
+    def _abandon(self, timeout_s: float) -> int:
+        """Reject the images that exceed their time; return their number, which is the number of abandoned threads."""
         now_s = time.monotonic()
         late = [index for index, started_s in self._started_s.items() if now_s - started_s >= timeout_s]
         for index in late:
@@ -109,7 +113,7 @@ class _Batch(Generic[T]):
         return len(late)
 
     def work(self) -> bool:
-        """Take one image after the other until none is left; return False where the thread was left behind."""
+        """Decode one image after the other until none is left; return False where the thread was abandoned."""
         while True:
             with self._changed:
                 if not self._left:

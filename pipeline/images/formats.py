@@ -1,6 +1,6 @@
-"""Which image format some bytes are of, what its header says, and what a decoder's error means.
+"""Finds the format of an encoded image by its content, opens its header, and explains decoders' errors.
 
-Nothing here decodes a pixel.
+No pixel is decoded here.
 """
 
 import io
@@ -41,7 +41,7 @@ _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b
 
 
 class Header(NamedTuple):
-    """What is known of an image before its pixels are decoded."""
+    """The format and the header of an image whose pixels are not decoded yet."""
 
     format: str
     """Name of the format by content, such as "JPEG"."""
@@ -50,9 +50,13 @@ class Header(NamedTuple):
 
 
 def _icon(stream: io.BytesIO) -> Image.Image:
-    """Return an icon file's first picture; IcoImageFile would decode it at once, whatever its size."""
+    """Return an icon file's largest picture, of several the one with most colours; no pixel is decoded before load.
+
+    IcoImageFile would decode a picture at once, whatever its size.
+    """
     icons = IcoImagePlugin.IcoFile(stream)
-    return icons.getimage(icons.entry[0].dim)
+    sizes = [(entry.square, entry.color_depth) for entry in icons.entry]
+    return icons.frame(sizes.index(max(sizes)))
 
 
 class _Format(NamedTuple):
@@ -67,7 +71,7 @@ def _registered(name: str, opener: Callable[[io.BytesIO], Image.Image]) -> _Form
 
 
 # Tried in this order. The classes are called themselves, not Image.open, because that applies Pillow's process-wide
-# pixel limit beside ours. Multi-picture files (MPO) are JPEG: the first picture counts. Formats that run other
+# pixel limit beside ours. Multi-picture files (MPO) are JPEG: the first picture is the main one. Formats that run other
 # programs (EPS) or describe drawings (WMF) are left out on purpose. TGA is last: it has no signature.
 _FORMATS = (
     _registered("JPEG", JpegImagePlugin.JpegImageFile),
@@ -91,7 +95,7 @@ _FORMATS = (
     _registered("TGA", TgaImagePlugin.TgaImageFile),
 )
 
-# Formats that hold images and that nothing here reads: rejecting them as "not an image" would be untrue.
+# Formats of images that are not read: rejecting them as "not an image" would be untrue.
 _UNREAD_FORMATS = (
     ("JPEG XL", re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ")),
     ("PostScript", re.compile(rb"%!PS|\xc5\xd0\xd3\xc6")),
@@ -101,6 +105,11 @@ _UNREAD_FORMATS = (
     ("JPEG XR", re.compile(rb"II\xbc")),
     ("FITS", re.compile(rb"SIMPLE  =")),
     ("Canon CR3", re.compile(rb"....ftypcrx ", re.DOTALL)),
+    ("Canon CRW", re.compile(rb"II.{4}HEAPCCDR", re.DOTALL)),
+    ("Fujifilm RAF", re.compile(rb"FUJIFILMCCD-RAW")),
+    ("Olympus ORF", re.compile(rb"IIR[OS]|MMOR")),
+    ("Panasonic RW2", re.compile(rb"IIU\0")),
+    ("Sigma X3F", re.compile(rb"FOVb")),
     ("ICNS", re.compile(rb"icns")),
     ("GIMP XCF", re.compile(rb"gimp xcf")),
     ("DjVu", re.compile(rb"AT&TFORM")),
@@ -145,7 +154,7 @@ _UNSUPPORTED = re.compile(r"unsupported|not supported|unimplemented|unknown|cann
 
 
 def refusal(error: BaseException, name: str, data: bytes) -> RejectedImage:
-    """Return the rejection that a decoder's error stands for.
+    """Return the rejection that a decoder's error means.
 
     The file's own lengths decide first, then the error: a field read past the end is TRUNCATED, a variant missing
     from a decoder's table or named as unsupported is UNSUPPORTED, a picture over Pillow's hard limit

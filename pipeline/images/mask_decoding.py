@@ -81,7 +81,7 @@ def mask_of_file(data: bytes) -> Mask:
 
     Raises RejectedImage where it can't be decoded.
     """
-    return _at_side(cv2.cvtColor(decode(data, _FILE_LIMITS).pixels, cv2.COLOR_RGB2GRAY) > 0)
+    return _at_side(cv2.cvtColor(decode(data, _FILE_LIMITS, alpha="drop").pixels, cv2.COLOR_RGB2GRAY) > 0)
 
 
 def pixel_counts(heat: NDArray[np.uint8], foreground: Mask, ignored: Mask) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
-"""JPEGs decoded and resized on a device: by nvJPEG on CUDA; on CPU, where this is tested, by the same calls.
+"""Decodes and resizes JPEGs on a device: on CUDA by nvJPEG; on CPU, for tests, by the same calls of torchvision.
 
-nvJPEG writes on a stream of torchvision's own, into memory of the caller's current stream: what that stream still works
-on there must be done before, and after a failure what nvJPEG still writes.
+nvJPEG writes on a stream of torchvision's own, into memory that belongs to the caller's current stream. So the caller's
+stream is waited for before nvJPEG starts, and after a failure the whole device is.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from pipeline.images.resize import PAD_GRAY, ResizePlan
 from schemas.errors import ModelError
 
 _GRAY = 128
-"""Of the picture that shows whether nvJPEG works."""
+"""Value of all three colours where all coefficients of a block are 0."""
 
 
 def check_nvjpeg(device: torch.device) -> None:
     """Decode one small JPEG on the device; raises ModelError where nvJPEG is missing or gives another picture.
 
-    Without this its failure would look like that of every single file, and all of them would go to the CPU.
+    Without this check a missing nvJPEG would look like a fault of every single file, and the CPU would decode them all.
     """
     picture = np.full((16, 16, 3), _GRAY, np.uint8)
     encoded = torch.from_numpy(cv2.imencode(".jpg", picture)[1].reshape(-1))
@@ -39,9 +39,9 @@ def check_nvjpeg(device: torch.device) -> None:
 
 
 def decode_jpegs(blobs: Sequence[bytes], device: torch.device) -> list[Tensor | None]:
-    """Return each JPEG as a (3, H, W) uint8 RGB tensor on the device, as stored; None for one that it refuses.
+    """Return each JPEG as a (3, H, W) uint8 RGB tensor on the device, not turned upright; None for a refused one.
 
-    torchvision refuses a whole batch for one file, so the halves of such a batch are tried, and theirs in turn.
+    torchvision refuses a whole batch for one bad file; then the two halves of the batch are tried, and so on.
     """
     if not blobs:
         return []
@@ -58,12 +58,22 @@ def decode_jpegs(blobs: Sequence[bytes], device: torch.device) -> list[Tensor | 
     return pictures
 
 
+def ends_are_gray(pictures: Sequence[Tensor | None]) -> list[bool]:
+    """Return for each (3, H, W) picture whether its last pixel has the gray of a missing block; False for None.
+
+    In a JPEG of one scan the blocks that are missing come last, and decoders leave them gray.
+    """
+    last = [picture[:, -1, -1] for picture in pictures if picture is not None]
+    gray = iter(((torch.stack(last).int() - _GRAY).abs().amax(1) <= 1).tolist() if last else [])
+    return [picture is not None and next(gray) for picture in pictures]
+
+
 def to_inputs(pictures: Sequence[Tensor], exif_orientations: Sequence[int], plan: ResizePlan) -> Tensor:
     """Return the network's inputs, (n, S, S, 3) uint8 RGB, of n >= 1 stored (3, H, W) uint8 pictures on one device.
 
-    The same as ``plan.apply(upright(picture, orientation))`` of each, within the one grey level that OpenCV's
-    fixed-point weights make. All pictures are resized at once: laid end to end, each output pixel
-    gathers its four neighbours there. A picture that is to be turned has its rows and columns walked in another order.
+    The result equals ``plan.apply(upright(picture, orientation))`` of each picture, within one grey level, which comes
+    from OpenCV's fixed-point weights. All pictures are resized at once: they are concatenated, and each output pixel
+    gathers its four neighbours from there. To turn a picture, its rows and columns are read in another order.
     """
     flat = torch.cat([picture.reshape(-1) for picture in pictures])
     stored_hw = np.array([picture.shape[1:] for picture in pictures])
@@ -87,9 +97,9 @@ def to_inputs(pictures: Sequence[Tensor], exif_orientations: Sequence[int], plan
 
 
 class _Axis:
-    """Where the S rows (or columns) of the inputs lie in n upright pictures, all tensors (n, S).
+    """The positions of the inputs' S rows (or columns) in n upright pictures, as tensors (n, S).
 
-    Half-pixel centres, clamped to the picture, as ``cv2.resize`` takes them.
+    Pixel centres lie at halves and are clamped to the picture, as in ``cv2.resize``.
     """
 
     def __init__(

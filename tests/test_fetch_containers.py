@@ -148,7 +148,7 @@ def in_parts(plan: pa.Table, part_bytes: int, part_rows: int = 1000) -> list[lis
 
 def test_parts_hold_about_so_many_bytes(tmp_path):
     for number in range(10):
-        (tmp_path / f"{number}").write_bytes(bytes([number]) * 100)
+        (tmp_path / f"{number}.jpg").write_bytes(bytes([number]) * 100)
     plan = plan_of(str(tmp_path))
     assert [len(part) for part in in_parts(plan, 250)] == [2, 2, 3, 2, 1]
     unknown = plan.set_column(3, plan.schema.field("size_bytes"), pa.nulls(10, pa.int64()))
@@ -194,7 +194,7 @@ def test_a_stream_that_breaks_goes_on_where_it_was(monkeypatch):
     read: list[int] = []
     breaks = [25, 45]
 
-    def broken(parquet, rows):
+    def broken(parquet, rows, chosen):
         for row, data in read_rows(parquet, rows):
             if row in breaks:
                 breaks.remove(row)

@@ -44,10 +44,12 @@ def test_image_id_is_the_documented_hash_and_never_changes():
     assert image_id("/a.jpg") == "4f96e8f781648f317ecc48850f4725b0"
 
 
+PNG = b"\x89PNG\r\n\x1a\n"
 FOLDER = {
     "a.jpg": b"12345",
     "b/c/d.PNG": b"1",
-    "b/no_extension": b"",
+    "b/no_extension": PNG,
+    "b/LICENSE": b"Copyright",
     "b/x.unknown": b"2",
     "notes.txt": b"",
     "b/meta.json": b"",
@@ -56,8 +58,10 @@ FOLDER = {
     "_SUCCESS": b"",
     "_tmp/e.jpg": b"",
     "b/.git/f.jpg": b"",
+    "b/.git/g.jpg": b"",
 }
-FOUND = ["a.jpg", "b/c/d.PNG", "b/no_extension", "b/x.unknown"]
+FOUND = ["_tmp/e.jpg", "a.jpg", "b/c/d.PNG", "b/no_extension", "b/x.unknown"]
+SKIPPED = {".txt": 1, ".json": 2, "no extension": 1, "hidden file": 2, "hidden folder": 1}
 
 
 def check_folder(url: str, storage: StorageConfig) -> None:
@@ -65,8 +69,8 @@ def check_folder(url: str, storage: StorageConfig) -> None:
     found = rows(listing)
     assert sorted(row["uri"] for row in found) == [f"{url}/{name}" for name in FOUND]
     assert listing.kind == "folder"
-    assert dict(listing.skipped_kinds) == {".txt": 1, ".json": 2}
-    assert listing.skipped_files == 3
+    assert dict(listing.skipped_kinds) == SKIPPED
+    assert listing.skipped_files == 7
     sizes = {row["uri"].removeprefix(url): row["size_bytes"] for row in found}
     assert sizes["/a.jpg"] == 5
     assert all(row["offset"] is row["reason_code"] is row["classes"] is None for row in found)
@@ -101,7 +105,7 @@ def test_an_s3_prefix(s3):
     check_folder(f"s3://{bucket}/in", s3.storage)
     found = {row["path"]: row for row in listed(f"s3://{bucket}/in/", s3.storage)}
     assert found[f"{bucket}/in/a.jpg"]["etag"] == hashlib.md5(b"12345").hexdigest()
-    assert len(uris(f"s3://{bucket}", s3.storage)) == 5
+    assert len(uris(f"s3://{bucket}", s3.storage)) == 6
     assert uris(f"s3://{bucket}/in*/a.jpg", s3.storage) == [f"s3://{bucket}/in/a.jpg", f"s3://{bucket}/in2/a.jpg"]
     with pytest.raises(InputError, match=r"neither a file nor a folder; .* end it with \*"):
         list_inputs(f"s3://{bucket}/i", s3.storage)
@@ -112,7 +116,12 @@ def test_an_s3_prefix(s3):
 def test_s3_pages_and_what_list_and_head_say_agree(object_store, monkeypatch):
     monkeypatch.setattr("pipeline.storage.inputs.s3_pages.PAGE_KEYS", 7)
     bucket = object_store.bucket()
-    names = [f"p/{number:04d}.jpg" for number in range(150)] + ["p/é/x.jpg", "p/猫/x.jpg", "p/\U0001f600.jpg", "p/~"]
+    names = [f"p/{number:04d}.jpg" for number in range(150)] + [
+        "p/é/x.jpg",
+        "p/猫/x.jpg",
+        "p/\U0001f600.jpg",
+        "p/~.jpg",
+    ]
     with ThreadPoolExecutor(8) as pool:
         put = object_store.client.put_object
         list(pool.map(lambda name: put(Bucket=bucket, Key=name, Body=name.encode()), names))
@@ -166,7 +175,7 @@ def test_folders_of_an_asynchronous_store_are_listed_side_by_side(tmp_path):
     found = list(iter_objects(fs, str(tmp_path), str(tmp_path), Counter()))
     expected = list(iter_objects(fsspec.filesystem("file"), str(tmp_path), str(tmp_path), Counter()))
     assert sorted(entry[:4] for entry in found) == sorted(entry[:4] for entry in expected)
-    assert len(found) == 60 + 7
+    assert len(found) == 60 + 9
 
 
 def test_globs_list_exactly_what_they_match(tmp_path):
@@ -178,7 +187,7 @@ def test_globs_list_exactly_what_they_match(tmp_path):
 
     assert found("*") == [".hidden.jpg", "_SUCCESS", "a.jpg", "notes.txt"]
     assert found("*.jpg") == [".hidden.jpg", "a.jpg"]
-    assert found("**/*.jpg") == [".hidden.jpg", "_tmp/e.jpg", "a.jpg", "b/.git/f.jpg"]
+    assert found("**/*.jpg") == [".hidden.jpg", "_tmp/e.jpg", "a.jpg", "b/.git/f.jpg", "b/.git/g.jpg"]
     assert found("b/*.json") == ["b/meta.json", "b/meta2.json"]
     assert found("[ab]/meta?.json") == ["b/meta2.json"]
     with pytest.raises(InputError, match="empty"):

@@ -1,6 +1,5 @@
 """What all files that hold rows or images have in common: tar shards, Parquet files, manifests."""
 
-import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from fsspec import AbstractFileSystem
 from pipeline.storage.filesystems import is_local
 from pipeline.storage.inputs.entries import Container, Entry
 from pipeline.storage.inputs.versions import check_version, version_of
+from schemas.errors import RejectedImage
 from schemas.reasons import Reason
 
 READ_BYTES = 8 * 2**20
@@ -18,11 +18,6 @@ READ_BYTES = 8 * 2**20
 
 CONTAINER_THREADS = 16
 """Shards or Parquet files that are listed at once: one connection to S3 brings 50 to 100 MB/s, a machine takes more."""
-
-
-def suffix_of(path: str) -> str:
-    """Return the last extension of a path with its dot, in lower case; empty where there is none."""
-    return posixpath.splitext(path)[1].lower()
 
 
 @contextmanager
@@ -40,4 +35,5 @@ def open_parquet(fs: AbstractFileSystem, path: str, etag: str | None = None) -> 
 
 def unreadable(container: Container, detail: str) -> Entry:
     """Return the entry that stands for what can't be listed of a container."""
-    return Entry(container.uri, container.path, *container.version, reason=Reason.UNREADABLE_CONTAINER, detail=detail)
+    rejected = RejectedImage(Reason.UNREADABLE_CONTAINER, detail)
+    return Entry(container.uri, container.path, *container.version, rejected=rejected)

@@ -7,13 +7,16 @@ import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from fsspec.registry import known_implementations
 
 from pipeline.storage.filesystems import Stores, canonical_url, is_local, protocol_of
 from pipeline.storage.fsspec_private import path_on
 from pipeline.storage.inputs.versions import UNKNOWN, Version, local_version, version_of
+from pipeline.storage.names import label_in
 from pipeline.storage.store_failures import describe_failure, is_store_failure
-from schemas.errors import UsageError
+from schemas.errors import InputError, RejectedImage, UsageError
 from schemas.reasons import Reason
 
 STAT_THREADS = 16
@@ -30,10 +33,12 @@ class Entry(NamedTuple):
     modified_us: int | None = None
     offset: int | None = None
     """Byte of a tar shard or row of a Parquet file; null for a file that is the image itself."""
-    reason: Reason | None = None
-    detail: str | None = None
+    rejected: RejectedImage | None = None
+    """Why the image can't be read; null for one that may be."""
     begins_chunk: bool = False
     """Whether it is the first of a row group, which can only be read from its beginning."""
+    own_id: str | None = None
+    """The user's own id of the image, which image_id is made of in the place of the uri."""
 
 
 class Container(NamedTuple):
@@ -82,22 +87,34 @@ def with_versions(entries: Iterable[Entry], stores: Stores) -> Iterator[Entry]:
 
 def _is_unknown(entry: Entry) -> bool:
     known = entry.etag or (entry.size_bytes is not None and entry.modified_us is not None)
-    return not (known or entry.reason or entry.offset is not None)
+    return not (known or entry.rejected or entry.offset is not None)
 
 
 def named_entry(uri: str, base: Container, row: int, stores: Stores, version: Version = UNKNOWN) -> Entry:
     """Return the entry of a uri that row ``row`` of ``base`` names; a relative one lies in the folder of ``base``.
 
-    A uri that no filesystem here can read becomes an entry with its reason, not an error.
+    A uri that no filesystem here can read becomes an entry with its reason, not an error. It keeps its own uri where
+    only a package is missing, so that a later run with the package knows it again.
     """
+    name = f"{base.uri}#row={row}"
     try:
         absolute = _absolute_uri(uri, base)
+        if protocol_of(absolute) in known_implementations:
+            name = canonical_url(absolute)
         path = path_on(stores.filesystem(absolute), absolute)
-        name = canonical_url(absolute)
-        return Entry(name, name if name.startswith("/") else path, *version)
+        return Entry(
+            name, name if name.startswith("/") else path, version.etag, version.size_bytes, version.modified_us
+        )
     except (UsageError, ValueError) as error:
-        shown = f"{base.uri}#row={row}"
-        return Entry(shown, base.path, *version, reason=Reason.FETCH_FAILED, detail=describe_failure(error))
+        return Entry(name, base.path, *version, rejected=RejectedImage(Reason.FETCH_FAILED, describe_failure(error)))
+
+
+def own_id(value: Any, where: str, column: str) -> str:
+    """Return the user's own id in a cell of the column of ids as text; raises InputError for an empty one."""
+    text = label_in(value)
+    if not text:
+        raise InputError(f"{where} has no id in column {column}; every image needs one, or leave --id-column out")
+    return text
 
 
 def _absolute_uri(uri: str, base: Container) -> str:
@@ -112,3 +129,15 @@ def _absolute_uri(uri: str, base: Container) -> str:
                 raise ValueError("the relative uri leaves the store")
             folder = posixpath.dirname(folder)
     return f"{protocol}{slashes}{folder.rstrip('/')}/{uri}"
+
+
+def in_unicode(entry: Entry) -> Entry:
+    """Return the entry; one whose name is not UTF-8 is rejected, with the odd bytes written out."""
+    try:
+        entry.uri.encode()
+        entry.path.encode()
+    except UnicodeEncodeError:
+        uri, path = (os.fsencode(name).decode("utf-8", "backslashreplace") for name in (entry.uri, entry.path))
+        rejected = RejectedImage(Reason.BAD_NAME, "its name is not valid UTF-8")
+        return entry._replace(uri=uri, path=path, rejected=rejected)
+    return entry

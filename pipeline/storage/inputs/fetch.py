@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import Stores, is_local, is_s3
-from pipeline.storage.inputs.containers import open_parquet, suffix_of
+from pipeline.storage.inputs.containers import open_parquet
+from pipeline.storage.inputs.file_names import PARQUET_SUFFIXES, suffix_of
 from pipeline.storage.inputs.object_reader import Fetched, Objects, read_span
-from pipeline.storage.inputs.parquet_images import read_rows
+from pipeline.storage.inputs.parquet_images import chosen_in, read_rows
 from pipeline.storage.inputs.versions import OtherLengthError, OtherVersionError
 from pipeline.storage.store_failures import describe_failure, is_damage, is_denied, is_not_found, is_store_failure
 from schemas.config import StorageConfig
@@ -51,7 +52,7 @@ class _Row(NamedTuple):
     @property
     def parquet(self) -> str | None:
         """Return the Parquet file that holds the image; None where none does."""
-        return self.path if self.offset is not None and suffix_of(self.path) == ".parquet" else None
+        return self.path if self.offset is not None and suffix_of(self.path) in PARQUET_SUFFIXES else None
 
 
 _Read = Callable[[AbstractFileSystem, list[_Row]], Iterator[tuple[int, Fetched]]]
@@ -124,7 +125,7 @@ class Fetcher:
 
     def _known_rejection(self, row: _Row) -> RejectedImage | None:
         if row.reason_code is not None:
-            reason = Reason(row.reason_code)
+            reason = Reason.of(row.reason_code)
             return RejectedImage(reason, row.detail or reason.meaning)
         if row.size_bytes is not None and row.size_bytes > self._max_bytes:
             return self._objects.too_large(row.size_bytes)
@@ -161,9 +162,9 @@ class Fetcher:
     def _read_parquet(self, fs: AbstractFileSystem, rows: list[_Row]) -> Iterator[tuple[int, Fetched]]:
         place_of = {_start(row): row.place for row in rows}
         with open_parquet(fs, rows[0].path, rows[0].etag) as parquet:
-            for number, data in read_rows(parquet, list(place_of)):
-                empty = RejectedImage(Reason.EMPTY, "the row has no bytes")
-                yield place_of[number], empty if data is None else self._objects.bounded(data)
+            for number, cell in read_rows(parquet, list(place_of), chosen_in(rows[0].uri, _start(rows[0]))):
+                found = RejectedImage(Reason.EMPTY, "the row has no bytes") if cell is None else cell
+                yield place_of[number], self._objects.bounded(found) if isinstance(found, bytes) else found
 
 
 def _rows_of(plan: pa.Table) -> list[_Row]:

@@ -1,10 +1,13 @@
-"""Walks folders, prefixes and globs object by object, without ever holding the list of them."""
+"""Walks folders, prefixes, globs and patterns in braces object by object, without ever holding the list of objects.
+
+Patterns in braces are those of shells and of WebDataset: ``{00000..00009}.tar``, ``{train,val}/*.tar``.
+"""
 
 import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -13,15 +16,21 @@ from fsspec.utils import glob_translate
 
 from pipeline.storage.filesystems import is_local, is_s3, protocol_of, safe_url
 from pipeline.storage.inputs.entries import STAT_THREADS, Entry
+from pipeline.storage.inputs.file_names import hidden_part, is_hidden
 from pipeline.storage.inputs.s3_pages import list_bucket
 from pipeline.storage.inputs.versions import Version, local_version, microseconds, version_of
 from pipeline.storage.prefetch import map_ahead
+from schemas.errors import InputError
 
 _STAT_CHUNK = 128
 """Files whose versions one thread asks for in a row: fewer, and the threads would cost more than a local disk does."""
 _FOLDER_THREADS = 8
 
 _MAGIC = re.compile(r"[*?\[]")
+_GROUP = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
+_MOST = 1_000_000
+"""Names of one pattern; the largest published sets have some 100,000 shards."""
 Found = tuple[str, Version]
 """Path and version of one file."""
 
@@ -35,7 +44,7 @@ class _Scope(NamedTuple):
     depth: int | None = None
     """Folders between ``root`` and a file, at most."""
     hidden: bool = False
-    """Whether names that begin with "." or "_" count."""
+    """Whether names count that ``is_hidden`` knows to hold no data."""
 
 
 def is_glob(path: str) -> bool:
@@ -43,11 +52,47 @@ def is_glob(path: str) -> bool:
     return _MAGIC.search(path) is not None
 
 
-def iter_objects(fs: AbstractFileSystem, uri: str, path: str, skipped: Counter[str]) -> Iterator[Entry]:
-    """Yield every file below a folder, but none whose name or folder's name begins with "." or "_".
+def has_braces(path: str) -> bool:
+    """Tell whether a path is a pattern in braces."""
+    return any("," in group or _RANGE.fullmatch(group) for group in _GROUP.findall(path))
 
-    What is no regular file, and links to folders, which are not followed, count in ``skipped``. The order is the
-    store's. ``uri`` is the public name of ``path``.
+
+def expand_braces(path: str) -> list[str]:
+    """Return every name that a pattern in braces stands for, in its order; the path itself where it has none.
+
+    Raises InputError where there are more than a million.
+    """
+    paths = list(_expanded(path, [_MOST]))
+    return list(dict.fromkeys(paths))
+
+
+def _expanded(path: str, left: list[int]) -> Iterator[str]:
+    for match in _GROUP.finditer(path):
+        if has_braces(match[0]):
+            for choice in _choices(match[1]):
+                yield from _expanded(path[: match.start()] + choice + path[match.end() :], left)
+            return
+    left[0] -= 1
+    if left[0] < 0:
+        raise InputError(f"a pattern in braces that stands for more than {_MOST:,} names; use a glob or a manifest")
+    yield path
+
+
+def _choices(group: str) -> Iterable[str]:
+    """Return what may stand in the place of a group's braces."""
+    if match := _RANGE.fullmatch(group):
+        first, last, step = int(match[1]), int(match[2]), int(match[3] or 1) or 1
+        width = max(len(match[1]), len(match[2])) if match[1].startswith("0") or match[2].startswith("0") else 0
+        numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
+        return (f"{number:0{width}d}" for number in numbers)
+    return group.split(",")
+
+
+def iter_objects(fs: AbstractFileSystem, uri: str, path: str, skipped: Counter[str]) -> Iterator[Entry]:
+    """Yield every file below a folder that is not hidden, as ``is_hidden`` says.
+
+    Hidden files and folders, what is no regular file, and links to folders, which are not followed, count in
+    ``skipped``. The order is the store's. ``uri`` is the public name of ``path``.
     """
     for name, version in _walk(fs, _Scope(path), skipped):
         yield _entry(uri, path, name, version)
@@ -75,22 +120,33 @@ def _entry(root_uri: str, root: str, path: str, version: Version) -> Entry:
 
 def _walk(fs: AbstractFileSystem, scope: _Scope, skipped: Counter[str]) -> Iterator[Found]:
     if is_s3(fs):
-        return _walk_s3(fs, scope)
+        return _walk_s3(fs, scope, skipped)
     if is_local(fs):
         return _walk_local(scope, skipped)
-    return _walk_any(fs, scope)
+    return _walk_any(fs, scope, skipped)
 
 
-def _walk_s3(fs: AbstractFileSystem, scope: _Scope) -> Iterator[Found]:
+def _walk_s3(fs: AbstractFileSystem, scope: _Scope, skipped: Counter[str]) -> Iterator[Found]:
     bucket, key, _ = fs.split_path(scope.root)
     folder = f"{key.rstrip('/')}/" if key else ""
+    hidden_folders: set[str] = set()
     for item in list_bucket(fs, bucket, folder + scope.begin):
-        name = item["Key"]
-        if not name.endswith("/") and (scope.hidden or not _is_hidden(name[len(folder) :])):
+        name, size_bytes = item["Key"], item.get("Size")
+        hidden = None if scope.hidden else hidden_part(name[len(folder) :])
+        if hidden and hidden.endswith("/"):
+            if hidden not in hidden_folders:
+                skipped["hidden folder"] += 1
+                hidden_folders.add(hidden)
+        elif name.endswith("/"):
+            if size_bytes:  # What consoles write for a folder is empty.
+                skipped["folder with bytes"] += 1
+        elif hidden:
+            skipped["hidden file"] += 1
+        else:
             tag = item.get("ETag")
             yield (
                 f"{bucket}/{name}",
-                Version(tag and tag.strip('"'), item.get("Size"), microseconds(item.get("LastModified"))),
+                Version(tag and tag.strip('"'), size_bytes, microseconds(item.get("LastModified"))),
             )
 
 
@@ -99,7 +155,7 @@ def _walk_local(scope: _Scope, skipped: Counter[str]) -> Iterator[Found]:
 
     That costs nothing on a disk of this machine, and on a network drive with 1 ms an answer it is six times as fast.
     """
-    entries = _local_entries(scope)
+    entries = _local_entries(scope, skipped)
     chunks = iter(lambda: list(islice(entries, _STAT_CHUNK)), [])
     for chunk, statuses in map_ahead(lambda chunk: (chunk, [_status(entry) for entry in chunk]), chunks, STAT_THREADS):
         for entry, status in zip(chunk, statuses, strict=True):
@@ -109,26 +165,30 @@ def _walk_local(scope: _Scope, skipped: Counter[str]) -> Iterator[Found]:
                 skipped["link to a folder" if stat.S_ISDIR(status.st_mode) else "special file"] += 1
 
 
-def _local_entries(scope: _Scope) -> Iterator[os.DirEntry[str]]:
+def _local_entries(scope: _Scope, skipped: Counter[str]) -> Iterator[os.DirEntry[str]]:
     """Yield what lies in the folders and is none itself; links to folders, too."""
     pending = [(scope.root, 0)]
     while pending:
         folder, level = pending.pop()
         with os.scandir(folder) as entries:
             for entry in entries:
-                if _is_left_out(entry.name, level, scope):
+                is_folder = entry.is_dir(follow_symlinks=False)
+                if _is_left_out(entry.name, is_folder, level, scope, skipped):
                     continue
-                if not entry.is_dir(follow_symlinks=False):
+                if not is_folder:
                     yield entry
                 elif scope.depth is None or level < scope.depth:
                     pending.append((entry.path, level + 1))
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """Return what a name leads to; None for a link to nothing, or a file that went away meanwhile."""
+    """Return what a name leads to; None for a link to nothing or to itself, or a file that went away meanwhile.
+
+    Reading it later says what is wrong, as the reason of this one input.
+    """
     try:
         return entry.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
 
 
@@ -144,7 +204,7 @@ class _Pending(list[tuple[str, int]]):
         return self.pop()
 
 
-def _walk_any(fs: AbstractFileSystem, scope: _Scope) -> Iterator[Found]:
+def _walk_any(fs: AbstractFileSystem, scope: _Scope, skipped: Counter[str]) -> Iterator[Found]:
     """List folder by folder, several at once where the filesystem is made for it; their names are in memory."""
     pending = _Pending([(scope.root, 0)])
 
@@ -156,17 +216,20 @@ def _walk_any(fs: AbstractFileSystem, scope: _Scope) -> Iterator[Found]:
             path = info["name"]
             name = path.rstrip("/").rpartition("/")[2]
             itself = path.rstrip("/") == folder.rstrip("/")
-            if itself or _is_left_out(name, level, scope):
+            is_folder = info["type"] == "directory"
+            if itself or _is_left_out(name, is_folder, level, scope, skipped):
                 continue
-            if info["type"] != "directory":
+            if not is_folder:
                 yield path, version_of(info)
             elif scope.depth is None or level < scope.depth:
                 pending.append((path, level + 1))
 
 
-def _is_left_out(name: str, level: int, scope: _Scope) -> bool:
-    return (level == 0 and not name.startswith(scope.begin)) or (not scope.hidden and _is_hidden(name))
-
-
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith((".", "_")) and part not in (".", "..") for part in path.split("/"))
+def _is_left_out(name: str, is_folder: bool, level: int, scope: _Scope, skipped: Counter[str]) -> bool:
+    """Tell whether a name lies outside of the scope, or is hidden, which counts in ``skipped``."""
+    if level == 0 and not name.startswith(scope.begin):
+        return True
+    if scope.hidden or not is_hidden(name, is_folder=is_folder):
+        return False
+    skipped["hidden folder" if is_folder else "hidden file"] += 1
+    return True

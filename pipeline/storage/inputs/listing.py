@@ -1,7 +1,6 @@
 """Finds out what kind of input INPUT is, and lists it as a stream of batches; memory does not grow with its size."""
 
 import hashlib
-import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,33 +10,37 @@ from threading import Lock
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import Stores, canonical_url, connect, is_local, protocol_of, safe_url
-from pipeline.storage.inputs.containers import CONTAINER_THREADS, open_parquet, suffix_of
-from pipeline.storage.inputs.entries import Container, Entry, version_at, with_versions
-from pipeline.storage.inputs.folders import is_glob, iter_glob, iter_objects
-from pipeline.storage.inputs.manifests import MANIFEST_SUFFIXES, has_uris, list_manifest
-from pipeline.storage.inputs.parquet_images import find_image_column, has_usual_image_column, list_parquet
+from pipeline.storage.inputs.containers import CONTAINER_THREADS, open_parquet
+from pipeline.storage.inputs.entries import Container, Entry, in_unicode, version_at, with_versions
+from pipeline.storage.inputs.file_names import (
+    MANIFEST_SUFFIXES,
+    PARQUET_SUFFIXES,
+    SIDECAR_SUFFIXES,
+    SIGNATURE_BYTES,
+    is_archive,
+    looks_like_image,
+    suffix_of,
+)
+from pipeline.storage.inputs.folder_kind import UNPACK, Folder
+from pipeline.storage.inputs.folders import expand_braces, has_braces, is_glob, iter_glob, iter_objects
+from pipeline.storage.inputs.manifests import list_manifest
+from pipeline.storage.inputs.parquet_images import find_image_column, has_usual_image_column, is_text, list_parquet
 from pipeline.storage.inputs.versions import Version
 from pipeline.storage.inputs.webdataset import list_shard
+from pipeline.storage.names import IMAGE_COLUMNS, find_columns
 from pipeline.storage.prefetch import chain_ahead
-from pipeline.storage.store_failures import is_damage, store_errors
+from pipeline.storage.store_failures import is_damage, is_store_failure, store_errors
 from schemas.config import StorageConfig
-from schemas.errors import InputError
-from schemas.reasons import Reason
+from schemas.errors import InputError, UsageError
+from schemas.input_options import AS_IT_IS, InputKind, InputOptions, say_kinds
 from schemas.tables import PLAN, TABLES, TIMESTAMP
 
 Kind = Literal["folder", "manifest", "parquet images", "webdataset"]
 BATCH_ROWS = 10_000
-_SIDECARS = """
-.txt .csv .tsv .json .jsonl .ndjson .xml .md .rst .html .htm .yaml .yml .toml .ini .cfg .conf .log .lock .pdf .doc
-.docx .xls .xlsx .py .ipynb .sh .js .css .mat .npy .npz .npk .pt .pth .pkl .pickle .safetensors .onnx .h5 .hdf5
-.tfrecord .arrow .feather .db .sqlite .lmdb .mdb .idx .zip .gz .tgz .bz2 .xz .zst .7z .rar .md5 .sha1 .sha256 .mp3
-.wav .flac .mp4 .mov .avi .mkv .webm .ds_store .crc .parquet .tar
-"""
-SIDECAR_SUFFIXES = frozenset(_SIDECARS.split())
-"""Files beside images that are no images by their extension: counted, not listed. Any other file is listed."""
 
 
 @dataclass
@@ -50,13 +53,15 @@ class Listing:
     ordered: bool
     """Whether the order is the input's own; a folder comes in whatever order its store lists it."""
     skipped_kinds: Counter[str] = field(default_factory=Counter)
-    """Files that are no images, by extension."""
+    """Files that are no images by their names, by kind: an extension, or such as ``hidden file``."""
     chunk_starts: "array[int]" = field(default_factory=lambda: array("q"))
     """Places of the inputs that are the first of a row group, ascending: who reads one of its rows reads all before."""
+    has_own_ids: bool = False
+    """Whether image_id is made of the user's own ids, not of the uris."""
 
     @property
     def skipped_files(self) -> int:
-        """Files that are no images by their extension."""
+        """Files that are no images by their names."""
         return self.skipped_kinds.total()
 
 
@@ -65,44 +70,163 @@ def image_id(uri: str) -> str:
     return hashlib.blake2b(uri.encode(), digest_size=16).hexdigest()
 
 
-def list_inputs(input_url: str, storage: StorageConfig, *, out: str | None = None) -> Listing:
+def list_inputs(
+    input_url: str, storage: StorageConfig, *, out: str | None = None, how: InputOptions = AS_IT_IS
+) -> Listing:
     """Return the listing of a folder, prefix, glob, manifest, Parquet file of images, tar shard or single image.
 
-    What the output at ``out`` holds is no input, where it lies inside the folder. Raises InputError, at once or while
-    ``batches`` is read, where nothing is there, no kind fits or the store fails; UsageError for a URL that no
-    filesystem here understands.
+    What the output at ``out`` holds is no input, where it lies inside the folder. ``how`` holds what the user says of
+    the input. Raises InputError, at once or while ``batches`` is read, where nothing is there, no kind fits, no image
+    is in it or the store fails; UsageError for a URL that no filesystem here understands, and for an option of ``how``
+    that an input of this kind can't follow.
     """
-    stores = Stores(storage, anonymous=storage.anonymous)
-    skipped: Counter[str] = Counter()
-    with store_errors(f"can't list {safe_url(input_url)}", InputError):
-        kind, entries = _open(input_url, out, stores, skipped)
+    opening = _Opening(input_url, Stores(storage, anonymous=storage.anonymous), how)
+    with store_errors(f"can't list {opening.shown}", InputError):
+        kind, entries = opening.open(out)
+    _check_options(kind, how, opening.shown)
     chunk_starts = array("q")
-    batches = _batches(entries, chunk_starts, f"can't list {safe_url(input_url)}")
-    return Listing(kind, batches, kind != "folder", skipped, chunk_starts)
+    batches = _batches(entries, chunk_starts, f"{opening.shown}, read as {kind}", opening.skipped)
+    return Listing(kind, batches, kind != "folder", opening.skipped, chunk_starts, how.id_column is not None)
 
 
-def _open(url: str, out: str | None, stores: Stores, skipped: Counter[str]) -> tuple[Kind, Iterator[Entry]]:
-    fs, path = connect(url, stores.storage, anonymous=stores.anonymous)
-    uri = canonical_url(url).rstrip("/")
-    found = _what_is(fs, path, url)
-    if found == "file":
-        return _open_file(fs, Container(uri, path, version_at(stores, url, path)), stores, skipped)
-    if found == "folder":
-        objects = _outside(out, iter_objects(fs, uri, path, skipped))
-        return _open_folder(url, objects, SIDECAR_SUFFIXES, stores, skipped)
-    if is_glob(path):
-        return _open_folder(url, _outside(out, iter_glob(fs, uri, path)), frozenset(), stores, skipped)
-    hint = "; to match the beginning of a name, end it with *" if protocol_of(url) != "file" else ""
-    raise InputError(f"no input at {safe_url(url)}: neither a file nor a folder{hint}")
+def _check_options(kind: Kind, how: InputOptions, shown: str) -> None:
+    """Raise UsageError for a column that an input of this kind does not have."""
+    fitting = {"manifest": {"uri_column", "id_column"}, "parquet images": {"image_column", "id_column"}}
+    for name in ("uri_column", "image_column", "id_column"):
+        if getattr(how, name) is not None and name not in fitting.get(kind, ()):
+            option = f"--{name.replace('_', '-')}"
+            kinds = " or ".join(each for each, names in fitting.items() if name in names)
+            raise UsageError(f"{option} {getattr(how, name)!r}: allowed with a {kinds}; {shown} is read as {kind}")
 
 
-def _outside(out: str | None, objects: Iterator[Entry]) -> Iterator[Entry]:
-    """Leave out the tables and runs of the output at ``out``."""
-    if out is None:
-        return objects
-    root = canonical_url(out).rstrip("/") + "/"
-    own = (f"{root}_", *(f"{root}{table}/model=" for table in TABLES))
-    return (entry for entry in objects if not entry.uri.startswith(own))
+class _Opening:
+    """One input that is being opened."""
+
+    def __init__(self, url: str, stores: Stores, how: InputOptions) -> None:
+        self.url, self.stores, self.how = url, stores, how
+        self.shown = safe_url(url)
+        self.skipped: Counter[str] = Counter()
+        self.fs, self.path = connect(url, stores.storage, anonymous=stores.anonymous)
+        self.uri = canonical_url(url).rstrip("/")
+
+    def open(self, out: str | None) -> tuple[Kind, Iterator[Entry]]:
+        """Return the input's kind and its entries."""
+        found = _what_is(self.fs, self.path, self.url)
+        if found == "file":
+            return self._file(Container(self.uri, self.path, version_at(self.stores, self.url, self.path)))
+        if found == "folder":
+            return self._folder(
+                self._outside(out, iter_objects(self.fs, self.uri, self.path, self.skipped)), sniff=True
+            )
+        names = zip(expand_braces(self.uri), expand_braces(self.path), strict=True)
+        if has_braces(self.path):
+            return self._folder(self._outside(out, chain.from_iterable(self._named(*each) for each in names)))
+        if is_glob(self.path):
+            return self._folder(self._outside(out, iter_glob(self.fs, self.uri, self.path)))
+        hint = "; to match the beginning of a name, end it with *" if protocol_of(self.url) != "file" else ""
+        raise InputError(f"no input at {self.shown}: neither a file nor a folder{hint}")
+
+    def _named(self, uri: str, path: str) -> Iterator[Entry]:
+        """Yield what one name of a pattern in braces stands for; raises InputError where nothing is there."""
+        found = _what_is(self.fs, path, path)
+        if found == "file":
+            yield Entry(uri, path, *version_at(self.stores, self.url, path))
+        elif found == "folder":
+            yield from iter_objects(self.fs, uri, path, self.skipped)
+        elif is_glob(path):
+            yield from iter_glob(self.fs, uri, path)
+        else:
+            raise InputError(f"no input at {uri}, which {self.shown} names: neither a file nor a folder")
+
+    def _outside(self, out: str | None, objects: Iterator[Entry]) -> Iterator[Entry]:
+        """Leave out the tables and runs of the output at ``out``."""
+        if out is None:
+            return objects
+        root = canonical_url(out).rstrip("/") + "/"
+        own = (f"{root}_", *(f"{root}{table}/model=" for table in TABLES))
+        return (entry for entry in objects if not entry.uri.startswith(own))
+
+    def _file(self, file: Container) -> tuple[Kind, Iterator[Entry]]:
+        chosen = self.how.kind or _kind_of_name(file)
+        if chosen == "shards":
+            return "webdataset", self._shards([file])
+        if chosen == "manifest" and suffix_of(file.path) not in PARQUET_SUFFIXES:
+            return "manifest", list_manifest(self.fs, file, self.stores, self.how)
+        if chosen != "images":
+            return self._parquets([file])
+        return "folder", iter([Entry(file.uri, file.path, *file.version)])
+
+    def _folder(self, objects: Iterator[Entry], *, sniff: bool = False) -> tuple[Kind, Iterator[Entry]]:
+        looks = self._looks_like_image if sniff else None
+        pile, entries = Folder(self.shown, objects, self.skipped, looks, self.how.kind, BATCH_ROWS).open()
+        if pile == "images":
+            return "folder", entries
+        files = [Container(each.uri, each.path, Version(*each[2:5])) for each in entries]
+        if pile == "shards":
+            return "webdataset", self._shards(files)
+        if pile == "manifest":
+            lists = (list_manifest(self.fs, each, self.stores, self.how) for each in files)
+            return "manifest", chain.from_iterable(lists)
+        return self._parquets(files)
+
+    def _looks_like_image(self, entry: Entry) -> bool:
+        """Tell whether a file begins as an image does; one that can't be read counts as one, and is rejected later."""
+        if entry.size_bytes == 0:
+            return False
+        try:
+            return looks_like_image(self.fs.cat_file(entry.path, start=0, end=SIGNATURE_BYTES))
+        except Exception as error:
+            if not is_store_failure(error):
+                raise
+            return True
+
+    def _shards(self, shards: Iterable[Container]) -> Iterator[Entry]:
+        counting = Lock()
+
+        def list_one(shard: Container) -> Iterator[Entry]:
+            own: Counter[str] = Counter()
+            yield from list_shard(self.fs, shard, own)
+            with counting:
+                self.skipped.update(own)
+
+        return chain_ahead(map(list_one, shards), CONTAINER_THREADS)
+
+    def _parquets(self, files: list[Container]) -> tuple[Kind, Iterator[Entry]]:
+        """Tell images from manifests by the first file that can be read; raises InputError where none can or fits."""
+        problem = "no file"
+        for file in files:
+            try:
+                with open_parquet(self.fs, file.path) as parquet:
+                    holds = self._holds(parquet)
+                    schema = parquet.schema_arrow
+            except (pa.ArrowException, OSError) as error:
+                if not is_damage(error):
+                    raise
+                problem = f"{file.uri} is no sound Parquet file: {str(error).strip().splitlines()[0][:200]}"
+                continue
+            if holds == "manifest":
+                lists = (list_manifest(self.fs, each, self.stores, self.how) for each in files)
+                return "manifest", chain.from_iterable(lists)
+            if holds == "parquet":
+                lists = (list_parquet(self.fs, each, self.stores, self.how) for each in files)
+                return "parquet images", with_versions(chain_ahead(lists, CONTAINER_THREADS), self.stores)
+            columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
+            raise InputError(
+                f"{file.uri} has neither a column uri nor image bytes; it has {columns}; --uri-column or"
+                " --image-column chooses one"
+            )
+        raise InputError(problem)
+
+    def _holds(self, parquet: pq.ParquetFile) -> InputKind | None:
+        """Return whether a Parquet file holds images or names them; None where it does neither."""
+        if self.how.kind in ("parquet", "manifest"):
+            return self.how.kind
+        if self.how.image_column or self.how.uri_column:
+            return "parquet" if self.how.image_column else "manifest"
+        texts = [column.name for column in parquet.schema_arrow if is_text(column.type)]
+        if find_columns(texts, IMAGE_COLUMNS) and not has_usual_image_column(parquet):
+            return "manifest"
+        return "parquet" if find_image_column(parquet) is not None else None
 
 
 def _what_is(fs: AbstractFileSystem, path: str, url: str) -> Literal["file", "folder"] | None:
@@ -114,135 +238,54 @@ def _what_is(fs: AbstractFileSystem, path: str, url: str) -> Literal["file", "fo
         return None
 
 
-def _open_file(
-    fs: AbstractFileSystem, file: Container, stores: Stores, skipped: Counter[str]
-) -> tuple[Kind, Iterator[Entry]]:
+def _kind_of_name(file: Container) -> InputKind:
+    """Return what a file is by its extension; raises InputError for one that can't be an input."""
     suffix = suffix_of(file.path)
     if suffix == ".tar":
-        return "webdataset", _list_shards(fs, [file], skipped)
-    if suffix == ".parquet":
-        return _open_parquets(fs, [file], stores)
+        return "shards"
     if suffix in MANIFEST_SUFFIXES:
-        return "manifest", list_manifest(fs, file, stores)
+        return "manifest" if suffix not in PARQUET_SUFFIXES else "parquet"
+    if is_archive(file.path):
+        raise InputError(f"{file.uri}: {UNPACK}")
     if suffix in SIDECAR_SUFFIXES:
         raise InputError(
             f"{file.uri} is no image; allowed files: an image, a manifest ({', '.join(sorted(MANIFEST_SUFFIXES))}), "
             "a Parquet file of images, a .tar shard"
         )
-    return "folder", iter([Entry(file.uri, file.path, *file.version)])
+    return "images"
 
 
-def _open_folder(
-    url: str, objects: Iterator[Entry], sidecars: frozenset[str], stores: Stores, skipped: Counter[str]
-) -> tuple[Kind, Iterator[Entry]]:
-    """Read on to the first file that could be an image; only shards up to the end mean a folder of shards."""
-    shards: dict[str, list[Entry]] = {".tar": [], ".parquet": []}
-    for entry in objects:
-        suffix = suffix_of(entry.path)
-        if suffix in shards:
-            shards[suffix].append(entry)
-        elif suffix in sidecars:
-            skipped[suffix] += 1
-        else:
-            return "folder", _without(sidecars, chain(*shards.values(), [entry], objects), skipped)
-    kinds = [kind for kind, found in shards.items() if found]
-    if len(kinds) != 1:
-        raise InputError(_nothing_usable(safe_url(url), kinds, skipped))
-    files = [Container(each.uri, each.path, Version(*each[2:5])) for each in sorted(shards[kinds[0]])]
-    fs = stores.filesystem(url)
-    if kinds[0] == ".parquet":
-        return _open_parquets(fs, files, stores)
-    return "webdataset", _list_shards(fs, files, skipped)
-
-
-def _list_shards(fs: AbstractFileSystem, shards: Iterable[Container], skipped: Counter[str]) -> Iterator[Entry]:
-    counting = Lock()
-
-    def list_one(shard: Container) -> Iterator[Entry]:
-        own: Counter[str] = Counter()
-        yield from list_shard(fs, shard, own)
-        with counting:
-            skipped.update(own)
-
-    return chain_ahead(map(list_one, shards), CONTAINER_THREADS)
-
-
-def _without(sidecars: frozenset[str], objects: Iterable[Entry], skipped: Counter[str]) -> Iterator[Entry]:
-    for entry in objects:
-        suffix = suffix_of(entry.path)
-        if suffix in sidecars:
-            skipped[suffix] += 1
-        else:
-            yield entry
-
-
-def _nothing_usable(url: str, kinds: list[str], skipped: Counter[str]) -> str:
-    if kinds:
-        return f"{url} holds both {' and '.join(kinds)} files; name one kind, such as {url.rstrip('/')}/**/*{kinds[0]}"
-    there = ", ".join(f"{count} {suffix}" for suffix, count in skipped.most_common(5))
-    return f"no images at {url}" + (
-        f": only {there} files; a manifest must be named itself" if there else ": it is empty"
-    )
-
-
-def _open_parquets(fs: AbstractFileSystem, files: list[Container], stores: Stores) -> tuple[Kind, Iterator[Entry]]:
-    """Tell images from manifests by the first file that can be read; raises InputError where none can or fits."""
-    problem = "no file"
-    for file in files:
-        try:
-            with open_parquet(fs, file.path) as parquet:
-                schema = parquet.schema_arrow
-        except (pa.ArrowException, OSError) as error:
-            if not is_damage(error):
-                raise
-            problem = f"{file.uri} is no sound Parquet file: {str(error).strip().splitlines()[0][:200]}"
-            continue
-        if not has_usual_image_column(schema) and has_uris(schema.names):
-            return "manifest", chain.from_iterable(list_manifest(fs, each, stores) for each in files)
-        if find_image_column(schema) is not None:
-            rows = chain_ahead((list_parquet(fs, each, stores) for each in files), CONTAINER_THREADS)
-            return "parquet images", with_versions(rows, stores)
-        raise InputError(f"{file.uri} has neither a column uri nor image bytes; it has {', '.join(schema.names)}")
-    raise InputError(problem)
-
-
-def _batches(entries: Iterator[Entry], chunk_starts: "array[int]", doing: str) -> Iterator[pa.RecordBatch]:
-    """Yield the entries as rows of PLAN, and note where chunks begin."""
+def _batches(
+    entries: Iterator[Entry], chunk_starts: "array[int]", shown: str, skipped: Counter[str]
+) -> Iterator[pa.RecordBatch]:
+    """Yield the entries as rows of PLAN, and note where chunks begin; raises InputError where there are none."""
     start = 0
-    with store_errors(doing, InputError):
+    with store_errors(f"can't list {shown}", InputError):
         while chunk := list(islice(entries, BATCH_ROWS)):
             chunk_starts.extend(start + place for place, entry in enumerate(chunk) if entry.begins_chunk)
             start += len(chunk)
             try:
                 batch = _to_batch(chunk)
             except UnicodeEncodeError:
-                batch = _to_batch([_in_unicode(entry) for entry in chunk])
+                batch = _to_batch([in_unicode(entry) for entry in chunk])
             yield batch
-
-
-def _in_unicode(entry: Entry) -> Entry:
-    """Return the entry; one whose name is not UTF-8 is rejected, with the odd bytes written out."""
-    try:
-        entry.uri.encode()
-        entry.path.encode()
-    except UnicodeEncodeError:
-        uri, path = (os.fsencode(name).decode("utf-8", "backslashreplace") for name in (entry.uri, entry.path))
-        return entry._replace(uri=uri, path=path, reason=Reason.BAD_NAME, detail="its name is not valid UTF-8")
-    return entry
+    if not start:
+        found = f"only {say_kinds(skipped)} files" if skipped else "no row, no member"
+        raise InputError(f"no images in {shown}: {found}")
 
 
 def _to_batch(entries: list[Entry]) -> pa.RecordBatch:
-    uri, path, etag, size_bytes, modified_us, offset, reason, detail, _ = zip(*entries, strict=True)
+    uri, path, etag, size_bytes, modified_us, offset, rejected, _, own_id = zip(*entries, strict=True)
     columns = {
-        "image_id": pa.array(map(image_id, uri), pa.string()),
+        "image_id": pa.array([image_id(own or name) for own, name in zip(own_id, uri, strict=True)], pa.string()),
         "uri": pa.array(uri, pa.string()),
         "etag": pa.array(etag, pa.string()),
         "size_bytes": pa.array(size_bytes, pa.int64()),
         "modified_at": pa.array(modified_us, pa.int64()).cast(TIMESTAMP),
         "path": pa.array(path, pa.string()),
         "offset": pa.array(offset, pa.int64()),
-        "reason_code": pa.array(reason, pa.string()),
-        "detail": pa.array(detail, pa.string()),
+        "reason_code": pa.array([each and each.reason for each in rejected], pa.string()),
+        "detail": pa.array([each and each.detail for each in rejected], pa.string()),
         "classes": pa.nulls(len(entries), PLAN.field("classes").type),
     }
     return pa.record_batch(columns, schema=PLAN)

@@ -1,6 +1,6 @@
 """Manifests: tables that name images by uri, as CSV, JSON Lines or Parquet."""
 
-import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -9,79 +9,113 @@ from fsspec import AbstractFileSystem
 from pyarrow import csv
 
 from pipeline.storage.filesystems import Stores
-from pipeline.storage.inputs.containers import open_parquet, suffix_of
-from pipeline.storage.inputs.entries import Container, Entry, named_entry, with_versions
+from pipeline.storage.inputs.containers import open_parquet
+from pipeline.storage.inputs.entries import Container, Entry, named_entry, own_id, with_versions
+from pipeline.storage.inputs.file_names import PARQUET_SUFFIXES, suffix_of
+from pipeline.storage.inputs.parquet_images import is_base64_image
 from pipeline.storage.inputs.versions import Version, microseconds
-from schemas.errors import InputError
+from pipeline.storage.names import chosen_column, find_columns, image_column, is_empty
+from schemas.errors import InputError, RejectedImage
+from schemas.input_options import InputOptions
+from schemas.label_text import parse_json
 from schemas.reasons import Reason
 
-MANIFEST_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"})
-_URI_COLUMNS = ("uri", "url", "path", "file", "image_path")
 _VERSION_COLUMNS = ("etag", "size_bytes", "modified_at")
 _BATCH_ROWS = 10_000
 
-Row = tuple[Any, Any, Any, Any]
-"""uri, etag, size_bytes and modified_at as the manifest has them; None where it has none."""
+Row = tuple[Any, ...]
+"""The cells of the columns in ``_Columns``, as the manifest has them; None where it has none."""
 
 
 class _Columns(NamedTuple):
+    """Names of the columns that are read; None for one that the manifest does not have."""
+
     uri: str
-    versions: tuple[str | None, ...]
+    etag: str | None
+    size_bytes: str | None
+    modified_at: str | None
+    own_id: str | None
 
     @property
     def present(self) -> list[str]:
-        return [self.uri, *(name for name in self.versions if name)]
+        return list(dict.fromkeys(name for name in self if name))
 
 
-def has_uris(names: Sequence[str]) -> bool:
-    """Tell whether one of the columns can be the uri."""
-    return any(name.lower() in _URI_COLUMNS for name in names)
-
-
-def list_manifest(fs: AbstractFileSystem, manifest: Container, stores: Stores) -> Iterator[Entry]:
+def list_manifest(fs: AbstractFileSystem, manifest: Container, stores: Stores, how: InputOptions) -> Iterator[Entry]:
     """Yield one entry a row, in order, with what the manifest does not say of its version filled in by the store.
 
     Relative uris lie in the manifest's folder. A row without uri is an entry with the reason ``missing_uri``. Raises
-    InputError for a manifest that can't be parsed, or in which no column or several could be the uri.
+    InputError for a manifest that can't be parsed, in which no column or several could be the uri, or that has a cell
+    which can't be meant; the message names its row and column.
     """
-    return with_versions(_named(fs, manifest, stores), stores)
+    return with_versions(_named(fs, manifest, stores, how), stores)
 
 
-def _named(fs: AbstractFileSystem, manifest: Container, stores: Stores) -> Iterator[Entry]:
-    read = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}.get(suffix_of(manifest.path), _read_jsonl)
+def _named(fs: AbstractFileSystem, manifest: Container, stores: Stores, how: InputOptions) -> Iterator[Entry]:
+    suffix = suffix_of(manifest.path)
+    read = _read_parquet if suffix in PARQUET_SUFFIXES else _READERS.get(suffix, _read_jsonl)
     try:
-        for row, (uri, etag, size_bytes, modified_at) in enumerate(read(fs, manifest)):
-            text = "" if uri is None else str(uri)
-            if not text.strip():
-                missing = f"{manifest.uri}#row={row}"
-                yield Entry(missing, manifest.path, reason=Reason.MISSING_URI, detail=f"row {row} has no uri")
-                continue
-            size = None if size_bytes is None else int(size_bytes)
-            version = Version(str(etag).strip('"') if etag else None, size, microseconds(modified_at))
-            yield named_entry(text, manifest, row, stores, version)
+        for row, cells in enumerate(read(fs, manifest, how)):
+            yield _entry_of(cells, row, manifest, stores, how)
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise InputError(f"manifest {manifest.uri}: {str(error).strip().splitlines()[0][:300]}") from error
 
 
-def _choose(names: Sequence[str], manifest: Container) -> _Columns:
-    lower = {name.lower(): name for name in reversed(names)}
-    found = ["uri"] if "uri" in lower else [name for name in _URI_COLUMNS if name in lower]
-    if len(found) != 1:
-        problem = f"no column uri; it has {', '.join(names)}" if not found else f"which is the uri: {', '.join(found)}?"
-        raise InputError(f"manifest {manifest.uri}: {problem}")
-    return _Columns(lower[found[0]], tuple(lower.get(name) for name in _VERSION_COLUMNS))
+def _entry_of(cells: Row, row: int, manifest: Container, stores: Stores, how: InputOptions) -> Entry:
+    uri, etag, size_bytes, modified_at, own = cells
+    where = f"row {row}"
+    text = "" if is_empty(uri) else str(uri)
+    if not text.strip():
+        missing = f"{manifest.uri}#row={row}"
+        return Entry(missing, manifest.path, rejected=RejectedImage(Reason.MISSING_URI, f"{where} has no uri"))
+    if is_base64_image(text):
+        raise ValueError(f"{where} holds an image in base64, not its uri; write the images' bytes to a Parquet file")
+    version = Version(
+        None if is_empty(etag) else str(etag).strip('"'), _size(size_bytes, where), _time(modified_at, where)
+    )
+    entry = named_entry(text, manifest, row, stores, version)
+    return (
+        entry._replace(own_id=own_id(own, f"manifest {manifest.uri}: {where}", how.id_column))
+        if how.id_column
+        else entry
+    )
+
+
+def _size(cell: Any, where: str) -> int | None:
+    """Return the bytes in a cell: 12, "12" or "12.0"; raises ValueError for what is no whole number from 0 on."""
+    if is_empty(cell):
+        return None
+    match = re.fullmatch(r"\s*(\d+)(\.0*)?\s*", str(cell))
+    if match is None:
+        raise ValueError(f"{where}, column size_bytes: {cell!r}; allowed: a whole number of bytes")
+    return int(match[1])
+
+
+def _time(cell: Any, where: str) -> int | None:
+    """Return the time in a cell as microseconds since 1970; raises ValueError for what is none."""
+    try:
+        return None if is_empty(cell) else microseconds(cell)
+    except (ValueError, TypeError, AttributeError) as error:
+        allowed = "allowed: ISO 8601, such as 2024-05-01T12:30:00Z"
+        raise ValueError(f"{where}, column modified_at: {cell!r}; {allowed}") from error
+
+
+def _choose(names: Sequence[str], how: InputOptions) -> _Columns:
+    """Return the columns to read; raises ColumnError where no column or several could be the uri."""
+    etag, size_bytes, modified_at = (next(iter(find_columns(names, [name])), None) for name in _VERSION_COLUMNS)
+    own = chosen_column(names, how.id_column, "--id-column") if how.id_column else None
+    return _Columns(image_column(names, how.uri_column, "uri"), etag, size_bytes, modified_at, own)
 
 
 def _rows(batch: pa.RecordBatch, columns: _Columns) -> Iterator[Row]:
     none = [None] * len(batch)
-    values = [batch.column(name).to_pylist() if name else none for name in (columns.uri, *columns.versions)]
-    return zip(*values, strict=True)
+    return zip(*[batch.column(name).to_pylist() if name else none for name in columns], strict=True)
 
 
-def _read_csv(fs: AbstractFileSystem, manifest: Container) -> Iterator[Row]:
+def _read_csv(fs: AbstractFileSystem, manifest: Container, how: InputOptions) -> Iterator[Row]:
     parse = csv.ParseOptions(delimiter="\t" if suffix_of(manifest.path) == ".tsv" else ",", newlines_in_values=True)
     with fs.open(manifest.path, "rb") as file, csv.open_csv(file, parse_options=parse) as head:
-        columns = _choose(head.schema.names, manifest)
+        columns = _choose(head.schema.names, how)
     convert = csv.ConvertOptions(
         include_columns=columns.present,
         column_types=dict.fromkeys(columns.present, pa.string()),
@@ -96,24 +130,28 @@ def _read_csv(fs: AbstractFileSystem, manifest: Container) -> Iterator[Row]:
             yield from _rows(batch, columns)
 
 
-def _read_parquet(fs: AbstractFileSystem, manifest: Container) -> Iterator[Row]:
+def _read_parquet(fs: AbstractFileSystem, manifest: Container, how: InputOptions) -> Iterator[Row]:
     with open_parquet(fs, manifest.path) as parquet:
-        columns = _choose(parquet.schema_arrow.names, manifest)
+        columns = _choose(parquet.schema_arrow.names, how)
         for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns.present):
             yield from _rows(batch, columns)
 
 
-def _read_jsonl(fs: AbstractFileSystem, manifest: Container) -> Iterator[Row]:
+def _read_jsonl(fs: AbstractFileSystem, manifest: Container, how: InputOptions) -> Iterator[Row]:
     columns: _Columns | None = None
     with fs.open(manifest.path, "rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
+            text = line.decode("utf-8-sig").strip("\r\n\t \0")
+            if not text:
                 continue
             try:
-                value = json.loads(line.decode("utf-8-sig"))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number}: {error.msg}") from error
+                value = parse_json(text)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from error
             if not isinstance(value, dict):
                 raise TypeError(f"line {number} is not a JSON object")
-            columns = columns or _choose(list(value), manifest)
-            yield (value.get(columns.uri), *(value.get(name) if name else None for name in columns.versions))  # type: ignore[misc]
+            columns = columns or _choose(list(value), how)
+            yield tuple([value.get(name) if name else None for name in columns])
+
+
+_READERS = {".csv": _read_csv, ".tsv": _read_csv}

@@ -9,6 +9,10 @@ _MODIFIED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified
 """What fsspec's filesystems call the time of an object's last change."""
 
 
+_BY_SIZE = "size_bytes="
+"""How a tag begins that no store gave; only another one of its kind can be compared with it."""
+
+
 class Version(NamedTuple):
     """What a store says of an object: its tag, its bytes and its last change in microseconds since 1970, UTC."""
 
@@ -25,7 +29,7 @@ class Version(NamedTuple):
         """
         if self.etag or self.size_bytes is None or self.modified_us is None:
             return self.etag
-        return f"{self.size_bytes}-{self.modified_us}"
+        return f"{_BY_SIZE}{self.size_bytes},modified_us={self.modified_us}"
 
 
 UNKNOWN = Version()
@@ -68,7 +72,7 @@ def local_version(status: os.stat_result) -> Version:
 
 def check_version(etag: str | None, listed: str | None) -> None:
     """Raise OtherVersionError where a store's tag and the listed one are both known and differ."""
-    if etag and listed and _bare(etag) != _bare(listed):
+    if etag and listed and not listed.startswith(_BY_SIZE) and _bare(etag) != _bare(listed):
         raise OtherVersionError(f"the store has the version {_bare(etag)!r}, {_bare(listed)!r} was listed")
 
 

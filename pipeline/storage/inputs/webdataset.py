@@ -1,26 +1,28 @@
 """WebDataset shards: tar files whose members are images, listed by their headers."""
 
 import io
-import posixpath
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import is_local
-from pipeline.storage.inputs.containers import READ_BYTES, suffix_of, unreadable
+from pipeline.storage.inputs.containers import READ_BYTES, unreadable
 from pipeline.storage.inputs.entries import Container, Entry
+from pipeline.storage.inputs.file_names import (
+    IMAGE_SUFFIXES,
+    SIGNATURE_BYTES,
+    hidden_part,
+    kind_of,
+    looks_like_image,
+    suffix_of,
+)
 
-_IMAGES = """
-.jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .heic .heif .jp2 .j2k .jpx .jxl .ppm .pgm .pbm
-.pnm .ico .tga .psd .pcx .dds .sgi
-"""
-IMAGE_SUFFIXES = frozenset(_IMAGES.split())
-"""What names a member of a tar shard as an image; the decoder goes by the content."""
-
+_MOST_DEEP = 8
+"""Tar files around a tar file; published sets have one, and a hostile one would have thousands."""
 _SKIP_BYTES = 2**20
 """Members of more bytes are skipped by a new request, smaller ones are read over: what S3 sends on one connection in
 the 10 to 30 ms that it takes to answer another request."""
@@ -29,32 +31,76 @@ _HEADER_BYTES = 16 * 2**10
 
 
 def list_shard(fs: AbstractFileSystem, shard: Container, skipped: Counter[str]) -> Iterator[Entry]:
-    """Yield the images of a tar shard, reading its headers once from front to back.
+    """Yield the images of a tar shard, and of the tar files in it, reading its headers once from front to back.
 
-    Other members count in ``skipped`` by extension. What lies after damage can't be listed: one entry with the reason
-    ``unreadable_container`` stands for it.
+    A member without an extension is an image where its first bytes say so. Other members count in ``skipped`` by kind.
+    What lies after damage can't be listed: one entry with the reason ``unreadable_container`` stands for it.
     """
-    etag, modified_us = shard.version.tag, shard.version.modified_us
-    end = fs.size(shard.path) if shard.version.size_bytes is None else shard.version.size_bytes
+    size_bytes = fs.size(shard.path) if shard.version.size_bytes is None else shard.version.size_bytes
+    with _open_headers(fs, shard.path, size_bytes) as file:
+        yield from _list_tar(file, _Tar(shard, shard.uri, "#", 0, size_bytes), skipped)
+
+
+class _Tar(NamedTuple):
+    """A tar file: the shard itself, or one that lies in it."""
+
+    shard: Container
+    uri: str
+    """Its public name."""
+    mark: str
+    """What stands in a uri between its name and a member's."""
+    start: int
+    """Its first byte in the shard."""
+    size_bytes: int
+    depth: int = 0
+    """How many tar files it lies in."""
+
+
+def _list_tar(file: IO[bytes], tar: _Tar, skipped: Counter[str]) -> Iterator[Entry]:
     damage: str | None = None
-    with _open_headers(fs, shard.path, end) as file:
-        try:
-            for member in _members(file):
-                name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                hidden = posixpath.basename(name).startswith(".")
-                if hidden or not member.isreg() or member.issparse() or suffix_of(name) not in IMAGE_SUFFIXES:
-                    if member.isfile():
-                        skipped[suffix_of(name) or "no extension"] += 1
-                    continue
-                if member.offset_data + member.size > end:
-                    damage = f"ends inside its member {name!r}"
-                    break
-                uri = f"{shard.uri}#{name}"
-                yield Entry(uri, shard.path, etag, member.size, modified_us, offset=member.offset_data)
-        except tarfile.TarError as error:
-            damage = f"not a sound tar file: {error}"
+    try:
+        for member in _members(file):
+            name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            kind = _kind_of(file, member, name)
+            if kind not in ("image", "tar"):
+                if kind != "folder":
+                    skipped[kind] += 1
+                continue
+            if member.offset_data + member.size > tar.size_bytes:
+                damage = f"ends inside its member {name!r}"
+                break
+            uri, start = f"{tar.uri}{tar.mark}{name}", tar.start + member.offset_data
+            if kind == "image":
+                version = tar.shard.version
+                yield Entry(uri, tar.shard.path, version.tag, member.size, version.modified_us, offset=start)
+                continue
+            inner = _Tar(tar.shard, uri, "/", start, member.size, tar.depth + 1)
+            if inner.depth > _MOST_DEEP:
+                yield unreadable(tar.shard._replace(uri=uri), f"lies in more than {_MOST_DEEP} tar files")
+            else:
+                yield from _list_tar(cast(IO[bytes], _Window(file, member.offset_data, member.size)), inner, skipped)
+    except tarfile.TarError as error:
+        damage = f"not a sound tar file: {error}"
     if damage:
-        yield unreadable(shard, damage)
+        yield unreadable(tar.shard._replace(uri=tar.uri), damage)
+
+
+def _kind_of(file: IO[bytes], member: tarfile.TarInfo, name: str) -> str:
+    """Return "image", "tar" or "folder", or what a member that is none of them is counted as."""
+    if member.isdir():
+        return "folder"
+    if hidden_part(name):
+        return "hidden file"
+    if not member.isreg() or member.issparse():
+        return "link or special file"
+    suffix = suffix_of(name)
+    if suffix == ".tar":
+        return "tar"
+    if not suffix:
+        file.seek(member.offset_data)
+        is_image = looks_like_image(file.read(min(SIGNATURE_BYTES, member.size)))
+        return "image" if is_image else kind_of(name)
+    return "image" if suffix in IMAGE_SUFFIXES else kind_of(name)
 
 
 def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
@@ -68,6 +114,33 @@ def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     file.seek(tar.offset)
     if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"no header and no end mark at byte {tar.offset}")
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a file of its own, without a copy."""
+
+    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
+        self._file, self._start, self._size, self._position = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        rest = max(0, self._size - self._position)
+        self._file.seek(self._start + self._position)
+        data = self._file.read(rest if size < 0 else min(size, rest))
+        self._position += len(data)
+        return data
 
 
 def _open_headers(fs: AbstractFileSystem, path: str, size: int) -> IO[bytes]:

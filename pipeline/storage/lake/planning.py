@@ -23,7 +23,7 @@ from pipeline.storage.inputs.listing import Listing
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from pipeline.storage.prefetch import map_ahead
 from pipeline.storage.truth.image_classes import ClassTable, append_rows, join_classes
-from schemas.errors import StoreError
+from schemas.errors import InputError, StoreError
 from schemas.runs import Counts
 from schemas.tables import PLAN
 
@@ -179,9 +179,20 @@ def _consider(
         f"CREATE TABLE considered AS SELECT row_number() OVER (ORDER BY {order}) AS place, * FROM"
         f" (SELECT listed.* FROM listed SEMI JOIN firsts USING (seq) {kept} {most})"
     )
+    if listing.has_own_ids:
+        _check_own_ids(con)
     tables = ("listed", "firsts", "considered")
     listed, firsts, considered = (_number(con, f"SELECT count(*) FROM {name}") for name in tables)
     return listed, firsts, considered
+
+
+def _check_own_ids(con: duckdb.DuckDBPyConnection) -> None:
+    """Raise InputError where the user gave one id to two images: one of them would be lost."""
+    query = "SELECT min(uri), max(uri) FROM listed GROUP BY image_id HAVING min(uri) <> max(uri) LIMIT 1"
+    if shared := con.execute(query).fetchone():
+        raise InputError(
+            f"--id-column: {shared[0]} and {shared[1]} have one id; allowed: an id of its own for each image"
+        )
 
 
 def _subtract_done(con: duckdb.DuckDBPyConnection) -> int:

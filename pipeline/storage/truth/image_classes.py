@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.storage.filesystems import connect, safe_url
-from pipeline.storage.inputs.containers import suffix_of
+from pipeline.storage.inputs.file_names import suffix_of
 from pipeline.storage.store_failures import describe_failure, store_errors
 from pipeline.storage.truth.class_names import ClassNames
 from pipeline.storage.truth.truth_files import CLASS_COLUMNS, KEY_COLUMNS, LABEL_COLUMNS, true_objects

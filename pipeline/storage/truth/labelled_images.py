@@ -15,7 +15,8 @@ from pyarrow import csv
 
 from pipeline.arrays.metrics import Convention
 from pipeline.storage.filesystems import canonical_url, connect, read_url, safe_url
-from pipeline.storage.inputs.containers import open_parquet, suffix_of
+from pipeline.storage.inputs.containers import open_parquet
+from pipeline.storage.inputs.file_names import suffix_of
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.store_failures import store_errors
 from pipeline.storage.truth.labelled_boxes import BOX, Boxes, box_rows, true_boxes, with_boxes

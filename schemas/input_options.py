@@ -1,0 +1,30 @@
+"""How an input is read: what the options ``--input-kind`` and ``--*-column`` choose."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+InputKind = Literal["images", "parquet", "shards", "manifest"]
+
+
+class InputOptions(NamedTuple):
+    """What the user says of the input; null where the input itself decides."""
+
+    kind: InputKind | None = None
+    """What a folder, a prefix or a file is read as."""
+    uri_column: str | None = None
+    """Column of a manifest that names the images."""
+    image_column: str | None = None
+    """Column of a Parquet file that holds the images' bytes."""
+    id_column: str | None = None
+    """Column whose text the image_id is made of, in the place of the uri."""
+
+
+AS_IT_IS = InputOptions()
+
+
+def say_kinds(skipped: Mapping[str, int], most: int = 5) -> str:
+    """Return kinds of skipped files with their numbers for people, the most frequent ones first: "3 .txt, 1 .json"."""
+    by_number = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count} {kind}" for kind, count in by_number[:most]]
+    more = len(skipped) - len(shown)
+    return ", ".join([*shown, f"{more} more kinds"] if more else shown)

@@ -68,6 +68,8 @@ TRAINING = {"epoch": 3, "best_acc1": 76.5, "optimizer": {"state": {0: {"exp_avg"
         pytest.param({"module": RAW, "global_steps": 3, "dp_world_size": 2}, id="DeepSpeed"),
         pytest.param({"meta": {"CLASSES": ["a"]}, "state_dict": RAW, **TRAINING}, id="mmpretrain"),
         pytest.param({"classifier": RAW, "epoch": 3}, id="a key of the script's own"),
+        pytest.param({"swa": {"n_averaged": torch.tensor(7), **named("module.", RAW)}}, id="AveragedModel by any name"),
+        pytest.param({"state": 3, "model": RAW}, id="a number under a usual key"),
         pytest.param({"ema": EMA | RAW}, id="only averaged weights"),
         pytest.param({"ema": {"module": RAW, "decay": 0.99, "updates": 7}}, id="the wrapper's own state"),
         pytest.param({"state_dict": {"state_dict": RAW}}, id="twice"),
@@ -209,6 +211,14 @@ def test_what_weights_only_refuses_is_named(value: Any, zipped: bool) -> None:
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     with pytest.raises(ModelError, match=rf"^--weights net\.pth .* it holds {kind}; save model\.state_dict\(\)$"):
         loaded(content)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_torchscript_program_is_not_run() -> None:
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), file)
+    with pytest.raises(ModelError, match=r"net\.pth is a TorchScript program, and none is run; save model\.state_dict"):
+        loaded(file.getvalue())
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")

@@ -176,6 +176,10 @@ def _unpickled(content: bytes, url: str) -> Any:
             f"{f': it holds {refused[1]}' if refused else ''}; save model.state_dict()"
         ) from error
     except _NOT_TORCH_SAVE as error:
+        if b"/constants.pkl" in content:  # torch.jit.save puts it beside the tensors.
+            raise ModelError(
+                f"--weights {shown(url)} is a TorchScript program, and none is run; save model.state_dict()"
+            ) from error
         raise ModelError(f"--weights {shown(url)} is no whole file of torch.save") from error
 
 

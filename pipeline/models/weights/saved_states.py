@@ -100,7 +100,7 @@ def _states(saved: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[
     else:
         for key, value in inner.items():
             if value and all(isinstance(part, Tensor) for part in value.values()):
-                yield f"{outer}{key}", value
+                yield from _parts(value, f"{outer}{key}")
 
 
 def _parts(state: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

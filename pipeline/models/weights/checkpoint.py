@@ -166,6 +166,8 @@ def read_checkpoint(url: str, read: Callable[[str], bytes] = read_local, key: st
 
 def _unpickled(content: bytes, url: str) -> Any:
     """Return what torch.save wrote; nothing but tensors and plain values is unpickled."""
+    if content.startswith(b"PK") and b"/constants.pkl" in content:  # torch.jit.save alone writes such a member.
+        raise ModelError(f"--weights {shown(url)} is a TorchScript program, and none is run; save model.state_dict()")
     try:
         with torch.serialization.safe_globals(_PLAIN_VALUES):
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -176,10 +178,6 @@ def _unpickled(content: bytes, url: str) -> Any:
             f"{f': it holds {refused[1]}' if refused else ''}; save model.state_dict()"
         ) from error
     except _NOT_TORCH_SAVE as error:
-        if b"/constants.pkl" in content:  # torch.jit.save puts it beside the tensors.
-            raise ModelError(
-                f"--weights {shown(url)} is a TorchScript program, and none is run; save model.state_dict()"
-            ) from error
         raise ModelError(f"--weights {shown(url)} is no whole file of torch.save") from error
 
 

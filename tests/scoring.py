@@ -49,7 +49,9 @@ TWO[:4, :4] = TWO[5:] = 255
 class Output:
     """Rows of an output, and the run that writes them."""
 
-    rows: dict[Any, list[dict[str, Any]]] = field(default_factory=lambda: {"images": [], "boxes": [], "heatmaps": []})
+    rows: dict[Any, list[dict[str, Any]]] = field(
+        default_factory=lambda: {"images": [], "boxes": [], "heatmaps": [], "quarantine": []}
+    )
     settings: dict[str, Any] = field(
         default_factory=lambda: {"outputs": ["boxes", "heatmaps"], "topk": 5, "threshold": [0.2]}
     )

@@ -16,8 +16,8 @@ from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.annotate.gpu_decode_stage import GpuDecodeStage
 from pipeline.graph.annotate.stream import Annotator
 from pipeline.images.decode import DecodeLimits
-from pipeline.images.nvjpeg import check_nvjpeg, decode_jpegs, to_inputs
 from pipeline.images.jpeg import read_frame
+from pipeline.images.nvjpeg import check_nvjpeg, decode_jpegs, to_inputs
 from pipeline.images.pixels import upright
 from pipeline.images.resize import ResizePlan
 from schemas.errors import ModelError

@@ -56,7 +56,8 @@ def rgb8(image: Image.Image, data: bytes, alpha: Alpha = "white") -> Rgb:
 
 def is_sixteen_bit(image: Image.Image) -> bool:
     """Return whether the channels of a Pillow image that is not loaded have 16 bits in the file."""
-    return any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+    tiles = getattr(image, "tile", ())  # an icon's picture has none
+    return any(";16" in str(tile) or (tile[0] == "ppm" and tile[3][1:] == (2**16 - 1,)) for tile in tiles)
 
 
 def _gray(image: Image.Image) -> Rgb:

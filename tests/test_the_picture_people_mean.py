@@ -1,0 +1,342 @@
+"""Main pages, whole JPEGs, deep and transparent pictures, wide gamuts: the picture that people mean, or a reason."""
+
+import io
+import struct
+
+import cv2
+import numpy as np
+import pillow_heif
+import pytest
+from PIL import Image
+from PIL.TiffImagePlugin import AppendingTiffWriter
+
+from pipeline.images.decode import DecodeLimits, decode, examine
+from pipeline.images.jpeg import MAX_SCANS
+from schemas.annotate import AnnotateConfig
+from schemas.errors import RejectedImage
+from schemas.reasons import Reason
+from tests import color_profiles as icc
+from tests.pictures import encoded
+
+LIMITS = DecodeLimits(10_000_000, 10_000_000, 30.0)
+RNG = np.random.default_rng(5)
+PHOTO = cv2.resize(RNG.integers(0, 256, (12, 16, 3), np.uint8), (208, 152), interpolation=cv2.INTER_CUBIC)
+SMALL = Image.new("RGB", (16, 12), "red")
+TRAILER = b"\0\0\1\x08SEFH" + b"\0" * 60 + b"SEFT"
+
+
+def picture(data, **options):
+    return decode(data, LIMITS, **options)
+
+
+def reason(data):
+    with pytest.raises(RejectedImage) as caught:
+        decode(data, LIMITS)
+    return caught.value.reason
+
+
+def jpeg(pixels=PHOTO, **options):
+    return encoded(Image.fromarray(pixels), "JPEG", quality=90, **options)
+
+
+def tiff(pages):
+    """A TIFF of (image, tags) in their order."""
+    buffer = io.BytesIO()
+    with AppendingTiffWriter(buffer, new=True) as file:
+        for image, tags in pages:
+            image.save(file, "TIFF", tiffinfo=tags)
+            file.newFrame()
+    return buffer.getvalue()
+
+
+def with_sub_directory(data, order="<"):
+    """Move the second page of a TIFF into a sub-directory of the first, as cameras do."""
+    first = struct.unpack_from(order + "L", data, 4)[0]
+    count = struct.unpack_from(order + "H", data, first)[0]
+    second = struct.unpack_from(order + "L", data, first + 2 + 12 * count)[0]
+    entries = [data[first + 2 + 12 * i :][:12] for i in range(count)]
+    entries = sorted([*entries, struct.pack(order + "HHLL", 330, 4, 1, second)], key=lambda e: e[:2][::-1])
+    directory = struct.pack(order + "H", len(entries)) + b"".join(entries) + bytes(4)
+    moved = bytearray(data + directory)
+    struct.pack_into(order + "L", moved, 4, len(data))
+    return bytes(moved)
+
+
+FULL = Image.fromarray(PHOTO)
+THUMBNAIL, MASK = {254: 1}, {254: 4}
+TIFFS = {
+    "thumbnail, full page": [(SMALL, THUMBNAIL), (FULL, {})],
+    "two thumbnails, full page": [(SMALL, THUMBNAIL), (SMALL.resize((32, 24)), THUMBNAIL), (FULL, {254: 0})],
+    "thumbnail of the older tag": [(SMALL, {255: 2}), (FULL, {255: 1})],
+    "mask, full page": [(SMALL.convert("L"), MASK), (FULL, {})],
+    "thumbnail, a smaller page, full page": [(SMALL, THUMBNAIL), (SMALL.resize((32, 24)), {}), (FULL, {})],
+    "full page first": [(FULL, {}), (SMALL, THUMBNAIL)],
+    "plain pages: the first": [(FULL, {}), (Image.new("RGB", (300, 300)), {})],
+}
+
+
+@pytest.mark.parametrize("pages", TIFFS.values(), ids=TIFFS)
+def test_the_full_page_of_a_tiff(pages):
+    np.testing.assert_array_equal(picture(tiff(pages)).pixels, PHOTO)
+
+
+def test_a_sub_directory_holds_the_full_page():
+    data = with_sub_directory(tiff([(SMALL, THUMBNAIL), (FULL, {})]))
+    assert Image.open(io.BytesIO(data)).n_frames == 1
+    np.testing.assert_array_equal(picture(data).pixels, PHOTO)
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        [(SMALL, THUMBNAIL)],
+        [(SMALL, THUMBNAIL), (SMALL, MASK)],
+        [(SMALL, THUMBNAIL), (FULL.convert("L"), {262: 32803})],
+    ],
+    ids=["a thumbnail alone", "thumbnail and mask", "raw data of a sensor"],
+)
+def test_a_tiff_without_a_readable_full_page_is_unsupported(pages):
+    data = tiff([(image, {tag: value for tag, value in tags.items() if tag != 262}) for image, tags in pages])
+    if 262 in pages[-1][1]:
+        at = data.rindex(struct.pack("<HHL", 262, 3, 1))
+        data = data[: at + 8] + struct.pack("<L", 32803) + data[at + 12 :]
+    assert reason(data) == Reason.UNSUPPORTED
+
+
+def test_directories_in_a_circle_end():
+    data = bytearray(tiff([(SMALL, THUMBNAIL), (SMALL, THUMBNAIL)]))
+    first = struct.unpack_from("<L", data, 4)[0]
+    second_at = first + 2 + 12 * struct.unpack_from("<H", data, first)[0]
+    second = struct.unpack_from("<L", data, second_at)[0]
+    struct.pack_into("<L", data, second + 2 + 12 * struct.unpack_from("<H", data, second)[0], first)
+    assert reason(bytes(data)) == Reason.UNSUPPORTED
+
+
+@pytest.mark.parametrize("primary", [0, 1])
+def test_the_primary_picture_of_a_heic(primary):
+    heif = pillow_heif.HeifFile()
+    images = [Image.new("RGB", (64, 64), "red"), Image.new("RGB", (128, 64), "blue")]
+    for image in images:
+        heif.add_from_pillow(image)
+    buffer = io.BytesIO()
+    heif.save(buffer, primary_index=primary)
+    assert picture(buffer.getvalue()).size_hw == images[primary].size[::-1]
+
+
+def test_the_largest_picture_of_an_icon_with_most_colours():
+    big, small = Image.fromarray(PHOTO).resize((64, 64)), Image.new("RGB", (16, 16), "red")
+    buffer = io.BytesIO()
+    big.save(buffer, "ICO", sizes=[(16, 16), (64, 64)], append_images=[small])
+    assert picture(buffer.getvalue()).size_hw == (64, 64)
+
+
+def test_the_first_picture_of_an_mpo():
+    assert picture(encoded(FULL, "MPO", save_all=True, append_images=[SMALL])).size_hw == PHOTO.shape[:2]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_the_first_frame_of_an_animation(kind):
+    frames = [Image.new("RGB", (20, 10), color) for color in ("red", "blue")]
+    shown = picture(encoded(frames[0], kind, save_all=True, append_images=frames[1:])).pixels
+    assert (abs(shown.astype(int) - (255, 0, 0)) < 4).all()
+
+
+KINDS = {
+    "baseline": {},
+    "gray": {"pixels": PHOTO[..., 0]},
+    "4:4:4": {"subsampling": 0},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_rows": 1},
+}
+THUMBNAIL_JPEG = jpeg(PHOTO[:32, :32])
+TRAILERS = {
+    "a maker's": TRAILER,
+    "nothing": b"",
+    "half an end marker": b"\xff",
+    "zeros": bytes(1000),
+    "another JPEG": THUMBNAIL_JPEG,
+    "text": b"the end",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("trailer", TRAILERS.values(), ids=TRAILERS)
+def test_a_jpeg_with_all_its_blocks_is_whole(kind, trailer):
+    raw = jpeg(**kind)
+    np.testing.assert_array_equal(picture(raw[:-2] + trailer).pixels, picture(raw).pixels)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("tail", [b"\xff\xd9", b"", THUMBNAIL_JPEG])
+def test_a_jpeg_without_all_its_blocks_is_truncated(kind, share, tail):
+    raw = jpeg(**kind)
+    assert reason(raw[: int(len(raw) * share)] + tail) in {Reason.TRUNCATED} | ({Reason.CORRUPT} if tail else set())
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_half_a_jpeg_with_an_end_marker_is_truncated(kind):
+    raw = jpeg(**kind)
+    assert reason(raw[: len(raw) // 2] + b"\xff\xd9") == Reason.TRUNCATED
+
+
+def test_half_a_cmyk_jpeg_with_an_end_marker_is_truncated():
+    raw = encoded(FULL.convert("CMYK"), "JPEG")
+    assert picture(raw).size_hw == PHOTO.shape[:2]
+    assert reason(raw[: len(raw) // 2] + b"\xff\xd9") == Reason.TRUNCATED
+
+
+def test_a_scaled_decode_asks_for_the_blocks_too():
+    raw = jpeg()
+    assert picture(raw, least_hw=lambda h, w: (h // 8, w // 8)).pixels.shape == (19, 26, 3)
+    with pytest.raises(RejectedImage) as caught:
+        picture(raw[: len(raw) // 2] + b"\xff\xd9", least_hw=lambda h, w: (h // 8, w // 8))
+    assert caught.value.reason == Reason.TRUNCATED
+
+
+def test_a_progressive_jpeg_that_ends_between_two_scans_is_truncated():
+    raw = jpeg(progressive=True)
+    last = raw.rindex(b"\xff\xda")
+    before = raw.rindex(b"\xff\xc4", 0, last)
+    assert reason(raw[:before]) == Reason.TRUNCATED
+
+
+def test_scans_stay_bounded():
+    raw = jpeg(progressive=True)
+    scan = raw[raw.rindex(b"\xff\xda") : -2]
+    assert reason(raw[:-2] + scan * MAX_SCANS) == Reason.UNSUPPORTED
+
+
+def deep(pixels, bits, extension):
+    """16-bit RGB or gray whose values take ``bits`` bits."""
+    values = pixels.astype(np.uint16) << (bits - 8) | pixels >> (16 - bits)
+    stored = values if values.ndim == 2 else values[..., ::-1]
+    return cv2.imencode(extension, np.ascontiguousarray(stored))[1].tobytes()
+
+
+BRIGHT = PHOTO.copy()
+BRIGHT[0, 0] = 255
+
+
+@pytest.mark.parametrize("extension", [".png", ".tiff", ".pgm"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("gray", [True, False])
+def test_sixteen_bits_by_the_range_that_is_used(extension, bits, gray):
+    pixels = BRIGHT[..., 1] if gray else BRIGHT
+    data = deep(pixels, bits, ".ppm" if extension == ".pgm" and not gray else extension)
+    shown = picture(data)
+    expected = np.dstack([pixels] * 3) if gray else pixels
+    np.testing.assert_allclose(shown.pixels, expected, atol=1)
+    name = {".png": "PNG", ".tiff": "TIFF", ".pgm": "PPM"}[extension]
+    assert shown.format == (name if bits == 16 else f"{name}, {bits} of 16 bits")
+
+
+@pytest.mark.parametrize("highest", [0, 2**14, 2**15, 2**16 - 1])
+def test_other_sixteen_bit_pictures_keep_their_high_byte(highest):
+    values = np.linspace(0, highest, 64, dtype=np.uint16).reshape(8, 8)
+    shown = picture(cv2.imencode(".png", values)[1].tobytes())
+    assert shown.format == "PNG"
+    np.testing.assert_array_equal(shown.pixels[..., 0], values >> 8)
+
+
+ALPHA = np.zeros(PHOTO.shape[:2], np.uint8)
+ALPHA[:, 50:100], ALPHA[:, 100:] = 128, 255
+RGBA = np.dstack([PHOTO, ALPHA])
+GROUNDS = {"white": 255, "black": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("PNG", {}), ("TIFF", {}), ("TGA", {}), ("WEBP", {"lossless": True, "exact": True}), ("QOI", {})],
+)
+@pytest.mark.parametrize("alpha", ["white", "black", "drop"])
+def test_transparent_pictures(kind, options, alpha):
+    shown = picture(encoded(Image.fromarray(RGBA), kind, **options), alpha=alpha).pixels
+    weight = ALPHA[..., None] / 255
+    expected = PHOTO if alpha == "drop" else PHOTO * weight + GROUNDS[alpha] * (1 - weight)
+    np.testing.assert_allclose(shown, expected, atol=0.51)
+
+
+def transparent_palette(kind):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putdata([0, 1])
+    return encoded(image, kind, transparency=0)
+
+
+TRANSPARENT = {
+    "PNG palette": (transparent_palette("PNG"), [[255] * 3, [200, 100, 50]]),
+    "GIF": (transparent_palette("GIF"), [[255] * 3, [200, 100, 50]]),
+    "PNG gray and alpha": (
+        encoded(Image.fromarray(np.array([[[9, 0], [9, 255]]], np.uint8))),
+        [[255] * 3, [9] * 3],
+    ),
+    "a transparent colour": (
+        encoded(Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)), transparency=(1, 2, 3)),
+        [[255] * 3, [4, 5, 6]],
+    ),
+    "a transparent gray": (
+        encoded(Image.fromarray(np.array([[7, 8]], np.uint8)), transparency=7),
+        [[255] * 3, [8] * 3],
+    ),
+    "an alpha that was never filled in": (encoded(Image.new("RGBA", (2, 1), (3, 4, 5, 0)), "TGA"), [[3, 4, 5]] * 2),
+}
+
+
+@pytest.mark.parametrize(("data", "expected"), TRANSPARENT.values(), ids=TRANSPARENT)
+def test_every_way_to_be_transparent(data, expected):
+    assert picture(data).pixels.tolist() == [expected]
+
+
+def test_alpha_shapes_the_rows():
+    config = AnnotateConfig(input="in", out="out")
+    assert config.settings()["alpha"] == config.alpha == "white"
+
+
+WIDE = {"Adobe RGB": icc.ADOBE_RGB, "Display P3": icc.DISPLAY_P3, "ProPhoto": icc.PROPHOTO, "Rec. 2020": icc.REC2020}
+SWATCHES = np.repeat(np.repeat(RNG.integers(0, 256, (4, 5, 3), np.uint8), 16, 0), 16, 1)
+LOSSLESS = {"JPEG": {"quality": 100, "subsampling": 0}, "PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}
+
+
+@pytest.mark.parametrize("space", WIDE.values(), ids=WIDE)
+@pytest.mark.parametrize(("kind", "options"), LOSSLESS.items())
+def test_a_wide_gamut_becomes_srgb(space, kind, options):
+    plain = encoded(Image.fromarray(SWATCHES), kind, **options)
+    stored = picture(plain).pixels
+    data = encoded(Image.fromarray(SWATCHES), kind, **options, icc_profile=icc.profile(space))
+    shown = picture(data).pixels
+    assert np.abs(shown.astype(int) - stored).max() > 20
+    np.testing.assert_allclose(shown, icc.in_srgb(stored, space), atol=3)
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [icc.profile(icc.SRGB), b"no profile", icc.profile(icc.PROPHOTO)[:200], icc.profile(icc.PROPHOTO, b"GRAY")],
+    ids=["sRGB", "nonsense", "cut off", "of another space"],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_other_profiles_change_nothing(profile, kind):
+    plain = encoded(Image.fromarray(SWATCHES), kind)
+    data = encoded(Image.fromarray(SWATCHES), kind, icc_profile=profile)
+    np.testing.assert_array_equal(picture(data).pixels, picture(plain).pixels)
+
+
+def test_a_transparent_picture_of_a_wide_gamut():
+    pixels = np.dstack([SWATCHES, np.full(SWATCHES.shape[:2], 255, np.uint8)])
+    pixels[0, 0, 3] = 0
+    shown = picture(encoded(Image.fromarray(pixels), icc_profile=icc.profile(icc.ADOBE_RGB))).pixels
+    assert shown[0, 0].tolist() == [255, 255, 255]
+    np.testing.assert_allclose(shown[1:], icc.in_srgb(SWATCHES, icc.ADOBE_RGB)[1:], atol=3)
+
+
+@pytest.mark.parametrize(("space", "usual"), [(icc.SRGB, True), (icc.ADOBE_RGB, False)])
+def test_a_device_decodes_no_wide_gamut(space, usual):
+    assert examine(jpeg(icc_profile=icc.profile(space)), LIMITS).usual == usual
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"FUJIFILMCCD-RAW 0201", b"IIRO\x08\0\0\0", b"IIU\0\x08\0\0\0", b"FOVb\0\0\0\0", b"II\x1a\0\0\0HEAPCCDR"],
+)
+def test_camera_raws_that_are_no_tiff_are_unsupported(start):
+    assert reason(start + bytes(500)) == Reason.UNSUPPORTED

@@ -1,16 +1,21 @@
 """``camlake verify``: proves that every listed input ended in exactly one of images and quarantine."""
 
 from jobs.console import Screen, main, verb
-from pipeline.storage.filesystems import connect, safe_url
+from pipeline.storage.filesystems import connect
 from schemas.errors import StoreError
 from schemas.reading import VerifyConfig
+from schemas.url_secrets import safe_url
 
 
 def run(config: VerifyConfig, screen: Screen) -> None:
-    """Check the output and print every problem; raises StoreError where there is one."""
+    """Repair the output where asked, check it and print every problem; raises StoreError where there is one."""
+    from pipeline.storage.lake.repair import repair
     from pipeline.storage.lake.verify import verify
 
     fs, root = connect(config.out, config)
+    if config.repair:
+        for done in repair(fs, root):
+            screen.result(f"repaired: {done}")
     report = verify(fs, root)
     for problem in report.problems:
         screen.result(f"problem: {problem}")

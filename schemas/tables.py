@@ -137,6 +137,8 @@ class TableSpec:
     """SQL condition on ``n``, the number of rows that an annotated image has here; it may name columns of images."""
     complete_as: str = ""
     """The same condition in words: what each image has."""
+    sound: str = ""
+    """SQL condition that each row fulfils. In an optional table it may name width_px and height_px of the image."""
     order: tuple[str, ...] = ("image_id",)
     """Columns by which the rows of a file are sorted."""
     repeated: frozenset[str] = frozenset()
@@ -168,7 +170,12 @@ TABLES: dict[Table, TableSpec] = {
     spec.name: spec
     for spec in (
         TableSpec(
-            "images", "image", _IMAGES, optional=False, repeated=frozenset({"run_id", "uri", "format", "top1_label"})
+            "images",
+            "image",
+            _IMAGES,
+            optional=False,
+            sound="width_px > 0 AND height_px > 0 AND top1_prob BETWEEN 0 AND 1 AND n_boxes >= 0",
+            repeated=frozenset({"run_id", "uri", "format", "top1_label"}),
         ),
         TableSpec(
             "boxes",
@@ -176,6 +183,9 @@ TABLES: dict[Table, TableSpec] = {
             _BOXES,
             complete="n = n_boxes",
             complete_as="n_boxes boxes",
+            sound="xmin >= 0 AND xmin < xmax AND xmax <= width_px AND ymin >= 0 AND ymin < ymax"
+            " AND ymax <= height_px AND area_frac > 0 AND area_frac <= 1 AND class_prob BETWEEN 0 AND 1"
+            " AND threshold BETWEEN 0 AND 1 AND coalesce(box_score, 0) BETWEEN 0 AND 1",
             order=("image_id", "rank", "threshold", "component"),
             repeated=frozenset({"run_id", "uri", "rank", "class_id", "label", "threshold", "method"}),
         ),
@@ -185,6 +195,8 @@ TABLES: dict[Table, TableSpec] = {
             _HEATMAPS,
             complete="n >= 1",
             complete_as="a heatmap",
+            sound="heat_h > 0 AND heat_w > 0 AND len(heat) = heat_h * heat_w AND heat_min <= heat_max"
+            " AND isfinite(heat_min) AND isfinite(heat_max)",
             order=("image_id", "rank"),
             repeated=frozenset({"run_id", "rank", "class_id", "label", "heat_h", "heat_w"}),
         ),
@@ -195,6 +207,7 @@ TABLES: dict[Table, TableSpec] = {
             open_columns=MappingProxyType({"feature": (pa.float32(), pa.float16())}),
             complete="n = 1",
             complete_as="one feature vector",
+            sound="isfinite(list_sum(feature))",
             repeated=frozenset({"run_id"}),
         ),
         TableSpec(

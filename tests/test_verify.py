@@ -12,7 +12,7 @@ from pipeline.storage.lake.commit import remove_leftovers
 from pipeline.storage.lake.encoding import to_parquet
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.lease import Lease
-from pipeline.storage.lake.records import load_runs
+from pipeline.storage.lake.records import load_commits, load_runs, write_record
 from pipeline.storage.lake.verify import verify
 from schemas.errors import StoreError
 from schemas.reasons import Reason
@@ -33,13 +33,19 @@ def file_of(run: RunManifest, table: str) -> DataFile:
 
 
 def rewrite(lake: FakeLake, run: RunManifest, table: str, rows: pa.Table) -> RunManifest:
-    """Replace a committed file and its record in the manifest, so that only its content is wrong."""
+    """Replace a committed file and its records, so that only its content is wrong."""
     old, data = file_of(run, table), to_parquet(rows)
     lake.fs.pipe_file(lake.path(old.path), data)
     digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
     new = old.model_copy(update={"rows": len(rows), "size_bytes": len(data), "digest": digest})
     changed = run.model_copy(update={"files": tuple(new if file == old else file for file in run.files)})
     save(lake, changed)
+    for record in load_commits(lake.fs, lake.root, run.run_id):
+        files = tuple(new if file.path == old.path else file for file in record.files)
+        rows_in = {table: sum(file.rows for file in files if file.table == table) for table in ("images", "quarantine")}
+        counts = {"images": rows_in["images"], "rejected": rows_in["quarantine"], "files": files}
+        path = lake.path(LakePaths(lake.root).commit_path(run.run_id, record.task))
+        write_record(lake.fs, path, record.model_copy(update=counts))
     return changed
 
 
@@ -134,8 +140,11 @@ def test_a_changed_file_of_an_older_version_is_found_by_its_name(local):
     name = hashlib.blake2b(data, digest_size=4).hexdigest()
     renamed = old.model_copy(update={"path": f"{old.path[:-16]}{name}.parquet", "digest": None})
     local.fs.mv(local.path(old.path), local.path(renamed.path))
-    older = run.model_copy(update={"files": tuple(renamed if file == old else file for file in run.files)})
-    save(local, older)
+    save(local, run.model_copy(update={"files": tuple(renamed if file == old else file for file in run.files)}))
+    (record,) = load_commits(local.fs, local.root, run.run_id)
+    files = tuple(renamed if file == old else file for file in record.files)
+    path = local.path(LakePaths(local.root).commit_path(run.run_id, record.task))
+    write_record(local.fs, path, record.model_copy(update={"files": files}))
     assert problems(local) == []
     changed = bytearray(data)
     changed[100] ^= 1

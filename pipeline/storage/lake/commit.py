@@ -136,9 +136,13 @@ def _check_images(tables: Mapping[Table, pa.Table]) -> None:
 
 
 def start_run(fs: AbstractFileSystem, root: str, manifest: RunManifest) -> None:
-    """Write the lineage and the manifest of a run that begins; ``manifest`` has the status ``running``."""
+    """Write the lineage and the manifest of a run that begins; ``manifest`` has the status ``running``.
+
+    The manifest is written twice. ``repair`` needs the copy that stays as it is.
+    """
     paths = LakePaths(root)
     write_record(fs, paths.full(paths.lineage_path(manifest.run_id)), manifest.lineage)
+    write_record(fs, paths.full(paths.began_path(manifest.run_id)), manifest)
     write_record(fs, paths.full(paths.manifest_path(manifest.run_id)), manifest)
 
 
@@ -149,7 +153,7 @@ def finish_run(fs: AbstractFileSystem, root: str, manifest: RunManifest, generat
     the commit records. A second call changes only ``ended_at``. Raises StoreError where annotated and rejected do not
     add up to planned; then the run stays unfinished. Raises LeaseError where another run took the output over.
     """
-    run = _with_reasons(fs, root, with_commits(manifest, load_commits(fs, root, manifest.run_id)))
+    run = with_reasons(fs, root, with_commits(manifest, load_commits(fs, root, manifest.run_id)))
     counts = run.counts
     if counts.planned != counts.annotated + counts.rejected:
         raise StoreError(
@@ -158,8 +162,8 @@ def finish_run(fs: AbstractFileSystem, root: str, manifest: RunManifest, generat
         )
     run = run.model_copy(update={"status": "complete", "ended_at": datetime.now(UTC)})
     assert_generation_held(fs, root, generation)
-    write_record(fs, _manifest_path(root, run), run)
-    _remove_strays(fs, root, load_runs(fs, root))
+    write_record(fs, manifest_path(root, run), run)
+    remove_strays(fs, root, load_runs(fs, root))
     return run
 
 
@@ -176,15 +180,15 @@ def remove_leftovers(fs: AbstractFileSystem, root: str) -> tuple[list[str], list
     runs = load_runs(fs, root)
     dead = [run for run in runs if run.status == "running"]
     for run in dead:
-        ended = _with_reasons(fs, root, run).model_copy(update={"status": "interrupted", "ended_at": datetime.now(UTC)})
-        write_record(fs, _manifest_path(root, run), ended)
-    strays = _remove_strays(fs, root, runs)
+        ended = with_reasons(fs, root, run).model_copy(update={"status": "interrupted", "ended_at": datetime.now(UTC)})
+        write_record(fs, manifest_path(root, run), ended)
+    strays = remove_strays(fs, root, runs)
     if is_local(fs):
         remove_many(fs, [path for path in fs.find(root) if path.endswith(TEMP_SUFFIX)])
     return strays, [run.run_id for run in dead]
 
 
-def _remove_strays(fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest]) -> list[str]:
+def remove_strays(fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest]) -> list[str]:
     """Remove and return the data files with camlake's names that no run names, such as those of a late worker.
 
     Local data files that a worker had half written when it died are removed too.
@@ -224,12 +228,13 @@ def committed_settings(fs: AbstractFileSystem, root: str, model: str) -> dict[st
     return None
 
 
-def _manifest_path(root: str, run: RunManifest) -> str:
+def manifest_path(root: str, run: RunManifest) -> str:
+    """Return the full path of a run's manifest."""
     paths = LakePaths(root)
     return paths.full(paths.manifest_path(run.run_id))
 
 
-def _with_reasons(fs: AbstractFileSystem, root: str, run: RunManifest) -> RunManifest:
+def with_reasons(fs: AbstractFileSystem, root: str, run: RunManifest) -> RunManifest:
     """Return the manifest, which has its committed files, with its rejections counted by reason."""
     with committed_views(fs, root, committed_files([run], "quarantine")) as con:
         reasons = con.sql("SELECT reason_code, count(*) FROM all_quarantine GROUP BY ALL ORDER BY ALL").fetchall()

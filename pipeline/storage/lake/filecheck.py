@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.layout import DATA_NAME, LakePaths
 from pipeline.storage.lake.records import committed_files
-from pipeline.storage.lake.whole_objects import REQUESTS_AT_ONCE
+from pipeline.storage.lake.whole_objects import REQUESTS_AT_ONCE, read_many
 from pipeline.storage.store_failures import store_errors
 from schemas.runs import DataFile, RunManifest
 from schemas.tables import TABLES
@@ -72,13 +72,34 @@ def _is_changed(source: BinaryIO, file: DataFile) -> bool:
     return digest.hexdigest() != recorded
 
 
-def misplaced_files(runs: Sequence[RunManifest], listed: dict[str, int]) -> list[str]:
-    """Return the problems of files that no run committed, that are committed twice, or that lie in a wrong folder."""
+def damaged_plans(fs: AbstractFileSystem, root: str, plans: Sequence[DataFile]) -> dict[str, str]:
+    """Return the problem of each file of a plan that can't be read, by its path."""
+    found, paths = {}, LakePaths(root)
+    for file, data in zip(plans, read_many(fs, [paths.full(file.path) for file in plans]), strict=True):
+        try:
+            pq.read_table(pa.BufferReader(data or b""), columns=["image_id", "uri"])
+        except (pa.ArrowException, OSError) as error:
+            found[file.path] = f"{file.path}: the plan can't be read: {str(error).splitlines()[0]}"
+    return found
+
+
+def misplaced_files(runs: Sequence[RunManifest], listed: dict[str, int], lost: Collection[str] = ()) -> list[str]:
+    """Return the problems of files that no run committed, that are committed twice, or that lie in a wrong folder.
+
+    ``lost`` are the ids of runs without a readable manifest, whose files can't be judged.
+    """
     named = Counter(file.path for file in committed_files(runs))
-    problems = [f"{path}: no run committed this file" for path in sorted(listed) if path not in named]
+    problems = [
+        f"{path}: no run committed this file" for path in sorted(listed) if path not in named and not _is_of(path, lost)
+    ]
     problems += [f"{path}: committed {times} times" for path, times in named.items() if times > 1]
     for run in runs:
         for file in run.files:
             if not file.path.startswith(f"{file.table}/model={run.model}/date={run.date}/part-{run.run_id}-"):
                 problems.append(f"{file.path}: no place for table {file.table} of run {run.run_id}")
     return problems
+
+
+def _is_of(path: str, run_ids: Collection[str]) -> bool:
+    named = DATA_NAME.fullmatch(path.rpartition("/")[2])
+    return named is not None and named[1] in run_ids

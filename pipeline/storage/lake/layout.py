@@ -1,7 +1,7 @@
 """Where everything of an output lies: the names of its folders, files and runs.
 
 <root>/<table>/model=<name>-<digest8>/date=<YYYY-MM-DD>/part-<run_id>-<task>-<digest of its content>.parquet
-<root>/_runs/<run_id>/{lineage.json, manifest.json, plan/*.parquet, commits/<task>.json}
+<root>/_runs/<run_id>/{lineage.json, began.json, manifest.json, plan/*.parquet, commits/<task>.json}
 <root>/_runs/lease/<generation>.json
 """
 
@@ -53,6 +53,10 @@ class LakePaths:
     def manifest_path(self, run_id: str) -> str:
         """Return the path of a run's manifest."""
         return f"{self.run_dir(run_id)}/manifest.json"
+
+    def began_path(self, run_id: str) -> str:
+        """Return the path of a run's manifest as it was when the run began; it is never written again."""
+        return f"{self.run_dir(run_id)}/began.json"
 
     def lineage_path(self, run_id: str) -> str:
         """Return the path of a run's lineage."""

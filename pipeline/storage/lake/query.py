@@ -172,7 +172,9 @@ def committed_views(
             yield add_views(con, fs, root, files)
         except duckdb.Error as error:
             line = str(error).strip().splitlines()[0]
-            raise StoreError(f"{root} can't be read: {line} (`camlake verify` says what is damaged)") from error
+            raise StoreError(
+                f"{root} can't be read: {line} (`camlake verify` says what is damaged, `--repair` mends it)"
+            ) from error
 
 
 def add_views(

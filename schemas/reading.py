@@ -9,6 +9,12 @@ class VerifyConfig(StorageConfig):
     """The options of ``camlake verify``."""
 
     out: str = required("An output of `camlake annotate`: any fsspec URL")
+    repair: bool = option(
+        False,
+        "set right what can be: commits with lost or changed files are taken back, so that the next `camlake annotate`"
+        " works on their images again; manifests are rebuilt, orphans removed",
+        "Options",
+    )
 
 
 class ReportConfig(StorageConfig):

@@ -1,10 +1,16 @@
 """``camlake verify``: proves that every listed input ended in exactly one of images and quarantine."""
 
+from typing import TYPE_CHECKING
+
 from jobs.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
 from schemas.errors import StoreError
+from schemas.input_options import InputOptions
 from schemas.reading import VerifyConfig
 from schemas.url_secrets import safe_url
+
+if TYPE_CHECKING:
+    from pipeline.storage.lake.verify import VerifyReport
 
 
 def run(config: VerifyConfig, screen: Screen) -> None:
@@ -17,12 +23,30 @@ def run(config: VerifyConfig, screen: Screen) -> None:
         for done in repair(fs, root):
             screen.result(f"repaired: {done}")
     report = verify(fs, root)
-    for problem in report.problems:
+    problems, facts = report.problems, dict(report.facts)
+    if config.input:
+        compared = _compare(config, config.input)
+        problems, facts = problems + compared.problems, facts | compared.facts
+    for problem in problems:
         screen.result(f"problem: {problem}")
-    screen.table("What was checked", ("fact", "value"), list(report.facts.items()))
-    if report.problems:
-        raise StoreError(f"{safe_url(config.out)}: {len(report.problems)} problems, see above")
-    screen.result("complete: every listed input ended in exactly one of images or quarantine", **report.facts)
+    screen.table("What was checked", ("fact", "value"), list(facts.items()))
+    if problems:
+        raise StoreError(f"{safe_url(config.out)}: {len(problems)} problems, see above")
+    screen.result("complete: every listed input ended in exactly one of images or quarantine", **facts)
+
+
+def _compare(config: VerifyConfig, input_url: str) -> "VerifyReport":
+    """Return what came, changed and went in the input, which is listed as the newest run listed it."""
+    from pipeline.storage.inputs.listing import list_inputs
+    from pipeline.storage.lake.records import load_runs
+    from pipeline.storage.lake.verify import compare_input
+
+    fs, root = connect(config.out, config)
+    chosen = load_runs(fs, root)[-1].config
+    how = InputOptions(
+        chosen.get("input_kind"), chosen.get("uri_column"), chosen.get("image_column"), chosen.get("id_column")
+    )
+    return compare_input(fs, root, list_inputs(input_url, config, out=config.out, how=how).batches)
 
 
 ABOUT = "Prove that every listed input is accounted for and that every committed file is whole."

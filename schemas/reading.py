@@ -2,13 +2,16 @@
 
 from typing import Literal
 
-from schemas.config import StorageConfig, option, required
+from schemas.config import StorageConfig, argument, option, required
 
 
 class VerifyConfig(StorageConfig):
     """The options of ``camlake verify``."""
 
     out: str = required("An output of `camlake annotate`: any fsspec URL")
+    input: str | None = argument(
+        None, "The input of `camlake annotate`: then it is said too what came, changed and went since"
+    )
     repair: bool = option(
         False,
         "set right what can be: commits with lost or changed files are taken back, so that the next `camlake annotate`"

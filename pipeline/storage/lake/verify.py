@@ -4,16 +4,17 @@ The files are compared with the records of the runs, then the rows with the plan
 over the Parquet files, so that memory stays bounded for any number of images.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import duckdb
+import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.lake.filecheck import damaged_files, damaged_plans, misplaced_files
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import committed_views, file_urls
-from pipeline.storage.lake.records import all_problems, committed_files, read_documents
+from pipeline.storage.lake.records import all_problems, committed_files, load_runs, read_documents
 from pipeline.storage.lake.row_checks import (
     DONE_AGAIN,
     MISSING,
@@ -27,7 +28,18 @@ from pipeline.storage.lake.row_checks import (
 from pipeline.storage.lake.whole_objects import list_data_files
 from schemas.errors import StoreError
 from schemas.runs import DataFile, RunManifest
-from schemas.tables import optional_tables
+from schemas.tables import PLAN, optional_tables
+
+_COMPARISONS = {
+    "are not in the output": "SELECT count(*), min(uri) FROM listed ANTI JOIN endings USING (image_id)",
+    "changed since they were annotated": """
+SELECT count(*), min(listed.uri) FROM listed JOIN endings USING (image_id)
+WHERE NOT CASE WHEN listed.etag IS NOT NULL AND endings.etag IS NOT NULL THEN listed.etag = endings.etag
+    ELSE listed.size_bytes IS NOT DISTINCT FROM endings.size_bytes
+    AND listed.modified_at IS NOT DISTINCT FROM endings.modified_at END
+""",
+}
+"""What a listing has and the output does not; two versions are the same by the rule that plans a run."""
 
 _CURRENT_SQL = """
 SELECT count(*) FILTER (annotated), count(*) FILTER (NOT annotated), (SELECT count(*) FROM all_endings) FROM endings
@@ -152,3 +164,27 @@ def _facts(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest], files: S
     }
     facts |= {table: sum(file.rows for file in files if file.table == table) for table in optional_tables()}
     return facts | {"files": len(files), "bytes": sum(file.size_bytes for file in files)}
+
+
+def compare_input(fs: AbstractFileSystem, root: str, batches: Iterable[pa.RecordBatch]) -> VerifyReport:
+    """Compare an output with a listing of its input (PLAN), and return what was gained, changed and lost since.
+
+    Gained and changed inputs are problems: the next run annotates them. Inputs that are gone are only counted. The
+    model is that of the newest run. Raises StoreError where there is no output.
+    """
+    runs = load_runs(fs, root)
+    if not runs:
+        raise StoreError(f"{root}: no camlake output here (no _runs/<run_id>/manifest.json)")
+    files = committed_files([run for run in runs if run.model == runs[-1].model])
+    with committed_views(fs, root, files) as con:
+        con.register("batches", pa.RecordBatchReader.from_batches(PLAN, batches))
+        con.execute("CREATE TABLE listed AS SELECT DISTINCT ON (image_id) * FROM batches")
+        found = {name: con.sql(query).fetchall()[0] for name, query in _COMPARISONS.items()}
+        listed = int(con.sql("SELECT count(*) FROM listed").fetchall()[0][0])
+        gone = int(con.sql("SELECT count(*) FROM endings ANTI JOIN listed USING (image_id)").fetchall()[0][0])
+    problems = [
+        f"{count} inputs {what}, such as {example!r}: annotate again"
+        for what, (count, example) in found.items()
+        if count
+    ]
+    return VerifyReport(tuple(problems), {"inputs listed now": listed, "inputs gone since": gone})

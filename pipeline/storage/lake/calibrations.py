@@ -8,7 +8,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from pipeline.arrays.calibration import Calibration, calibration_of
-from pipeline.storage.filesystems import connect, safe_url
+from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.commit import committed_settings
 from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.store_failures import store_errors
@@ -16,6 +16,7 @@ from schemas.annotate import FIRST_LOCALIZATION
 from schemas.config import StorageConfig
 from schemas.errors import StoreError, UsageError
 from schemas.runs import spelled
+from schemas.url_secrets import safe_url
 
 FOLDER = "_calibrations"
 RULE = ("threshold", "box_rule", "min_area")

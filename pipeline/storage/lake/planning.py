@@ -20,6 +20,7 @@ from fsspec import AbstractFileSystem
 from numpy.typing import NDArray
 
 from pipeline.storage.inputs.listing import Listing
+from pipeline.storage.lake.query import same_version
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from pipeline.storage.prefetch import map_ahead
 from pipeline.storage.truth.image_classes import ClassTable, append_rows, join_classes
@@ -198,10 +199,7 @@ def _check_own_ids(con: duckdb.DuckDBPyConnection) -> None:
 def _subtract_done(con: duckdb.DuckDBPyConnection) -> int:
     con.execute(
         "CREATE TABLE same AS SELECT seq FROM considered JOIN done USING (image_id)"
-        " WHERE CASE WHEN considered.etag IS NOT NULL AND done.etag IS NOT NULL THEN considered.etag = done.etag"
-        " ELSE (coalesce(considered.size_bytes, considered.modified_at) IS NOT NULL OR reason_code IS NOT NULL)"
-        " AND considered.size_bytes IS NOT DISTINCT FROM done.size_bytes"
-        " AND considered.modified_at IS NOT DISTINCT FROM done.modified_at END"
+        f" WHERE {same_version('considered', 'done')}"
     )
     con.execute("CREATE TABLE planned AS SELECT * FROM considered ANTI JOIN same USING (seq)")
     return _number(con, "SELECT count(*) FROM planned")

@@ -145,6 +145,21 @@ def quote_list(texts: Sequence[str]) -> str:
     return f"[{', '.join(map(quote, texts))}]"
 
 
+def same_version(listed: str, done: str) -> str:
+    """Return SQL that says whether a listed input, a row of PLAN, is of the version in the table ``done``.
+
+    Where both have an etag, the etags are compared, else sizes and times. A version of which nothing is known is not
+    the same, unless the listing itself rejected the input.
+    """
+    known = f"{listed}.size_bytes IS NOT NULL OR {listed}.modified_at IS NOT NULL"
+    return (
+        f"CASE WHEN {listed}.etag IS NOT NULL AND {done}.etag IS NOT NULL THEN {listed}.etag = {done}.etag"
+        f" ELSE ({known} OR {listed}.reason_code IS NOT NULL)"
+        f" AND {listed}.size_bytes IS NOT DISTINCT FROM {done}.size_bytes"
+        f" AND {listed}.modified_at IS NOT DISTINCT FROM {done}.modified_at END"
+    )
+
+
 def connect_duckdb(memory_limit: str | None = MEMORY_LIMIT) -> duckdb.DuckDBPyConnection:
     """Return an in-memory DuckDB in UTC that spills to its own folder; None leaves DuckDB its default memory limit."""
     config: dict[str, Any] = {

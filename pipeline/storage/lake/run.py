@@ -14,7 +14,7 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 from pipeline.arrays.calibration import Calibration
-from pipeline.storage.filesystems import connect, safe_url
+from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.calibrations import calibration_in, read_calibration
 from pipeline.storage.lake.commit import Committer, committed_settings, finish_run, remove_leftovers, start_run
 from pipeline.storage.lake.layout import new_run_id
@@ -25,6 +25,7 @@ from schemas.errors import UsageError
 from schemas.rebox import MAPS_OF
 from schemas.runs import Counts, Lineage, RunManifest, spelled
 from schemas.tables import Table
+from schemas.url_secrets import safe_url
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,11 @@ def check_settings(request: RunRequest, fs: AbstractFileSystem, root: str) -> No
     if maps_of != source:
         made = f"has boxes of {maps_of}" if maps_of else "was made by camlake annotate"
         raise UsageError(f"--out {where}: {made}, not of {source}; use another --out")
+    rows = "boxes" if source else "rows of this model"
     for name, value in request.settings.items():
         if name in committed and committed[name] != value:
             raise UsageError(
-                f"--{name.replace('_', '-')}: the rows of this model in {where} were made with "
+                f"--{name.replace('_', '-')}: the {rows} in {where} were made with "
                 f"{spelled(committed[name])}, not {spelled(value)}; use the same, or another --out"
             )
 

@@ -13,7 +13,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.storage.lake.filecheck import damaged_files, damaged_plans, misplaced_files
 from pipeline.storage.lake.layout import LakePaths
-from pipeline.storage.lake.query import committed_views, file_urls
+from pipeline.storage.lake.query import committed_views, file_urls, same_version
 from pipeline.storage.lake.records import all_problems, committed_files, load_runs, read_documents
 from pipeline.storage.lake.row_checks import (
     DONE_AGAIN,
@@ -32,14 +32,10 @@ from schemas.tables import PLAN, optional_tables
 
 _COMPARISONS = {
     "are not in the output": "SELECT count(*), min(uri) FROM listed ANTI JOIN endings USING (image_id)",
-    "changed since they were annotated": """
-SELECT count(*), min(listed.uri) FROM listed JOIN endings USING (image_id)
-WHERE NOT CASE WHEN listed.etag IS NOT NULL AND endings.etag IS NOT NULL THEN listed.etag = endings.etag
-    ELSE listed.size_bytes IS NOT DISTINCT FROM endings.size_bytes
-    AND listed.modified_at IS NOT DISTINCT FROM endings.modified_at END
-""",
+    "changed since they were annotated": "SELECT count(*), min(listed.uri) FROM listed JOIN endings USING (image_id)"
+    f" WHERE NOT {same_version('listed', 'endings')}",
 }
-"""What a listing has and the output does not; two versions are the same by the rule that plans a run."""
+"""What a listing has and the output does not."""
 
 _CURRENT_SQL = """
 SELECT count(*) FILTER (annotated), count(*) FILTER (NOT annotated), (SELECT count(*) FROM all_endings) FROM endings

@@ -103,6 +103,12 @@ def test_a_tiff_without_a_readable_full_page_is_unsupported(pages):
     assert reason(data) == Reason.UNSUPPORTED
 
 
+@pytest.mark.parametrize("offset", [2**32, 2**63, 2**64 - 1])
+def test_a_directory_far_beyond_the_end(offset):
+    data = b"II+\0\x08\0\0\0" + offset.to_bytes(8, "little") + bytes(100)
+    assert reason(data) in (Reason.TRUNCATED, Reason.CORRUPT, Reason.UNSUPPORTED)
+
+
 def test_directories_in_a_circle_end():
     data = bytearray(tiff([(SMALL, THUMBNAIL), (SMALL, THUMBNAIL)]))
     first = struct.unpack_from("<L", data, 4)[0]

@@ -48,7 +48,7 @@ def rgb8(image: Image.Image, data: bytes, alpha: Alpha = "white") -> Rgb:
     with_alpha = alpha != "drop" and has_alpha(image)
     pixels = np.array(image.convert("RGBA" if with_alpha else "RGB"))
     used_bits = None
-    if deep and pixels[..., :3].max(initial=0) < 2 ** (_USED_BITS[-1] - 8):
+    if deep and pixels[..., :3].max(initial=0) <= 2 ** (_USED_BITS[-1] - 8):
         pixels, used_bits = _by_used_bits(pixels, data)
     rgb = to_srgb(np.ascontiguousarray(pixels[..., :3]), image.info.get("icc_profile"))
     return Rgb(lay_on(np.dstack([rgb, pixels[..., 3]]), alpha) if with_alpha else rgb, used_bits)

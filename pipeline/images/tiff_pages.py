@@ -4,10 +4,9 @@ Camera raws (NEF, DNG, ARW) are TIFFs whose first page is a thumbnail; the full 
 sub-directory, which Pillow does not list.
 """
 
-import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from schemas.errors import RejectedImage
 from schemas.reasons import Reason
@@ -18,7 +17,8 @@ _REDUCED, _MASK = 1, 4
 """Bits of NewSubfileType."""
 _OLD_REDUCED = 2
 """Value of SubfileType, which older writers use."""
-_MOST_PAGES = 1000
+_MOST_PAGES, _MOST_ENTRIES = 256, 1024
+"""Of a file, and of a directory: more are not read, because a small file could name millions."""
 _SIZES = {1: 1, 3: 2, 4: 4, 13: 4, 16: 8, 18: 8}
 """Bytes of the field types that hold whole numbers, SHORT, LONG, IFD and BigTIFF's among them."""
 
@@ -37,12 +37,15 @@ class _Page(NamedTuple):
 class _Layout(NamedTuple):
     """How a TIFF (or BigTIFF) writes its directories."""
 
-    order: str
+    order: Literal["little", "big"]
     big: bool
 
     def number(self, data: bytes, offset: int, size: int) -> int:
-        code = {1: "B", 2: "H", 4: "L", 8: "Q"}[size]
-        return int(struct.unpack_from(self.order + code, data, offset)[0])
+        """Return the whole number at ``offset``; raises EOFError where the file ends before."""
+        part = data[offset : offset + size]
+        if len(part) < size:
+            raise EOFError(f"{size} bytes at {offset} of {len(data)}")
+        return int.from_bytes(part, self.order)
 
     @property
     def offset_bytes(self) -> int:
@@ -63,21 +66,21 @@ def main_page_first(data: bytes) -> bytes:
     """
     if data[:4] not in _MAGICS:
         return data
-    layout = _Layout("<" if data.startswith(b"I") else ">", b"+" in data[2:4])
+    layout = _Layout("little" if data.startswith(b"I") else "big", b"+" in data[2:4])
     pages = _pages(data, layout)
     try:
         first = next(pages)
-    except (StopIteration, struct.error):
+    except (StopIteration, EOFError):
         return data
     if first.is_main:
         return data
     others: list[_Page] = []
-    with suppress(struct.error):
+    with suppress(EOFError):
         others.extend(page for page in pages if page.is_main)
     if not others:
         raise RejectedImage(Reason.UNSUPPORTED, "TIFF with nothing but thumbnails or masks in its readable pages")
     main = max(others, key=lambda page: page.pixels)
-    offset = struct.pack(layout.order + ("Q" if layout.big else "L"), main.offset)
+    offset = main.offset.to_bytes(layout.offset_bytes, layout.order)
     return data[: layout.first_at] + offset + data[layout.first_at + len(offset) :]
 
 
@@ -100,7 +103,7 @@ def _page(data: bytes, layout: _Layout, offset: int) -> _Page:
     n_entries = layout.number(data, offset, count_bytes)
     end = offset + count_bytes + n_entries * entry_bytes
     tags: dict[int, tuple[int, ...]] = {}
-    for entry in range(offset + count_bytes, min(end, len(data)), entry_bytes):
+    for entry in range(offset + count_bytes, end, entry_bytes)[:_MOST_ENTRIES]:
         tag = layout.number(data, entry, 2)
         if tag in (_WIDTH, _HEIGHT, _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _SUB_IFDS):
             tags[tag] = _values(data, layout, entry)

@@ -1,8 +1,8 @@
 """``camlake annotate``: annotate images with classes, class activation maps, boxes and features."""
 
 from jobs.console import Screen, main, verb
-from pipeline.storage.filesystems import safe_url
 from schemas.annotate import AnnotateConfig
+from schemas.url_secrets import safe_url
 
 
 def run(config: AnnotateConfig, screen: Screen) -> None:

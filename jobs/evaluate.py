@@ -3,9 +3,10 @@
 import dataclasses
 
 from jobs.console import Screen, main, verb
-from pipeline.storage.filesystems import connect, safe_url
+from pipeline.storage.filesystems import connect
 from schemas.errors import UsageError
 from schemas.reading import EvaluateConfig
+from schemas.url_secrets import safe_url
 
 
 def run(config: EvaluateConfig, screen: Screen) -> None:

@@ -1,9 +1,9 @@
 """``camlake rebox``: cuts new boxes from the stored maps of an output, without network, GPU and images."""
 
 from jobs.console import Screen, main, verb
-from pipeline.storage.filesystems import safe_url
 from schemas.rebox import ReboxConfig
 from schemas.runs import RunManifest
+from schemas.url_secrets import safe_url
 
 
 def run(config: ReboxConfig, screen: Screen) -> None:

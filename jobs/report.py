@@ -1,8 +1,8 @@
 """``camlake report``: one self-contained HTML page of an output: pictures, maps, boxes, scores, rejects."""
 
 from jobs.console import Screen, main, verb
-from pipeline.storage.filesystems import safe_url
 from schemas.reading import ReportConfig
+from schemas.url_secrets import safe_url
 
 
 def run(config: ReportConfig, screen: Screen) -> None:

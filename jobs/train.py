@@ -4,9 +4,9 @@ import math
 from typing import TYPE_CHECKING
 
 from jobs.console import Screen, main, verb
-from pipeline.storage.filesystems import safe_url
 from schemas.errors import CamlakeError, RejectedShareError
 from schemas.train import TrainConfig
+from schemas.url_secrets import safe_url
 
 if TYPE_CHECKING:
     from pipeline.graph.train.checkpoints import Progress

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.errors import UsageError
+from schemas.url_secrets import shown_value
 
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -105,7 +106,7 @@ class ClusterFile(BaseModel):
 def _problem(error: ValidationError, document: Any) -> str:
     """Name what is wrong and its value."""
     if not isinstance(document, dict):
-        return f"{document!r} is no mapping"
+        return f"{shown_value(document)} is no mapping"
     problem = error.errors(include_url=False)[0]
     key = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
@@ -113,4 +114,5 @@ def _problem(error: ValidationError, document: Any) -> str:
     place = ".".join(map(str, problem["loc"]))
     if problem["type"] == "missing":
         return f"{place} is missing"
-    return f"{key} {document[key]!r}" if key in Prices.model_fields else f"{place} {problem['input']!r}"
+    where, value = (key, document[key]) if key in Prices.model_fields else (place, problem["input"])
+    return f"{where} {shown_value(value)}"

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from schemas.errors import UsageError
+from schemas.url_secrets import shown_value
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -32,6 +33,11 @@ def required(about: str, *, flag: bool = False) -> Any:
     return Field(description=about, json_schema_extra={"group": "Options", "flag": flag})
 
 
+def argument(default: Any, about: str) -> Any:
+    """Declare an argument of the command that may be left out."""
+    return Field(default, description=about, json_schema_extra={"group": "Options", "flag": False})
+
+
 class JobConfig(BaseModel):
     """A frozen, strict configuration: unknown keys are refused, and the message names the nearest known one."""
 
@@ -51,9 +57,8 @@ class JobConfig(BaseModel):
     @classmethod
     def is_argument(cls, name: str) -> bool:
         """Return whether the command takes this field by position."""
-        field = cls.model_fields[name]
-        extra = field.json_schema_extra
-        return field.is_required() and not (isinstance(extra, dict) and extra.get("flag"))
+        extra = cls.model_fields[name].json_schema_extra
+        return isinstance(extra, dict) and extra.get("flag") is False
 
     @classmethod
     def _first_problem(cls, error: ValidationError) -> str:
@@ -70,7 +75,7 @@ class JobConfig(BaseModel):
             missing = [cls._shown(str(each["loc"][0])) for each in problems if each["type"] == "missing"]
             return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
         message = problem["msg"].removeprefix("Value error, ")
-        return f"{cls._shown(name)} {problem['input']!r}: {message}" if name else message
+        return f"{cls._shown(name)} {shown_value(problem['input'])}: {message}" if name else message
 
     @classmethod
     def _shown(cls, name: str) -> str:

@@ -12,12 +12,16 @@ RejectedImage is not part of the tree: it never fails a run. The image becomes a
 """
 
 from schemas.reasons import Reason
+from schemas.url_secrets import without_secrets
 
 
 class CamlakeError(Exception):
-    """An error whose message says in one line what was wrong, where, and what to do."""
+    """An error whose message says in one line what was wrong, where, and what to do, without secrets."""
 
     exit_status = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_secrets(message))
 
 
 class UsageError(CamlakeError):
@@ -55,9 +59,9 @@ class RejectedImage(Exception):  # noqa: N818 (an ending of an image, not a fail
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
         self.reason = reason
-        self.detail = detail
+        self.detail = without_secrets(detail)
+        super().__init__(f"{reason}: {self.detail}")
 
     def __reduce__(self) -> tuple[type["RejectedImage"], tuple[Reason, str]]:
         return type(self), (self.reason, self.detail)

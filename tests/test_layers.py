@@ -56,7 +56,7 @@ STORAGE = {
     "pyarrow.parquet",
     "pyarrow.dataset",
 }
-OPERATING_SYSTEM = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "urllib", "http", "requests"}
+OPERATING_SYSTEM = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "urllib.request", "http", "requests"}
 PICTURES = {"cv2", "PIL", "pillow_heif"}
 
 NEVER = {

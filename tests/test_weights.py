@@ -18,7 +18,6 @@ from torch import nn
 from pipeline.models import registry
 from pipeline.models.networks.demo_network import DEMO
 from pipeline.models.networks.network import Preprocessing
-from pipeline.models.weights.checkpoint import shown
 from pipeline.models.weights.load_weights import load_weights, model_digest
 from pipeline.storage.filesystems import read_url
 from schemas.config import StorageConfig
@@ -211,12 +210,6 @@ def test_secrets_of_a_url_reach_no_message() -> None:
         with pytest.raises(InputError, match=f"^{host}/nets/net.pt can't be read: ") as refusal:
             load_weights("resnet50", url, None, partial(read_url, storage=StorageConfig()))
     assert "hush" not in str(refusal.value)
-
-
-def test_shown_urls_keep_what_names_the_object() -> None:
-    assert shown("https://me:hush@host/a/net.pt?sig=hush#x") == "https://host/a/net.pt"
-    assert shown("s3://bucket/a@b/what?net#1.pt") == "s3://bucket/a@b/what?net#1.pt"
-    assert shown("/data/a?b@c.pt") == "/data/a?b@c.pt"
 
 
 def test_the_digest_depends_on_everything_that_decides_the_results() -> None:

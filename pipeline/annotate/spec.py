@@ -19,7 +19,6 @@ from pipeline.models.localize.methods import METHODS
 from pipeline.models.localize.runtime import Runtime
 from pipeline.models.localize.views import make_views
 from pipeline.models.weights.state_fitting import load_network
-from pipeline.storage.filesystems import safe_url
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.lineage import software_versions
 from pipeline.storage.lake.planning import Plan, make_plan
@@ -28,6 +27,7 @@ from pipeline.storage.truth.image_classes import read_classes
 from schemas.annotate import AnnotateConfig
 from schemas.box_rules import NO_CUT
 from schemas.runs import Lineage
+from schemas.url_secrets import safe_url
 
 
 def decode_spec(config: AnnotateConfig, model: Model) -> DecodeSpec:

@@ -17,13 +17,14 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.storage.filesystems import connect, safe_url
+from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.query import LATEST_SQL, add_views, column_names, connect_duckdb
 from pipeline.storage.lake.records import committed_files, load_runs
 from schemas.config import StorageConfig
 from schemas.errors import StoreError, UsageError
 from schemas.runs import RunManifest
 from schemas.tables import TABLES, Table
+from schemas.url_secrets import safe_url
 
 CURRENT_ROWS_SQL = f"SELECT * FROM {{table}} SEMI JOIN ({LATEST_SQL}) AS latest USING (model, image_id, run_id)"
 """The current rows of a table for any engine that reads Parquet; fill in ``table``, ``images`` and ``quarantine``.

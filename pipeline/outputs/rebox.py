@@ -13,7 +13,7 @@ from pipeline.arrays.calibration import Calibration
 from pipeline.models.localize.box_rules import BoxRule
 from pipeline.outputs.rebox_plan import Source, Work, open_source, plan_rebox
 from pipeline.outputs.stored_maps import new_tables
-from pipeline.storage.filesystems import canonical_url, safe_url
+from pipeline.storage.filesystems import canonical_url
 from pipeline.storage.lake.calibrations import RULE, read_calibration
 from pipeline.storage.lake.commit import Committer
 from pipeline.storage.lake.layout import LakePaths
@@ -23,6 +23,7 @@ from pipeline.storage.prefetch import map_ahead
 from schemas.errors import UsageError
 from schemas.rebox import MAPS_OF, ReboxConfig
 from schemas.tables import written_schemas
+from schemas.url_secrets import safe_url
 
 _OUTPUTS = ["boxes"]
 """The optional tables that a rebox writes."""

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.filesystems import canonical_url, connect, safe_url
+from pipeline.storage.filesystems import canonical_url, connect
 from pipeline.storage.lake.commit import BATCH_ROWS
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import committed_views, file_urls, quote_list
@@ -26,6 +26,7 @@ from schemas.errors import StoreError, UsageError
 from schemas.rebox import ReboxConfig
 from schemas.runs import CommitRecord, Counts, RunManifest
 from schemas.tables import PLAN, TABLES, Table
+from schemas.url_secrets import safe_url
 
 _ENDINGS: tuple[Table, ...] = ("images", "quarantine")
 

@@ -7,7 +7,7 @@ from pipeline.outputs.gallery import picture_views
 from pipeline.outputs.reader import open_lake
 from pipeline.outputs.report import write_report
 from pipeline.outputs.truth_join import run_of_model
-from pipeline.storage.filesystems import connect, safe_url
+from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.store_failures import store_errors
 from pipeline.storage.truth.truth import read_truth
@@ -15,6 +15,7 @@ from schemas.errors import StoreError
 from schemas.reading import ReportConfig
 from schemas.runs import RunManifest
 from schemas.tables import TABLES
+from schemas.url_secrets import safe_url
 
 REJECTED_COLUMNS = ["uri", "stage", "reason_code", "detail", "permanent"]
 REJECTED_SHOWN = 100

@@ -7,7 +7,6 @@ one connection pool for each process, thread and set of options.
 import os
 import re
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -16,9 +15,9 @@ from fsspec.registry import known_implementations
 
 from pipeline.storage.fsspec_private import adapt_s3, options_in, path_on
 from pipeline.storage.store_failures import describe_failure, store_errors
-from pipeline.storage.url_secrets import public_query
 from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
+from schemas.url_secrets import has_credentials, safe_url
 
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _ALIASES = {"local": "file", "s3a": "s3", "gcs": "gs", "az": "abfs"}
@@ -39,10 +38,11 @@ def connect(url: str, storage: StorageConfig, *, anonymous: bool = False) -> tup
     """Return the filesystem of ``url`` and the exact path on it: no protocol, a local path absolute and normalized.
 
     Characters such as ``#``, ``?``, ``%``, ``*`` or ``::`` are part of the path; nothing is unquoted or chained. No
-    listing is cached. Raises UsageError for a protocol that fsspec does not know or whose package is not installed, and
-    for options its filesystem refuses.
+    listing is cached. Raises UsageError for a protocol that fsspec does not know or whose package is not installed, for
+    options its filesystem refuses, and for a bucket's URL with a key and a secret in it.
     """
     protocol = protocol_of(url)
+    _refuse_credentials(url)
     try:
         kind = fsspec.get_filesystem_class(protocol)
         if protocol == "file":
@@ -76,10 +76,19 @@ class Stores:
     def filesystem(self, url: str) -> AbstractFileSystem:
         """Return the filesystem of ``url``; raises UsageError as ``connect`` does."""
         protocol = protocol_of(url)
+        _refuse_credentials(url)
         host = "" if protocol in _HOST_IN_PATH else url.split("/", 3)[2]
         if (protocol, host) not in self._connected:
             self._connected[protocol, host] = connect(url, self.storage, anonymous=self.anonymous)[0]
         return self._connected[protocol, host]
+
+
+def _refuse_credentials(url: str) -> None:
+    if has_credentials(url):
+        raise UsageError(
+            f"{safe_url(url)}: a key and a secret can't stand in the URL of a bucket; set AWS_ACCESS_KEY_ID and"
+            " AWS_SECRET_ACCESS_KEY, or --profile"
+        )
 
 
 def _absolute(url: str) -> str:
@@ -149,23 +158,6 @@ def canonical_url(url: str) -> str:
         return _absolute(url)
     rest = _PROTOCOL.sub("", url, count=1)
     return safe_url(f"{protocol}://{rest.lstrip('/') if protocol in _HOST_IN_PATH else rest}")
-
-
-def safe_url(url: str) -> str:
-    """Return ``url`` without user:password, and for http without the query's signatures, tokens and keys.
-
-    A path or key of any other store is returned as it is: there ``?`` and ``#`` are ordinary characters.
-    """
-    protocol = protocol_of(url)
-    if protocol == "file":
-        return url
-    if protocol not in {"http", "https"}:
-        start = url.index("://") + 3
-        host, slash, rest = url[start:].partition("/")
-        user, at, name = host.rpartition("@")
-        return url[:start] + (name if ":" in user else user + at + name) + slash + rest
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=public_query(parts.query)))
 
 
 def read_url(url: str, storage: StorageConfig) -> bytes:

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from pipeline.storage.url_secrets import without_secrets
 from schemas.errors import CamlakeError, StoreError
+from schemas.url_secrets import without_secrets
 
 _VENDORS = frozenset(
     {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs", "paramiko", "requests", "urllib3"}

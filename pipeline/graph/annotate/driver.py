@@ -17,7 +17,6 @@ from pipeline.graph.cluster import ray_cluster
 from pipeline.graph.resources import describe, images_per_slice
 from pipeline.graph.tuning.autotune import TUNE_FROM, resolve_compute, worth_tuning
 from pipeline.graph.tuning.bench import sample_plan
-from pipeline.storage.filesystems import safe_url
 from pipeline.storage.lake.commit import done_images
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.planning import Plan
@@ -25,6 +24,7 @@ from pipeline.storage.lake.run import OpenRun, open_run
 from schemas.annotate import AnnotateConfig
 from schemas.errors import RejectedShareError, UsageError
 from schemas.runs import RunManifest
+from schemas.url_secrets import safe_url
 
 
 def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_FROM) -> RunManifest:

@@ -20,12 +20,13 @@ import torch
 
 from pipeline.images.charts import Line, Panel, chart_png
 from pipeline.models.weights.checkpoint import Card, checkpoint_bytes
-from pipeline.storage.filesystems import connect, is_local, safe_url
+from pipeline.storage.filesystems import connect, is_local
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.lease import assert_generation_held
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from schemas.config import StorageConfig
 from schemas.errors import StoreError, UsageError
+from schemas.url_secrets import safe_url
 
 Epoch = dict[str, float]
 """The figures of an epoch by name, as in metrics.jsonl."""

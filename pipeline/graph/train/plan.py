@@ -21,11 +21,12 @@ from pipeline.models.networks.entry import NetworkEntry
 from pipeline.models.networks.heads import ConvHead
 from pipeline.models.weights.checkpoint import Card
 from pipeline.models.weights.state_fitting import check_image_size
-from pipeline.storage.filesystems import canonical_url, protocol_of, read_url, safe_url
+from pipeline.storage.filesystems import canonical_url, protocol_of, read_url
 from pipeline.storage.lake.lineage import camlake_version
 from pipeline.storage.truth.labelled_images import LabelledImages
 from schemas.errors import ModelError, UsageError
 from schemas.train import TrainConfig
+from schemas.url_secrets import safe_url
 
 
 @dataclass(frozen=True)

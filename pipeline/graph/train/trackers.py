@@ -9,9 +9,10 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.graph.train.checkpoints import Epoch
-from pipeline.storage.filesystems import connect, safe_url
+from pipeline.storage.filesystems import connect
 from schemas.config import StorageConfig
 from schemas.errors import CamlakeError
+from schemas.url_secrets import safe_url
 
 Track = Callable[[Epoch], None]
 

@@ -9,13 +9,14 @@ from pipeline.graph.train.controller import fit
 from pipeline.graph.train.plan import counted, epoch_order, first_weights, make_job, plan_workers, training_files
 from pipeline.graph.train.trackers import tracking
 from pipeline.models import registry
-from pipeline.storage.filesystems import canonical_url, connect, safe_url
+from pipeline.storage.filesystems import canonical_url, connect
 from pipeline.storage.lake.layout import new_run_id
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.truth.labelled_images import LabelledImages, read_label_names, read_labelled, split_by_hash
 from pipeline.storage.truth.truth import read_truth
 from schemas.errors import UsageError
 from schemas.train import TrainConfig
+from schemas.url_secrets import safe_url
 
 
 def labelled_images(config: TrainConfig, reporter: Reporter) -> tuple[LabelledImages, LabelledImages]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PosixPath
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import numpy as np
 import safetensors
@@ -32,6 +33,7 @@ from pipeline.models.weights.state_fitting import State
 from schemas.errors import ModelError
 from schemas.label_text import parse_labels
 from schemas.train import Supervision
+from schemas.url_secrets import safe_url
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".ckpt", ".bin")
 """Ends of the names of weights files; all but the first are files of torch.save."""
@@ -100,7 +102,7 @@ class WeightsFile:
     preprocessing: Preprocessing | None
     """What the weights expect of the input, as the card or the publisher says; None where neither does."""
     source: str
-    """What an output's lineage calls the file: its URL without query and credentials, or the name of the weights."""
+    """What an output's lineage calls the file: its URL without secrets, or the name of the weights."""
     sha256: str
     """SHA-256 of the file's bytes, 64 hex digits."""
     key: str | None = None
@@ -118,12 +120,6 @@ def read_local(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise ModelError(f"{path} can't be read: {error.strerror}") from error
-
-
-def shown(url: str) -> str:
-    """Return ``url`` without user and password and, of HTTP, without the query, for messages and lineage."""
-    bare = re.sub(r"(://)[^/@]*@", r"\1", url)
-    return re.sub(r"(https?://[^?#]*)[?#].*", r"\1", bare)
 
 
 def checkpoint_bytes(state: Mapping[str, Tensor], card: Card) -> bytes:
@@ -145,40 +141,41 @@ def read_checkpoint(url: str, read: Callable[[str], bytes] = read_local, key: st
     of a file, see ``find_state``. Raises ModelError, which ends the run, where the file has another suffix, is damaged,
     has no state dict (of that key), needs other classes to be unpickled, or has a card that can't be used.
     """
-    name = shown(url).lower()
+    name = (urlsplit(url).path if url.lower().startswith(("http://", "https://")) else url).lower()
     if not name.endswith(SUFFIXES):
-        raise ModelError(f"--weights {shown(url)}: allowed: {FILES}")
+        raise ModelError(f"--weights {safe_url(url)}: allowed: {FILES}")
     content = read(url)
     if name.endswith(".safetensors"):
         try:
             loaded = safetensors.torch.load(content)
         except safetensors.SafetensorError as error:
-            raise ModelError(f"--weights {shown(url)} is no whole safetensors file: {error}") from error
+            raise ModelError(f"--weights {safe_url(url)} is no whole safetensors file: {error}") from error
         metadata = _metadata(content)
         card = _card_inside(metadata, url)
         labels = card.labels if card else _labels_inside(metadata, url)
     else:
         loaded, card, labels = _unpickled(content, url), None, None
-    found = find_state(loaded, key, shown(url))
+    found = find_state(loaded, key, safe_url(url))
     preprocessing, digest = card.preprocessing if card else None, hashlib.sha256(content).hexdigest()
-    return WeightsFile(found.state, card, labels, preprocessing, shown(url), digest, found.key)
+    return WeightsFile(found.state, card, labels, preprocessing, safe_url(url), digest, found.key)
 
 
 def _unpickled(content: bytes, url: str) -> Any:
     """Return what torch.save wrote; nothing but tensors and plain values is unpickled."""
     if content.startswith(b"PK") and b"/constants.pkl" in content:  # torch.jit.save alone writes such a member.
-        raise ModelError(f"--weights {shown(url)} is a TorchScript program, and none is run; save model.state_dict()")
+        refusal = f"--weights {safe_url(url)} is a TorchScript program, and none is run; save model.state_dict()"
+        raise ModelError(refusal)
     try:
         with torch.serialization.safe_globals(_PLAIN_VALUES):
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = _REFUSED_CLASS.search(str(error))
         raise ModelError(
-            f"--weights {shown(url)} is no plain state dict, and nothing else is unpickled"
+            f"--weights {safe_url(url)} is no plain state dict, and nothing else is unpickled"
             f"{f': it holds {refused[1]}' if refused else ''}; save model.state_dict()"
         ) from error
     except _NOT_TORCH_SAVE as error:
-        raise ModelError(f"--weights {shown(url)} is no whole file of torch.save") from error
+        raise ModelError(f"--weights {safe_url(url)} is no whole file of torch.save") from error
 
 
 _REFUSED_CLASS = re.compile(r"GLOBAL ([\w.]+)")
@@ -201,11 +198,11 @@ def _card_inside(metadata: dict[str, str], url: str) -> Card | None:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(map(str, problem["loc"]))
-        raise ModelError(f"the card of {shown(url)} can't be read: {where}: {problem['msg']}") from error
+        raise ModelError(f"the card of {safe_url(url)} can't be read: {where}: {problem['msg']}") from error
     registry.check(card.architecture)
     values = (*card.preprocessing.mean, *card.preprocessing.std)
     if not (card.preprocessing.image_size > 0 and all(map(math.isfinite, values)) and min(card.preprocessing.std) > 0):
-        raise ModelError(f"the card of {shown(url)} has a preprocessing that can't be meant: {card.preprocessing}")
+        raise ModelError(f"the card of {safe_url(url)} has a preprocessing that can't be meant: {card.preprocessing}")
     return card
 
 
@@ -214,4 +211,4 @@ def _labels_inside(metadata: dict[str, str], url: str) -> tuple[str, ...] | None
     try:
         return None if text is None else parse_labels(text.encode())
     except ValueError as error:
-        raise ModelError(f"metadata key 'labels' of {shown(url)}: {error}") from error
+        raise ModelError(f"metadata key 'labels' of {safe_url(url)}: {error}") from error

@@ -11,11 +11,12 @@ from pipeline.models import registry
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.box_head import has_box_head
 from pipeline.models.networks.network import Preprocessing
-from pipeline.models.weights.checkpoint import WeightsFile, read_checkpoint, read_local, shown
+from pipeline.models.weights.checkpoint import WeightsFile, read_checkpoint, read_local
 from pipeline.models.weights.published import is_name, read_published
 from pipeline.models.weights.state_fitting import State, architecture_of, fit_state
 from schemas.errors import ModelError
 from schemas.label_text import parse_labels
+from schemas.url_secrets import safe_url
 
 DEFAULT_MODEL = "resnet50"
 """The network where neither the user nor a card names one."""
@@ -141,7 +142,7 @@ def _labels(path: str | None, read: Read, file: WeightsFile, classes: int) -> tu
         )
     if file.labels and labels != file.labels and sorted(labels) == sorted(file.labels):
         raise ModelError(
-            f"--labels {shown(path or '')}: the names of {file.source} in another order; allowed: its own order, or"
+            f"--labels {safe_url(path or '')}: the names of {file.source} in another order; allowed: its own order, or"
             " no --labels, for it knows its names"
         )
     return labels
@@ -152,7 +153,7 @@ def _read_labels(path: str, read: Read) -> tuple[str, ...]:
     try:
         return parse_labels(content)
     except ValueError as error:
-        raise ModelError(f"--labels {shown(path)}: {error}") from error
+        raise ModelError(f"--labels {safe_url(path)}: {error}") from error
 
 
 def _imagenet_labels(classes: int, source: str) -> tuple[str, ...]:

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 from fsspec import AbstractFileSystem
 from fsspec.utils import glob_translate
 
-from pipeline.storage.filesystems import is_local, is_s3, protocol_of, safe_url
+from pipeline.storage.filesystems import is_local, is_s3, protocol_of
 from pipeline.storage.inputs.entries import STAT_THREADS, Entry
 from pipeline.storage.inputs.file_names import hidden_part, is_hidden
 from pipeline.storage.inputs.s3_pages import list_bucket
 from pipeline.storage.inputs.versions import Version, local_version, microseconds, version_of
 from pipeline.storage.prefetch import map_ahead
 from schemas.errors import InputError
+from schemas.url_secrets import safe_url
 
 _STAT_CHUNK = 128
 """Files whose versions one thread asks for in a row: fewer, and the threads would cost more than a local disk does."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.filesystems import Stores, canonical_url, connect, is_local, protocol_of, safe_url
+from pipeline.storage.filesystems import Stores, canonical_url, connect, is_local, protocol_of
 from pipeline.storage.inputs.containers import CONTAINER_THREADS, open_parquet
 from pipeline.storage.inputs.entries import Container, Entry, in_unicode, version_at, with_versions
 from pipeline.storage.inputs.file_names import (
@@ -38,6 +38,7 @@ from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
 from schemas.input_options import AS_IT_IS, InputKind, InputOptions, say_kinds
 from schemas.tables import PLAN, TABLES, TIMESTAMP
+from schemas.url_secrets import safe_url
 
 Kind = Literal["folder", "manifest", "parquet images", "webdataset"]
 BATCH_ROWS = 10_000

@@ -47,10 +47,10 @@ def test_a_json_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "an empty name; allowed: one class a line"),
+        ("", "no name; allowed: UTF-8 text, one class a line"),
         ("a\n\nb\n", "an empty name"),
-        ("[1, 2]", "an empty name"),
-        ("[", "nor a JSON list"),
+        ("[1, 2]", "a name that is no text"),
+        ("[", "allowed: .* or a JSON list"),
     ],
 )
 def test_what_names_no_classes_is_refused(tmp_path: Path, text: str, problem: str) -> None:
@@ -60,7 +60,7 @@ def test_what_names_no_classes_is_refused(tmp_path: Path, text: str, problem: st
 
 def test_other_bytes_and_no_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"caf\xe9\n")
-    with pytest.raises(UsageError, match="neither lines of UTF-8 text"):
+    with pytest.raises(UsageError, match="not UTF-8 text; allowed"):
         read_class_names(str(tmp_path / "latin"), LOCAL)
     with pytest.raises(InputError, match="not found"):
         read_class_names(str(tmp_path / "none"), LOCAL)

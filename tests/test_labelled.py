@@ -91,11 +91,14 @@ def test_validation_speaks_of_the_same_classes(tmp_path):
 
 def test_a_file_of_names_gives_the_order(tmp_path):
     names = tmp_path / "names.txt"
-    names.write_text("dog\ncat\n\nemu\n")
+    names.write_text("dog\ncat\nemu\n\n")
     labels = read_label_names(str(names), STORAGE)
     assert labels == ("dog", "cat", "emu")
     images = read_labelled(files(tmp_path / "train", "cat/a.jpg", "dog/b.jpg"), STORAGE, labels)
     assert (images.labels, images.missing()) == (labels, ["emu"])
+    names.write_text("dog\n\ncat\n")
+    with pytest.raises(UsageError, match="an empty name in place 2 of 3"):
+        read_label_names(str(names), STORAGE)
     names.write_text('["dog", "dog"]')
     with pytest.raises(UsageError, match="'dog' stands twice"):
         read_label_names(str(names), STORAGE)

@@ -114,5 +114,5 @@ def test_a_coco_file_gives_masks_by_image_and_category() -> None:
     assert not crowd.any()
     assert masks.of("a.jpg", "cat", (4, 4)) is None
     assert masks_of_coco({**document, "annotations": document["annotations"][2:]}, "truth.json") is None
-    with pytest.raises(UsageError, match=r"'truth.json': not COCO's JSON: KeyError\('categories'\)"):
+    with pytest.raises(UsageError, match=r"'truth.json': not COCO's JSON .*: no 'categories'"):
         masks_of_coco({"images": []}, "truth.json")

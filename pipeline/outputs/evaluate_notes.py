@@ -41,6 +41,11 @@ def notes(match: Match, rank: Ints, truth: Truth, labels: Collection[str], *, ha
     if truth.without_class:
         label = f", or a label that --labels lacks, like {truth.lacking[0]!r}," if truth.lacking else ""
         yield f"{truth.without_class} objects of the truth have no class id{label} and don't count."
+    if truth.skipped:
+        yield (
+            f"{len(truth.skipped)} annotations of the truth can't be used and don't count: "
+            f"{'; '.join(truth.skipped[:3])}{', …' * (len(truth.skipped) > 3)}."
+        )
     yield from _notes_on_unranked(match, rank, truth, labels)
     if not top5_is_known(match.run, rank):
         yield _note_on_top5(match)

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from schemas.url_secrets import safe_url
+
 IMAGE_COLUMNS = (
     *("uri", "file", "path", "image", "url", "file_name", "filename", "filepath", "file_path", "image_path"),
     *("image_file", "image_name", "image_uri", "image_url", "img", "img_path", "img_url"),
@@ -130,7 +132,7 @@ def ids_in(value: Any) -> tuple[int, ...]:
 
 def plain_name(name: str) -> str:
     """Return an image's name as names are compared: with slashes, also before members, and accents in one spelling."""
-    return _MEMBER.sub(r"\1/", unicodedata.normalize("NFC", name.strip().replace("\\", "/")))
+    return _MEMBER.sub(r"\1/", unicodedata.normalize("NFC", safe_url(name.strip()).replace("\\", "/")))
 
 
 def ends_of(uri: str) -> Iterator[str]:
@@ -143,9 +145,7 @@ def ends_of(uri: str) -> Iterator[str]:
             return
 
 
-SQL_PARTS = (
-    r"string_split(regexp_replace(nfc_normalize(replace(trim(uri), '\', '/')), '"
-    + MEMBER_MARK
-    + r"', '\1/', 'gi'), '/')"
-)
-"""DuckDB's expression for the parts of ``plain_name(uri)``."""
+def sql_parts(column: str) -> str:
+    """Return DuckDB's expression for the parts, between slashes, of ``plain_name`` of a column's texts."""
+    name = rf"nfc_normalize(replace(trim({column}), '\', '/'))"
+    return rf"string_split(regexp_replace({name}, '{MEMBER_MARK}', '\1/', 'gi'), '/')"

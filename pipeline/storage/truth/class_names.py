@@ -1,11 +1,12 @@
 """What a network's classes are called: a list of one text a class, and the classes that a truth's label means in it."""
 
-import json
 from collections.abc import Sequence
 
-from pipeline.storage.filesystems import read_url, safe_url
+from pipeline.storage.filesystems import read_url
 from schemas.config import StorageConfig
 from schemas.errors import UsageError
+from schemas.label_text import parse_labels
+from schemas.url_secrets import safe_url
 
 
 class ClassNames:
@@ -43,12 +44,17 @@ def read_class_names(url: str, storage: StorageConfig) -> ClassNames:
 
     Raises InputError where it can't be read; UsageError where it is neither, is empty, or has an empty line between.
     """
-    option = f"--labels {safe_url(url)}"
+    return ClassNames(read_label_text(url, storage))
+
+
+def read_label_text(url: str, storage: StorageConfig) -> tuple[str, ...]:
+    """Return the names that a file lists, as ``schemas.label_text`` reads it for every verb.
+
+    Raises InputError where it can't be read, UsageError where it lists no names.
+    """
+    content = read_url(url, storage)
     try:
-        text = read_url(url, storage).decode("utf-8-sig")
-        texts = json.loads(text) if text.lstrip().startswith("[") else text.rstrip().splitlines()
+        return parse_labels(content)
     except ValueError as error:
-        raise UsageError(f"{option}: neither lines of UTF-8 text nor a JSON list: {error}") from error
-    if not texts or not all(isinstance(each, str) and each.strip() for each in texts):
-        raise UsageError(f"{option}: an empty name; allowed: one class a line, in the order of the class ids")
-    return ClassNames([each.strip() for each in texts])
+        allowed = "allowed: UTF-8 text, one class a line in the order of the class ids, or a JSON list"
+        raise UsageError(f"--labels {safe_url(url)}: {error}; {allowed}") from error

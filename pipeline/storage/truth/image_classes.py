@@ -1,23 +1,22 @@
 """The classes that ``--classes`` names for each image: reads them, and finds the planned inputs they belong to."""
 
 import difflib
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import duckdb
-import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.storage.filesystems import connect, safe_url
+from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.file_names import suffix_of
-from pipeline.storage.store_failures import describe_failure, store_errors
+from pipeline.storage.names import CLASS_COLUMNS, LABEL_COLUMNS, ids_in, label_in, sql_parts
+from pipeline.storage.store_failures import store_errors
 from pipeline.storage.truth.class_names import ClassNames
-from pipeline.storage.truth.truth_files import CLASS_COLUMNS, KEY_COLUMNS, LABEL_COLUMNS, true_objects
+from pipeline.storage.truth.truth_files import true_objects
+from pipeline.storage.truth.truth_tables import TABLE_SUFFIXES, TruthTable, read_frame
 from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
+from schemas.url_secrets import safe_url
 
 ClassTable: TypeAlias = pa.Table
 """The columns of CLASSES."""
@@ -75,49 +74,23 @@ def _rows_of_truth(url: str, storage: StorageConfig, names: ClassNames) -> Itera
 
 def _rows_of_table(content: bytes, suffix: str, names: ClassNames, name: str) -> Iterator[tuple[str, Sequence[int]]]:
     """Yield each row's image and classes."""
-    frame = _read_frame(content, suffix, name)
-    key = _column(frame, KEY_COLUMNS, name)
-    column = _column(frame, CLASS_COLUMNS + LABEL_COLUMNS, name)
-    for image, value in zip(frame[key], frame[column], strict=True):
+    if suffix not in TABLE_SUFFIXES:
+        raise UsageError(f"{name}: allowed: .csv, .tsv, .parquet, .json (COCO), a folder of ILSVRC XML files")
+    table = TruthTable(read_frame(content, suffix, name), name)
+    images, (column, cells) = table.images(), table.first(CLASS_COLUMNS, LABEL_COLUMNS)
+    for image, value in zip(images, cells, strict=True):
         yield str(image), _ids(value, name) if column in CLASS_COLUMNS else _ids_of_label(value, names, name)
 
 
-def _read_frame(content: bytes, suffix: str, name: str) -> pd.DataFrame:
-    frame: pd.DataFrame
+def _ids(value: Any, name: str) -> Sequence[int]:
     try:
-        if suffix in {".csv", ".tsv"}:
-            separator = "," if suffix == ".csv" else "\t"
-            frame = pd.read_csv(io.BytesIO(content), sep=separator, dtype=str, keep_default_na=False)
-        elif suffix in {".parquet", ".pq"}:
-            frame = pq.read_table(io.BytesIO(content)).to_pandas()
-        else:
-            raise UsageError(f"{name}: allowed: .csv, .tsv, .parquet, .json (COCO), a folder of ILSVRC XML files")
-    except (ValueError, pa.ArrowException, OSError) as error:
-        raise UsageError(f"{name}: can't be read as {suffix[1:]}: {describe_failure(error)}") from error
-    return frame
-
-
-def _column(frame: pd.DataFrame, names: Sequence[str], name: str) -> str:
-    for each in names:
-        if each in frame.columns:
-            return each
-    raise UsageError(f"{name}: no column {' or '.join(names)}; it has {', '.join(map(str, frame.columns))}")
-
-
-def _ids(value: Any, name: str) -> list[int]:
-    """Return the ids in a cell: 340, 340.0, "340;341", [340, 341]; none for an empty cell."""
-    if isinstance(value, list | tuple | np.ndarray):
-        return [int(part) for part in value]
-    text = "" if value is None or value != value else str(value).strip()  # noqa: PLR0124 (NaN is not itself)
-    parts = [part.strip().removesuffix(".0") for part in text.split(";") if part.strip()]
-    wrong = [part for part in parts if not part.isdecimal()]
-    if wrong:
-        raise UsageError(f"{name}: class id {wrong[0]!r}; allowed: a whole number, or several separated by ;")
-    return [int(part) for part in parts]
+        return ids_in(value)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from error
 
 
 def _ids_of_label(value: Any, names: ClassNames, name: str) -> Sequence[int]:
-    label = "" if value is None or value != value else str(value).strip()  # noqa: PLR0124 (NaN is not itself)
+    label = label_in(value)
     ids = names.ids(label)
     if label and not ids:
         near = difflib.get_close_matches(label, names.names, n=1)
@@ -129,24 +102,22 @@ def _ids_of_label(value: Any, names: ClassNames, name: str) -> Sequence[int]:
 def join_classes(con: duckdb.DuckDBPyConnection, classes: ClassTable | None) -> None:
     """Make the table ``named`` from the table ``planned``: the classes of each planned input that a key names.
 
-    A key of n parts names the uris whose last n parts it is, which makes this a plain hash join for each n. The members
-    of a shard are parts of their own.
+    A key of n parts names the uris whose last n parts it is, as ``pipeline.storage.names`` compares names, which makes
+    this a plain hash join for each n.
     """
     con.execute("CREATE TABLE named (seq BIGINT, classes INTEGER[])")
     if classes is None:
         return
     con.execute("CREATE TABLE keys (key VARCHAR, class_ids INTEGER[])")
     append_rows(con, "keys", classes.select(CLASSES.names))
-    con.execute(
-        'CREATE TABLE parts AS SELECT seq, string_split(CASE WHEN "offset" IS NULL THEN uri'
-        " ELSE replace(uri, path || '#', path || '/') END, '/') AS parts FROM planned"
-    )
-    lengths = con.execute("SELECT DISTINCT len(string_split(key, '/')) FROM keys").fetchall()
+    con.execute(f"CREATE TABLE parts AS SELECT seq, {sql_parts('uri')} AS parts FROM planned")
+    con.execute(f"CREATE TABLE wanted AS SELECT {sql_parts('key')} AS parts, class_ids FROM keys")
+    lengths = con.execute("SELECT DISTINCT len(parts) FROM wanted").fetchall()
     for (length,) in lengths:
         con.execute(
             "INSERT INTO named SELECT seq, class_ids FROM"
-            f" (SELECT seq, array_to_string(list_slice(parts, -{length}, -1), '/') AS tail FROM parts) AS tails"
-            f" JOIN (SELECT * FROM keys WHERE len(string_split(key, '/')) = {length}) AS wanted ON tail = key"
+            f" (SELECT seq, list_slice(parts, -{length}, -1) AS tail FROM parts) AS tails"
+            f" JOIN (SELECT * FROM wanted WHERE len(parts) = {length}) AS keys ON tail = keys.parts"
         )
     con.execute(
         "CREATE OR REPLACE TABLE named AS SELECT seq, list_sort(list_distinct(flatten(list(classes)))) AS classes"

@@ -12,8 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.arrays.metrics import Convention, half_open_pixels
+from pipeline.storage.names import BOX_COLUMNS
+from pipeline.storage.truth.box_units import refuse_fractions
 from pipeline.storage.truth.truth import Truth
-from pipeline.storage.truth.truth_files import BOX_COLUMNS
 from schemas.errors import UsageError
 
 BOX = pa.field("box", pa.list_(pa.float64()))
@@ -39,7 +40,10 @@ def box_rows(table: pa.Table, name: str, convention: Convention = "half-open") -
             f"{name}: row {row + 1}: {', '.join(map(str, cells.iloc[row]))}; allowed: four numbers xmin, ymin, xmax,"
             f" ymax with xmin {less} xmax and ymin {less} ymax, or four empty cells"
         )
-    return np.where(empty, np.nan, boxes)
+    known = np.where(empty, np.nan, boxes)
+    if convention == "half-open":  # The others have one added already.
+        refuse_fractions(known, name)
+    return known
 
 
 def half_open(boxes: Boxes, convention: Convention) -> Boxes:

@@ -14,21 +14,25 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from pipeline.arrays.metrics import Convention
-from pipeline.storage.filesystems import canonical_url, connect, read_url, safe_url
+from pipeline.storage.filesystems import canonical_url, connect
 from pipeline.storage.inputs.containers import open_parquet
-from pipeline.storage.inputs.file_names import suffix_of
-from pipeline.storage.inputs.listing import list_inputs
+from pipeline.storage.inputs.file_names import PARQUET_SUFFIXES, suffix_of
+from pipeline.storage.inputs.listing import Listing, list_inputs
+from pipeline.storage.names import BOX_COLUMNS, LABEL_COLUMNS, ColumnError, find_columns, first_column, labels_in
 from pipeline.storage.store_failures import store_errors
+from pipeline.storage.truth.class_names import read_label_text
 from pipeline.storage.truth.labelled_boxes import BOX, Boxes, box_rows, true_boxes, with_boxes
 from pipeline.storage.truth.truth import Truth
-from pipeline.storage.truth.truth_files import BOX_COLUMNS, LABEL_COLUMNS
+from pipeline.storage.truth.truth_tables import TABLE_SUFFIXES
 from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
+from schemas.input_options import InputOptions
 from schemas.tables import PLAN
+from schemas.url_secrets import safe_url
 
 SEPARATOR = ";"
 """Between several labels in one cell."""
-TABLES_OF_LABELS = frozenset({".csv", ".tsv", ".parquet"})
+TABLES_OF_LABELS = TABLE_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -84,16 +88,10 @@ def read_label_names(url: str, storage: StorageConfig) -> tuple[str, ...]:
 
     Raises InputError where it can't be read, UsageError for a name that stands twice, no name, or another content.
     """
-    name = f"--labels {safe_url(url)}"
-    try:
-        text = read_url(url, storage).decode("utf-8-sig")
-        names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
-    except ValueError as error:
-        raise UsageError(f"{name}: allowed: UTF-8 text, one name a line, or a JSON list") from error
-    labels = tuple(str(each).strip() for each in names if str(each).strip())
+    labels = read_label_text(url, storage)
     twice = [label for label, count in Counter(labels).items() if count > 1]
-    if twice or not labels:
-        raise UsageError(f"{name}: {f'{twice[0]!r} stands twice' if twice else 'no name in it'}")
+    if twice:
+        raise UsageError(f"--labels {safe_url(url)}: {twice[0]!r} stands twice")
     return labels
 
 
@@ -119,7 +117,7 @@ def read_labelled(
     """
     name = f"{option} {safe_url(url)}"
     is_table = suffix_of(url) in TABLES_OF_LABELS
-    listing = list_inputs(url, storage)
+    listing = list_inputs(url, storage) if is_table else _list_folder(url, storage)
     allowed = "allowed: a folder with a folder for each class, or a CSV or Parquet file with columns uri and label"
     if listing.kind != ("manifest" if is_table else "folder"):
         raise UsageError(f"{name}: {listing.kind}; {allowed}")
@@ -139,6 +137,14 @@ def read_labelled(
     return replace(images, plan=with_boxes(images.plan, uris, known_boxes))
 
 
+def _list_folder(url: str, storage: StorageConfig) -> Listing:
+    """Return the listing of a folder's images, whatever archives lie beside them; else of what it holds instead."""
+    try:
+        return list_inputs(url, storage, how=InputOptions(kind="images"))
+    except InputError:
+        return list_inputs(url, storage)
+
+
 def split_by_hash(images: LabelledImages, share: float) -> tuple[LabelledImages, LabelledImages]:
     """Return the images without and with a ``share`` of them, chosen by their ids: always the same ones."""
     # The other half of the id than --sample goes by.
@@ -153,7 +159,7 @@ def _label_table(
     """Return each row's labels, as the listing of manifests counts rows, and its box, where asked for and there."""
     fs, path = connect(url, storage, anonymous=storage.anonymous)
     with store_errors(f"{name} can't be read", InputError):
-        if suffix_of(path) == ".parquet":
+        if suffix_of(path) in PARQUET_SUFFIXES:
             with open_parquet(fs, path) as parquet:
                 columns = _choose(parquet.schema_arrow.names, name, boxes is not None)
                 table = parquet.read(columns)
@@ -165,21 +171,19 @@ def _label_table(
             convert = csv.ConvertOptions(include_columns=columns, column_types=texts)
             with fs.open(path, "rb") as file:
                 table = csv.read_csv(file, parse_options=parse, convert_options=convert)
-    cells = [_cell(value) for value in table[columns[0]].to_pylist()]
-    return cells, box_rows(table, name, boxes) if boxes and len(columns) > 1 else None
+    cells = [labels_in(value, SEPARATOR) for value in table[columns[0]].to_pylist()]
+    corners = table.select(columns[1:]).rename_columns(list(BOX_COLUMNS)) if boxes and len(columns) > 1 else None
+    return cells, box_rows(corners, name, boxes) if boxes and corners is not None else None
 
 
 def _choose(names: Sequence[str], name: str, boxes: bool) -> list[str]:
     """Return the column of labels, and where asked for and there those of boxes."""
-    for column in LABEL_COLUMNS:
-        if column in names:
-            return [column, *(BOX_COLUMNS if boxes and set(BOX_COLUMNS).issubset(names) else ())]
-    raise UsageError(f"{name}: no column {' or '.join(LABEL_COLUMNS)}; it has {', '.join(names)}")
-
-
-def _cell(value: object) -> tuple[str, ...]:
-    parts = value if isinstance(value, list) else "" if value is None else str(value).split(SEPARATOR)
-    return tuple(dict.fromkeys(text for part in parts if (text := str(part).strip())))
+    try:
+        label = first_column(names, LABEL_COLUMNS)
+    except ColumnError as error:
+        raise UsageError(f"{name}: {error}") from error
+    corners = find_columns(names, BOX_COLUMNS)
+    return [label, *(corners if boxes and len(corners) == len(BOX_COLUMNS) else ())]
 
 
 def _folders(uris: Sequence[str], url: str, name: str) -> list[tuple[str, ...]]:

@@ -1,6 +1,5 @@
 """Reads the masks of a truth: COCO's polygons and run lengths, by image and category, or wsolevaluation's files."""
 
-import json
 import posixpath
 from collections import defaultdict
 from collections.abc import Mapping
@@ -10,11 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipeline.images.mask_decoding import Mask, polygon_mask, run_length_mask
-from pipeline.storage.filesystems import connect, read_object, read_url, safe_url
+from pipeline.storage.filesystems import connect, read_object, read_url
 from pipeline.storage.store_failures import store_errors
+from pipeline.storage.truth.coco import coco_objects
 from pipeline.storage.truth.wsol_masks import LOCALIZATION, MaskFiles, MaskLine, mask_lines
 from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
+from schemas.label_text import parse_json
+from schemas.url_secrets import safe_url
 
 Place = tuple[str, str]
 """An image as the truth calls it, and a category's name: with them ``Truth`` calls a pair."""
@@ -68,7 +70,7 @@ def read_masks(url: str, storage: StorageConfig, root: str | None = None) -> Mas
     if not is_json:
         return files
     try:
-        document = json.loads(read_url(url, storage))
+        document = parse_json(read_url(url, storage))
     except ValueError as error:
         raise UsageError(f"truth {safe_url(url)!r}: no JSON: {error}") from error
     return masks_of_coco(document, url)
@@ -100,15 +102,9 @@ def _mask_files(url: str, storage: StorageConfig, root: str | None) -> MaskFiles
 def masks_of_coco(document: Any, url: str) -> CocoMasks | None:
     """Return the masks of a COCO document; None where it has none. Raises UsageError where it is not COCO's."""
     kinds: tuple[defaultdict[Place, list[Any]], ...] = (defaultdict(list), defaultdict(list))
-    try:
-        files = {image["id"]: str(image["file_name"]) for image in document["images"]}
-        names = {category["id"]: str(category["name"]) for category in document["categories"]}
-        for item in document["annotations"]:
-            if item.get("segmentation"):
-                place = files[item["image_id"]], names[item["category_id"]]
-                kinds[bool(item.get("iscrowd"))][place].append(item["segmentation"])
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"truth {safe_url(url)!r}: not COCO's JSON: {error!r}") from error
+    for item in coco_objects(document, f"truth {safe_url(url)!r}", skipped=[]):  # They are named with the boxes.
+        if item.annotation.get("segmentation"):
+            kinds[item.is_crowd][item.key, item.label].append(item.annotation["segmentation"])
     objects, crowds = ({place: tuple(shapes) for place, shapes in kind.items()} for kind in kinds)
     return CocoMasks(objects, crowds) if objects else None
 

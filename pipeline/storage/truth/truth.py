@@ -1,16 +1,18 @@
 """The truth that scores are made against: pairs of an image and what fits an object in it, with boxes."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.storage.filesystems import safe_url
+from pipeline.storage.names import ends_of, plain_name
+from pipeline.storage.truth.box_units import refuse_fractions
 from pipeline.storage.truth.class_names import ClassNames
 from pipeline.storage.truth.truth_files import TrueBox, true_objects
 from schemas.config import StorageConfig
 from schemas.errors import UsageError
+from schemas.url_secrets import safe_url
 
 
 @dataclass(frozen=True)
@@ -34,25 +36,29 @@ class Truth:
     """Objects left out because no class of the network fits them: their class id is empty or their label lacking."""
     lacking: tuple[str, ...] = ()
     """Labels that the list of the network's classes does not have."""
+    skipped: tuple[str, ...] = ()
+    """Annotations that can't be used, each named with the reason."""
 
     def match(self, uris: Sequence[str]) -> NDArray[np.int64]:
         """Return (P,) int64: the index in ``uris`` of each pair's image, -1 where there is none.
 
-        A key fits the uri that equals it or ends with ``/`` and it; of several keys that fit a uri, the longest does.
+        A key fits the uri that equals it or ends with ``/`` and it, as ``pipeline.storage.names`` compares names; of
+        several keys that fit a uri, the longest does.
         Raises UsageError for a key that fits several uris.
         """
-        known = set(self.keys)
+        known = {plain_name(key): key for key in self.keys}
         found: dict[str, int] = {}
         for index, uri in enumerate(uris):
-            key = _longest_known_suffix(uri, known)
-            if key is None:
+            name = next((end for end in ends_of(uri) if end in known), None)
+            if name is None:
                 continue
-            if key in found:
+            if name in found:
                 raise UsageError(
-                    f"truth {key!r} fits both {uris[found[key]]!r} and {uri!r}; write more of the path in the truth"
+                    f"truth {known[name]!r} fits both {uris[found[name]]!r} and {uri!r}; write more of the path in the"
+                    " truth"
                 )
-            found[key] = index
-        return np.array([found.get(key, -1) for key in self.keys], dtype=np.int64)
+            found[name] = index
+        return np.array([found.get(plain_name(key), -1) for key in self.keys], dtype=np.int64)
 
 
 def read_truth(url: str, storage: StorageConfig, names: ClassNames | None = None) -> Truth:
@@ -62,11 +68,12 @@ def read_truth(url: str, storage: StorageConfig, names: ClassNames | None = None
     read there, UsageError where it is of no known format, lacks a column, has a coordinate that is no number, no box at
     all, or with ``names`` no label that is one of them.
     """
-    rows = true_objects(url, storage, anonymous=storage.anonymous)
+    skipped: list[str] = []
+    rows = true_objects(url, storage, anonymous=storage.anonymous, skipped=skipped)
     lacking: dict[str, None] = {}
     if names is not None:
         rows = _named(rows, names, lacking)
-    return _grouped(rows, safe_url(url), lacking)
+    return replace(_grouped(rows, safe_url(url), lacking, skipped), skipped=tuple(skipped))
 
 
 def _named(objects: Iterable[TrueBox], names: ClassNames, lacking: dict[str, None]) -> Iterator[TrueBox]:
@@ -78,7 +85,7 @@ def _named(objects: Iterable[TrueBox], names: ClassNames, lacking: dict[str, Non
         yield each._replace(class_ids=ids, label=each.label if ids else "")
 
 
-def _grouped(boxes: Iterable[TrueBox], path: str, lacking: dict[str, None]) -> Truth:
+def _grouped(boxes: Iterable[TrueBox], path: str, lacking: dict[str, None], skipped: list[str]) -> Truth:
     """Return the pairs of ``boxes`` in the order they first appear; raises UsageError for a turned-over box or none."""
     pairs: dict[tuple[str, tuple[int, ...], str], list[tuple[float, float, float, float]]] = {}
     labels: list[str] = []
@@ -99,8 +106,10 @@ def _grouped(boxes: Iterable[TrueBox], path: str, lacking: dict[str, None]) -> T
     if not pairs and lacking:
         raise UsageError(f"truth {path!r}: --labels has none of its labels, like {next(iter(lacking))!r}")
     if not pairs:
-        raise UsageError(f"truth {path!r}: no object of a class")
+        left_out = f"; {len(skipped)} annotations can't be used, such as {skipped[0]}" if skipped else ""
+        raise UsageError(f"truth {path!r}: no object of a class{left_out}")
     boxes_xyxy = np.array([box for group in pairs.values() for box in group], dtype=np.float64)
+    refuse_fractions(boxes_xyxy, f"truth {path!r}")
     return Truth(
         keys=tuple(key for key, _, _ in pairs),
         class_ids=tuple(class_ids for _, class_ids, _ in pairs),
@@ -110,14 +119,3 @@ def _grouped(boxes: Iterable[TrueBox], path: str, lacking: dict[str, None]) -> T
         without_class=without_class,
         lacking=tuple(lacking),
     )
-
-
-def _longest_known_suffix(uri: str, known: set[str]) -> str | None:
-    """Return ``uri`` or its longest part after a ``/`` that is in ``known``, None where none is."""
-    start = 0
-    while start >= 0:
-        if uri[start:] in known:
-            return uri[start:]
-        slash = uri.find("/", start)
-        start = slash + 1 if slash >= 0 else -1
-    return None

@@ -1,15 +1,18 @@
 """States, labels and a card for the tests of weights."""
 
+import io
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.models.learn.conversion import build_network
 from pipeline.models.networks.architecture import Architecture
-from pipeline.models.networks.demo_network import DemoNetwork
+from pipeline.models.networks.demo_network import DEMO, DemoNetwork
 from pipeline.models.networks.network import Preprocessing
 from pipeline.models.weights.checkpoint import Card
+from pipeline.models.weights.load_weights import Weights, load_weights
 
 LABELS = ("ant", "bee", "<b>wasp</b>")
 
@@ -42,3 +45,13 @@ CARD = Card(
 def trained() -> dict[str, Tensor]:
     torch.manual_seed(8)
     return build_network(CARD.architecture).state_dict()
+
+
+def saved(content: Any, **options: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file, **options)
+    return file.getvalue()
+
+
+def loaded(content: bytes, name: str = "net.pth", labels: bytes = b'["ant", "bee", "wasp"]', **options: Any) -> Weights:
+    return load_weights(DEMO, name, "labels", lambda url: labels if url == "labels" else content, **options)

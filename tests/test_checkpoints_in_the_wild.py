@@ -1,8 +1,7 @@
-"""Checkpoints and class names in the forms in which training scripts and libraries write them."""
+"""Checkpoints in the forms in which training scripts and libraries write them."""
 
 import argparse
 import io
-import json
 import pickle
 from collections import OrderedDict
 from functools import partial
@@ -22,26 +21,16 @@ from pipeline.models import registry
 from pipeline.models.learn.pretrained import load_pretrained
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.demo_network import DEMO, DemoNetwork
-from pipeline.models.weights.load_weights import Weights, load_weights, model_digest
+from pipeline.models.weights.load_weights import load_weights, model_digest
 from pipeline.models.weights.state_fitting import architecture_of, fit_state
 from schemas.annotate import AnnotateConfig
 from schemas.errors import ModelError
 from schemas.train import TrainConfig
-from tests.checkpoints import LABELS, demo_state, same
+from tests.checkpoints import LABELS, demo_state, loaded, same, saved
 from tests.networks import without_values
 
 State = dict[str, Tensor]
 RAW, EMA = demo_state(), {key: value + 1 for key, value in demo_state().items()}
-
-
-def saved(content: Any, **options: Any) -> bytes:
-    file = io.BytesIO()
-    torch.save(content, file, **options)
-    return file.getvalue()
-
-
-def loaded(content: bytes, name: str = "net.pth", labels: bytes = b'["ant", "bee", "wasp"]', **options: Any) -> Weights:
-    return load_weights(DEMO, name, "labels", lambda url: labels if url == "labels" else content, **options)
 
 
 def named(prefix: str, state: State) -> State:
@@ -252,58 +241,6 @@ def test_other_networks_weights_are_still_recognized_under_a_prefix() -> None:
     state = without_values(Architecture("squeezenet1_1")).state_dict()
     with pytest.raises(ModelError, match=r"they fit squeezenet1_1$"):
         fit_state(registry.get("squeezenet1_0"), named("module.", state))
-
-
-NAMES = ("tench", "goldfish", "great_white_shark")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param({str(n): [f"n0{n}", name] for n, name in enumerate(NAMES)}, id="Keras"),
-        pytest.param({"id2label": {str(n): name for n, name in enumerate(NAMES)}, "hidden": 3}, id="Hugging Face"),
-        pytest.param({"label2id": {name: n for n, name in enumerate(NAMES)}, "hidden": 3}, id="label2id"),
-        pytest.param({str(n): name for n, name in enumerate(NAMES)}, id="number to name"),
-        pytest.param({str(n): NAMES[n] for n in (2, 0, 1)}, id="in another order"),
-        pytest.param({name: n for n, name in enumerate(NAMES)}, id="class_to_idx of an ImageFolder"),
-        pytest.param({"class_to_idx": {name: n for n, name in enumerate(NAMES)}}, id="class_to_idx in a dict"),
-        pytest.param({"classes": list(NAMES)}, id="a list in a dict"),
-        pytest.param(list(NAMES), id="a list"),
-    ],
-)
-def test_class_names_of_libraries(content: Any) -> None:
-    assert loaded(saved(RAW), labels=json.dumps(content).encode()).labels == NAMES
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"0": "a", "2": "b", "3": "c"}', "a JSON object of 3 names without the number 1"),
-        (b'{"a": 0, "b": 0, "c": 1}', "a JSON object of 3 names without the number 2"),
-        (b'{"0": "a", "1": 7, "2": "c"}', "--labels labels: "),
-        (b'{"id2label": {"0": "a", "1": "b"}}', "2 labels for the 3 classes"),
-        (b'{"0": "a"', "--labels labels: "),
-        (b"{}", "no name"),
-    ],
-)
-def test_class_names_that_are_none_are_refused(content: bytes, message: str) -> None:
-    with pytest.raises(ModelError, match=message):
-        loaded(saved(RAW), labels=content)
-
-
-@pytest.mark.parametrize(("labels", "name"), [(b"cat\n", "cat"), (b"no cat\ncat\n", "cat"), (b'["-", "+"]', "+")])
-def test_one_logit_is_a_sigmoid(labels: bytes, name: str) -> None:
-    found = loaded(saved({"state_dict": demo_state(1)}), labels=labels)
-    assert found.multi_label
-    assert found.labels == (name,)
-    assert not loaded(saved(RAW)).multi_label
-
-
-def test_one_logit_needs_a_name() -> None:
-    with pytest.raises(ModelError, match="has 1 classes and no names for them"):
-        load_weights(DEMO, "net.pth", None, lambda _: saved(demo_state(1)))
-    with pytest.raises(ModelError, match="3 labels for the 1 classes"):
-        loaded(saved(demo_state(1)))
 
 
 def files(folder: Path, content: Any) -> dict[str, str]:

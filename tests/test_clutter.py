@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.images.synthetic import clutter
 from pipeline.images.synthetic.backgrounds import draw_background
-from pipeline.images.synthetic.clutter import CLASSES, LEAST_SEEN, STYLES, OTHERS, extent_of_mask, render_clutter
+from pipeline.images.synthetic.clutter import CLASSES, LEAST_SEEN, OTHERS, STYLES, extent_of_mask, render_clutter
 from pipeline.images.synthetic.objects import draw_object, mask_of, object_colors, placed, posed
 
 
@@ -76,9 +76,9 @@ def test_some_scenes_cover_their_object_and_some_don_t(monkeypatch: pytest.Monke
 def test_a_background_is_the_class_s_own_as_often_as_asked(
     correlation: float, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clutter, "draw_background", lambda rng, size_hw, look: np.zeros((*size_hw, 3), np.uint8))
+    monkeypatch.setattr(clutter, "draw_background", lambda rng, size_hw, style: np.zeros((*size_hw, 3), np.uint8))
     scenes = [render_clutter(np.random.default_rng(seed), seed % 10, 48, correlation) for seed in range(300)]
-    share = np.mean([scene.look == scene.label for scene in scenes])
+    share = np.mean([scene.style == scene.label for scene in scenes])
     assert abs(share - expected) <= 3 * np.sqrt(expected * (1 - expected) / len(scenes))
 
 
@@ -86,8 +86,10 @@ def test_each_class_has_a_look_of_its_own_that_tints_the_background() -> None:
     assert len(set(STYLES)) == len(CLASSES) == 10
     red, cyan = STYLES[0], STYLES[5]
     assert (red.hue, cyan.hue) == (0.0, 0.5)
-    for look, brightest in ((red, 0), (cyan, 1)):
-        mean = np.mean([draw_background(np.random.default_rng(i), (64, 64), look).mean(axis=(0, 1)) for i in range(20)], 0)
+    for style, brightest in ((red, 0), (cyan, 1)):
+        mean = np.mean(
+            [draw_background(np.random.default_rng(i), (64, 64), style).mean(axis=(0, 1)) for i in range(20)], 0
+        )
         assert mean[brightest] > mean[2 if brightest == 0 else 0] * 1.15
 
 

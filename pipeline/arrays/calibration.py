@@ -1,6 +1,6 @@
-"""Calibrated box scores: a logistic regression from what a box's row says to the probability that the box is right.
+"""Calibrated box scores: a logistic regression from columns of a box's row to the probability that the box is right.
 
-Right is a box whose class is true for its image, with IoU >= 0.5 with a true box of that class.
+A box is right where its class is true for its image and its IoU with a true box of that class is at least 0.5.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.arrays.metrics import Bools, Floats
 
 COLUMNS = ("class_prob", "area_frac", "rank", "component", "threshold")
-"""Columns of the table boxes that a score is made from."""
+"""Columns of the table boxes from which a score is computed."""
 FEATURES = ("logit of class_prob", "log area_frac", "area_frac", "log of 1 + rank", "log of 1 + component", "threshold")
 VERSION = 1
 BINS = 10
@@ -22,14 +22,14 @@ _TINY = 1e-6
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fitted score."""
+    """A fitted logistic regression."""
 
     means: tuple[float, ...]
-    """Of each of FEATURES over the boxes it was fitted on."""
+    """The mean of each of FEATURES over the boxes of the fit."""
     scales: tuple[float, ...]
-    """Their standard deviations; 1 for a feature that is constant there."""
+    """The standard deviations of FEATURES over these boxes; 1 for a constant feature."""
     weights: tuple[float, ...]
-    """Of the standardized features."""
+    """One for each standardized feature."""
     bias: float
 
     def scores(self, columns: Mapping[str, ArrayLike]) -> NDArray[np.float32]:
@@ -38,12 +38,12 @@ class Calibration:
         return _sigmoid(standardized @ np.asarray(self.weights) + self.bias).astype(np.float32)
 
     def document(self) -> dict[str, Any]:
-        """Return plain JSON values that ``calibration_of`` reads."""
+        """Return the calibration as plain JSON values, which ``calibration_of`` reads."""
         return {"version": VERSION, "features": list(FEATURES), **asdict(self)}
 
 
 def calibration_of(document: Mapping[str, Any]) -> Calibration:
-    """Return the calibration that ``document`` was made of; raises ValueError for another version or other features."""
+    """Return the calibration of a ``document()``; raises ValueError for another version or other features."""
     if document.get("version") != VERSION or document.get("features") != list(FEATURES):
         raise ValueError(f"version {document.get('version')} with {document.get('features')}, not {VERSION}")
     values = {name: tuple(map(float, document[name])) for name in ("means", "scales", "weights")}
@@ -61,11 +61,11 @@ def features(columns: Mapping[str, ArrayLike]) -> Floats:
 
 
 def fit_calibration(columns: Mapping[str, ArrayLike], right: Bools) -> Calibration:
-    """Return the calibration that is most likely given which of N boxes are ``right`` (N,).
+    """Fit and return the calibration of N boxes, by which of them are ``right`` (N,).
 
-    Raises ValueError where all are right, or none is.
+    Raises ValueError where all boxes are right, or none is.
     """
-    # They take a second to import, which the actors, who only apply a calibration, need not spend.
+    # The import takes a second; actors only apply a calibration and need not wait for it.
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
     from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
 
@@ -79,16 +79,16 @@ def fit_calibration(columns: Mapping[str, ArrayLike], right: Bools) -> Calibrati
 
 
 class Bin(NamedTuple):
-    """Boxes with scores in one tenth of [0, 1]."""
+    """The boxes whose scores lie in one tenth of [0, 1]."""
 
     boxes: int
     mean_score: float
     right: float
-    """Share of right ones."""
+    """The share of right boxes, in [0, 1]."""
 
 
 def reliability(scores: ArrayLike, right: Bools) -> tuple[Bin, ...]:
-    """Return the bins of equal width that hold boxes, by score; ``scores`` (N,) in [0, 1], ``right`` (N,)."""
+    """Return the bins that hold boxes, by score, all of one width; ``scores`` (N,) in [0, 1], ``right`` (N,)."""
     values = np.asarray(scores, np.float64)
     place = np.minimum((values * BINS).astype(np.int64), BINS - 1)
     return tuple(
@@ -98,7 +98,7 @@ def reliability(scores: ArrayLike, right: Bools) -> tuple[Bin, ...]:
 
 
 def expected_calibration_error(bins: tuple[Bin, ...]) -> float:
-    """Return ECE: the mean over boxes of how far their bin's mean score is from its share of right ones."""
+    """Return ECE: the mean over all boxes of |mean score of the bin - share of right boxes in the bin|."""
     total = sum(each.boxes for each in bins)
     return sum(each.boxes * abs(each.mean_score - each.right) for each in bins) / total
 

@@ -1,4 +1,4 @@
-"""The figures of each class, over its own pairs, from the arrays of an evaluation."""
+"""The figures of each class, computed over the pairs of that class alone, from the arrays of an evaluation."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,18 +20,18 @@ from schemas.scores import ClassScore, Figure
 
 
 class _Column(NamedTuple):
-    """What a figure is the mean of, over the pairs of a class."""
+    """Values for all pairs, whose mean over the pairs of a class is a figure of that class."""
 
     metric: str
     threshold: float | None
-    found: Floats | Bools
-    """(P,)."""
+    values: Floats | Bools
+    """(P,) of the output's boxes or maps."""
     baselines: Sequence[Floats | Bools]
-    """(P,) of the full image and of the central box; empty where there is none."""
+    """(P,) the same values of the full image and of the central box; empty where the figure has no baselines."""
 
     def figure(self, own: Ints, interval: Floats) -> Figure:
         """Return the figure of the pairs ``own`` (K,) with its interval (2,)."""
-        means = [float(each[own].mean()) for each in (self.found, *self.baselines)]
+        means = [float(each[own].mean()) for each in (self.values, *self.baselines)]
         low, high = interval.tolist()
         return Figure(self.metric, self.threshold, means[0], low, high, *means[1:])
 
@@ -56,7 +56,7 @@ def class_scores(
     """
     classes, of_pair = np.unique(np.array(names, dtype=object), return_inverse=True)
     columns = _columns(pairs, rank, box_iou, box_threshold, sweep)
-    values = np.stack([column.found for column in columns], axis=1).astype(np.float64)
+    values = np.stack([column.values for column in columns], axis=1).astype(np.float64)
     groups = np.split(np.argsort(of_pair, kind="stable"), np.bincount(of_pair).cumsum()[:-1])
     scores = []
     for name, own in zip(classes, groups, strict=True):
@@ -73,10 +73,10 @@ def _columns(
 ) -> list[_Column]:
     overlaps = [pairs.baseline_iou(share) for share in (1.0, CENTRAL_SHARE)]
     right = [overlap >= IOU_DELTA for overlap in overlaps]
-    first = rank == 0
-    columns = [_Column("top1_accuracy", None, first, ())]
+    is_top1 = rank == 0
+    columns = [_Column("top1_accuracy", None, is_top1, ())]
     if box_iou is not None:
-        located = [first & each for each in (box_iou >= IOU_DELTA, *right)]
+        located = [is_top1 & each for each in (box_iou >= IOU_DELTA, *right)]
         columns.append(_Column("gt_known", box_threshold, box_iou >= IOU_DELTA, right))
         columns.append(_Column("top1_localization", box_threshold, located[0], located[1:]))
         columns.append(_Column("mean_iou", box_threshold, box_iou, overlaps))
@@ -93,6 +93,6 @@ def _columns(
 
 
 def _share_of_deltas(iou: Floats) -> Floats:
-    """Return (P,): how many of V2_DELTAS the IoU (P, D), or (P, 1) for all, reaches, as a share."""
-    shares: Floats = (iou >= np.array(V2_DELTAS)).mean(axis=1)
-    return shares
+    """Return (P,): the share of V2_DELTAS that the IoU reaches; ``iou``: (P, D), or (P, 1) for all deltas."""
+    reached: Floats = (iou >= np.array(V2_DELTAS)).mean(axis=1)
+    return reached

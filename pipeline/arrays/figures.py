@@ -69,7 +69,7 @@ class Guesses(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What the maps of the pairs reach, cut at each of T thresholds."""
+    """The IoU that the maps of the pairs reach when they are cut at each of T thresholds."""
 
     largest_iou: Floats
     """(P, T) of the largest component's box."""
@@ -90,15 +90,15 @@ class PixelCounts(NamedTuple):
     """(K, 2, 2) out of and in the central box."""
 
     def of(self, chosen: Bools) -> "PixelCounts":
-        """Return those of the chosen (K,)."""
+        """Return the counts of the pairs that are true in ``chosen`` (K,)."""
         return PixelCounts(self.pair[chosen], self.counts[chosen], self.central[chosen])
 
 
 def sweep_maps(pairs: Pairs, chunks: Iterable[tuple[NDArray[np.uint8], Ints]]) -> Sweep:
-    """Return what stored maps reach that come in chunks: (n, h, w) uint8, each spanning 0 to 255, with pairs (n,).
+    """Return the sweep of stored maps; a chunk has maps (n, h, w) uint8, each spanning 0 to 255, and their pairs (n,).
 
-    One map a pair. A map covers its whole image; a constant one must be all 0, and is the full image at threshold 0.
-    Of equally high points the first counts, by rows.
+    There is one map for each pair, and it covers its whole image. A constant map must be all 0; it gives the full image
+    at threshold 0. Of several highest points the first one by rows counts.
     """
     n_pairs, n_levels = len(pairs.image), len(THRESHOLDS)
     levels = torch.tensor(THRESHOLDS * LEVELS, dtype=torch.float32)
@@ -120,21 +120,21 @@ def sweep_maps(pairs: Pairs, chunks: Iterable[tuple[NDArray[np.uint8], Ints]]) -
 
 
 class _Values(NamedTuple):
-    """What a figure is the mean of, over pairs or images."""
+    """Values of which a figure is the mean, for each pair or each image."""
 
-    found: Floats | Bools
-    """(N,), or (N, …) where a statistic chooses thresholds."""
+    values: Floats | Bools
+    """(N,) of the output's boxes or maps; (N, …) where a statistic chooses among thresholds."""
     baselines: Sequence[Floats | Bools]
-    """(N,) or (N, …) of the full image and of the central box; empty where there is none."""
+    """The same values of the full image and of the central box; empty where the figure has no baselines."""
     images: Ints
-    """(N,) the image of each: the bootstrap draws images."""
+    """(N,) the image of each value; the bootstrap draws whole images."""
 
 
 class Scorer:
-    """Makes the figures of one set of pairs."""
+    """Computes the figures of one set of pairs."""
 
     def __init__(self, pairs: Pairs, rank: Ints) -> None:
-        """Take the pairs with the rank (P,) of the best-ranked class that fits, very high where unknown."""
+        """``rank``: (P,) of the best-ranked class of each pair; very high where the output has no row of it."""
         self.pairs, self.rank = pairs, rank
         self._baselines = pairs.baseline_iou(1.0), pairs.baseline_iou(metrics.CENTRAL_SHARE)
 
@@ -171,11 +171,11 @@ class Scorer:
         yield from (localization, localization.as_error("top5_localization_error"))
 
     def of_regressed(self, iou: Floats) -> Iterator[Figure]:
-        """Yield MaxBoxAcc and MaxBoxAccV2 of boxes (P,) that no threshold cuts: without a sweep, plain accuracies."""
+        """Yield MaxBoxAcc and MaxBoxAccV2 of boxes that no threshold cuts, by their ``iou`` (P,): plain accuracies."""
         yield _figure("max_box_acc", self._right(iou, IOU_DELTA))
         parts = [self._right(iou, delta) for delta in V2_DELTAS]
         baselines = [np.stack(each, axis=1) for each in zip(*(part.baselines for part in parts), strict=True)]
-        hits = np.stack([np.asarray(part.found, dtype=np.bool_) for part in parts], axis=1)
+        hits = np.stack([np.asarray(part.values, dtype=np.bool_) for part in parts], axis=1)
         yield _figure("max_box_acc_v2", _Values(hits, baselines, self.pairs.image), statistic=_mean_of_parts)
         for delta, part in zip(V2_DELTAS, parts, strict=True):
             yield _figure(f"max_box_acc_v2_at_{delta}", part)
@@ -185,7 +185,7 @@ class Scorer:
         yield self._best_cut("max_box_acc", sweep.largest_iou, IOU_DELTA)
         parts = [self._right(sweep.any_iou, delta) for delta in V2_DELTAS]
         baselines = [np.stack(each, axis=1) for each in zip(*(part.baselines for part in parts), strict=True)]
-        hits = np.stack([np.asarray(part.found, dtype=np.bool_) for part in parts], axis=1)
+        hits = np.stack([np.asarray(part.values, dtype=np.bool_) for part in parts], axis=1)
         yield _figure("max_box_acc_v2", _Values(hits, baselines, self.pairs.image), statistic=metrics.max_box_acc_v2)
         for delta in V2_DELTAS:
             yield self._best_cut(f"max_box_acc_v2_at_{delta}", sweep.any_iou, delta)
@@ -226,8 +226,8 @@ def _figure(
     threshold: float | None = None,
     statistic: Callable[[Floats], Floats] | None = None,
 ) -> Figure:
-    means = values.found.astype(np.float64).mean(axis=0, keepdims=True)
+    means = values.values.astype(np.float64).mean(axis=0, keepdims=True)
     value = float((statistic(means) if statistic else means)[0])
-    low, high = metrics.bootstrap_interval(values.found, values.images, statistic)
+    low, high = metrics.bootstrap_interval(values.values, values.images, statistic)
     full_image, central = (float(each.mean()) for each in values.baselines) if values.baselines else (None, None)
     return Figure(metric, threshold, value, low, high, full_image, central)

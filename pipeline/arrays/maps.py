@@ -1,9 +1,10 @@
-"""Class activation maps as arrays: their storage as bytes, and their size."""
+"""Quantization: class activation maps are stored as bytes, with the minimum and the maximum of each map."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 LEVELS = 255
+"""The byte that stands for a map's maximum; 0 stands for its minimum."""
 
 
 def quantize(maps: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
@@ -20,6 +21,6 @@ def quantize(maps: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.f
 def dequantize(
     quantized: NDArray[np.uint8], low: NDArray[np.float32], high: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return the maps (N, h, w) float32 that ``quantize`` stored."""
+    """Return the maps (N, h, w) float32 that ``quantize`` stored; a constant map has its one value everywhere."""
     span = (high - low)[:, None, None]
     return (low[:, None, None] + quantized.astype(np.float32) / LEVELS * span).astype(np.float32)

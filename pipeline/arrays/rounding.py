@@ -1,4 +1,4 @@
-"""Float32 values with fewer significant bits, which compress: what is left out was noise."""
+"""Rounds float32 values to fewer significant bits, so that they compress; the bits left out are noise."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,8 @@ FLOAT32_BITS = 24
 def rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
     """Return the values rounded to ``bits`` significant bits, 1 to 23, to nearest with ties away from zero.
 
-    The relative error is at most 2 ** -bits, except for subnormal numbers. Infinities and NaN stay what they are; what
-    is nearer to the next power of two than float32 goes becomes infinite.
+    The relative error is at most 2 ** -bits, except for subnormal numbers. Infinities and NaN are returned
+    unchanged; a value that rounds up beyond the range of float32 becomes infinite.
     """
     dropped = FLOAT32_BITS - bits
     raised = values.view(np.uint32) + np.uint32(1 << (dropped - 1))

@@ -1,4 +1,4 @@
-"""Line charts as PNG, one panel beside the other, the legend of each below it."""
+"""Draws line charts as PNG: panels side by side, with a legend below each panel."""
 
 import io
 from collections.abc import Sequence
@@ -16,27 +16,27 @@ class Line:
 
     name: str
     points: Sequence[tuple[float, float]]
-    """Of x and y; one or more."""
+    """(x, y); one point or more."""
     marked: tuple[float, float] | None = None
     """A point to mark."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One line or more that share their axes, which begin at 0."""
+    """One or more lines on common axes, which begin at 0."""
 
     x_name: str
     y_name: str
     lines: Sequence[Line]
     counted: bool = False
-    """Whether x counts, in whole numbers from 1; else it is a share."""
+    """Whether x is a count, in whole numbers from 1; otherwise it is a share in [0, 1]."""
     open_above: bool = False
-    """Whether y ends above the highest point; else it is a share."""
+    """Whether the y axis ends above the highest point; otherwise y is a share in [0, 1]."""
 
 
 def chart_png(title: str, panels: Sequence[Panel]) -> bytes:
-    """Return a chart, a bare title where there is no panel; the same numbers give the same bytes."""
-    # It takes half a second to import, and of a training's processes one alone draws.
+    """Return a chart as PNG, with no panel the title alone; the same arguments give the same bytes."""
+    # The import takes half a second, and only one process of a training draws.
     from matplotlib import style  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Masks of objects: COCO's polygons and run lengths, and files, as pixels; and the pixels that a map is scored on."""
+"""Decodes masks of objects (COCO's polygons and run lengths, files), and counts a map's pixels inside of a mask."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ SIDE = 224
 SCORES = 256
 """A map's values are compared in 256 steps, its stored precision."""
 _ROUNDING = 2**-10
-"""Of a step: interpolation between equal values may end as much below them, which must not part them."""
+"""Part of a step: interpolation between equal values may give a result this much lower, which must count as equal."""
 _FILE_LIMITS = DecodeLimits(max_pixels=100_000_000, max_bytes=100_000_000, timeout_s=30.0)
-"""As ``annotate`` has them by default."""
+"""The defaults of ``annotate``."""
 
 
 def polygon_mask(polygons: Sequence[Sequence[float]], size_hw: tuple[int, int]) -> Mask:

@@ -1,6 +1,6 @@
-"""Whether an image file ends where it says it ends, read from the lengths it declares; and which errors decoders raise.
+"""Finds out, by the lengths that a file declares, whether its end is missing; and lists the errors of the decoders.
 
-Decoders differ in what they make of a file that was cut off: an error of any kind, or a picture whose rest is gray.
+Decoders differ on files that were cut off: some raise any kind of error, some return a picture whose rest is gray.
 """
 
 import io
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 from PIL import Image, TiffImagePlugin
 
-# What Pillow, pillow-heif and the libraries below them raise for files they can't read. Running out of memory is not
-# among them: that is the machine's failure, not the image's.
+# The errors of Pillow, pillow-heif and their libraries for unreadable files. MemoryError is not among them: it
+# is a failure of the machine, not of the image.
 DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -26,10 +26,9 @@ DECODER_ERRORS = (
 
 
 def ends_early(name: str, data: bytes) -> bool:
-    """Tell whether a part that a file of format ``name`` announces lies past the end of ``data``.
+    """Return whether a part that a file of format ``name`` declares lies beyond the end of ``data``.
 
-    False for formats that announce nothing, and where the announcements themselves can't be read. JPEG, which has no
-    lengths to add up, has a file of its own.
+    False for formats that declare no lengths, and where the lengths can't be read. For JPEG see ``jpeg.py``.
     """
     try:
         return name in _ENDS and any(end > len(data) for end in _ENDS[name](data))

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Color = NDArray[np.float64]
 TINT = 0.3
-"""How much of a pixel's brightness a look gives to its colour: enough to tell ten looks apart at a glance."""
+"""Share of a pixel's brightness that a style's hue takes away: enough to tell ten styles apart at a glance."""
 
 
 class BackgroundStyle(NamedTuple):
-    """What a kind of background has in common, where pictures have kinds of backgrounds."""
+    """The common properties of one kind of background."""
 
     texture: int
     """0 gradient, 1 clouds, 2 stripes, 3 tiles."""
@@ -22,12 +22,12 @@ class BackgroundStyle(NamedTuple):
     """In [0, 1), from red over green and blue."""
 
 
-def draw_background(rng: np.random.Generator, size_hw: tuple[int, int], look: BackgroundStyle | None = None) -> Pixels:
-    """Return a textured picture of ``size_hw`` with grain and distractors; without a ``look`` any texture, no tint."""
-    texture = (_gradient, _clouds, _stripes, _tiles)[rng.integers(4) if look is None else look.texture]
+def draw_background(rng: np.random.Generator, size_hw: tuple[int, int], style: BackgroundStyle | None = None) -> Pixels:
+    """Return a textured picture of ``size_hw`` with grain and distractors; without a ``style`` any texture, no tint."""
+    texture = (_gradient, _clouds, _stripes, _tiles)[rng.integers(4) if style is None else style.texture]
     pixels = texture(rng, size_hw)
-    if look is not None:
-        pixels = _tinted(pixels, look.hue)
+    if style is not None:
+        pixels = _tinted(pixels, style.hue)
     _scatter(rng, pixels)
     height, width = size_hw
     half = rng.integers(0, int(rng.integers(2, 40)), ((height + 1) // 2, (width + 1) // 2), dtype=np.uint8)
@@ -36,7 +36,7 @@ def draw_background(rng: np.random.Generator, size_hw: tuple[int, int], look: Ba
 
 
 def _tinted(pixels: Pixels, hue: float) -> Pixels:
-    """Return ``pixels`` with each channel darker by up to TINT, the less of it the hue has."""
+    """Return ``pixels`` with each channel darkened by up to TINT: the more, the less of the channel the hue has."""
     factors = 1 - TINT + TINT * np.array(colorsys.hsv_to_rgb(hue, 1.0, 1.0))
     return np.asarray(np.round(pixels * factors), dtype=np.uint8)
 

@@ -1,6 +1,6 @@
 """Scenes harder than the demo's: objects of several classes that cover each other, on backgrounds that give hints.
 
-The largest object is what the scene is labelled with. Each class has a look of background of its own, which a scene of
+The label is the class of the largest object. Each class has a style of background of its own, which a scene of
 the class has more often than chance where the caller asks for it: what a network that never saw a box may learn
 instead of the object.
 """
@@ -35,8 +35,8 @@ class ClutteredScene(NamedTuple):
     label: int
     """Index into CLASSES of the largest object."""
     box_xyxy: NDArray[np.float64]
-    """(4,) half-open pixels: the extent of that object's pixels that are SEEN, as annotators draw it."""
-    look: int
+    """(4,) half-open pixels: the extent of the visible pixels of that object, as annotators draw it."""
+    style: int
     """Index into STYLES of the background; the label's own where it is the same number."""
     others: tuple[int, ...]
     """Classes of the other objects."""
@@ -45,15 +45,15 @@ class ClutteredScene(NamedTuple):
 def render_clutter(rng: np.random.Generator, label: int, side_px: int, correlation: float) -> ClutteredScene:
     """Return a picture of ``side_px``² pixels: an object of class ``label`` and smaller ones of others over and under.
 
-    The background has the class's own look with the chance ``correlation``, else any of the ten, all equally often: 0
+    The background has the class's own style with the chance ``correlation``, else any of the ten, all equally often: 0
     means that it says nothing of the class. The same state of ``rng`` gives the same scene. ``side_px`` is drawn at
     twice its size and halved. A side under 48 pixels raises ValueError.
     """
     if side_px < 48:
         raise ValueError(f"side_px {side_px}: allowed: 48 or more")
     size_hw = 2 * side_px, 2 * side_px
-    look = label if rng.random() < correlation else int(rng.integers(len(STYLES)))
-    pixels = draw_background(rng, size_hw, STYLES[look])
+    style = label if rng.random() < correlation else int(rng.integers(len(STYLES)))
+    pixels = draw_background(rng, size_hw, STYLES[style])
     main = placed(rng, posed(rng, PARTS[label], size_hw, MAIN_SIDES), size_hw)
     rest = [index for index in range(len(CLASSES)) if index != label]
     others = tuple(rng.choice(rest, int(rng.integers(OTHERS[0], OTHERS[1] + 1)), replace=False).tolist())
@@ -72,7 +72,7 @@ def render_clutter(rng: np.random.Generator, label: int, side_px: int, correlati
     for parts in (*under, main, *over):
         draw_object(rng, pixels, parts, object_colors(rng, pixels))
     halved = np.asarray(cv2.resize(pixels, (side_px, side_px), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    return ClutteredScene(halved, label, extent_of_mask(seen) / 2, look, others)
+    return ClutteredScene(halved, label, extent_of_mask(seen) / 2, style, others)
 
 
 def extent_of_mask(mask: NDArray[np.bool_]) -> NDArray[np.float64]:

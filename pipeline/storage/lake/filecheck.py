@@ -1,11 +1,11 @@
 """Compares the files of an output with the records of its runs: sizes, footers, schemas and digests."""
 
 import hashlib
+import io
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -69,7 +69,7 @@ def _content_problem(fs: AbstractFileSystem, paths: LakePaths, file: DataFile) -
     return f"{file.path}: its content has changed since it was committed" if changed else None
 
 
-def _is_changed(source: BinaryIO, file: DataFile) -> bool:
+def _is_changed(source: io.BufferedIOBase, file: DataFile) -> bool:
     """Return whether the content has another digest than the record, or than the file's name where that has none."""
     named = _NAMED_DIGEST.search(file.path)
     recorded = file.digest or (named and named[1])

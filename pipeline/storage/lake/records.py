@@ -162,7 +162,8 @@ def _read(fs: AbstractFileSystem, paths: LakePaths, run_id: str) -> RunDocuments
     for one in (run.manifest, run.began):
         if one:
             check_version(one, places[0])
-    files = [file for record in (*run.commits.values(), *filter(None, [run.manifest])) for file in record.files]
+    files = [file for record in run.commits.values() for file in record.files]
+    files += run.manifest.files if run.manifest else ()
     if newer := {file.table for file in files} - TABLES.keys():
         raise StoreError(f"run {run_id} has the table {min(newer)}, which this camlake does not know; update camlake")
     if manifest is None and (began is not None or commits):

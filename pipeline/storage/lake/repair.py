@@ -232,6 +232,12 @@ def _rebuilt(
     counts = counts.model_copy(update={"planned": planned, "listed": listed})
     ended = run.manifest is None or run.manifest.status == "complete"
     complete = ended and planned == counts.annotated + counts.rejected
-    ended_at = (run.manifest and run.manifest.ended_at) or datetime.now(UTC)
+    ended_at = run.manifest.ended_at if run.manifest and _as_many(run.manifest, manifest) else None
+    ended_at = ended_at or datetime.now(UTC)  # Only a run that ends after this one knows what was taken back.
     status = "complete" if complete else "interrupted"
     return manifest.model_copy(update={"counts": counts, "status": status, "ended_at": ended_at})
+
+
+def _as_many(one: RunManifest, other: RunManifest) -> bool:
+    counts = [(run.counts.annotated, run.counts.rejected) for run in (one, other)]
+    return counts[0] == counts[1]

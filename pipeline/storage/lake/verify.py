@@ -119,13 +119,17 @@ def _open_inputs(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest]) ->
 
 
 def _listed_since(run: RunManifest, runs: Sequence[RunManifest]) -> bool:
-    """Return whether a later complete run listed the same input in full: what is open after it is gone from there."""
+    """Return whether a later complete run listed the same input in full: what is open after it is gone from there.
+
+    It must have ended later too: what ``repair`` took back, it counted as done.
+    """
     return any(
         later.run_id > run.run_id
         and later.status == "complete"
         and later.model == run.model
         and later.config.get("input") == run.config.get("input")
         and later.counts.left_out == 0
+        and (later.ended_at or later.started_at) >= (run.ended_at or run.started_at)
         for later in runs
     )
 

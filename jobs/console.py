@@ -22,6 +22,7 @@ from rich.text import Text
 from pipeline.annotate.reporter import Advance, progress_lines
 from schemas.config import JobConfig
 from schemas.errors import CamlakeError, UsageError
+from schemas.url_secrets import shown_value, without_secrets
 
 Config = TypeVar("Config", bound=JobConfig)
 APP_OPTIONS: dict[str, Any] = {
@@ -48,14 +49,14 @@ class Screen:
         if self.json:
             self._line(event="message", text=text, **facts)
         else:
-            self.err.print(text, markup=False)
+            self.err.print(without_secrets(text), markup=False)
 
     def result(self, text: str, **facts: Any) -> None:
         """Print a result to standard output; ``facts`` say the same in numbers, for ``--log-format json``."""
         if self.json:
             self._line(event="result", text=text, **facts)
         else:
-            self.out.print(text, markup=False)
+            self.out.print(without_secrets(text), markup=False)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Print a table to standard output; columns of numbers are aligned to the right."""
@@ -68,7 +69,9 @@ class Screen:
             justify: Literal["left", "right"] = "right" if numeric else "left"
             table.add_column(Text(name), justify=justify, overflow="fold", no_wrap=numeric or index == 0)
         for row in rows:
-            table.add_row(*(Text(f"{cell:.4g}" if isinstance(cell, float) else str(cell)) for cell in row))
+            table.add_row(
+                *(Text(f"{cell:.4g}" if isinstance(cell, float) else without_secrets(str(cell))) for cell in row)
+            )
         self.out.print(table)
 
     @contextmanager
@@ -107,7 +110,16 @@ class Screen:
     def _line(self, **facts: Any) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         stream = self.out.file if facts["event"] in {"result", "table"} else sys.stderr
-        print(json.dumps({"time": stamp, **facts}, default=str), file=stream, flush=True)
+        print(json.dumps({"time": stamp, **_public(facts)}, default=str), file=stream, flush=True)
+
+
+def _public(value: Any) -> Any:
+    """Return what is to be shown, with the secrets taken out of all texts in it."""
+    if isinstance(value, dict):
+        return {key: _public(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_public(one) for one in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def verb(
@@ -126,7 +138,7 @@ def verb(
         debug, log_format, file = flags.pop("debug"), flags.pop("log_format"), flags.pop("config")
         with reported_errors(debug):
             if log_format not in {"text", "json"}:
-                raise UsageError(f"--log-format {log_format!r}: allowed: text, json")
+                raise UsageError(f"--log-format {shown_value(log_format)}: allowed: text, json")
             given = {key: value for key, value in flags.items() if value is not None}
             run(config_class.resolve({**read_config(file), **given}), Screen(log_format))
 
@@ -169,7 +181,7 @@ def reported_errors(debug: bool = False) -> Iterator[None]:
     except Exception as error:  # The outermost edge: an error that nobody foresaw is one line too.
         if debug:
             raise
-        line = " ".join(str(error).split())
+        line = without_secrets(" ".join(str(error).split()))
         print(f"camlake: {type(error).__name__}: {line} (--debug shows where)", file=sys.stderr)
         raise typer.Exit(1) from error
 
@@ -184,7 +196,11 @@ def main(app: typer.Typer | Callable[..., None]) -> None:
     try:
         status = app(standalone_mode=False)
     except typer.TyperException as error:
-        text = " ".join(error.format_message().split()).replace(". Did you mean", "; did you mean").removesuffix(".")
+        text = (
+            without_secrets(" ".join(error.format_message().split()))
+            .replace(". Did you mean", "; did you mean")
+            .removesuffix(".")
+        )
         if text:  # A bare call has shown its help.
             print(f"camlake: {text}" if text.endswith("?") else f"camlake: {text}; see --help", file=sys.stderr)
         status = 2

@@ -9,6 +9,7 @@ from schemas.box_rules import HEURISTIC_CLASSES, BoxConfig
 from schemas.config import COMMA_SEPARATED, Device, Precision, option, required
 from schemas.input_options import InputKind, InputOptions
 from schemas.tables import FeatureType, optional_tables
+from schemas.url_secrets import shown_value
 
 Method = Literal["cam", "gradcam", "layercam", "backprop", "regress"]
 Tta = Literal["none", "flip", "tencrop"]
@@ -215,7 +216,7 @@ class AnnotateConfig(BoxConfig):
     def _check(self) -> Self:
         unknown = [name for name in self.outputs if name not in optional_tables()]
         if unknown:
-            raise ValueError(f"--outputs {unknown[0]!r}: allowed: {', '.join(optional_tables())}")
+            raise ValueError(f"--outputs {shown_value(unknown[0])}: allowed: {', '.join(optional_tables())}")
         if self.box_rule == "heuristic" and self.topk < HEURISTIC_CLASSES:
             raise ValueError(f"--topk {self.topk}: allowed with --box-rule heuristic: {HEURISTIC_CLASSES} or more")
         if len(set(self.scales)) < len(self.scales):

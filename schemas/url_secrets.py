@@ -66,6 +66,13 @@ def safe_url(url: str) -> str:
     return match[0] + (_without_parameters(rest) if scheme in _HTTP else without_signatures(rest))
 
 
+def safe_path(path: str) -> str:
+    """Return a path on a file system without secrets: of HTTP it is the URL, of an object store the bucket and key."""
+    if path.startswith("/"):
+        return path
+    return safe_url(path) if _SCHEME.match(path) else without_signatures(path)
+
+
 def has_credentials(url: str) -> bool:
     """Tell whether a URL of an object store begins with ``key:secret@``, which no such store takes."""
     match = _SCHEME.match(url)

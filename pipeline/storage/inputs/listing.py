@@ -33,7 +33,7 @@ from pipeline.storage.inputs.versions import Version
 from pipeline.storage.inputs.webdataset import list_shard
 from pipeline.storage.names import IMAGE_COLUMNS, find_columns
 from pipeline.storage.prefetch import chain_ahead
-from pipeline.storage.store_failures import is_damage, is_store_failure, store_errors
+from pipeline.storage.store_failures import describe_failure, is_damage, is_store_failure, store_errors
 from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
 from schemas.input_options import AS_IT_IS, InputKind, InputOptions, say_kinds
@@ -67,7 +67,10 @@ class Listing:
 
 
 def image_id(uri: str) -> str:
-    """Return the stable id of a uri: 128 bits of BLAKE2b over its UTF-8 bytes, as 32 hex digits."""
+    """Return the stable id of a uri: 128 bits of BLAKE2b over its UTF-8 bytes, as 32 hex digits.
+
+    The uri is one without secrets, as ``safe_url`` makes it: a URL that is signed anew each night keeps its id.
+    """
     return hashlib.blake2b(uri.encode(), digest_size=16).hexdigest()
 
 
@@ -203,7 +206,7 @@ class _Opening:
             except (pa.ArrowException, OSError) as error:
                 if not is_damage(error):
                     raise
-                problem = f"{file.uri} is no sound Parquet file: {str(error).strip().splitlines()[0][:200]}"
+                problem = f"{file.uri} is no sound Parquet file: {describe_failure(error)}"
                 continue
             if holds == "manifest":
                 lists = (list_manifest(self.fs, each, self.stores, self.how) for each in files)

@@ -15,6 +15,7 @@ from pipeline.storage.inputs.file_names import PARQUET_SUFFIXES, suffix_of
 from pipeline.storage.inputs.parquet_images import is_base64_image
 from pipeline.storage.inputs.versions import Version, microseconds
 from pipeline.storage.names import chosen_column, find_columns, image_column, is_empty
+from pipeline.storage.store_failures import describe_failure
 from schemas.errors import InputError, RejectedImage
 from schemas.input_options import InputOptions
 from schemas.label_text import parse_json
@@ -58,7 +59,7 @@ def _named(fs: AbstractFileSystem, manifest: Container, stores: Stores, how: Inp
         for row, cells in enumerate(read(fs, manifest, how)):
             yield _entry_of(cells, row, manifest, stores, how)
     except (pa.ArrowException, ValueError, TypeError) as error:
-        raise InputError(f"manifest {manifest.uri}: {str(error).strip().splitlines()[0][:300]}") from error
+        raise InputError(f"manifest {manifest.uri}: {describe_failure(error)}") from error
 
 
 def _entry_of(cells: Row, row: int, manifest: Container, stores: Stores, how: InputOptions) -> Entry:

@@ -30,7 +30,14 @@ from pipeline.storage.lake.records import (
     with_commits,
     write_record,
 )
-from pipeline.storage.lake.whole_objects import TEMP_SUFFIX, list_data_files, read_whole, remove_many, write_whole
+from pipeline.storage.lake.whole_objects import (
+    TEMP_SUFFIX,
+    list_data_files,
+    read_whole,
+    remove_many,
+    remove_secrets,
+    write_whole,
+)
 from schemas.config import StorageConfig
 from schemas.errors import StoreError
 from schemas.runs import DIGEST_BYTES, CommitRecord, Counts, DataFile, RunManifest
@@ -172,8 +179,8 @@ def remove_leftovers(fs: AbstractFileSystem, root: str) -> tuple[list[str], list
 
     Only the holder of the lease may call this, before its own run starts: any other run that is ``running`` is dead.
     Its manifest becomes ``interrupted`` and keeps the files that its commit records name. Data files that no manifest
-    and no commit record names are removed, and so are half-written local files. Files with names that camlake does not
-    give are left alone.
+    and no commit record names are removed, and so are half-written local files and the secrets of plans. Files with
+    names that camlake does not give are left alone.
 
     The commit records are read once. A record that a late worker of a dead run writes after that does not count.
     """
@@ -182,6 +189,7 @@ def remove_leftovers(fs: AbstractFileSystem, root: str) -> tuple[list[str], list
     for run in dead:
         ended = with_reasons(fs, root, run).model_copy(update={"status": "interrupted", "ended_at": datetime.now(UTC)})
         write_record(fs, manifest_path(root, run), ended)
+    remove_secrets(fs, root)
     strays = remove_strays(fs, root, runs)
     if is_local(fs):
         remove_many(fs, [path for path in fs.find(root) if path.endswith(TEMP_SUFFIX)])

@@ -3,6 +3,7 @@
 <root>/<table>/model=<name>-<digest8>/date=<YYYY-MM-DD>/part-<run_id>-<task>-<digest of its content>.parquet
 <root>/_runs/<run_id>/{lineage.json, began.json, manifest.json, plan/*.parquet, commits/<task>.json}
 <root>/_runs/lease/<generation>.json
+<root>/_runs/secrets/<run_id>/*.parquet, while the run lives
 """
 
 import re
@@ -79,6 +80,16 @@ class LakePaths:
     def lease_dir(self) -> str:
         """Return the folder of the generations of the lease."""
         return f"{RUNS}/lease"
+
+    @property
+    def secrets_dir(self) -> str:
+        """Return the folder of what must not outlive its run: a folder for each run."""
+        return f"{RUNS}/secrets"
+
+    def secrets_path(self, plan_file: str) -> str:
+        """Return the path of the file with the secrets of a plan's file."""
+        plan = PurePosixPath(plan_file)
+        return f"{self.secrets_dir}/{plan.parent.parent.name}/{plan.name}"
 
 
 def _check_names(*names: str) -> None:

@@ -6,7 +6,7 @@ The work is DuckDB's, in a temporary database that spills to disk, so memory doe
 import io
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -15,11 +15,13 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from numpy.typing import NDArray
 
 from pipeline.storage.inputs.listing import Listing
+from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import same_version
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from pipeline.storage.prefetch import map_ahead
@@ -27,6 +29,7 @@ from pipeline.storage.truth.image_classes import ClassTable, append_rows, join_c
 from schemas.errors import InputError, StoreError
 from schemas.runs import Counts
 from schemas.tables import PLAN
+from schemas.url_secrets import safe_path
 
 DONE_COLUMNS = ("image_id", "etag", "size_bytes", "modified_at")
 SLICES_PER_FILE = 16
@@ -47,6 +50,8 @@ class PlanSlice:
     """Relative to the output's root, with ``/``."""
     row_group: int
     rows: int
+    has_secrets: bool = False
+    """Whether some of its paths have secrets, which stand in a file that is removed when the run ends."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ def make_plan(
 ) -> Plan:
     """Write the inputs that are not done to ``<root>/<plan_dir>/`` as Parquet of the schema PLAN, and return the plan.
 
+    The plan stays in the output and has no secrets. Paths with signatures or passwords in them, which readers need, go
+    to ``LakePaths.secrets_dir``.
     Inputs keep the listing's order (a folder's are sorted by path), so that containers are read from front to back. Of
     inputs with the same id the first counts, of members of shards the last. ``sample`` keeps a share of the inputs by
     their ids, always the same ones; ``limit`` then keeps the first so many, done or not, so that a second run with the
@@ -111,11 +118,19 @@ def read_plan_slice(fs: AbstractFileSystem, root: str, one: PlanSlice) -> pa.Tab
 
     The file is read whole, by one request: by footer, row group and columns it would be a dozen, one after the other.
     """
-    path = f"{root.rstrip('/')}/{one.file}"
+    paths = LakePaths(root)
+    plan = _read_slice(fs, paths.full(one.file), one.row_group).cast(PLAN)
+    if not one.has_secrets:
+        return plan
+    whole = _read_slice(fs, paths.full(paths.secrets_path(one.file)), one.row_group)["path"]
+    return plan.set_column(PLAN.get_field_index("path"), PLAN.field("path"), whole)
+
+
+def _read_slice(fs: AbstractFileSystem, path: str, row_group: int) -> pa.Table:
     data = read_whole(fs, path)
     if data is None:
         raise StoreError(f"can't read the plan {path}: not found")
-    return pq.ParquetFile(io.BytesIO(data)).read_row_group(one.row_group).cast(PLAN)
+    return pq.ParquetFile(io.BytesIO(data)).read_row_group(row_group)
 
 
 @contextmanager
@@ -214,15 +229,37 @@ def _write_slices(
     groups = enumerate(iter(lambda: list(islice(slices, SLICES_PER_FILE)), []))
 
     def write(numbered: tuple[int, list[pa.Table]]) -> list[PlanSlice]:
-        index, group = numbered
-        file, buffer = f"{plan_dir}/part-{index:05d}.parquet", io.BytesIO()
-        with pq.ParquetWriter(buffer, PLAN, compression="zstd") as writer:
-            for table in group:
-                writer.write_table(table, row_group_size=len(table))
-        write_whole(fs, f"{root.rstrip('/')}/{file}", buffer.getvalue())
-        return [PlanSlice(file, number, len(table)) for number, table in enumerate(group)]
+        index, whole = numbered
+        file, paths = f"{plan_dir}/part-{index:05d}.parquet", LakePaths(root)
+        group = [_without_secrets(table) for table in whole]
+        has_secrets = any(public is not table for public, table in zip(group, whole, strict=True))
+        if has_secrets:
+            secrets = [table.select(["path"]) for table in whole]
+            write_whole(fs, paths.full(paths.secrets_path(file)), _in_row_groups(secrets))
+        write_whole(fs, paths.full(file), _in_row_groups(group))
+        return [PlanSlice(file, number, len(table), has_secrets) for number, table in enumerate(group)]
 
     return chain.from_iterable(map_ahead(write, groups, _WRITE_THREADS))
+
+
+def _in_row_groups(tables: Sequence[pa.Table]) -> bytes:
+    """Return a Parquet file with a row group for each table."""
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, tables[0].schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=len(table))
+    return buffer.getvalue()
+
+
+def _without_secrets(table: pa.Table) -> pa.Table:
+    """Return planned inputs with the secrets taken out of their paths; the same table where there are none."""
+    if not pc.any(pc.match_substring_regex(table["path"], "[?@#;]")).as_py():
+        return table
+    paths = table["path"].to_pylist()
+    public = [safe_path(path) for path in paths]
+    if public == paths:
+        return table
+    return table.set_column(PLAN.get_field_index("path"), PLAN.field("path"), pa.array(public, pa.string()))
 
 
 def _in_slices(batches: Iterable[pa.RecordBatch], rows: int, chunk_starts: NDArray[np.int64]) -> Iterator[pa.Table]:

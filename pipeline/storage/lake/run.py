@@ -19,6 +19,7 @@ from pipeline.storage.lake.calibrations import calibration_in, read_calibration
 from pipeline.storage.lake.commit import Committer, committed_settings, finish_run, remove_leftovers, start_run
 from pipeline.storage.lake.layout import new_run_id
 from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.whole_objects import remove_secrets
 from schemas.annotate import FIRST_LOCALIZATION
 from schemas.config import JobConfig, StorageConfig
 from schemas.errors import UsageError
@@ -86,6 +87,8 @@ class OpenRun:
 def open_run(request: RunRequest) -> Iterator[OpenRun]:
     """Take the output's lease and remove what dead runs left behind; then the caller plans and calls ``begin``.
 
+    At the end, however the run ends, the secrets that its plan needed are removed.
+
     Raises LeaseError where another run holds the output, and what ``check_settings`` and ``find_calibration`` raise.
     """
     fs, root = connect(request.out, request.storage)
@@ -105,7 +108,10 @@ def open_run(request: RunRequest) -> Iterator[OpenRun]:
             settings=dict(request.settings),
             lineage=request.lineage,
         )
-        yield OpenRun(fs, root, request.out, request.storage, manifest, lease.generation, calibration)
+        try:
+            yield OpenRun(fs, root, request.out, request.storage, manifest, lease.generation, calibration)
+        finally:
+            remove_secrets(fs, root, run_id)
 
 
 def check_settings(request: RunRequest, fs: AbstractFileSystem, root: str) -> None:

@@ -105,3 +105,15 @@ def remove_many(fs: AbstractFileSystem, paths: Sequence[str]) -> None:
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         list(pool.map(remove, paths))
     fs.invalidate_cache()
+
+
+def remove_secrets(fs: AbstractFileSystem, root: str, run_id: str | None = None) -> None:
+    """Remove the secrets of a run's plan, or of the plans of all runs; raises StoreError where the store refuses."""
+    paths = LakePaths(root)
+    folder = paths.full(f"{paths.secrets_dir}/{run_id}" if run_id else paths.secrets_dir)
+    fs.invalidate_cache()
+    with store_errors(f"{folder} can't be removed"), suppress(FileNotFoundError):
+        if is_local(fs):
+            fs.rm(folder, recursive=True)
+        else:
+            remove_many(fs, fs.find(folder))

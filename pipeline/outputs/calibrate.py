@@ -1,4 +1,4 @@
-"""Fits the calibration of box_score on an output and a truth, and tells how it fares; no network runs again."""
+"""Fits the calibration of box_score on an output and a truth, and measures how reliable it is; no network runs."""
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from schemas.errors import UsageError
 from schemas.scores import CalibrationScore
 
 LEAST = 10
-"""Right boxes, and wrong ones, in each half: with fewer, a bin's share of right ones is mostly chance."""
+"""Least number of right boxes and of wrong boxes in each half. With fewer, a bin's share of right boxes is chance."""
 
 
 def calibrate(

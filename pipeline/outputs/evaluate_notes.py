@@ -1,4 +1,4 @@
-"""What to know about the scores of an output: which figures are left out and why, and what the others count."""
+"""The notes beside the scores of an output: which figures are left out and why, and what the other figures count."""
 
 from collections.abc import Collection, Iterator
 
@@ -31,9 +31,9 @@ def top5_is_known(run: RunManifest, rank: Ints) -> bool:
 
 
 def notes(match: Match, rank: Ints, truth: Truth, labels: Collection[str], *, has_masks: bool) -> Iterator[str]:
-    """Yield a sentence for each thing to know about the scores of pairs with ``rank`` (P,).
+    """Yield one sentence for each note on the scores.
 
-    ``labels`` are those that the output's rows have.
+    ``rank`` (P,) int64 holds the rank of each pair's best-ranked class. ``labels`` are the labels of the output's rows.
     """
     missing = len(set(truth.keys)) - match.pairs.n_images
     if missing:

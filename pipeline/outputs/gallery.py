@@ -1,4 +1,4 @@
-"""Pictures of an output with their maps and boxes: read back, fetched anew and decoded, for pages and people."""
+"""Pictures of an output with their maps and boxes: the rows are read, and the images are fetched and decoded again."""
 
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Brings an output and a truth together: the pairs of image and class that both know, as arrays and in SQL."""
+"""Joins an output with a truth: the pairs of image and class that are in both, as arrays and as a table for SQL."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,12 +25,12 @@ class Match(NamedTuple):
     """One model's output against a truth."""
 
     run: RunManifest
-    """The model's last one with rows."""
+    """The model's last run with rows."""
     pairs: Pairs
     known: Ints
-    """(P,) the truth's pair that each of ``pairs`` is."""
+    """(P,) int64: for each of ``pairs`` its index among the truth's pairs."""
     names: tuple[str, ...]
-    """(P,) class of each."""
+    """(P,) the class of each pair, for people."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Iterators that work ahead of their consumer in threads: results in order, memory bounded."""
+"""Iterators whose threads work ahead of the consumer. Results keep their order, and memory is bounded."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -7,16 +7,17 @@ from itertools import islice
 from typing import TypeVar
 
 CHUNK = 10_000
-"""Items that ``chain_ahead`` takes from a source before that source has its turn: all images of a usual shard."""
+"""Items that ``chain_ahead`` reads of a source in advance: a usual shard has no more images."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
 def map_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[_Result]:
-    """Yield ``function(item)`` of each item, in order; at most ``threads`` calls run, or wait to be taken, at once.
+    """Yield ``function(item)`` of each item, in the items' order.
 
-    What a call raises is raised in its turn; calls that have not begun by then are left out.
+    At most ``threads`` calls run at once; results that nobody has taken yet count as running calls. An exception of a
+    call is raised in the place of its result, and calls that have not begun by then are not made.
     """
     remaining = iter(items)
     with ThreadPoolExecutor(threads) as pool:
@@ -32,9 +33,10 @@ def map_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item], thre
 
 
 def chain_ahead(sources: Iterable[Iterable[_Item]], threads: int) -> Iterator[_Item]:
-    """Yield the items of each source in turn, while the next ones are read: at most CHUNK items of ``threads`` sources.
+    """Yield all items of the first source, then all of the second, and so on, while threads read the next sources.
 
-    What a source raises is raised in its turn.
+    At most CHUNK items of each of ``threads`` sources are in memory. An exception of a source is raised when its items
+    are due.
     """
     remaining = iter(sources)
     with ThreadPoolExecutor(threads) as pool:

@@ -1,7 +1,7 @@
-"""Lists a flat, sorted space of keys by many requests at once, although the store only answers "what follows this key".
+"""Lists the sorted keys of a store by many requests at once, although the store only tells which keys follow a key.
 
-Each request gives one page. Where a page shows that more follows and threads have nothing to do, the range of keys that
-is left is cut into several, at places that the page itself suggests; a cut that hits nothing costs one empty answer.
+Each request gives one page. Where more keys follow a page and threads are idle, the rest of the range is cut into
+several ranges. The page's own keys suggest where to cut. A range without keys costs one empty answer.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,22 +29,23 @@ class Page(NamedTuple):
 
 class _Range(NamedTuple):
     after: str
-    """Itself not in the range."""
+    """The key before the range."""
     until: str | None
-    """Still in the range; None where it has no end."""
+    """The last key that the range may have; None where the range has no end."""
 
 
 def list_ranges(first: Page, list_page: Callable[[str], Page], prefix: str, threads: int) -> Iterator[Item]:
-    """Yield every object that begins with ``prefix``, each once, in no order; at most ``threads`` pages are in memory.
+    """Yield every object whose key begins with ``prefix``, each once, in no order.
 
-    ``list_page(key)`` gives the page after a key, ``first`` is the page at the beginning. Raises InputError for a page
-    that does not follow its key in ascending order of code points; what ``list_page`` raises goes through.
+    ``list_page(key)`` returns the page after a key, and ``first`` is the first page of all. At most ``threads`` pages
+    are in memory. Raises InputError for a page whose keys do not ascend by code points from the key that was asked for,
+    and whatever ``list_page`` raises.
     """
     running: dict[Future[Page], _Range] = {}
     with ThreadPoolExecutor(threads, thread_name_prefix="list") as pool:
 
         def go_on(page: Page, asked: _Range) -> list[Item]:
-            """Ask for what is left of a range, and return what its page holds of it."""
+            """Ask for the rest of a range, and return the objects of its page that lie in the range."""
             if not is_ascending(page.items, asked.after):
                 raise InputError(f"the store does not list keys in their order after {asked.after!r}; use a manifest")
             items = [item for item in page.items if asked.until is None or item["Key"] <= asked.until]
@@ -66,7 +67,7 @@ def list_ranges(first: Page, list_page: Callable[[str], Page], prefix: str, thre
 
 
 def is_ascending(items: list[Item], after: str = "") -> bool:
-    """Tell whether the keys follow ``after`` and each other."""
+    """Tell whether the keys ascend, and whether the first one follows ``after``."""
     keys = [after, *(item["Key"] for item in items)]
     return all(one < other for one, other in pairwise(keys))
 
@@ -74,10 +75,11 @@ def is_ascending(items: list[Item], after: str = "") -> bool:
 def find_cuts(start: str, last: str, until: str | None, shared: int, most: int) -> list[str]:
     """Return at most ``most`` keys between ``last`` and ``until``, ascending, that may divide what lies between them.
 
-    A page went from ``start`` to ``last``. All keys agree in their first ``shared`` characters. Half of the cuts stand
-    behind all that agrees with ``last`` in so many characters, up to as many as the page's own keys agree in: this
-    finds at once how far the keys reach, whatever they look like. The others divide evenly the characters that may
-    follow where the range's ends first differ: this finds keys that begin in many ways.
+    A page went from ``start`` to ``last``, and all keys share their first ``shared`` characters. Half of the cuts each
+    stand behind all keys that share a number of characters with ``last``; that number goes up to what the page's own
+    keys share. These cuts find at once how far the keys reach, whatever they look like. The other cuts divide evenly
+    the characters that may follow where the two ends of the range first differ. They find keys that begin in many
+    ways.
     """
     if until is not None:
         shared = max(shared, _agreeing(last, until))
@@ -93,18 +95,18 @@ def find_cuts(start: str, last: str, until: str | None, shared: int, most: int) 
 
 
 def _agreeing(one: str, other: str) -> int:
-    """Return in how many characters two keys agree before they first differ."""
+    """Return the number of characters that two keys share before they first differ."""
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _behind(head: str) -> str | None:
-    """Return the first key of its length behind all that begin with ``head``."""
+    """Return the first key, of the length of ``head``, behind all keys that begin with ``head``; None for none."""
     code = ord(head[-1]) + 1
     return head[:-1] + chr(code) if code <= 0x10FFFF and code not in _SURROGATES else None
 
 
 def _evenly(last: str, until: str | None, at: int, most: int) -> list[str]:
-    """Return at most ``most`` keys that agree with ``last`` before position ``at`` and divide what may follow there."""
+    """Return at most ``most`` keys that share ``last[:at]`` and divide evenly the characters that may follow it."""
     head = last[:at]
     low = ord(last[at]) if at < len(last) else _FIRST - 1
     high = _LAST if low < _LAST else 0x110000

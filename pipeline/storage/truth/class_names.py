@@ -10,11 +10,11 @@ from schemas.url_secrets import safe_url
 
 
 class ClassNames:
-    """Finds the classes that a label means, by texts in the order of their class ids.
+    """Finds the classes that a label means, in a list of one text a class.
 
-    A text answers to itself as a whole. Where each text has several words and no two the same first one, as in ILSVRC's
-    ``n02119789 kit fox, Vulpes macrotis``, it answers to its first word too; in a plain list of names it does not, so
-    that "horse" never means "horse cart".
+    A label means the classes whose whole text it is. Where every text has several words and each first word is another
+    one, as in ILSVRC's ``n02119789 kit fox, Vulpes macrotis``, a label may also be a first word. In a plain list of
+    names it may not, so that "horse" never means "horse cart".
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -29,7 +29,7 @@ class ClassNames:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that a class answers to."""
+        """All labels that mean a class."""
         return (*self._codes, *self._ids)
 
     def ids(self, label: str) -> tuple[int, ...]:

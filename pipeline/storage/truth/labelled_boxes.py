@@ -1,7 +1,7 @@
 """The box that a labelled image is learned with: the largest one of its class, from the table of labels or a truth.
 
-One box an image is all that is learned, and told. Of several objects of the class the largest counts: a box around all
-of them would fit none.
+A network with a box head learns one box an image. Where an image has several objects of its class, the largest one
+counts, because a box around all of them would fit none.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from schemas.errors import UsageError
 BOX = pa.field("box", pa.list_(pa.float64()))
 """Column of a plan beside those of PLAN: xmin ymin xmax ymax, pixels of the upright original; null where unknown."""
 Boxes = NDArray[np.float64]
-"""(R, 4) in the same order, half-open; a row of NaN is no box."""
+"""(R, 4) float64: xmin, ymin, xmax, ymax in pixels, half-open; a row of NaN is no box."""
 
 
 def box_rows(table: pa.Table, name: str, convention: Convention = "half-open") -> Boxes:

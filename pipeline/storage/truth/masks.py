@@ -19,7 +19,7 @@ from schemas.label_text import parse_json
 from schemas.url_secrets import safe_url
 
 Place = tuple[str, str]
-"""An image as the truth calls it, and a category's name: with them ``Truth`` calls a pair."""
+"""The image's name in the truth, and the category's name; ``Truth`` calls a pair by the same two."""
 
 
 class Masks(Protocol):
@@ -35,12 +35,12 @@ class Masks(Protocol):
 
 @dataclass(frozen=True)
 class CocoMasks:
-    """Objects as the file has them, decoded when asked for."""
+    """The segmentations of a COCO file, as they stand in it; each is decoded when its pair is asked for."""
 
     objects: Mapping[Place, tuple[Any, ...]]
     """Segmentations of single objects: lists of polygons, or run lengths."""
     crowds: Mapping[Place, tuple[Any, ...]]
-    """Those of crowds: neither object nor background."""
+    """Segmentations of crowds, whose pixels count neither as object nor as background."""
 
     def of(self, key: str, label: str, size_hw: tuple[int, int]) -> tuple[Mask, Mask] | None:
         """Return what is inside an object of this pair, and what is inside a crowd; (h, w) each.

@@ -1,8 +1,8 @@
 """Mask files of a wsolevaluation truth, the OpenImages protocol of Choe et al. 2020 (arXiv 2001.07437).
 
-Each line of ``localization.txt`` is ``image,mask,ignore``: the file of one object's mask, and on one of an image's
-lines the file of what counts neither as object nor as background, empty elsewhere. A pixel is inside where its grey
-value is above 0; an image's masks are united. Files are as large as they like: each shows its whole image.
+Each line of ``localization.txt`` is ``image,mask,ignore``. ``mask`` is the file of one object's mask. ``ignore`` is the
+file of the pixels that count neither as object nor as background; only one line of an image names it. A pixel is inside
+where its grey value is above 0. The masks of an image are united. Each file shows the whole image, in any size.
 """
 
 import posixpath
@@ -26,20 +26,20 @@ class MaskLine(NamedTuple):
     """One line of ``localization.txt``."""
 
     number: int
-    """Of the line, from 1."""
+    """Number of the line in its file; the first is 1."""
     key: str
     """The image."""
     mask: str
     """File of an object's mask."""
     ignored: str
-    """File of what is left out; empty where the line names none."""
+    """File of the pixels that count neither as object nor as background; empty where the line names none."""
 
 
 def mask_lines(content: bytes, name: str) -> list[MaskLine] | None:
-    """Return the lines of a ``localization.txt`` of masks; None where its first line is that of a box.
+    """Return the lines of a ``localization.txt`` that names masks; None where the first line has a box.
 
-    ``name`` is what messages call the file. Raises UsageError, with the line's number, for one that is neither, that
-    names no mask, or that names what is left out of an image a second time.
+    ``name`` is what messages call the file. Raises UsageError with the number of a line that has another number of
+    fields, that names no mask, or that is the second one with an ignore mask of the same image.
     """
     rows = [(number, line.split(",")) for number, line in enumerate(_lines(content, name), 1) if line]
     if not rows or len(rows[0][1]) == _BOX_FIELDS:
@@ -66,7 +66,7 @@ def _lines(content: bytes, name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class MaskFiles:
-    """The masks of images, read when asked for; threads may ask side by side."""
+    """The mask files of images. A file is read when its image is asked for; several threads may ask at once."""
 
     fs: AbstractFileSystem
     root: str
@@ -77,9 +77,10 @@ class MaskFiles:
     """By image."""
 
     def of(self, key: str, label: str, size_hw: tuple[int, int]) -> tuple[Mask, Mask]:
-        """Return what is inside an object of this image, and what is left out, (SIDE, SIDE) each.
+        """Return two bool masks (SIDE, SIDE) of an image: pixels of its objects, and pixels that don't count.
 
-        Raises InputError for a file that can't be read, UsageError for one that is no image; both name the line.
+        Raises InputError for a file that can't be read, and UsageError for a file that is no image; both fail the run
+        and name the line.
         """
         inside, ignored = np.zeros((2, SIDE, SIDE), np.bool_)
         for line in self.lines[key]:

@@ -1,4 +1,4 @@
-"""What a dry run may be told of a cluster: its node types, as in a Ray cluster file, and what machines cost."""
+"""What the user's files say of a cluster for a dry run: its node types, as in a Ray cluster file, and its prices."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
@@ -17,7 +17,7 @@ class Prices(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     per_hour: Price | dict[str, Price]
-    """Of the whole cluster, or of a machine by its instance type."""
+    """Price an hour of the whole cluster, or of one machine for each instance type."""
     currency: str = ""
 
     @classmethod
@@ -32,7 +32,7 @@ class Prices(BaseModel):
             ) from error
 
     def of(self, machines: Mapping[str, int] | None, where: str) -> float:
-        """Return what so many machines of each instance type cost an hour; None where types are not known.
+        """Return the price an hour of ``machines``, the number of machines of each instance type; None: types unknown.
 
         Raises UsageError where a price is missing.
         """
@@ -51,7 +51,7 @@ class Prices(BaseModel):
 
 
 class NodeType(BaseModel):
-    """One of a Ray cluster file's ``available_node_types``; what does not matter here is ignored."""
+    """One of the ``available_node_types`` of a Ray cluster file; its other keys are ignored."""
 
     resources: dict[str, float]
     max_workers: int = Field(0, ge=0)
@@ -59,7 +59,7 @@ class NodeType(BaseModel):
 
 
 class ClusterFile(BaseModel):
-    """The part of a Ray cluster file that says what machines there may be."""
+    """The part of a Ray cluster file that describes the machines."""
 
     available_node_types: dict[str, NodeType]
     head_node_type: str
@@ -84,18 +84,18 @@ class ClusterFile(BaseModel):
         return cluster
 
     def counts(self) -> dict[str, int]:
-        """Return how many machines there are of each node type when all workers are up, the head among them."""
+        """Return the number of machines of each node type when all workers are up; the head counts too."""
         head = self.head_node_type
         counts = {name: node.max_workers + (name == head) for name, node in self.available_node_types.items()}
         return {name: count for name, count in counts.items() if count}
 
     def amount(self, resource: str) -> float:
-        """Return how much of ``resource`` (CPU, GPU) they have together."""
+        """Return the sum of ``resource`` (CPU or GPU) over all machines."""
         types = self.available_node_types
         return sum(types[name].resources.get(resource, 0) * count for name, count in self.counts().items())
 
     def instances(self) -> dict[str, int]:
-        """Return how many machines there are of each instance type: AWS's InstanceType, or else the node type."""
+        """Return the number of machines of each instance type: AWS's InstanceType, or else the node type."""
         instances: dict[str, int] = {}
         for name, count in self.counts().items():
             kind = str(self.available_node_types[name].node_config.get("InstanceType", name))

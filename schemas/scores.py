@@ -1,4 +1,4 @@
-"""What ``camlake evaluate`` finds out: figures with intervals and baselines, as table rows and as JSON."""
+"""The results of ``camlake evaluate``: figures with intervals and baselines, as table rows and as JSON."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -34,20 +34,20 @@ CLASS_METRICS = (
     "pointing_game",
     "pxap",
 )
-"""The figures of a class."""
+"""The figures that are computed for each class, too."""
 CurveKind = Literal["accuracy", "precision"]
 CURVE_FILES: dict[CurveKind, str] = {"accuracy": "curves.png", "precision": "precision_recall.png"}
-"""Files of the page's pictures, beside it."""
+"""The files of the page's pictures; they lie beside the page."""
 _MARKUP = str.maketrans({sign: "\\" + sign for sign in "\\`*_[]|"})
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One score in [0, 1] with its 95 % bootstrap interval, and what two boxes that ignore the image would score."""
+    """One score in [0, 1] with its 95 % bootstrap interval, and the scores of two boxes that ignore the image."""
 
     metric: str
     threshold: float | None
-    """Where the box was cut: the share of the maximum as stored, or the best one of the sweep over min–max maps."""
+    """Threshold that cut the box: the stored share of the maximum, or the best one of a sweep over min–max maps."""
     value: float
     low: float
     high: float
@@ -55,7 +55,7 @@ class Figure:
     central_70: float | None = None
 
     def row(self) -> dict[str, str | float]:
-        """Return the row of a table, keyed by column; an empty text where there is nothing to say."""
+        """Return the row of a table by column; an empty text for a value that the figure does not have."""
         return {
             "metric": TITLES[self.metric],
             "threshold": _text(self.threshold, 2),
@@ -66,14 +66,14 @@ class Figure:
         }
 
     def as_error(self, metric: str) -> "Figure":
-        """Return the figure of what this one leaves to 1, ``metric``."""
+        """Return the figure 1 − this one under the name ``metric``, as an error is 1 − an accuracy."""
         full_image, central = (None if each is None else 1 - each for each in (self.full_image, self.central_70))
         return Figure(metric, self.threshold, 1 - self.value, 1 - self.high, 1 - self.low, full_image, central)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure's course."""
+    """The points of a figure's curve."""
 
     metric: str
     points: tuple[tuple[float, float], ...]
@@ -82,21 +82,21 @@ class Curve:
 
 @dataclass(frozen=True)
 class CalibrationScore:
-    """How well a calibrated box score fares on the half of the images that it was not fitted on."""
+    """How reliable a calibrated box score is on the half of the images that it was not fitted on."""
 
     boxes_fitted: int
     boxes_tested: int
     right: float
-    """Share of right ones among the tested."""
+    """Share of right boxes among the tested boxes."""
     ece: float
     """Expected calibration error, ten bins of equal width."""
     ece_of_class_prob: float
-    """The same, had the probability of the class been taken for the score."""
+    """The same error where the probability of the class is taken for the score."""
     reliability: tuple[tuple[int, float, float], ...]
-    """(boxes, mean score, share of right ones) of each bin that holds boxes, by score."""
+    """(boxes, mean score, share of right boxes) of each bin that holds boxes, by ascending score."""
 
     def sentence(self) -> str:
-        """Return the outcome in a line."""
+        """Return the result in one line."""
         return (
             f"Fitted on {self.boxes_fitted} boxes; on the {self.boxes_tested} boxes of the other half of the images,"
             f" {self.right:.1%} of them right, the expected calibration error is {self.ece:.3f}"
@@ -114,7 +114,7 @@ class CalibrationScore:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """The scores of one class over its pairs; maps are cut where it is best for all classes together."""
+    """The scores of one class over its pairs. Maps are cut at the threshold that is best for all classes together."""
 
     class_name: str
     pairs: int
@@ -128,7 +128,7 @@ class ClassScore:
     pxap: Figure | None = None
 
     def rows(self) -> list[dict[str, str | float]]:
-        """Return a row for each figure there is, as those of ``Scores.rows`` are, behind the class and its pairs."""
+        """Return a row, as ``Scores.rows`` has them, for each figure of the class; class and pairs come first."""
         first: dict[str, str | float] = {"class": self.class_name, "pairs": self.pairs}
         figures = (getattr(self, metric) for metric in CLASS_METRICS)
         return [first | figure.row() for figure in figures if figure]
@@ -136,12 +136,12 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """All that ``evaluate`` found out."""
+    """All results of ``evaluate``."""
 
     model: str
     iou_convention: Literal["half-open", "inclusive"]
     images: int
-    """Annotated images that the truth knows."""
+    """Annotated images that are in the truth."""
     pairs: int
     """Their pairs of image and class."""
     missing_images: int
@@ -150,12 +150,12 @@ class Scores:
     """Pairs whose class has neither map nor box in the output."""
     figures: tuple[Figure, ...]
     curves: tuple[Curve, ...]
-    """Of MaxBoxAcc and the parts of MaxBoxAccV2, and of PxAP where there are masks; empty without heatmaps."""
+    """Curves of MaxBoxAcc and the parts of MaxBoxAccV2, and of PxAP where there are masks; empty without heatmaps."""
     classes: tuple[ClassScore, ...]
     notes: tuple[str, ...]
-    """Which figures are left out and why, and what to know about the others."""
+    """Which figures are left out and why, and what the other figures count."""
     calibration: CalibrationScore | None = None
-    """Where a calibration was asked for."""
+    """Null where no calibration was asked for."""
 
     def figure(self, metric: str, threshold: float | None = None) -> Figure:
         """Return the figure of ``metric``, at ``threshold`` where it has several; raises KeyError where none is."""
@@ -193,7 +193,7 @@ def _text(value: float | None, digits: int) -> str:
 
 
 def _cell(value: str | float) -> str:
-    """Return a value that stays one cell of a table and no markup, whatever it holds."""
+    """Return a value as the text of one table cell, without markup, whatever characters it holds."""
     text = f"{value:.3f}" if isinstance(value, float) else " ".join(str(value).split())
     return html.escape(text, quote=False).translate(_MARKUP)
 

@@ -14,7 +14,7 @@ from pipeline.storage.inputs.containers import open_parquet, unreadable
 from pipeline.storage.inputs.entries import Container, Entry, named_entry, own_id
 from pipeline.storage.inputs.file_names import looks_like_image
 from pipeline.storage.names import chosen_column
-from pipeline.storage.store_failures import is_damage
+from pipeline.storage.store_failures import describe_failure, is_damage
 from schemas.errors import InputError, RejectedImage
 from schemas.input_options import InputOptions
 from schemas.reasons import Reason
@@ -173,7 +173,7 @@ def list_parquet(fs: AbstractFileSystem, file: Container, stores: Stores, how: I
     except (pa.ArrowException, OSError) as error:
         if not is_damage(error):
             raise
-        yield unreadable(file, f"not a sound Parquet file of images: {str(error).splitlines()[0][:200]}")
+        yield unreadable(file, f"not a sound Parquet file of images: {describe_failure(error)}")
 
 
 def _row_entry(file: Container, mark: str, row: int, path: str | None, has_bytes: bool, stores: Stores) -> Entry:

@@ -1,6 +1,7 @@
 """``camlake annotate``: annotate images with classes, class activation maps, boxes and features."""
 
 from jobs.console import Screen, main, verb
+from pipeline.storage.filesystems import connect
 from schemas.annotate import AnnotateConfig
 from schemas.url_secrets import safe_url
 
@@ -13,6 +14,7 @@ def run(config: AnnotateConfig, screen: Screen) -> None:
         print_estimate(config, screen)
         return
     from pipeline.graph.annotate.driver import annotate, refuse_rejected_share
+    from pipeline.outputs.box_summary import summary_lines
 
     manifest = annotate(config, screen)
     out, counts = safe_url(config.out), manifest.counts
@@ -23,6 +25,8 @@ def run(config: AnnotateConfig, screen: Screen) -> None:
     )
     if counts.maps_without_box:
         screen.result(f"{counts.maps_without_box} maps have no positive value, hence no box")
+    for line in summary_lines(*connect(config.out, config), manifest):
+        screen.result(line)
     screen.result(f"query:   SELECT top1_label, count(*) FROM '{out}/images/**/*.parquet' GROUP BY top1_label")
     refuse_rejected_share(manifest, config)
 

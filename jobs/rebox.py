@@ -1,6 +1,7 @@
 """``camlake rebox``: cuts new boxes from the stored maps of an output, without network, GPU and images."""
 
 from jobs.console import Screen, main, verb
+from pipeline.storage.filesystems import connect
 from schemas.rebox import ReboxConfig
 from schemas.runs import RunManifest
 from schemas.url_secrets import safe_url
@@ -8,6 +9,8 @@ from schemas.url_secrets import safe_url
 
 def run(config: ReboxConfig, screen: Screen) -> None:
     """Cut the boxes of all images that the new output lacks, and print how many there are."""
+    from pipeline.outputs.box_summary import summary_lines
+
     manifest = rebox(config, screen)
     counts = manifest.counts
     screen.result(
@@ -15,6 +18,8 @@ def run(config: ReboxConfig, screen: Screen) -> None:
         f"{counts.already_done} done before; run {manifest.run_id}",
         **counts.model_dump(),
     )
+    for line in summary_lines(*connect(config.out, config), manifest):
+        screen.result(line)
     screen.result(f"query:   SELECT label, count(*) FROM '{safe_url(config.out)}/boxes/**/*.parquet' GROUP BY label")
 
 
@@ -26,7 +31,7 @@ def rebox(config: ReboxConfig, screen: Screen) -> RunManifest:
         counts = opened.run.manifest.counts
         screen.say(f"{counts.listed} inputs in {opened.source.url}, {counts.already_done} done, {counts.planned} to do")
         if opened.run.calibration is None:
-            screen.say("no calibration of this rule: box_score stays null")
+            screen.say(f"no calibration of this rule: box_score is class_prob × {opened.right_share:g}")
         with screen.progress("reboxing", counts.planned) as advance:
             unknown = opened.cut(advance)
         if unknown:

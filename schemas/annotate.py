@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from schemas.box_rules import HEURISTIC_CLASSES, BoxConfig
+from schemas.box_rules import HEURISTIC_CLASSES, PAPER_THRESHOLD, BoxConfig
 from schemas.config import COMMA_SEPARATED, Device, Precision, option, required
 from schemas.input_options import InputKind, InputOptions
 from schemas.tables import FeatureType, optional_tables
@@ -186,7 +186,7 @@ class AnnotateConfig(BoxConfig):
     @classmethod
     def _outputs_without_maps(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("method") == "regress":
-            return {"outputs": ("boxes", "features"), **values}
+            return {"outputs": ("boxes", "features"), "min_prob": 0.0, **values}
         return values
 
     @model_validator(mode="before")
@@ -203,9 +203,11 @@ class AnnotateConfig(BoxConfig):
         given = self.model_fields_set
         if "heatmaps" in self.outputs:
             raise ValueError("--outputs heatmaps: allowed with --method regress: boxes, features; it makes no maps")
-        if self.box_rule != "paper":
+        if self.box_rule not in ("auto", "paper"):
             raise ValueError(f"--box-rule {self.box_rule}: --method regress cuts no maps")
-        if "threshold" in given:
+        if self.foreground not in ("auto", "off"):
+            raise ValueError(f"--foreground {self.foreground}: --method regress cuts no maps")
+        if "threshold" in given and self.threshold != (PAPER_THRESHOLD,):
             raise ValueError(f"--threshold {','.join(map(str, self.threshold))}: --method regress cuts no maps")
         if self.tta != "none" or len(self.scales) > 1:
             shown = f"--tta {self.tta} --scales {','.join(f'{scale:g}' for scale in self.scales)}"
@@ -238,7 +240,8 @@ class AnnotateConfig(BoxConfig):
 
     def settings(self) -> dict[str, Any]:
         """Return the options that shape the rows: all runs of one output and one model must have the same."""
-        shaping = {"topk", "threshold", "box_rule", "min_area", "jpeg_scaling", "alpha", "outputs", "feature_type"}
+        shaping = {"topk", "box_rule", "threshold", "min_area", "min_prob", "alpha", "jpeg_scaling"}
+        shaping |= {"outputs", "feature_type"}
         if self.method == "regress":
             shaping -= {"threshold", "box_rule"}
         return self.model_dump(mode="json", include=shaping | set(FIRST_LOCALIZATION))

@@ -60,6 +60,8 @@ class Lineage(Record):
     parameters: int
     classes: int
     preprocessing: dict[str, Any]
+    foreground: str | None = None
+    """Digest of the figure/ground direction that boxes are cut with; null: boxes of the class maps alone."""
     source: str | None = None
     """The output whose stored maps the boxes were cut from; only for a run of rebox."""
     source_runs: tuple[str, ...] = ()

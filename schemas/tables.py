@@ -62,16 +62,14 @@ _BOXES = pa.schema(
         LABEL,
         _field("class_prob", pa.float32(), "probability of the class in [0, 1], as top1_prob"),
         _field("component", pa.int32(), "place of the connected component by area, 0 = largest"),
-        _field(
-            "threshold", pa.float32(), "share of the map's maximum that cuts the box, in (0, 1); 0: cut from no map"
-        ),
+        _field("threshold", pa.float32(), "where the map was cut, as --threshold says, in (0, 1); 0: cut from no map"),
         _field("xmin", pa.float32(), "pixels of the upright original, left edge, inclusive"),
         _field("ymin", pa.float32(), "pixels of the upright original, top edge, inclusive"),
         _field("xmax", pa.float32(), "pixels of the upright original, right edge, exclusive"),
         _field("ymax", pa.float32(), "pixels of the upright original, bottom edge, exclusive"),
         _field("area_frac", pa.float32(), "the box's share of the image's area, in (0, 1]"),
-        _field("box_score", pa.float32(), "calibrated P(IoU >= 0.5); null until a calibration exists", nullable=True),
-        _field("method", pa.string(), "localization method: cam, gradcam, layercam, backprop or regress"),
+        _field("box_score", pa.float32(), "P(class is right and IoU >= 0.5), in [0, 1]", nullable=True),
+        _field("method", pa.string(), "localization method: cam, gradcam, layercam, backprop or regress; *foreground"),
     ]
 )
 
@@ -101,6 +99,18 @@ _QUARANTINE = pa.schema(
         _field("detail", pa.string(), "what exactly was wrong"),
         _field("permanent", pa.bool_(), "false: the next run tries this image again"),
         _field("rejected_at", TIMESTAMP, "UTC"),
+    ]
+)
+
+_FOREGROUND = pa.schema(
+    [
+        IMAGE_ID,
+        RUN_ID,
+        _field("fg_h", pa.int32(), "rows of the figure/ground map; the map covers the whole upright image"),
+        _field("fg_w", pa.int32(), "columns of the map"),
+        _field("fg_min", pa.float32(), "value of 0: v·(cell − μ), low on background"),
+        _field("fg_max", pa.float32(), "value of 255"),
+        _field("fg", pa.list_(pa.uint8()), "row-major; value = fg_min + fg / 255 * (fg_max - fg_min)"),
     ]
 )
 
@@ -211,6 +221,16 @@ TABLES: dict[Table, TableSpec] = {
             repeated=frozenset({"run_id"}),
         ),
         TableSpec(
+            "foreground",
+            "image",
+            _FOREGROUND,
+            complete="n = 1",
+            complete_as="one figure/ground map",
+            sound="fg_h > 0 AND fg_w > 0 AND len(fg) = fg_h * fg_w AND fg_min <= fg_max"
+            " AND isfinite(fg_min) AND isfinite(fg_max)",
+            repeated=frozenset({"run_id", "fg_h", "fg_w"}),
+        ),
+        TableSpec(
             "quarantine",
             "image",
             _QUARANTINE,
@@ -230,6 +250,21 @@ def optional_tables() -> dict[Table, TableSpec]:
 def network_types(channels: int, dtype: FeatureType) -> dict[str, pa.DataType]:
     """Return the types of the open columns for a network whose linear layer sees ``channels`` values."""
     return {"feature": pa.list_({"float32": pa.float32(), "float16": pa.float16()}[dtype], channels)}
+
+
+def say_score(schemas: Mapping[Table, pa.Schema], right_share: float | None) -> dict[Table, pa.Schema]:
+    """Return ``schemas`` in which the metadata of ``box_score`` says how it was made.
+
+    ``right_share`` is what class_prob was multiplied with; None: a calibration made the score.
+    """
+    kind = "by the calibration of this output" if right_share is None else f"class_prob × {right_share:g}, uncalibrated"
+    found = dict(schemas)
+    if "boxes" in found:
+        index = found["boxes"].get_field_index("box_score")
+        column = found["boxes"].field(index)
+        about = f"{column.metadata[b'about'].decode()}; {kind}"
+        found["boxes"] = found["boxes"].set(index, column.with_metadata({"about": about}))
+    return found
 
 
 def written_schemas(

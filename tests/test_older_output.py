@@ -90,7 +90,7 @@ def test_the_same_pictures_give_the_same_rows(labels, s3, ray_session, tmp_path)
 
 
 def test_it_is_reboxed(labels, s3):
-    config = {"labels": labels, "out": f"{labels}-30", "threshold": 0.3, "endpoint_url": s3.endpoint_url}
+    config = {"labels": labels, "out": f"{labels}-30", "threshold": 0.3, "box_rule": "paper", "endpoint_url": s3.endpoint_url}
     counts = rebox(ReboxConfig.resolve(config), Screen()).counts
     assert (counts.annotated, counts.rejected, counts.boxes) == (7, 1, 14)
     assert problems(f"{labels}-30", s3.storage) == ()

@@ -48,7 +48,7 @@ def source(tmp_path):
 
 def again(source, out="new", **options):
     place = source.out.removesuffix("labels") + out
-    config = ReboxConfig.resolve({"labels": source.out, "out": place, "threshold": 0.5, **options})
+    config = ReboxConfig.resolve({"labels": source.out, "out": place, "threshold": 0.5, "box_rule": "paper", **options})
     return rebox(config, Screen())
 
 
@@ -81,7 +81,7 @@ def test_boxes_by_hand_and_all_else_as_it_was(source):
         assert [box[side] for side in ("xmin", "ymin", "xmax", "ymax")] == pytest.approx(BOX)
         assert box["area_frac"] == pytest.approx((BOX[2] - BOX[0]) * (BOX[3] - BOX[1]) / (64 * 48))
         assert (box["class_prob"], box["threshold"], box["component"], box["method"]) == (0.5, 0.5, 0, "cam")
-        assert box["box_score"] is None
+        assert box["box_score"] == pytest.approx(0.35), "class_prob × .7, as nobody measured this network"
     assert manifest.lineage.source == manifest.settings["maps_of"] == source.out
     assert len(manifest.lineage.source_runs) == 1
 
@@ -156,12 +156,14 @@ def test_maps_of_unknown_probability_have_no_box(tmp_path, capsys):
 class TestBoxScore:
     def test_comes_from_where_boxes_of_the_same_rule_were_calibrated(self, source):
         write_calibration(source.fs, source.root, MODEL, FLAT, SETTINGS)
-        assert self.scores(source, "new") == [None], "the source's is of another rule"
+        assert self.scores(source, "new") == [pytest.approx(0.35)], "the source's is of another rule"
         place = source.out.replace("labels", "new")
         write_calibration(*connect(place, StorageConfig()), MODEL, FLAT, SETTINGS)
         assert self.scores(source, "other", calibration=place) == [0.5]
         source.run({"z": "v1"})
-        assert self.scores(source, "new") == [None, 0.5], "what is done stays, what is new has the output's own"
+        assert self.scores(source, "new") == pytest.approx([0.35, 0.5]), (
+            "what is done stays, what is new has the output's own"
+        )
 
     def test_comes_from_a_source_of_the_same_rule(self, source, monkeypatch):
         rule = {"threshold": [0.5], "box_rule": "paper", "min_area": 0.0}

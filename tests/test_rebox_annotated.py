@@ -98,7 +98,7 @@ def check(direct, new):
 
 
 def test_the_same_rule_gives_the_same_boxes_which_annotate_leaves_alone(corpus, labels, tmp_path):
-    rebox(ReboxConfig.resolve({"labels": str(labels), "out": str(tmp_path / "new")}), Screen())
+    rebox(ReboxConfig.resolve({"labels": str(labels), "out": str(tmp_path / "new"), "box_rule": "paper"}), Screen())
     check(boxes_of(labels), boxes_of(tmp_path / "new"))
     with pytest.raises(UsageError, match=r"^--out \S+new: has boxes that camlake rebox cut from the maps of \S+labels"):
         run_annotate(corpus, tmp_path / "new", topk=3, resize="fit", outputs="boxes")

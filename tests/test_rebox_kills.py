@@ -24,7 +24,7 @@ def test_a_killed_rebox_goes_on_where_its_commits_end(tmp_path):
     FakeLake(str(source)).run(images, {"broken.jpg": Reason.TRUNCATED}, tasks=COMMITS)
 
     def again(out):
-        return rebox(ReboxConfig.resolve({"labels": str(source), "out": str(out), "threshold": 0.5}), Screen()).counts
+        return rebox(ReboxConfig.resolve({"labels": str(source), "out": str(out), "threshold": 0.5, "box_rule": "paper"}), Screen()).counts
 
     assert (again(whole).annotated, again(whole).planned) == (2 * COMMITS, 0)
     words = command("rebox", source, "--out", killed, "--threshold", "0.5")

@@ -49,7 +49,7 @@ def test_bucket_to_bucket(object_store, photographs):
     outside = [key for key in object_store.keys(bucket) if not key.startswith("labels/")]
     assert outside == []
 
-    options = {"labels": out, "out": f"s3://{bucket}/again", "endpoint_url": endpoint}
+    options = {"labels": out, "out": f"s3://{bucket}/again", "endpoint_url": endpoint, "box_rule": "paper"}
     counts = rebox(ReboxConfig.resolve(options), Screen()).counts
     assert (counts.annotated, counts.rejected) == (12, 1)
     assert rebox(ReboxConfig.resolve(options), Screen()).counts.already_done == 13

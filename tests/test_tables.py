@@ -63,6 +63,8 @@ def wide_rows(images: list[str], rejected: list[str]) -> pa.Table:
     columns |= {"reason_code": [None if one else Reason.EMPTY for one in accepted]}
     columns |= {"detail": [None if one else "0 bytes" for one in accepted]}
     columns |= {"feature": [[1.0] * CHANNELS if one else None for one in accepted]}
+    figure = {"fg_h": 1, "fg_w": 2, "fg_min": -0.5, "fg_max": 0.5, "fg": [0, 255]}
+    columns |= {name: [value if one else None for one in accepted] for name, value in figure.items()}
     columns |= {"side": [2 if one else None for one in accepted]}
     columns |= {"cells": [[0, 1, 2, 3] if one else None for one in accepted]}
     for table, one, times in (("boxes", box, 1), ("heatmaps", heat, 1)):

@@ -19,17 +19,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from pipeline.arrays.calibration import Calibration
+from pipeline.arrays.calibration import Calibration, uncalibrated
 from pipeline.arrays.maps import quantize
 from pipeline.arrays.rounding import rounded
 from pipeline.images.resize import ResizePlan
 from pipeline.models.localize.box_rules import Boxes
+from pipeline.models.localize.foreground import Foreground
 from pipeline.models.localize.localizer import CamRule, Localized, Localizer, Maps
 from pipeline.models.localize.runtime import Runtime, resolve_precision
 from pipeline.models.localize.views import View
 from pipeline.models.networks.network import CamNetwork
 from pipeline.storage.lake.rows import IDENTITY, nest, row_schema
 from schemas.annotate import Method
+from schemas.box_rules import RIGHT_SHARE
 from schemas.errors import ModelError
 from schemas.reasons import Reason
 from schemas.tables import TIMESTAMP, FeatureType, network_types
@@ -58,10 +60,27 @@ class AnnotateSpec:
     multi_label: bool
     """Whether a class's probability is the sigmoid of its logit; otherwise it is the softmax over all classes."""
     calibration: Calibration | None
-    """Computes ``box_score``; None leaves that column null."""
+    """Computes ``box_score``; with None it is the class's probability times the share of right boxes."""
     method: Method = "cam"
     views: tuple[View, ...] | None = None
     """The parts of each picture that the network runs on; None: one view, the whole picture."""
+    foreground: Foreground | None = None
+    """The direction whose maps the class maps are fused with before boxes are cut; None: boxes of the class maps."""
+
+    @property
+    def right_share(self) -> float:
+        """Share of boxes of a true class that are right."""
+        return self.foreground.card.right_share if self.foreground else RIGHT_SHARE
+
+    @property
+    def every_map_has_a_box(self) -> bool:
+        """Whether a map without a positive value has a box too: scaled maps always reach 1."""
+        return self.foreground is not None or self.rule.boxes.name == "auto"
+
+    @property
+    def box_method(self) -> str:
+        """What the column ``method`` of the boxes says."""
+        return f"{self.method}*foreground" if self.foreground else self.method
 
 
 class BusyClock:
@@ -114,7 +133,13 @@ class AnnotateStage:
         self.spec = spec
         network = spec.load(state)
         self._localizer = Localizer(
-            network, spec.rule, spec.runtime, multi_label=spec.multi_label, method=spec.method, views=spec.views
+            network,
+            spec.rule,
+            spec.runtime,
+            multi_label=spec.multi_label,
+            method=spec.method,
+            views=spec.views,
+            foreground=spec.foreground,
         )
         self._localizer.warm_up()
         self._exact_features = resolve_precision(spec.runtime.precision, spec.runtime.device) == "fp32"
@@ -155,7 +180,7 @@ class AnnotateStage:
         return pa.table({name: columns[name] for name in self._schema.names}, schema=self._schema)
 
     def _localize(self, decoded: pa.Table, pixels: Tensor | None) -> Localized:
-        inputs = _pixels(decoded["pixels"], self.spec.image_size) if pixels is None else pixels
+        inputs = input_pixels(decoded["pixels"], self.spec.image_size) if pixels is None else pixels
         sizes_hw = np.stack([decoded[name].to_numpy() for name in ("height_px", "width_px")], axis=1).astype(np.int64)
         classes = decoded["classes"]
         named = None if classes.null_count == len(classes) else [ids or [] for ids in classes.to_pylist()]
@@ -180,8 +205,9 @@ class AnnotateStage:
             "top1_prob": pa.array(localized.top1_prob),
             "n_boxes": pa.array(n_boxes.astype(np.int32)),
             "boxes": nest("boxes", self._box_columns(maps, boxes, per_map), n_boxes),
-            "heatmaps": nest("heatmaps", per_map | _heat_columns(maps), n_maps),
+            "heatmaps": nest("heatmaps", per_map | _stored_maps("heat", maps.heat, maps.valid_hw), n_maps),
             "feature": pa.FixedSizeListArray.from_arrays(vectors, features.shape[1]),
+            **(_stored_maps("fg", localized.figure.maps, localized.figure.valid_hw) if localized.figure else {}),
         }
 
     def _box_columns(self, maps: Maps, boxes: Boxes, per_map: dict[str, pa.Array]) -> dict[str, Any]:
@@ -191,8 +217,8 @@ class AnnotateStage:
         columns |= {"threshold": boxes.threshold, "area_frac": boxes.area_frac}
         columns |= {side: boxes.xyxy[:, index] for index, side in enumerate(("xmin", "ymin", "xmax", "ymax"))}
         calibration = self.spec.calibration
-        scores = calibration.scores(columns) if calibration else pa.nulls(len(map_row), pa.float32())
-        return columns | {"box_score": scores, "method": pa.repeat(self.spec.method, len(map_row))}
+        scores = calibration.scores(columns) if calibration else uncalibrated(columns, self.spec.right_share)
+        return columns | {"box_score": scores, "method": pa.repeat(self.spec.box_method, len(map_row))}
 
     def _spread(self, results: dict[str, pa.Array], good: NDArray[np.int64], accepted: pa.Array) -> dict[str, pa.Array]:
         """Return ``results``, whose rows are those numbered ``good``, for all rows; null where a row is rejected."""
@@ -209,7 +235,7 @@ def _combined(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _pixels(column: pa.ChunkedArray, side: int) -> Tensor:
+def input_pixels(column: pa.ChunkedArray, side: int) -> Tensor:
     """Return (n, S, S, 3) uint8 of a column of n large binaries; a column of one chunk is not copied."""
     binaries = _combined(column)
     offsets = np.frombuffer(binaries.buffers()[1], np.int64)[binaries.offset :][: len(binaries) + 1]
@@ -218,18 +244,23 @@ def _pixels(column: pa.ChunkedArray, side: int) -> Tensor:
     return from_dlpack(values).view(-1, side, side, 3)
 
 
-def _heat_columns(maps: Maps) -> dict[str, Any]:
-    """Return the columns of the table heatmaps: each map quantized, without its padding."""
-    rows, columns = maps.valid_hw[:, :1, None], maps.valid_hw[:, 1:, None]
-    height, width = maps.heat.shape[1:]
+def _stored_maps(name: str, maps: NDArray[np.float32], valid_hw: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the columns of the table heatmaps (``name`` heat) or foreground (fg): maps quantized, without padding.
+
+    ``maps`` (N, h, w), of which ``valid_hw`` (N, 2) rows and columns show the picture. Values that are not finite, of
+    images that are rejected, become the lowest.
+    """
+    rows, columns = valid_hw[:, :1, None], valid_hw[:, 1:, None]
+    height, width = maps.shape[1:]
     inside = (np.arange(height)[:, None] < rows) & (np.arange(width) < columns)
-    lowest = np.where(inside, maps.heat, np.inf).min(axis=(1, 2), keepdims=True)
-    quantized, low, high = quantize(np.where(inside, maps.heat, lowest).astype(np.float32))
-    offsets = np.concatenate([[0], np.cumsum(maps.valid_hw.prod(axis=1))])
+    finite = np.where(np.isfinite(maps), maps, 0)
+    lowest = np.where(inside, finite, np.inf).min(axis=(1, 2), keepdims=True)
+    quantized, low, high = quantize(np.where(inside, finite, lowest).astype(np.float32))
+    offsets = np.concatenate([[0], np.cumsum(valid_hw.prod(axis=1))])
     return {
-        "heat_h": maps.valid_hw[:, 0],
-        "heat_w": maps.valid_hw[:, 1],
-        "heat_min": low,
-        "heat_max": high,
-        "heat": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(quantized[inside])),
+        f"{name}_h": pa.array(valid_hw[:, 0].astype(np.int32)),
+        f"{name}_w": pa.array(valid_hw[:, 1].astype(np.int32)),
+        f"{name}_min": pa.array(low),
+        f"{name}_max": pa.array(high),
+        name: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(quantized[inside])),
     }

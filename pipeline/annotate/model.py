@@ -4,6 +4,7 @@ import functools
 from dataclasses import dataclass
 
 from pipeline.images.resize import ResizePlan
+from pipeline.models.localize.foreground import Foreground
 from pipeline.models.localize.methods import METHODS, NO_BOX_HEAD
 from pipeline.models.localize.views import ViewPlan, make_views, plan_views
 from pipeline.models.networks.network import CamNetwork
@@ -27,6 +28,8 @@ class Model:
     digest: str
     """Hash of all that shapes the network's results: architecture, weights, preprocessing, resizing."""
     resize: ResizePlan
+    foreground: Foreground | None = None
+    """The figure/ground direction that boxes are cut with."""
 
     @property
     def partition(self) -> str:

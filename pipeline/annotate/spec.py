@@ -19,14 +19,16 @@ from pipeline.models.localize.methods import METHODS
 from pipeline.models.localize.runtime import Runtime
 from pipeline.models.localize.views import make_views
 from pipeline.models.weights.state_fitting import load_network
+from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.listing import list_inputs
+from pipeline.storage.lake.commit import committed_settings
 from pipeline.storage.lake.lineage import software_versions
 from pipeline.storage.lake.planning import Plan, make_plan
 from pipeline.storage.lake.run import RunRequest, shown_config
 from pipeline.storage.truth.image_classes import read_classes
 from schemas.annotate import AnnotateConfig
-from schemas.box_rules import NO_CUT
-from schemas.runs import Lineage
+from schemas.box_rules import FIRST_BOXES, NO_CUT
+from schemas.runs import Lineage, spelled
 from schemas.url_secrets import safe_url
 
 
@@ -51,7 +53,7 @@ def annotate_spec(
         ),
         labels=model.weights.labels,
         image_size=model.resize.image_size,
-        rule=CamRule(config.topk, BoxRule(config.box_rule, thresholds, config.min_area)),
+        rule=CamRule(config.topk, BoxRule(config.box_rule, thresholds, config.min_area, config.min_prob)),
         runtime=runtime,
         outputs=config.outputs,
         feature_type=config.feature_type,
@@ -60,6 +62,7 @@ def annotate_spec(
         calibration=calibration,
         method=config.method,
         views=make_views(model.network.preprocessing.image_size, config.tta, config.scales),
+        foreground=model.foreground,
     )
 
 
@@ -67,7 +70,8 @@ def row_bytes(config: AnnotateConfig, model: Model) -> int:
     """Return about how many bytes the rows of one image take in memory, in all tables together."""
     cells = model.resize.map_hw[0] * model.resize.map_hw[1]
     boxes = 100 * len(config.threshold) * (4 if config.box_rule == "all-components" else 1)
-    return 500 + 4 * model.network.channels + config.topk * (cells + 100 + boxes)
+    cells_of_figure = 200 if model.foreground else 0
+    return 500 + cells_of_figure + 4 * model.network.channels + config.topk * (cells + 100 + boxes)
 
 
 def plan_inputs(
@@ -97,18 +101,48 @@ def plan_inputs(
     )
 
 
-def run_request(config: AnnotateConfig, model: Model) -> RunRequest:
-    """Return the request that ``open_run`` takes."""
+def continued(config: AnnotateConfig, model: Model) -> tuple[AnnotateConfig, str]:
+    """Return ``config`` with the box options of the output's rows where the user gave none, and what to say of it.
+
+    So an output that an earlier version began, whose defaults were others, goes on as it was begun. An option that was
+    given stays, and ``open_run`` refuses it where the rows were made with another value.
+    """
+    fs, root = connect(config.out, config)
+    committed = committed_settings(fs, root, model.partition)
+    if committed is None:
+        return config, ""
+    rows = FIRST_BOXES | committed
+    names = ("box_rule", "threshold", "min_prob") if config.method != "regress" else ("min_prob",)
+    taken = {name: rows[name] for name in names if name in rows and name not in config.model_fields_set}
+    if rows["foreground"] == "off" and "foreground" not in config.model_fields_set:
+        taken["foreground"] = "off"
+    now = config.model_dump(mode="json", include=set(taken))
+    others = {name: value for name, value in taken.items() if now[name] != value}
+    if not others:
+        return config, ""
+    if "threshold" in others:
+        others["threshold"] = tuple(others["threshold"])
+    shown = " ".join(f"--{name.replace('_', '-')} {spelled(rows[name])}" for name in others)
+    return config.model_copy(update=others), f"continued with the rule of the rows that are there: {shown}"
+
+
+def run_request(config: AnnotateConfig, model: Model, *, decided: bool = True) -> RunRequest:
+    """Return the request that ``open_run`` takes.
+
+    ``decided``: whether ``model`` has its figure/ground direction and ``config`` what follows from it.
+    """
+    foreground = model.foreground.digest if model.foreground else "off"
     labels = "digest " + hashlib.sha256("\n".join(model.weights.labels).encode()).hexdigest()[:8]
     classes = "a file of classes" if config.classes else "no classes"
     return RunRequest(
         out=config.out,
         storage=config.storage,
         model=model.partition,
-        settings=config.settings() | {"labels": labels, "classes": classes},
+        settings=config.settings() | {"labels": labels, "classes": classes, "foreground": foreground},
         config=shown_config(config),
         lineage=_lineage(config, model),
         calibration=config.calibration,
+        undecided=frozenset() if decided else frozenset({"foreground", "threshold", "outputs"}),
     )
 
 
@@ -121,5 +155,6 @@ def _lineage(config: AnnotateConfig, model: Model) -> Lineage:
         weights_sha256=model.weights.sha256,
         parameters=model.network.n_parameters,
         classes=model.network.classes,
+        foreground=model.foreground.digest if model.foreground else None,
         preprocessing={**asdict(model.network.preprocessing), "resize": config.resize, "map_hw": model.resize.map_hw},
     )

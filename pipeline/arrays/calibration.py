@@ -42,6 +42,16 @@ class Calibration:
         return {"version": VERSION, "features": list(FEATURES), **asdict(self)}
 
 
+def uncalibrated(columns: Mapping[str, ArrayLike], right_share: float) -> NDArray[np.float32]:
+    """Return the scores (N,) of boxes where no truth was there to fit a calibration: class_prob × ``right_share``.
+
+    ``right_share`` is the network's share of right boxes among those of true classes. On photographs like those that it
+    was measured on, the expected calibration error was .05 to .08; under a shift of domain it is overconfident (.24).
+    """
+    scores: NDArray[np.float32] = np.asarray(columns["class_prob"], np.float32) * np.float32(right_share)
+    return scores
+
+
 def calibration_of(document: Mapping[str, Any]) -> Calibration:
     """Return the calibration of a ``document()``; raises ValueError for another version or other features."""
     if document.get("version") != VERSION or document.get("features") != list(FEATURES):

@@ -147,8 +147,9 @@ def joined(parts: Sequence[Moments]) -> Moments:
     """Return the moments of all images of ``parts``; raises ValueError where there is no part."""
     if not parts:
         raise ValueError("moments of no image")
-    *columns, products = zip(*parts, strict=True)
-    return Moments(*(torch.cat(column) for column in columns), torch.stack(products).sum(0))
+    cells, sums, weighted, weights, fold = (torch.cat(column) for column in list(zip(*parts, strict=True))[:-1])
+    products = torch.stack([part.products for part in parts]).sum(0)
+    return Moments(cells, sums, weighted, weights, fold, products)
 
 
 def direction(found: Moments, seed: int = 0) -> Direction:
@@ -157,7 +158,7 @@ def direction(found: Moments, seed: int = 0) -> Direction:
     ``seed`` fixes the bootstrap. Where all cells are equal or all class maps are constant, the correlation is 0 and the
     direction is refused. Raises ValueError where one of the FOLDS parts has no image.
     """
-    if len(found.fold.unique()) < FOLDS:
+    if len(set(found.fold.tolist())) < FOLDS:
         raise ValueError(f"the direction of {len(found.fold)} images: needs {FOLDS} or more")
     mean, vector, variance, total = _first_component(found.cells, found.sums, found.products.sum(0))
     cosines = [(_half(found, half) @ _half(found, other)).abs() for half, other in _pairs_of_halves()]
@@ -222,7 +223,8 @@ def project(tensor: Tensor, mean: Tensor, vector: Tensor) -> Tensor:
     """
     maps = tensor.float()
     along = torch.einsum("bkhw,k->bhw", maps, vector)
-    return along / maps.norm(dim=1).clamp(min=1e-12) - mean @ vector
+    projected: Tensor = along / maps.norm(dim=1).clamp(min=1e-12) - mean @ vector
+    return projected
 
 
 def fuse(class_maps: Tensor, figure: Tensor, combination: Combination) -> Tensor:

@@ -5,24 +5,30 @@ Threads take the source commit by commit: they read its rows, cut the boxes and 
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from pipeline.arrays.calibration import Calibration
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.arrays.calibration import Calibration, uncalibrated
 from pipeline.models.localize.box_rules import BoxRule
+from pipeline.models.localize.foreground import foreground_bytes
 from pipeline.outputs.rebox_plan import Source, Work, open_source, plan_rebox
-from pipeline.outputs.stored_maps import new_tables
+from pipeline.outputs.stored_maps import Cutting, new_tables
 from pipeline.storage.filesystems import canonical_url
 from pipeline.storage.lake.calibrations import RULE, read_calibration
 from pipeline.storage.lake.commit import Committer
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.lineage import software_versions
 from pipeline.storage.lake.run import OpenRun, RunRequest, open_run, shown_config
+from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.prefetch import map_ahead
+from schemas.box_rules import FIRST_BOXES, RIGHT_SHARE
 from schemas.errors import UsageError
 from schemas.rebox import MAPS_OF, ReboxConfig
-from schemas.tables import written_schemas
+from schemas.tables import say_score, written_schemas
 from schemas.url_secrets import safe_url
 
 _OUTPUTS = ["boxes"]
@@ -38,6 +44,11 @@ class Rebox:
     committer: Committer
     rule: BoxRule
     works: tuple[Work, ...]
+
+    @property
+    def right_share(self) -> float:
+        """Share of boxes of a true class that are right, of which box_score is made without a calibration."""
+        return self.source.foreground.card.right_share if self.source.foreground else RIGHT_SHARE
 
     def cut(self, advance: Callable[[int], None]) -> int:
         """Commit all of the work; ``advance`` is called with the number of inputs that are done so far.
@@ -55,10 +66,16 @@ class Rebox:
         task, work = numbered
         manifest = self.run.manifest
         rows = self.source.current_rows(work, self.run.fs, self.run.root)
-        method = manifest.settings.get("method", "cam")
-        new = new_tables(rows, self.rule, manifest.run_id, method, self.run.calibration)
+        method = manifest.settings.get("method", "cam") + ("*foreground" if self.source.foreground else "")
+        scores = self.run.calibration.scores if self.run.calibration else self._uncalibrated
+        least_stored = float(self.source.run.settings.get("min_prob", 0.0))
+        cutting = Cutting(self.rule, self.source.foreground, least_stored)
+        new = new_tables(rows, cutting, manifest.run_id, method, scores)
         self.committer.commit(f"{task:06d}", new.tables, new.maps_without_box)
         return new.maps_without_prob
+
+    def _uncalibrated(self, columns: Mapping[str, ArrayLike]) -> NDArray[np.float32]:
+        return uncalibrated(columns, self.right_share)
 
 
 @contextmanager
@@ -71,19 +88,26 @@ def open_rebox(config: ReboxConfig) -> Iterator[Rebox]:
     source = open_source(config)
     if canonical_url(config.out) == canonical_url(config.labels):
         raise UsageError(f"--out {safe_url(config.out)}: allowed: another place than LABELS, which keeps its boxes")
-    rule = BoxRule(config.box_rule, config.threshold, config.min_area)
+    if source.foreground and config.box_rule == "auto" and "threshold" not in config.model_fields_set:
+        config = config.model_copy(update={"threshold": (source.foreground.card.threshold,)})
+    rule = BoxRule(config.box_rule, config.threshold, config.min_area, config.min_prob)
     with open_run(_request(config, source)) as opened:
         run = replace(opened, calibration=opened.calibration or _calibration_of(source, opened))
         works, counts = plan_rebox(source, run.fs, run.root, LakePaths(run.root).plan_dir(run.manifest.run_id))
         run = run.begin(counts)
-        committer = run.committer(written_schemas(_OUTPUTS))
-        yield Rebox(source, run, committer, rule, tuple(works))
+        if source.foreground:
+            kept = LakePaths(run.root).foreground_file(source.run.model)
+            write_whole(run.fs, kept, foreground_bytes(source.foreground))
+        found = Rebox(source, run, run.committer(written_schemas(_OUTPUTS)), rule, tuple(works))
+        schemas = say_score(written_schemas(_OUTPUTS), None if run.calibration else found.right_share)
+        yield replace(found, committer=run.committer(schemas))
 
 
 def _request(config: ReboxConfig, source: Source) -> RunRequest:
-    chosen = config.model_dump(mode="json", include=set(RULE))
+    digest = source.foreground.digest if source.foreground else None
+    chosen = config.model_dump(mode="json", include={*RULE, "min_prob"}) | {"foreground": digest or "off"}
     lineage = source.run.lineage.model_copy(
-        update={**software_versions(), "source": source.url, "source_runs": source.run_ids}
+        update={**software_versions(), "source": source.url, "source_runs": source.run_ids, "foreground": digest}
     )
     return RunRequest(
         out=config.out,
@@ -99,6 +123,7 @@ def _request(config: ReboxConfig, source: Source) -> RunRequest:
 def _calibration_of(source: Source, run: OpenRun) -> Calibration | None:
     """Return the calibration of the source; None unless it was fitted on boxes of the same rule."""
     settings = run.manifest.settings
-    if any(source.run.settings.get(name) != settings[name] for name in RULE):
+    fitted_on = FIRST_BOXES | source.run.settings
+    if any(fitted_on.get(name) != settings[name] for name in RULE):
         return None
     return read_calibration(source.fs, source.root, source.run.model, settings)

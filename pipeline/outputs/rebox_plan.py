@@ -13,9 +13,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.filesystems import canonical_url, connect
+from pipeline.models.localize.foreground import Foreground, foreground_of
+from pipeline.storage.filesystems import canonical_url, connect, read_url
 from pipeline.storage.lake.commit import BATCH_ROWS
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import committed_views, file_urls, quote_list
@@ -44,9 +46,11 @@ class Source:
     run_ids: tuple[str, ...]
     """The ids of all runs that have rows, oldest first."""
     commits: tuple[CommitRecord, ...]
+    foreground: Foreground | None = None
+    """The figure/ground direction whose maps are in the table foreground; None where there are none."""
 
     def current_rows(self, work: "Work", fs: AbstractFileSystem, root: str) -> dict[Table, pa.Table]:
-        """Return the rows that the inputs of ``work`` have in images, boxes, heatmaps and quarantine.
+        """Return the rows that the inputs of ``work`` have in images, boxes, heatmaps, foreground and quarantine.
 
         ``fs`` and ``root`` are those of the new output, which holds the plan. Raises StoreError where a file can't be
         read.
@@ -68,6 +72,7 @@ _COLUMNS: dict[Table, tuple[str, ...]] = {
     "quarantine": tuple(TABLES["quarantine"].columns.names),
     "boxes": ("image_id", "rank", "class_prob"),
     "heatmaps": ("image_id", "rank", "class_id", "label", "heat_h", "heat_w", "heat_min", "heat_max", "heat"),
+    "foreground": ("image_id", "fg_h", "fg_w", "fg_min", "fg_max", "fg"),
 }
 """The columns that ``current_rows`` reads of each table."""
 
@@ -112,7 +117,33 @@ def open_source(config: ReboxConfig) -> Source:
     if lost:
         raise StoreError(f"{safe_url(config.labels)}: no commit record names {lost[0]}; it was removed from _runs")
     url = safe_url(canonical_url(config.labels))
-    return Source(fs, root, url, own[-1], tuple(run.run_id for run in own), commits)
+    foreground = _foreground(config, fs, root, own[-1])
+    return Source(fs, root, url, own[-1], tuple(run.run_id for run in own), commits, foreground)
+
+
+def _foreground(config: ReboxConfig, fs: AbstractFileSystem, root: str, run: RunManifest) -> Foreground | None:
+    """Return the direction that the new boxes are cut with, None for boxes of the class maps alone.
+
+    Raises UsageError for a file of another direction than that of the stored maps, and where none are stored.
+    """
+    digest = run.settings.get("foreground", "off")
+    stored = "foreground" in run.settings["outputs"]
+    if config.foreground == "off" or (config.foreground == "auto" and (config.box_rule != "auto" or not stored)):
+        return None
+    path = LakePaths(root).foreground_file(run.model)
+    content = None if digest == "off" or not stored else read_whole(fs, path)
+    if content is None:
+        raise UsageError(f"--foreground {config.foreground}: {safe_url(config.labels)} has no maps in foreground")
+    kept = foreground_of(content, path)
+    if kept.digest != digest:
+        raise StoreError(f"{safe_url(config.labels)}: its figure/ground direction was changed; put the old one back")
+    if config.foreground == "auto":
+        return kept
+    where = f"--foreground {safe_url(config.foreground)}"
+    given = foreground_of(read_url(config.foreground, config), where)
+    if not (torch.equal(given.mean, kept.mean) and torch.equal(given.vector, kept.vector)):
+        raise UsageError(f"{where}: another direction than that of the stored maps; annotate anew with it")
+    return given
 
 
 def _refuse_unfit(config: ReboxConfig, run: RunManifest) -> None:

@@ -1,16 +1,17 @@
 """Cuts new boxes from stored maps and returns them as rows of the tables."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike, NDArray
 
-from pipeline.arrays.calibration import Calibration
 from pipeline.arrays.maps import dequantize
 from pipeline.models.localize.box_rules import Boxes, BoxRule, CutMaps, boxes_in_pixels, cut_maps
+from pipeline.models.localize.foreground import Foreground
 from schemas.box_rules import HEURISTIC_CLASSES
 from schemas.tables import TABLES, Table
 
@@ -29,12 +30,27 @@ class NewTables(NamedTuple):
     """Maps whose boxes are left out, because the probability of their class is not known."""
 
 
+class Cutting(NamedTuple):
+    """How the stored maps become boxes."""
+
+    rule: BoxRule
+    foreground: Foreground | None
+    """The direction of the stored figure/ground maps, which the class maps are fused with; None: they are not."""
+    least_stored: float = 0.0
+    """The stored boxes are those of classes of at least this probability, and of each image's most probable class."""
+
+
 def new_tables(
-    rows: Mapping[Table, pa.Table], rule: BoxRule, run_id: str, method: str, calibration: Calibration | None
+    rows: Mapping[Table, pa.Table],
+    cutting: Cutting,
+    run_id: str,
+    method: str,
+    scores: Callable[[Mapping[str, ArrayLike]], NDArray[np.float32]],
 ) -> NewTables:
     """Return rows for the run ``run_id``: images with their new boxes, and unchanged rejections.
 
-    ``rows`` holds the rows of the same inputs in images, boxes, heatmaps and quarantine. The probability of a class is
+    ``rows`` holds the rows of the same inputs in images, boxes, heatmaps, foreground and quarantine. ``scores`` gives
+    ``box_score`` of columns of boxes. The probability of a class is
     that of its stored box; for the most probable class it is ``top1_prob`` of the image.
     """
     tables: dict[Table, pa.Table] = {}
@@ -43,11 +59,16 @@ def new_tables(
     images, maps = rows["images"], rows["heatmaps"]
     if not len(images):
         return NewTables(tables, 0, 0)
-    without_box = int((maps["heat_max"].to_numpy() <= 0).sum())
+    rule, foreground = cutting.rule, cutting.foreground
+    scaled = foreground is not None or rule.name == "auto"
+    without_box = 0 if scaled else int((maps["heat_max"].to_numpy() <= 0).sum())
     maps = _first_ranks(maps) if rule.name == "heuristic" else maps
+    if rule.min_prob:
+        maps = _probable(images, rows["boxes"], maps, cutting)
     image = pc.index_in(maps["image_id"], images["image_id"].combine_chunks()).to_numpy().astype(np.int64)
     sizes_hw = np.stack([images[side].to_numpy() for side in ("height_px", "width_px")], axis=1).astype(np.int64)
-    boxes = boxes_in_pixels(rule, list(_cut(rule, maps, sizes_hw[image])))
+    figures = rows["foreground"] if foreground else None
+    boxes = boxes_in_pixels(rule, list(_cut(cutting, maps, figures, sizes_hw[image])))
     prob = _probabilities(images, rows["boxes"], image, maps["rank"].to_numpy())
     known = ~np.isnan(prob[boxes.map])
     without_prob = len(np.unique(boxes.map[~known]))
@@ -58,8 +79,7 @@ def new_tables(
     columns = _columns(maps, boxes) | {"class_prob": prob[boxes.map], "run_id": pa.repeat(run_id, len(boxes.map))}
     columns |= {"uri": images["uri"].take(pa.array(image[boxes.map]))}
     columns |= {"method": pa.repeat(method, len(boxes.map))}
-    scores = calibration.scores(columns) if calibration else pa.nulls(len(boxes.map), pa.float32())
-    columns |= {"box_score": scores}
+    columns |= {"box_score": scores(columns)}
     schema = TABLES["boxes"].schema()
     tables["boxes"] = pa.table({name: columns[name] for name in schema.names}, schema=schema)
     return NewTables(tables, without_box, without_prob)
@@ -75,19 +95,51 @@ def _first_ranks(maps: pa.Table) -> pa.Table:
     return maps.filter(pc.less(maps["rank"], HEURISTIC_CLASSES))
 
 
-def _cut(rule: BoxRule, maps: pa.Table, sizes_hw: NDArray[np.int64]) -> Iterator[CutMaps]:
-    """Yield the boxes of the maps: maps of one shape together, at most _CUT_CELLS at a time."""
-    shapes = np.stack([maps[name].to_numpy() for name in ("heat_h", "heat_w")], axis=1)
+def _probable(images: pa.Table, boxes: pa.Table, maps: pa.Table, cutting: Cutting) -> pa.Table:
+    """Return the maps of classes that are probable enough for a box, and of each image's most probable class.
+
+    A class without a stored box is under ``least_stored``; it is kept, as unknown, where the rule goes below that.
+    """
+    image = pc.index_in(maps["image_id"], images["image_id"].combine_chunks()).to_numpy().astype(np.int64)
+    rank = maps["rank"].to_numpy()
+    prob = _probabilities(images, boxes, image, rank)
+    unknown = np.isnan(prob) & (not 0 < cutting.least_stored <= cutting.rule.min_prob)
+    return maps.filter(pa.array((rank == 0) | (prob >= cutting.rule.min_prob) | unknown))
+
+
+def _cut(cutting: Cutting, maps: pa.Table, figures: pa.Table | None, sizes_hw: NDArray[np.int64]) -> Iterator[CutMaps]:
+    """Yield the boxes of the maps: maps of one shape together, at most _CUT_CELLS at a time.
+
+    ``figures`` holds the rows of foreground of the maps' images, for maps that are fused with them.
+    """
+    rule, foreground = cutting.rule, cutting.foreground
+    shapes = _shapes(maps, "heat")
+    if figures is not None:
+        figure = pc.index_in(maps["image_id"], figures["image_id"].combine_chunks()).to_numpy().astype(np.int64)
+        shapes = np.concatenate([shapes, _shapes(figures, "fg")[figure]], axis=1)
     ranks = maps["rank"].to_numpy().astype(np.int64)
-    for height, width in np.unique(shapes, axis=0).tolist():
-        same = np.flatnonzero((shapes == (height, width)).all(axis=1))
-        at_once = max(1, _CUT_CELLS // (height * width * len(rule.thresholds)))
+    for shape in np.unique(shapes, axis=0):
+        same = np.flatnonzero((shapes == shape).all(axis=1))
+        at_once = max(1, _CUT_CELLS // (int(shape.reshape(-1, 2).prod(axis=1).max()) * len(rule.thresholds)))
         for start in range(0, len(same), at_once):
             own = same[start : start + at_once]
-            part = maps.take(pa.array(own))
-            heat = pc.list_flatten(part["heat"]).to_numpy().reshape(-1, height, width)
-            low, high = part["heat_min"].to_numpy(), part["heat_max"].to_numpy()
-            yield cut_maps(rule, dequantize(heat, low, high), own, ranks[own], sizes_hw[own])
+            cells = _values(maps.take(pa.array(own)), "heat")
+            if figures is not None and foreground:
+                ground = _values(figures.take(pa.array(figure[own])), "fg")
+                cells = foreground.fused(torch.from_numpy(cells)[:, None], torch.from_numpy(ground))[:, 0].numpy()
+            yield cut_maps(rule, cells, own, ranks[own], sizes_hw[own])
+
+
+def _shapes(rows: pa.Table, name: str) -> NDArray[np.int64]:
+    """Return (N, 2): rows and columns of stored maps, of the columns that begin with ``name``."""
+    return np.stack([rows[f"{name}_{side}"].to_numpy() for side in ("h", "w")], axis=1).astype(np.int64)
+
+
+def _values(rows: pa.Table, name: str) -> NDArray[np.float32]:
+    """Return stored maps (N, h, w) of one size."""
+    height, width = _shapes(rows, name)[0].tolist()
+    stored = pc.list_flatten(rows[name]).to_numpy().reshape(-1, height, width)
+    return dequantize(stored, rows[f"{name}_min"].to_numpy(), rows[f"{name}_max"].to_numpy())
 
 
 def _probabilities(

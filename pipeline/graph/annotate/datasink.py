@@ -14,8 +14,11 @@ from schemas.runs import CommitRecord
 class LakeSink(Datasink[CommitRecord | None]):
     """Commits wide rows; each write task makes one commit record."""
 
-    def __init__(self, committer: Committer, outputs: Sequence[str], images_per_commit: int) -> None:
+    def __init__(
+        self, committer: Committer, outputs: Sequence[str], images_per_commit: int, every_map_has_a_box: bool = False
+    ) -> None:
         self._committer, self._outputs, self._images_per_commit = committer, outputs, images_per_commit
+        self._every_map_has_a_box = every_map_has_a_box
 
     @property
     def min_rows_per_write(self) -> int:
@@ -29,4 +32,5 @@ class LakeSink(Datasink[CommitRecord | None]):
             return None
         rows = pa.concat_tables(parts)
         tables = split_rows(rows, self._committer.run_id, self._outputs)
-        return self._committer.commit(f"{ctx.task_idx:06d}", tables, count_maps_without_box(rows))
+        without_box = 0 if self._every_map_has_a_box else count_maps_without_box(rows)
+        return self._committer.commit(f"{ctx.task_idx:06d}", tables, without_box)

@@ -5,12 +5,13 @@ The module is called after Ray's word for the process that starts the work, beca
 """
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
+from pipeline.annotate.foreground import choose, with_foreground
 from pipeline.annotate.model import Model, fit_topk, load_model
 from pipeline.annotate.reporter import Reporter
-from pipeline.annotate.spec import plan_inputs, run_request
+from pipeline.annotate.spec import continued, plan_inputs, run_request
 from pipeline.graph.annotate.job import make_job
 from pipeline.graph.annotate.stream import run_stream
 from pipeline.graph.cluster import ray_cluster
@@ -37,7 +38,11 @@ def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_F
     config = fit_topk(config, model.network)
     size = f"{model.network.n_parameters / 1e6:.1f} M parameters"
     reporter.say(f"model {model.partition} ({size}, {model.weights.source})")
-    with open_run(run_request(config, model)) as run:
+    config, said = continued(config, model)
+    if said:
+        reporter.say(said)
+    with open_run(run_request(config, model, decided=False)) as opened:
+        run = opened
         done = done_images(run.fs, run.root, run.manifest.model, config.retry_rejected)
         plan_dir = LakePaths(run.root).plan_dir(run.manifest.run_id)
         plan = plan_inputs(config, model, done, run.fs, run.root, plan_dir, images_per_slice(config))
@@ -46,6 +51,11 @@ def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_F
         if counts.skipped_by_kind:
             reporter.say(counts.skipped_sentence, **counts.skipped_by_kind)
         refuse_unmatched_classes(config, plan)
+        choice = choose(config, model, run, plan.slices)
+        if choice.said:
+            reporter.say(choice.said)
+        model, config = replace(model, foreground=choice.foreground), with_foreground(config, choice.foreground)
+        run = run.settled(run_request(config, model))
         if not plan.slices:
             return run.begin(counts).finish()
         return _on_ray(config, model, run, plan, reporter, tune_from)

@@ -11,7 +11,7 @@ from pipeline.graph.resources import Compute, images_per_commit
 from pipeline.storage.lake.commit import Committer
 from pipeline.storage.lake.run import OpenRun
 from schemas.annotate import AnnotateConfig
-from schemas.tables import network_types, written_schemas
+from schemas.tables import network_types, say_score, written_schemas
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class Job:
 def make_job(config: AnnotateConfig, model: Model, run: OpenRun, compute: Compute, n_images: int) -> Job:
     """Return the values for the workers of an open run of ``n_images`` planned inputs."""
     types = network_types(model.network.channels, config.feature_type)
+    annotating = annotate_spec(config, model, compute.runtime, run.calibration)
+    schemas = say_score(written_schemas(config.outputs, types), None if run.calibration else annotating.right_share)
     return Job(
         reader=ImageReader(config.storage, config.out, config.max_bytes),
         images_per_commit=images_per_commit(config, n_images, compute.actors[1], row_bytes(config, model)),
         decode=decode_spec(config, model),
-        annotate=annotate_spec(config, model, compute.runtime, run.calibration),
-        committer=run.committer(written_schemas(config.outputs, types)),
+        annotate=annotating,
+        committer=run.committer(schemas),
         compute=compute,
     )

@@ -64,7 +64,7 @@ def run_stream(
     with following(read, lambda done: advance(done.images + done.rejected, done.rejected)):
         try:
             rows.write_datasink(
-                LakeSink(job.committer, job.annotate.outputs, job.images_per_commit),
+                LakeSink(job.committer, job.annotate.outputs, job.images_per_commit, job.annotate.every_map_has_a_box),
                 ray_remote_args={"num_cpus": compute.write_cpus},
             )
             total: RunProgress = ray.get(progress.read.remote())

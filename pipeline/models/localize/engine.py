@@ -73,10 +73,9 @@ class Engine:
         missing = -len(pixels) % self._batch_size
         whole = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])]) if missing else pixels
         parts = [self._features(part) for part in torch.split(whole, self._batch_size)]
-        features, stride16 = parts[0] if len(parts) == 1 else zip(*parts, strict=True)
-        if len(parts) > 1:
-            features, stride16 = torch.cat(features), None if stride16[0] is None else torch.cat(stride16)
-        return TrunkMaps(features[: len(pixels)], None if stride16 is None else stride16[: len(pixels)])
+        features = _joined([part.features for part in parts], len(pixels))
+        tensors = [part.stride16 for part in parts if part.stride16 is not None]
+        return TrunkMaps(features, _joined(tensors, len(pixels)) if tensors else None)
 
     def inputs(self, pixels: Tensor) -> Tensor:
         """Return ``pixels`` (B, S, S, 3) uint8 as the trunk's input: (B, 3, S, S), normalized, in its number type."""
@@ -174,6 +173,11 @@ class _Features(nn.Module):
         """Return what the trunk gives of its ``inputs``."""
         features, stride16 = self._trunk(inputs) if self._both else (self._trunk(inputs), None)
         return TrunkMaps(features.float(), stride16)
+
+
+def _joined(parts: Sequence[Tensor], images: int) -> Tensor:
+    """Return the first ``images`` rows of all parts; one part is not copied."""
+    return (parts[0] if len(parts) == 1 else torch.cat(list(parts)))[:images]
 
 
 def _folded(trunk: nn.Module) -> nn.Module:

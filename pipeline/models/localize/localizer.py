@@ -188,15 +188,16 @@ class Localizer:
 
         ``map_index`` counts the G·n maps, image by image.
         """
-        tensors = result.maps, result.has_box, result.figure, result.regressed
+        maps, has_box, figure, regressed = result.maps, result.has_box, result.figure, result.regressed
         if group.images is not None:
-            images = torch.from_numpy(group.images).to(result.maps.device)
-            tensors = tuple(None if tensor is None else tensor[images] for tensor in tensors)
-        maps, has_box, figure, regressed = tensors
+            images = torch.from_numpy(group.images).to(maps.device)
+            maps, has_box = maps[images], has_box[images]
+            figure = None if figure is None else figure[images]
+            regressed = None if regressed is None else regressed[images]
         if regressed is not None:
             return _regressed_boxes(regressed, has_box, maps.shape[2:], group), (group.rows, group.columns)
         valid = maps[:, :, : group.rows, : group.columns]
-        if self._fusion:
+        if self._fusion and figure is not None:
             valid = self._fusion.fused(maps, figure, (group.rows, group.columns))
         return self.rule.boxes.cut(valid.flatten(0, 1), has_box.flatten()), (valid.shape[2], valid.shape[3])
 

@@ -13,13 +13,14 @@ from pipeline.storage.lake.commit import committed_settings
 from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.store_failures import store_errors
 from schemas.annotate import FIRST_LOCALIZATION
+from schemas.box_rules import FIRST_BOXES
 from schemas.config import StorageConfig
 from schemas.errors import StoreError, UsageError
 from schemas.runs import spelled
 from schemas.url_secrets import safe_url
 
 FOLDER = "_calibrations"
-RULE = ("threshold", "box_rule", "min_area")
+RULE = ("threshold", "box_rule", "min_area", "foreground")
 """The settings by which boxes are cut from maps."""
 
 
@@ -73,11 +74,12 @@ def calibration_in(url: str, storage: StorageConfig, model: str, settings: Mappi
     found = read_calibration(*place, model, settings) if fitted_on else None
     if fitted_on is None or found is None:
         raise UsageError(f"--calibration {where}: has none of {model}; `camlake evaluate --calibrate` makes one")
+    fitted_on, asked = FIRST_BOXES | fitted_on, FIRST_BOXES | dict(settings)
     for name in RULE:
-        if fitted_on.get(name) != settings.get(name):
+        if fitted_on.get(name) != asked.get(name):
             raise UsageError(
                 f"--calibration {where}: fitted on boxes of --{name.replace('_', '-')} {spelled(fitted_on.get(name))},"
-                f" not {spelled(settings.get(name))}"
+                f" not {spelled(asked.get(name))}"
             )
     return found
 

@@ -76,6 +76,11 @@ class LakePaths:
         _check_names(task)
         return f"{self.commits_dir(run_id)}/{task}.json"
 
+    def foreground_file(self, model: str) -> str:
+        """Return the full path of the figure/ground direction of a model's rows; raises ValueError as above."""
+        _check_names(model)
+        return self.full(f"_foreground/model={model}.safetensors")
+
     @property
     def lease_dir(self) -> str:
         """Return the folder of the generations of the lease."""

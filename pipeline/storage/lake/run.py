@@ -21,6 +21,7 @@ from pipeline.storage.lake.layout import new_run_id
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.whole_objects import remove_secrets
 from schemas.annotate import FIRST_LOCALIZATION
+from schemas.box_rules import FIRST_BOXES
 from schemas.config import JobConfig, StorageConfig
 from schemas.errors import UsageError
 from schemas.rebox import MAPS_OF
@@ -44,6 +45,8 @@ class RunRequest:
     lineage: Lineage
     calibration: str | None = None
     """URL of another output whose calibration gives ``box_score``; None: this output's calibration, if it has one."""
+    undecided: frozenset[str] = frozenset()
+    """Names of settings that are decided while the run is open; ``settled`` then checks them."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,16 @@ class OpenRun:
     """Of the lease."""
     calibration: Calibration | None
     """Gives ``box_score``; None where there is no calibration."""
+
+    def settled(self, request: RunRequest) -> Self:
+        """Return the run with the settings and the lineage of ``request``, in which nothing is undecided.
+
+        Raises as ``check_settings`` and ``find_calibration`` do.
+        """
+        check_settings(request, self.fs, self.root)
+        changed = {"settings": dict(request.settings), "config": dict(request.config), "lineage": request.lineage}
+        manifest = self.manifest.model_copy(update=changed)
+        return replace(self, manifest=manifest, calibration=find_calibration(request, self.fs, self.root))
 
     def begin(self, counts: Counts, resolved: Mapping[str, Any] | None = None) -> Self:
         """Write the lineage and the manifest of the run, and return the begun run.
@@ -97,7 +110,7 @@ def open_run(request: RunRequest) -> Iterator[OpenRun]:
     with Lease.acquire(fs, root, run_id) as lease:
         remove_leftovers(fs, root)
         check_settings(request, fs, root)
-        calibration = find_calibration(request, fs, root)
+        calibration = None if request.undecided else find_calibration(request, fs, root)
         manifest = RunManifest(
             run_id=run_id,
             status="running",
@@ -119,7 +132,7 @@ def check_settings(request: RunRequest, fs: AbstractFileSystem, root: str) -> No
     found = committed_settings(fs, root, request.model)
     if not found:
         return
-    committed, where = FIRST_LOCALIZATION | found, safe_url(request.out)
+    committed, where = FIRST_LOCALIZATION | FIRST_BOXES | found, safe_url(request.out)
     maps_of, source = committed.get(MAPS_OF), request.settings.get(MAPS_OF)
     if maps_of and not source:
         raise UsageError(
@@ -131,7 +144,7 @@ def check_settings(request: RunRequest, fs: AbstractFileSystem, root: str) -> No
         raise UsageError(f"--out {where}: {made}, not of {source}; use another --out")
     rows = "boxes" if source else "rows of this model"
     for name, value in request.settings.items():
-        if name in committed and committed[name] != value:
+        if name in committed and committed[name] != value and name not in request.undecided:
             raise UsageError(
                 f"--{name.replace('_', '-')}: the {rows} in {where} were made with "
                 f"{spelled(committed[name])}, not {spelled(value)}; use the same, or another --out"

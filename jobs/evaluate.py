@@ -14,31 +14,41 @@ def run(config: EvaluateConfig, screen: Screen) -> None:
 
     Raises UsageError where ``--labels`` does not have one name for each class of the network.
     """
+    from pipeline.models.localize.foreground import foreground_of
     from pipeline.outputs.calibrate import calibrate
     from pipeline.outputs.evaluate import evaluate
+    from pipeline.outputs.evaluate_foreground import foreground_notes
     from pipeline.outputs.reader import open_lake
     from pipeline.outputs.score_files import write_scores
     from pipeline.outputs.truth_join import run_of_model
     from pipeline.storage.lake.calibrations import write_calibration
     from pipeline.storage.lake.commit import committed_settings
+    from pipeline.storage.lake.layout import LakePaths
+    from pipeline.storage.lake.whole_objects import read_whole
     from pipeline.storage.truth.class_names import read_class_names
     from pipeline.storage.truth.masks import read_masks
     from pipeline.storage.truth.truth import read_truth
 
     names = read_class_names(config.labels, config) if config.labels else None
     truth, masks = read_truth(config.truth, config, names), read_masks(config.truth, config, config.masks)
+    fs, root = connect(config.out, config)
     with open_lake(config.out, config) as lake:
-        classes = run_of_model(lake, config.model).lineage.classes
+        run = run_of_model(lake, config.model)
+        classes = run.lineage.classes
         if names and len(names.texts) != classes:
             raise UsageError(
                 f"--labels {safe_url(config.labels or '')}: {len(names.texts)} names; allowed: one for each of the"
                 f" network's {classes} classes"
             )
         scores = evaluate(lake, truth, model=config.model, convention=config.iou, masks=masks)
+        kept = read_whole(fs, LakePaths(root).foreground_file(run.model))
+        if kept is not None:
+            foreground = foreground_of(kept, f"the figure/ground direction of {safe_url(config.out)}")
+            said = foreground_notes(lake, truth, foreground, model=config.model, convention=config.iou)
+            scores = dataclasses.replace(scores, notes=(*scores.notes, *said))
         if config.calibrate:
             model, calibration, found = calibrate(lake, truth, model=config.model, convention=config.iou)
             scores = dataclasses.replace(scores, calibration=found)
-            fs, root = connect(config.out, config)
             write_calibration(fs, root, model, calibration, committed_settings(fs, root, model) or {})
     rows = scores.rows()
     title = f"{scores.model}: {scores.images} images, {scores.pairs} pairs of image and class, IoU {config.iou}"

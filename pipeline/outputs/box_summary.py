@@ -52,12 +52,11 @@ class BoxSummary(NamedTuple):
 
 def summarize_boxes(fs: AbstractFileSystem, root: str, files: Sequence[DataFile]) -> BoxSummary | None:
     """Return the summary of the boxes in ``files``, None without any; raises StoreError where one can't be read."""
-    own = [file for file in files if file.table == "boxes"]
-    if not own:
+    if not any(file.table == "boxes" for file in files):
         return None
     query = f"""SELECT count(*), avg((area_frac > {LARGE})::INT), avg((class_prob < {UNLIKELY})::INT), median(box_score)
         FROM boxes"""
-    with committed_views(fs, root, own) as con:
+    with committed_views(fs, root, files) as con:
         ((boxes, large, unlikely, score),) = con.execute(query).fetchall()
     return BoxSummary(boxes, large, unlikely, score) if boxes else None
 

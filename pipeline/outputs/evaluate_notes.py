@@ -98,6 +98,12 @@ def _note_on_top5(match: Match) -> str:
 
 
 def _notes_on_boxes(run: RunManifest) -> Iterator[str]:
+    least = run.settings.get("min_prob", 0.0)
+    if least and "boxes" in run.settings["outputs"]:
+        yield (
+            f"Classes under --min-prob {least:g} have no box, but for the most probable one and those that --classes"
+            " names, and count as wrong in GT-known, top-5 localization and mean IoU; --min-prob 0 gives each one."
+        )
     if is_heuristic(run):
         yield (
             "Top-5 localization counts the heuristic's five boxes of an image. GT-known, top-1 localization and mean"

@@ -81,6 +81,8 @@ class Taught(NamedTuple):
     foreground: Foreground
     rule: Chosen
     plain: Chosen
+    trial: Trial
+    """Of all pairs of ``--images``."""
     area_place: int
     """Index of the threshold that the mean area of boxes gives, with sumprod."""
 
@@ -109,12 +111,12 @@ def _taught(
         ),
     )
     foreground, _ = learn(looked, model, name)
-    trial = _trial(one, foreground, ways)
+    trial = _trial(one, foreground, COMBINATIONS)
     thresholds = torch.tensor(THRESHOLDS[1:], dtype=torch.float32)
     figure = foreground.maps(looked.stride16.float())
     fused = fuse(looked.class_maps[:, None], figure, "sumprod")[:, 0]
     area = area_matched(box_areas(fused, thresholds), thresholds)
-    return Taught(foreground, trial.choose(own, ways), trial.choose(own, (None,)), round(area * 50))
+    return Taught(foreground, trial.choose(own, ways), trial.choose(own, (None,)), trial, round(area * 50))
 
 
 def _some(looked: Looked, images: np.ndarray) -> Looked:
@@ -138,7 +140,7 @@ def _both_halves(one: Photographs, halves: list[Taught], reporter: Reporter) -> 
         f"half {number}: rule": f"{half.rule.combination} at {half.rule.threshold:.2f}"
         for number, half in enumerate(halves, 1)
     }
-    trials = [_trial(one, half.foreground, COMBINATIONS) for half in halves]
+    trials = [half.trial for half in halves]
     default = round(AUTO_THRESHOLD * 50)
     plain_iou = trials[0].sweeps[None].largest_iou
     plain_best = int((plain_iou >= IOU_DELTA).mean(0).argmax())
@@ -203,7 +205,7 @@ def _scores_without_truth(one: Photographs, halves: list[Taught]) -> Figures:
         thresholds = torch.tensor([half.rule.threshold])
         areas.append(box_areas(maps, thresholds)[:, 0].numpy())
         chosen_on = one.first if number == 0 else ~one.first
-        trial = _trial(one, half.foreground, (cast(Combination, half.rule.combination),))
+        trial = half.trial
         share = float(trial.hits(half.rule.combination)[chosen_on][:, half.rule.place].mean())
         iou = trial.sweeps[half.rule.combination].largest_iou[:, half.rule.place]
         for image in images.tolist():

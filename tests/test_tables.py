@@ -50,13 +50,13 @@ def wide_rows(images: list[str], rejected: list[str]) -> pa.Table:
     """Return wide rows: each image has one box, one map, one silhouette and two points, the second point first."""
     uris, accepted = [*images, *rejected], [True] * len(images) + [False] * len(rejected)
     counts = np.array(accepted, np.int64)
-    names, n_rows = ("width_px", "height_px", "n_boxes", "top1_class_id"), len(uris)
+    given, n_rows = {"width_px": 64, "height_px": 48, "n_boxes": 1, "top1_class_id": 7}, len(uris)
     map_ = {"rank": [0], "class_id": [7], "label": ["cat"]}
     cut = {"class_prob": [0.5], "component": [0], "threshold": [0.2], "area_frac": [0.25], "method": ["cam"]}
     box = map_ | cut | {"xmin": [1.0], "ymin": [2.0], "xmax": [9.0], "ymax": [8.0], "box_score": [None]}
     heat = map_ | {"heat_h": [1], "heat_w": [2], "heat_min": [0.0], "heat_max": [1.0], "heat": [[0, 255]]}
     columns = {name: [version(uri, "v1")[name] for uri in uris] for name in IDENTITY}
-    columns |= {name: [1 if one else None for one in accepted] for name in names}
+    columns |= {name: [value if one else None for one in accepted] for name, value in given.items()}
     columns |= {"top1_prob": [0.5 if one else None for one in accepted]}
     columns |= {name: ["text" if one else None for one in accepted] for name in ("format", "top1_label")}
     columns |= {"decided_at": [datetime(2026, 11, 23, 6, tzinfo=UTC)] * n_rows}

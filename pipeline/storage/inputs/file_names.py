@@ -2,6 +2,7 @@
 
 import posixpath
 import re
+from urllib.parse import urlsplit
 
 _IMAGES = """
 .jpg .jpeg .jpe .jfif .jps .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .avif .avifs .heic .heics .heif .hif .jp2
@@ -32,7 +33,12 @@ _EMR_FOLDER = "_$folder$"
 
 
 def suffix_of(path: str) -> str:
-    """Return the last extension of a path with its dot, in lower case; empty where there is none."""
+    """Return the last extension of a path with its dot, in lower case; empty where there is none.
+
+    Of a web address it is the extension before the query.
+    """
+    if path.lower().startswith(("http://", "https://")):
+        path = urlsplit(path).path
     return posixpath.splitext(path)[1].lower()
 
 

@@ -50,7 +50,7 @@ def read_classes(url: str, storage: StorageConfig, labels: Sequence[str]) -> Cla
         wrong = [each for each in ids if not 0 <= each < len(labels)]
         if wrong:
             raise UsageError(f"{name}: class id {wrong[0]}; allowed: 0 to {len(labels) - 1}")
-        united.setdefault(image, set()).update(ids)
+        united.setdefault(safe_url(image), set()).update(ids)
     named = {image: sorted(ids) for image, ids in united.items() if ids}
     return pa.table({"key": list(named), "class_ids": list(named.values())}, schema=CLASSES)
 

@@ -2,7 +2,7 @@
 
 from jobs.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
-from schemas.annotate import AnnotateConfig
+from schemas.options.annotate import AnnotateConfig
 from schemas.url_secrets import safe_url
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from jobs.console import Screen, main, verb
 from jobs.suites.machine import Figures, machine_facts
-from schemas.benchmark import BenchmarkConfig, MeasureConfig
+from schemas.options.benchmark import BenchmarkConfig, MeasureConfig
 
 Config = TypeVar("Config", bound=MeasureConfig)
 

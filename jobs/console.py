@@ -20,8 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.annotate.reporter import Advance, progress_lines
-from schemas.config import JobConfig
 from schemas.errors import CamlakeError, UsageError
+from schemas.options.config import JobConfig
 from schemas.url_secrets import shown_value, without_secrets
 
 Config = TypeVar("Config", bound=JobConfig)

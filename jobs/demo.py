@@ -4,11 +4,11 @@ import time
 from pathlib import Path
 
 from jobs.console import Screen, main, verb
-from schemas.annotate import AnnotateConfig
-from schemas.config import StorageConfig
-from schemas.demo import DemoConfig
 from schemas.errors import UsageError
-from schemas.reading import ReportConfig
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.config import StorageConfig
+from schemas.options.demo import DemoConfig
+from schemas.options.reading import ReportConfig
 
 BROKEN = 2
 """Damaged files among the pictures, so that quarantine has something to show."""

@@ -8,7 +8,7 @@ from pipeline.graph.resources import describe
 from pipeline.graph.tuning.autotune import TUNE_FROM, Measured
 from pipeline.graph.tuning.estimate import Estimate, PlannedRun, estimate_run, plan_run, read_offer
 from pipeline.storage.lake.run import shown_config
-from schemas.annotate import AnnotateConfig
+from schemas.options.annotate import AnnotateConfig
 
 
 def print_estimate(config: AnnotateConfig, screen: Screen, tune_from: int = TUNE_FROM) -> Measured | None:

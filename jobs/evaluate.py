@@ -5,7 +5,7 @@ import dataclasses
 from jobs.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
 from schemas.errors import UsageError
-from schemas.reading import EvaluateConfig
+from schemas.options.reading import EvaluateConfig
 from schemas.url_secrets import safe_url
 
 

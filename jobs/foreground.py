@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.console import Screen, main, verb
-from schemas.annotate import AnnotateConfig
-from schemas.box_rules import Combination
-from schemas.config import StorageConfig, option, required
 from schemas.errors import UsageError
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.box_rules import Combination
+from schemas.options.config import StorageConfig, option, required
 from schemas.url_secrets import safe_url
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from jobs.console import Screen, main, verb
-from schemas.models import ModelsConfig
+from schemas.options.models import ModelsConfig
 
 if TYPE_CHECKING:
     from pipeline.models.networks.entry import NetworkEntry

@@ -2,7 +2,7 @@
 
 from jobs.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
-from schemas.rebox import ReboxConfig
+from schemas.options.rebox import ReboxConfig
 from schemas.runs import RunManifest
 from schemas.url_secrets import safe_url
 

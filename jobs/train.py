@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from jobs.console import Screen, main, verb
 from schemas.errors import CamlakeError, RejectedShareError
-from schemas.train import TrainConfig
+from schemas.options.train import TrainConfig
 from schemas.url_secrets import safe_url
 
 if TYPE_CHECKING:

@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING
 from jobs.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
 from schemas.errors import StoreError
-from schemas.input_options import InputOptions
-from schemas.reading import VerifyConfig
+from schemas.options.input_options import InputOptions
+from schemas.options.reading import VerifyConfig
 from schemas.url_secrets import safe_url
 
 if TYPE_CHECKING:
-    from pipeline.storage.lake.verify import VerifyReport
+    from pipeline.storage.lake.integrity.verify import VerifyReport
 
 
 def run(config: VerifyConfig, screen: Screen) -> None:
     """Repair the output where asked, check it and print every problem; raises StoreError where there is one."""
-    from pipeline.storage.lake.repair import repair
-    from pipeline.storage.lake.verify import verify
+    from pipeline.storage.lake.integrity.repair import repair
+    from pipeline.storage.lake.integrity.verify import verify
 
     fs, root = connect(config.out, config)
     if config.repair:
@@ -38,8 +38,8 @@ def run(config: VerifyConfig, screen: Screen) -> None:
 def _compare(config: VerifyConfig, input_url: str) -> "VerifyReport":
     """Return what came, changed and went in the input, which is listed as the newest run listed it."""
     from pipeline.storage.inputs.listing import list_inputs
+    from pipeline.storage.lake.integrity.verify import compare_input
     from pipeline.storage.lake.records import load_runs
-    from pipeline.storage.lake.verify import compare_input
 
     fs, root = connect(config.out, config)
     chosen = load_runs(fs, root)[-1].config

@@ -1,13 +1,21 @@
 """The documents of a run under ``_runs/<run_id>/``: lineage, commit records, the manifest."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, field_validator
 
-from schemas.input_options import say_kinds
 from schemas.tables import SCHEMA_VERSION
 
 _RULE_OF_COMPONENTS = {"largest": "paper", "all": "all-components"}
+
+
+def say_kinds(skipped: Mapping[str, int], most: int = 5) -> str:
+    """Return kinds of skipped files with their numbers for people, the most frequent ones first: "3 .txt, 1 .json"."""
+    by_number = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count} {kind}" for kind, count in by_number[:most]]
+    more = len(skipped) - len(shown)
+    return ", ".join([*shown, f"{more} more kinds"] if more else shown)
 
 
 class Record(BaseModel):

@@ -20,7 +20,7 @@ from botocore.config import Config
 from fsspec.implementations.memory import MemoryFileSystem
 from moto.server import ThreadedMotoServer
 
-from schemas.config import StorageConfig
+from schemas.options.config import StorageConfig
 from tests.fake_lake import FakeLake
 
 KEY, SECRET, REGION = "testkey", "testsecret", "us-east-1"

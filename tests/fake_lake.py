@@ -16,7 +16,7 @@ from pipeline.storage.lake.commit import Committer, finish_run, remove_leftovers
 from pipeline.storage.lake.layout import LakePaths, new_run_id
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.whole_objects import write_whole
-from schemas.config import StorageConfig
+from schemas.options.config import StorageConfig
 from schemas.reasons import Reason
 from schemas.runs import CommitRecord, Counts, Lineage, RunManifest
 from schemas.tables import PLAN, TABLES, FeatureType, Table, network_types, written_schemas

@@ -5,8 +5,8 @@ import pyarrow as pa
 from pipeline.storage.inputs.fetch import Fetcher
 from pipeline.storage.inputs.listing import image_id, list_inputs
 from pipeline.storage.inputs.object_reader import Fetched
-from schemas.config import StorageConfig
 from schemas.errors import RejectedImage
+from schemas.options.config import StorageConfig
 from schemas.tables import PLAN
 from tests.listings import LOCAL
 

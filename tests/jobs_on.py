@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.console import Screen
 from pipeline.graph.annotate.driver import annotate
-from schemas.annotate import AnnotateConfig
+from schemas.options.annotate import AnnotateConfig
 from schemas.runs import RunManifest
 
 ROOT = Path(__file__).resolve().parents[1]

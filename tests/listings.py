@@ -5,7 +5,7 @@ import tarfile
 from pathlib import Path
 
 from pipeline.storage.inputs.listing import Listing, list_inputs
-from schemas.config import StorageConfig
+from schemas.options.config import StorageConfig
 
 LOCAL = StorageConfig()
 

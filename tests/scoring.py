@@ -18,8 +18,8 @@ from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.commit import Committer, finish_run, start_run
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.truth.truth import read_truth
-from schemas.config import StorageConfig
-from schemas.reading import EvaluateConfig
+from schemas.options.config import StorageConfig
+from schemas.options.reading import EvaluateConfig
 from schemas.scores import Scores
 from schemas.tables import network_types, written_schemas
 from tests.fake_lake import CHANNELS, DATE, MODEL, START, image_id, manifest_of, version

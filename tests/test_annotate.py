@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.decode_stage import DecodeStage
+from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import load_model
-from pipeline.annotate.reader import ImageReader
 from pipeline.annotate.spec import annotate_spec, decode_spec
 from pipeline.graph.annotate.driver import refuse_rejected_share
 from pipeline.graph.resources import Machine, plan_compute
@@ -23,11 +23,11 @@ from pipeline.images.synthetic.scenes import CLASSES, write_corpus
 from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.listing import list_inputs
+from pipeline.storage.lake.integrity.verify import verify
 from pipeline.storage.lake.rows import split_rows
-from pipeline.storage.lake.verify import verify
-from schemas.annotate import AnnotateConfig
-from schemas.config import StorageConfig
 from schemas.errors import RejectedShareError, UsageError
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.config import StorageConfig
 from tests.jobs_on import run_annotate
 
 pytestmark = pytest.mark.usefixtures("ray_session")

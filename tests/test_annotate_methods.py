@@ -13,11 +13,11 @@ from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.calibrations import write_calibration
+from pipeline.storage.lake.integrity.verify import verify
 from pipeline.storage.lake.run import check_settings
-from pipeline.storage.lake.verify import verify
-from schemas.annotate import AnnotateConfig
-from schemas.config import StorageConfig
 from schemas.errors import UsageError
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.config import StorageConfig
 from tests.jobs_on import run_annotate
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from schemas.config import StorageConfig
+from schemas.options.config import StorageConfig
 from tests.fetching import fetch, plan_of, planned, reason
 from tests.listings import LOCAL, listed, tar_bytes
 from tests.serving import QuietHandler, serving

@@ -21,8 +21,8 @@ from pipeline.models.localize.box_rules import BoxRule
 from pipeline.models.localize.localizer import CamRule, Localizer
 from pipeline.models.localize.runtime import Runtime
 from pipeline.models.weights.state_fitting import load_network
-from schemas.benchmark import BenchmarkConfig, MeasureConfig
 from schemas.errors import UsageError
+from schemas.options.benchmark import BenchmarkConfig, MeasureConfig
 from schemas.tables import network_types, written_schemas
 from tests.benchmarks import boxes, peers
 from tests.benchmarks.peers import ray_pattern

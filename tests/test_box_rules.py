@@ -5,9 +5,9 @@ import pytest
 
 from pipeline.models.localize.box_rules import BoxRule, CutMaps, boxes_in_pixels
 from pipeline.models.localize.localizer import CamRule
-from schemas.annotate import AnnotateConfig
-from schemas.box_rules import HEURISTIC_THRESHOLDS
 from schemas.errors import UsageError
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.box_rules import HEURISTIC_THRESHOLDS
 from schemas.runs import RunManifest
 from tests.fake_lake import manifest_of
 from tests.test_localizer import by_hand, localize, picture

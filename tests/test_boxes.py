@@ -12,7 +12,7 @@ from pipeline.arrays.boxes import foreground_levels, level_boxes
 from pipeline.models.weights.load_weights import load_weights
 from pipeline.models.weights.state_fitting import load_network
 from pipeline.storage.truth.truth import read_truth
-from schemas.config import StorageConfig
+from schemas.options.config import StorageConfig
 from tests.benchmarks.box_scores import MapsOfPhotographs, localized, overlap_with_opencv, scores_of_both
 from tests.references.opencv_boxes import agreement, component_boxes, smooth_maps, upsampled
 

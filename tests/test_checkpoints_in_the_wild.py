@@ -23,9 +23,9 @@ from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.demo_network import DEMO, DemoNetwork
 from pipeline.models.weights.load_weights import load_weights, model_digest
 from pipeline.models.weights.state_fitting import architecture_of, fit_state
-from schemas.annotate import AnnotateConfig
 from schemas.errors import ModelError
-from schemas.train import TrainConfig
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.train import TrainConfig
 from tests.checkpoints import LABELS, demo_state, loaded, same, saved
 from tests.networks import without_values
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.storage.truth.class_names import ClassNames, read_class_names
-from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
+from schemas.options.config import StorageConfig
 
 LOCAL = StorageConfig()
 

@@ -14,8 +14,8 @@ import jobs
 from jobs import cli
 from jobs.console import Screen
 from pipeline.models.networks.architecture import GREATEST_WIDTH, WIDTH_STEPS
-from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
+from schemas.options.annotate import AnnotateConfig
 from tests.jobs_on import run_command
 
 VERBS = ("demo", "annotate", "train", "evaluate", "rebox", "report", "verify", "models", "benchmark")
@@ -57,7 +57,7 @@ def test_bare_call_lists_the_verbs(camlake):
 
 NEW_VERB = '''
 from jobs.console import Screen, verb
-from schemas.config import StorageConfig, required
+from schemas.options.config import StorageConfig, required
 
 class XyzConfig(StorageConfig):
     """What xyz does."""

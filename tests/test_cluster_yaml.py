@@ -15,8 +15,8 @@ from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.graph.resources import Compute, Machine, plan_compute
-from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
+from schemas.options.annotate import AnnotateConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD_CORES = 4

@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
-from pipeline.storage.lake.verify import verify
-from schemas.config import StorageConfig
+from pipeline.storage.lake.integrity.verify import verify
+from schemas.options.config import StorageConfig
 from tests.jobs_on import run_annotate
 
 VARIANTS, SEED = 2000, 277

@@ -10,10 +10,10 @@ import pytest
 from jobs import demo
 from jobs.console import Screen
 from pipeline.storage.filesystems import connect
-from pipeline.storage.lake.verify import verify
-from schemas.config import StorageConfig
-from schemas.demo import DemoConfig
+from pipeline.storage.lake.integrity.verify import verify
 from schemas.errors import UsageError
+from schemas.options.config import StorageConfig
+from schemas.options.demo import DemoConfig
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from jobs.suites.steady_rate import SilentReporter
 from pipeline.arrays.rounding import rounded
 from pipeline.storage.lake.encoding import Encoding, to_parquet
-from schemas.benchmark import MeasureConfig
+from schemas.options.benchmark import MeasureConfig
 from tests.benchmarks import encoding as suite
 
 

@@ -14,8 +14,8 @@ from pipeline.graph.tuning.bench_actor import RunTiming, SizeModel, StageTiming
 from pipeline.graph.tuning.estimate import read_offer
 from pipeline.graph.tuning.prediction import RAY_CORES, RAY_START_S, predict
 from pipeline.images.synthetic.scenes import write_corpus
-from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
+from schemas.options.annotate import AnnotateConfig
 from tests.jobs_on import ROOT, run_command
 
 LAPTOP = Machine(cpus=4, gpus=0, cores=2)

@@ -11,8 +11,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.whole_objects import write_whole
-from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
+from schemas.options.config import StorageConfig
 from tests.scoring import BUMP, Output, figure_of, job, one_map, scores_of_job
 
 

@@ -15,8 +15,8 @@ import pytest
 from s3fs import S3FileSystem
 
 from pipeline.storage.inputs.fetch import Fetcher
-from schemas.config import StorageConfig
 from schemas.errors import RejectedImage
+from schemas.options.config import StorageConfig
 from schemas.tables import PLAN
 from tests.fetching import MAX_BYTES, fetch, plan_of, planned, reason
 from tests.listings import LOCAL

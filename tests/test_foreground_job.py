@@ -12,7 +12,7 @@ from jobs.console import Screen
 from jobs.evaluate import run as run_evaluate
 from jobs.foreground import ForegroundConfig, run
 from jobs.rebox import rebox
-from pipeline.annotate import foreground as choosing
+from pipeline.annotate import foreground_choice as choosing
 from pipeline.annotate import foreground_learning
 from pipeline.annotate.model import load_model
 from pipeline.images.synthetic.scenes import write_corpus
@@ -26,12 +26,12 @@ from pipeline.models.localize.foreground import (
 )
 from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
-from pipeline.storage.lake.verify import verify
-from schemas.annotate import AnnotateConfig
-from schemas.config import StorageConfig
+from pipeline.storage.lake.integrity.verify import verify
 from schemas.errors import ModelError, StoreError, UsageError
-from schemas.reading import EvaluateConfig
-from schemas.rebox import ReboxConfig
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.config import StorageConfig
+from schemas.options.reading import EvaluateConfig
+from schemas.options.rebox import ReboxConfig
 from tests.jobs_on import run_annotate
 
 TENSOR = "features.4.relu"
@@ -143,7 +143,7 @@ class TestLearned:
 
     def test_from_the_runs_own_images(self, corpus, tmp_path, monkeypatch, capsys, ray_session):
         monkeypatch.setattr(choosing, "LEAST_IMAGES", 40)
-        monkeypatch.setattr("pipeline.arrays.foreground.LEAST_COSINE", 0.0)
+        monkeypatch.setattr("pipeline.arrays.figure_ground.LEAST_COSINE", 0.0)
         manifest = run_annotate(corpus / "images", tmp_path, **AUTO)
         assert "foreground: learned from 48 images" in capsys.readouterr().err
         kept = foreground_of(next((tmp_path / "_foreground").iterdir()).read_bytes(), "kept")
@@ -162,7 +162,7 @@ class TestLearned:
         return screen.out.file.getvalue(), foreground_of((tmp_path / "f.safetensors").read_bytes(), "f")
 
     def test_the_command_without_truth(self, corpus, tmp_path, monkeypatch):
-        monkeypatch.setattr("pipeline.arrays.foreground.LEAST_COSINE", 0.0)
+        monkeypatch.setattr("pipeline.arrays.figure_ground.LEAST_COSINE", 0.0)
         said, made = self.command(corpus, tmp_path)
         assert "not known: whether it gains" in said
         assert made.card.combination == "sumprod"
@@ -170,7 +170,7 @@ class TestLearned:
         assert self.command(corpus, tmp_path)[1].digest == made.digest, "the same images give the same file"
 
     def test_the_command_with_truth(self, corpus, tmp_path, monkeypatch):
-        monkeypatch.setattr("pipeline.arrays.foreground.LEAST_COSINE", 0.0)
+        monkeypatch.setattr("pipeline.arrays.figure_ground.LEAST_COSINE", 0.0)
         monkeypatch.setattr(foreground_learning, "LEAST_PAIRS", 5)
         said, made = self.command(corpus, tmp_path, truth=str(corpus / "truth.csv"), combination="product")
         for figure in ("GT-known at one threshold", "MaxBoxAcc", "MaxBoxAccV2", "mean IoU", "against a centre prior"):
@@ -179,7 +179,7 @@ class TestLearned:
         assert made.card.right_share == pytest.approx(made.card.facts["GT-known at one threshold"]["fused"], abs=1e-3)
 
     def test_an_unstable_direction_is_refused_with_its_reason(self, corpus, tmp_path, monkeypatch):
-        monkeypatch.setattr("pipeline.arrays.foreground.LEAST_COSINE", 1.1)
+        monkeypatch.setattr("pipeline.arrays.figure_ground.LEAST_COSINE", 1.1)
         with pytest.raises(ModelError, match=r"is not stable: two halves of the images give directions"):
             self.command(corpus, tmp_path)
 

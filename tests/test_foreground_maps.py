@@ -6,8 +6,8 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from pipeline.arrays import foreground
-from pipeline.arrays.foreground import area_matched, box_areas, direction, fuse, joined, min_max, moments, project
+from pipeline.arrays import figure_ground as foreground
+from pipeline.arrays.figure_ground import area_matched, box_areas, direction, fuse, joined, min_max, moments, project
 
 CHANNELS, SIDE = 12, 6
 

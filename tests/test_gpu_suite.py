@@ -15,8 +15,8 @@ from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.resize import ResizePlan
 from pipeline.storage.lake import lineage
-from schemas.benchmark import BenchmarkConfig, MeasureConfig
 from schemas.errors import UsageError
+from schemas.options.benchmark import BenchmarkConfig, MeasureConfig
 
 SPEC = DecodeSpec(DecodeLimits(10**6, 10**6, 30.0), ResizePlan("squash", 32, (4, 4)))
 

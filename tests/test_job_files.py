@@ -10,8 +10,8 @@ import typer
 import yaml
 
 from jobs import annotate
-from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
+from schemas.options.annotate import AnnotateConfig
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
 JOB_FILES = sorted(JOBS.glob("*.yaml"))

@@ -15,9 +15,9 @@ import ray
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
-from pipeline.storage.lake.verify import verify
-from schemas.config import StorageConfig
+from pipeline.storage.lake.integrity.verify import verify
 from schemas.errors import CamlakeError
+from schemas.options.config import StorageConfig
 from tests.jobs_on import command, run_annotate
 from tests.killing import LOOKS_EVERY_S, kill_when
 from tests.references.equal_rows import same_rows

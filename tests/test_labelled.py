@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage.truth.labelled_images import read_label_names, read_labelled, split_by_hash
-from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
+from schemas.options.config import StorageConfig
 
 STORAGE = StorageConfig()
 

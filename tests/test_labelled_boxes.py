@@ -10,9 +10,9 @@ from jobs.console import Screen
 from pipeline.graph.train.training import labelled_images
 from pipeline.storage.truth.labelled_images import read_labelled, split_by_hash
 from pipeline.storage.truth.truth import read_truth
-from schemas.config import StorageConfig
 from schemas.errors import UsageError
-from schemas.train import TrainConfig
+from schemas.options.config import StorageConfig
+from schemas.options.train import TrainConfig
 
 STORAGE = StorageConfig()
 HEAD = "uri,label,xmin,ymin,xmax,ymax\n"

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = {
-    "schemas": 0,
+    "schemas": 0.0,
+    "schemas/options": 0.1,
     "pipeline/arrays": 1,
     "pipeline/images": 2.0,
     "pipeline/images/synthetic": 2.1,
@@ -23,6 +24,7 @@ LEVELS = {
     "pipeline/storage/inputs": 3.1,
     "pipeline/storage/truth": 3.2,
     "pipeline/storage/lake": 3.3,
+    "pipeline/storage/lake/integrity": 3.4,
     "pipeline/annotate": 3.5,
     "pipeline/outputs": 3.5,
     "pipeline/graph": 4.0,
@@ -56,7 +58,18 @@ STORAGE = {
     "pyarrow.parquet",
     "pyarrow.dataset",
 }
-OPERATING_SYSTEM = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "urllib.request", "http", "requests"}
+OPERATING_SYSTEM = {
+    "os",
+    "io",
+    "pathlib",
+    "shutil",
+    "tempfile",
+    "subprocess",
+    "socket",
+    "urllib.request",
+    "http",
+    "requests",
+}
 PICTURES = {"cv2", "PIL", "pillow_heif"}
 
 NEVER = {

@@ -21,14 +21,14 @@ from pipeline.storage.lake import lease as lease_module
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.lease import Lease, assert_generation_held
 from pipeline.storage.lake.whole_objects import list_dir
-from schemas.config import StorageConfig
 from schemas.errors import LeaseError, StoreError
+from schemas.options.config import StorageConfig
 
 HOLD = """
 import sys, time
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.lease import Lease
-from schemas.config import StorageConfig
+from schemas.options.config import StorageConfig
 from schemas.errors import LeaseError
 fs, root = connect(sys.argv[1], StorageConfig())
 sys.stdin.readline()

@@ -20,7 +20,7 @@ from pipeline.storage.inputs.file_names import SIGNATURE_BYTES, is_hidden, looks
 from pipeline.storage.inputs.folders import expand_braces
 from pipeline.storage.inputs.listing import image_id, list_inputs
 from schemas.errors import InputError, RejectedImage, UsageError
-from schemas.input_options import InputOptions
+from schemas.options.input_options import InputOptions
 from schemas.reasons import Reason
 from schemas.runs import Counts
 from tests.fetching import fetch, plan_of, reason

@@ -17,8 +17,8 @@ from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.folders import iter_objects
 from pipeline.storage.inputs.listing import image_id, list_inputs
 from pipeline.storage.inputs.s3_pages import list_bucket
-from schemas.config import StorageConfig
 from schemas.errors import InputError
+from schemas.options.config import StorageConfig
 from schemas.tables import PLAN
 from tests.listings import LOCAL, listed, rows, uris, write
 

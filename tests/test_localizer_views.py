@@ -12,8 +12,8 @@ import torch
 
 from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.decode_stage import DecodeStage
+from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import load_model
-from pipeline.annotate.reader import ImageReader
 from pipeline.annotate.spec import annotate_spec, decode_spec, row_bytes
 from pipeline.graph.resources import Machine, plan_compute
 from pipeline.images.synthetic.scenes import write_corpus
@@ -27,8 +27,8 @@ from pipeline.models.localize.views import make_views
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.weights.state_fitting import load_network
 from pipeline.storage.inputs.listing import list_inputs
-from schemas.annotate import AnnotateConfig
 from schemas.errors import ModelError, UsageError
+from schemas.options.annotate import AnnotateConfig
 
 RUNTIME = Runtime("cpu", "fp32", compile=False, threads=1, batch_size=8)
 SIDE = 64

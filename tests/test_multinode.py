@@ -8,8 +8,8 @@ import pytest
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
-from pipeline.storage.lake.verify import verify
-from schemas.config import StorageConfig
+from pipeline.storage.lake.integrity.verify import verify
+from schemas.options.config import StorageConfig
 from tests.jobs_on import ROOT
 from tests.training import Output
 
@@ -28,8 +28,8 @@ from jobs.console import Screen
 from pipeline.graph.train.train_progress import start_train_progress
 from pipeline.storage.filesystems import connect
 from tests.training import train
-from schemas.annotate import AnnotateConfig
-from schemas.config import StorageConfig
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.config import StorageConfig
 
 folder, trained, endpoint, epochs = Path(sys.argv[1]), *sys.argv[2:]
 # A node that answers nothing is given up after 5 looks, here 5 s; Ray's own 3 s between them are for real networks.

@@ -14,9 +14,9 @@ from pipeline.arrays.calibration import Calibration
 from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.calibrations import read_calibration
-from pipeline.storage.lake.verify import verify
-from schemas.config import StorageConfig
-from schemas.rebox import ReboxConfig
+from pipeline.storage.lake.integrity.verify import verify
+from schemas.options.config import StorageConfig
+from schemas.options.rebox import ReboxConfig
 from tests.jobs_on import run_annotate
 from tests.pictures import SMOOTH, encoded
 from tests.references.equal_rows import same_rows
@@ -90,7 +90,13 @@ def test_the_same_pictures_give_the_same_rows(labels, s3, ray_session, tmp_path)
 
 
 def test_it_is_reboxed(labels, s3):
-    config = {"labels": labels, "out": f"{labels}-30", "threshold": 0.3, "box_rule": "paper", "endpoint_url": s3.endpoint_url}
+    config = {
+        "labels": labels,
+        "out": f"{labels}-30",
+        "threshold": 0.3,
+        "box_rule": "paper",
+        "endpoint_url": s3.endpoint_url,
+    }
     counts = rebox(ReboxConfig.resolve(config), Screen()).counts
     assert (counts.annotated, counts.rejected, counts.boxes) == (7, 1, 14)
     assert problems(f"{labels}-30", s3.storage) == ()

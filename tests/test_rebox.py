@@ -14,13 +14,13 @@ from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.calibrations import write_calibration
 from pipeline.storage.lake.commit import Committer, finish_run, start_run
+from pipeline.storage.lake.integrity.verify import verify
 from pipeline.storage.lake.lease import Lease
-from pipeline.storage.lake.verify import verify
-from schemas.config import StorageConfig
 from schemas.errors import StoreError, UsageError
-from schemas.reading import ReportConfig
+from schemas.options.config import StorageConfig
+from schemas.options.reading import ReportConfig
+from schemas.options.rebox import ReboxConfig
 from schemas.reasons import Reason
-from schemas.rebox import ReboxConfig
 from tests.fake_lake import MODEL, SETTINGS, FakeLake, manifest_of, rows_of
 
 BOX = [1.25 * 64 / 3, (1.5 - 0.5 / 1.2) * 24, 64, 48]

@@ -14,10 +14,10 @@ from pipeline.arrays.maps import dequantize, quantize
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
-from pipeline.storage.lake.verify import verify
-from schemas.config import StorageConfig
+from pipeline.storage.lake.integrity.verify import verify
 from schemas.errors import UsageError
-from schemas.rebox import ReboxConfig
+from schemas.options.config import StorageConfig
+from schemas.options.rebox import ReboxConfig
 from tests.jobs_on import run_annotate
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")

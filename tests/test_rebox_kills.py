@@ -5,10 +5,10 @@ import os
 from jobs.console import Screen
 from jobs.rebox import rebox
 from pipeline.storage.filesystems import connect
-from pipeline.storage.lake.verify import verify
-from schemas.config import StorageConfig
+from pipeline.storage.lake.integrity.verify import verify
+from schemas.options.config import StorageConfig
+from schemas.options.rebox import ReboxConfig
 from schemas.reasons import Reason
-from schemas.rebox import ReboxConfig
 from tests.fake_lake import FakeLake
 from tests.jobs_on import command
 from tests.killing import kill_when
@@ -24,7 +24,10 @@ def test_a_killed_rebox_goes_on_where_its_commits_end(tmp_path):
     FakeLake(str(source)).run(images, {"broken.jpg": Reason.TRUNCATED}, tasks=COMMITS)
 
     def again(out):
-        return rebox(ReboxConfig.resolve({"labels": str(source), "out": str(out), "threshold": 0.5, "box_rule": "paper"}), Screen()).counts
+        return rebox(
+            ReboxConfig.resolve({"labels": str(source), "out": str(out), "threshold": 0.5, "box_rule": "paper"}),
+            Screen(),
+        ).counts
 
     assert (again(whole).annotated, again(whole).planned) == (2 * COMMITS, 0)
     words = command("rebox", source, "--out", killed, "--threshold", "0.5")

@@ -22,11 +22,11 @@ from pipeline.models.weights.checkpoint import read_checkpoint
 from pipeline.outputs import reader as camlake
 from pipeline.outputs.evaluate import evaluate
 from pipeline.storage.truth.truth import read_truth
-from schemas.annotate import AnnotateConfig
-from schemas.box_rules import NO_CUT
-from schemas.config import StorageConfig
 from schemas.errors import ModelError, UsageError
-from schemas.reading import ReportConfig, VerifyConfig
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.box_rules import NO_CUT
+from schemas.options.config import StorageConfig
+from schemas.options.reading import ReportConfig, VerifyConfig
 from tests.jobs_on import run_annotate
 from tests.test_localizer import RUNTIME, by_hand
 from tests.training import train

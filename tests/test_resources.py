@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.graph.resources import COMMIT_BYTES, Machine, decoders, images_per_commit, images_per_slice, plan_compute
-from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
+from schemas.options.annotate import AnnotateConfig
 
 LAPTOP = Machine(cpus=4, gpus=0, cores=2)
 """Two cores, for each of which Ray hands out two CPUs."""

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.storage.lake.commit import finish_run, remove_leftovers, start_run
+from pipeline.storage.lake.integrity.verify import verify
 from pipeline.storage.lake.layout import DATA_NAME, RUN_ID, LakePaths, new_run_id
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.records import load_runs
-from pipeline.storage.lake.verify import verify
 from tests.fake_lake import DATE, MODEL, FakeLake, manifest_of, rows_of
 
 START = datetime(2026, 11, 23, 14, 8, 23, 998_700, tzinfo=UTC)

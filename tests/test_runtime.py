@@ -21,8 +21,8 @@ from pipeline.models.localize.runtime import Runtime, resolve_precision
 from pipeline.models.networks.heads import LinearHead
 from pipeline.models.networks.network import CamNetwork, Preprocessing
 from pipeline.models.weights.state_fitting import load_network
-from schemas.benchmark import BenchmarkConfig
 from schemas.errors import ModelError, UsageError
+from schemas.options.benchmark import BenchmarkConfig
 
 MEMBERS = {
     "camlake_demo": 48,

@@ -10,12 +10,12 @@ from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.fetch import Fetcher
 from pipeline.storage.inputs.listing import list_inputs
+from pipeline.storage.lake.integrity.verify import verify
 from pipeline.storage.lake.layout import new_run_id
 from pipeline.storage.lake.lease import Lease
-from pipeline.storage.lake.verify import verify
-from schemas.config import StorageConfig
 from schemas.errors import InputError, LeaseError, StoreError
-from schemas.rebox import ReboxConfig
+from schemas.options.config import StorageConfig
+from schemas.options.rebox import ReboxConfig
 from tests.jobs_on import run_annotate, run_command
 
 pytestmark = pytest.mark.usefixtures("ray_session")

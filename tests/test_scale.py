@@ -8,9 +8,9 @@ from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.fetch import Fetcher
 from pipeline.storage.inputs.listing import list_inputs
-from pipeline.storage.lake.verify import verify
-from schemas.annotate import AnnotateConfig
-from schemas.config import StorageConfig
+from pipeline.storage.lake.integrity.verify import verify
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.config import StorageConfig
 from tests.benchmarks.fake_network import FakeGpu
 from tests.benchmarks.fake_store import BUCKET, FOLDER_OBJECTS, Keys, StoreSpec, fake_store, list_page
 from tests.benchmarks.simulation import simulate

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
-from pipeline.annotate.reader import FETCHED
+from pipeline.annotate.image_reader import FETCHED
 from pipeline.images.decode import DecodeLimits, decode
 from pipeline.images.jpeg import scale_for, scaled
 from pipeline.images.resize import MARGIN, ResizePlan
-from schemas.annotate import AnnotateConfig
 from schemas.errors import RejectedImage
+from schemas.options.annotate import AnnotateConfig
 from schemas.reasons import Reason
 from tests.pictures import ORIENTATION, encoded
 

@@ -21,13 +21,13 @@ from pipeline.storage.lake.planning import make_plan, read_plan_slice
 from pipeline.storage.lake.run import shown_config
 from pipeline.storage.names import plain_name
 from schemas import errors
-from schemas.annotate import AnnotateConfig
-from schemas.config import StorageConfig
 from schemas.errors import CamlakeError, InputError, RejectedImage, UsageError
-from schemas.reading import EvaluateConfig, ReportConfig, VerifyConfig
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.config import StorageConfig
+from schemas.options.reading import EvaluateConfig, ReportConfig, VerifyConfig
+from schemas.options.rebox import ReboxConfig
+from schemas.options.train import TrainConfig
 from schemas.reasons import Reason
-from schemas.rebox import ReboxConfig
-from schemas.train import TrainConfig
 from schemas.url_secrets import safe_url, shown_value, without_secrets
 from tests.jobs_on import run_command
 from tests.listings import LOCAL, listed

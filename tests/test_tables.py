@@ -9,9 +9,9 @@ import pytest
 from pipeline.outputs import reader as camlake
 from pipeline.storage.lake.commit import Committer, finish_run, start_run
 from pipeline.storage.lake.encoding import to_parquet
+from pipeline.storage.lake.integrity.verify import verify
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.rows import IDENTITY, nest, row_schema, split_rows
-from pipeline.storage.lake.verify import verify
 from pipeline.storage.lake.whole_objects import list_data_files
 from schemas.errors import StoreError
 from schemas.reasons import Reason

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage.lake.commit import done_images, remove_leftovers
+from pipeline.storage.lake.integrity.repair import repair
+from pipeline.storage.lake.integrity.verify import verify
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.records import load_commits, load_runs, write_record
-from pipeline.storage.lake.repair import repair
-from pipeline.storage.lake.verify import verify
 from schemas.errors import LeaseError, StoreError
 from schemas.reasons import Reason
 from schemas.runs import RunManifest

@@ -12,8 +12,8 @@ from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from pipeline.images.decode import DecodeLimits, decode, examine
 from pipeline.images.jpeg import MAX_SCANS
-from schemas.annotate import AnnotateConfig
 from schemas.errors import RejectedImage
+from schemas.options.annotate import AnnotateConfig
 from schemas.reasons import Reason
 from tests import color_profiles as icc
 from tests.pictures import encoded

@@ -5,8 +5,8 @@ import pytest
 from pipeline.annotate.model import fit_topk
 from pipeline.models.learn.conversion import build_network
 from pipeline.models.networks.architecture import Architecture
-from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
+from schemas.options.annotate import AnnotateConfig
 from tests.networks import cut_by_default
 
 

@@ -5,8 +5,8 @@ import warnings
 import pytest
 
 from pipeline.graph.train.trackers import tracking
-from schemas.config import StorageConfig
 from schemas.errors import CamlakeError
+from schemas.options.config import StorageConfig
 
 SETTINGS = {"model": "alexnet_gap", "lr": None, "epochs": 3}
 EPOCHS = [{"epoch": number, "train_loss": 1 / number, "val_top1": number / 10} for number in (1, 2, 3)]

@@ -17,8 +17,8 @@ from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.layout import new_run_id
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.truth.labelled_images import read_labelled
-from schemas.config import StorageConfig
 from schemas.errors import LeaseError, ModelError, UsageError
+from schemas.options.config import StorageConfig
 from tests.training import N_SCENES, Output, config, train, write_scenes
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from pipeline.storage.truth.truth import Truth, read_truth
-from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
+from schemas.options.config import StorageConfig
 
 LOCAL = StorageConfig()
 HEADER = "file,width,height,label,class_id,xmin,ymin,xmax,ymax\n"

@@ -9,8 +9,8 @@ import pytest
 from pipeline.graph.resources import Machine
 from pipeline.graph.tuning.autotune import measure_run, tune, worth_tuning
 from pipeline.graph.tuning.bench_actor import RunTiming, Speed, StageTiming
-from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
+from schemas.options.annotate import AnnotateConfig
 
 LAPTOP = Machine(cpus=4, gpus=0, cores=2)
 GPU_SERVER = Machine(cpus=16, gpus=1, cores=16)

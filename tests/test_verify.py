@@ -12,12 +12,12 @@ from jobs.console import Screen
 from jobs.verify import run as verify_job
 from pipeline.storage.lake.commit import remove_leftovers
 from pipeline.storage.lake.encoding import to_parquet
+from pipeline.storage.lake.integrity.verify import compare_input, verify
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.records import load_commits, load_runs, write_record
-from pipeline.storage.lake.verify import compare_input, verify
 from schemas.errors import StoreError
-from schemas.reading import VerifyConfig
+from schemas.options.reading import VerifyConfig
 from schemas.reasons import Reason
 from schemas.runs import DIGEST_BYTES, DataFile, RunManifest
 from schemas.tables import PLAN

@@ -20,8 +20,8 @@ from pipeline.models.networks.demo_network import DEMO
 from pipeline.models.networks.network import Preprocessing
 from pipeline.models.weights.load_weights import load_weights, model_digest
 from pipeline.storage.filesystems import read_url
-from schemas.config import StorageConfig
 from schemas.errors import InputError, ModelError
+from schemas.options.config import StorageConfig
 from tests.checkpoints import LABELS, demo_state, labels_file, same
 from tests.serving import QuietHandler, serving
 

@@ -13,8 +13,8 @@ from pipeline.arrays.metrics import pixel_average_precision
 from pipeline.images.mask_decoding import SIDE, mask_of_file, pixel_counts
 from pipeline.storage.truth.masks import read_masks
 from pipeline.storage.truth.wsol_masks import MaskFiles, MaskLine, mask_lines
-from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
+from schemas.options.config import StorageConfig
 
 GREYS = hnp.arrays(np.uint8, st.tuples(st.integers(1, 300), st.integers(1, 300)), elements=st.sampled_from([0, 1, 255]))
 

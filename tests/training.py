@@ -15,8 +15,8 @@ from pipeline.images.synthetic.drawings import CLASSES
 from pipeline.images.synthetic.scenes import render_scene
 from pipeline.models.weights.checkpoint import WeightsFile, read_checkpoint
 from pipeline.storage.filesystems import read_url
-from schemas.config import StorageConfig
-from schemas.train import TrainConfig
+from schemas.options.config import StorageConfig
+from schemas.options.train import TrainConfig
 
 SMALL = {"model": "alexnet_gap", "weights": "none", "width": 0.125, "image_size": 64, "precision": "fp32"}
 LABELS = ("bicycle", "butterfly", "fish")

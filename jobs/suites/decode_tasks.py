@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
-from pipeline.annotate.reader import FETCHED
+from pipeline.annotate.image_reader import FETCHED
 
 START_S = 300.0
 """Within which all processes must have started."""

@@ -39,9 +39,9 @@ from pipeline.images.nvjpeg import decode_jpegs
 from pipeline.models.localize.engine import DTYPES, to_host
 from pipeline.models.localize.runtime import resolve_precision
 from pipeline.models.weights.state_fitting import load_network
-from schemas.annotate import AnnotateConfig
-from schemas.benchmark import BenchmarkConfig
 from schemas.errors import ModelError, UsageError
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.benchmark import BenchmarkConfig
 
 DEVICE = "cuda"
 BATCHES = 20

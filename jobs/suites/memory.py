@@ -19,9 +19,9 @@ from jobs.suites.photographs import make_photographs
 from pipeline.annotate.reporter import Advance, Reporter
 from pipeline.graph.annotate.driver import annotate
 from pipeline.models.networks.demo_network import DEMO
-from schemas.annotate import AnnotateConfig
-from schemas.benchmark import BenchmarkConfig, MeasureConfig
 from schemas.errors import CamlakeError
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.benchmark import BenchmarkConfig, MeasureConfig
 
 SIZES = (100, 10_000, 100_000)
 TINY_HW = (48, 48)

@@ -13,9 +13,9 @@ import torchvision
 
 from pipeline.images.synthetic.scenes import CLASSES, render_scene
 from pipeline.models.networks.demo_network import DEMO
-from schemas.annotate import AnnotateConfig
-from schemas.benchmark import MeasureConfig
 from schemas.errors import UsageError
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.benchmark import MeasureConfig
 
 PHOTO_HW = (375, 500)
 """The usual size of an ImageNet photograph."""

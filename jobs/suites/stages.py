@@ -22,8 +22,8 @@ from jobs.suites.photographs import make_photographs, photographs_job
 from jobs.suites.stage_parts import Timed, by_batch, network_parts
 from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
+from pipeline.annotate.image_reader import count_tables
 from pipeline.annotate.model import Model, load_model
-from pipeline.annotate.reader import count_tables
 from pipeline.annotate.reporter import Reporter
 from pipeline.annotate.spec import plan_inputs, run_request
 from pipeline.graph.annotate.job import make_job
@@ -35,8 +35,8 @@ from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.planning import Plan
 from pipeline.storage.lake.rows import split_rows
 from pipeline.storage.lake.run import OpenRun, open_run
-from schemas.annotate import AnnotateConfig
-from schemas.benchmark import BenchmarkConfig
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.benchmark import BenchmarkConfig
 
 SAMPLE = 256
 """Photographs of every stage behind the plan; listing and planning see all of ``count``."""

@@ -30,9 +30,9 @@ from pipeline.models.localize.runtime import Runtime, resolve_precision
 from pipeline.models.localize.views import View
 from pipeline.models.networks.network import CamNetwork
 from pipeline.storage.lake.rows import IDENTITY, nest, row_schema
-from schemas.annotate import Method
-from schemas.box_rules import RIGHT_SHARE
 from schemas.errors import ModelError
+from schemas.options.annotate import Method
+from schemas.options.box_rules import RIGHT_SHARE
 from schemas.reasons import Reason
 from schemas.tables import TIMESTAMP, FeatureType, network_types
 

@@ -17,8 +17,8 @@ from pipeline.images.decode import DecodedImage, DecodeLimits
 from pipeline.images.decode_pool import DecodePool
 from pipeline.images.resize import ResizePlan
 from pipeline.storage.lake.rows import IDENTITY
-from schemas.annotate import Alpha, JpegScaling
 from schemas.errors import RejectedImage
+from schemas.options.annotate import Alpha, JpegScaling
 from schemas.tables import PLAN
 
 
@@ -49,7 +49,7 @@ Original = tuple[tuple[int, int], str]
 
 
 class DecodeStage:
-    """Decodes tables of encoded images (pipeline.annotate.reader.FETCHED) to the network's inputs (DECODED)."""
+    """Decodes tables of encoded images (pipeline.annotate.image_reader.FETCHED) to the network's inputs (DECODED)."""
 
     def __init__(self, spec: DecodeSpec, threads: int = 1) -> None:
         """``threads``: the number of images that are decoded at the same time."""

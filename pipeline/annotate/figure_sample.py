@@ -13,16 +13,16 @@ from torch import Tensor
 
 from pipeline.annotate.annotate_stage import input_pixels
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
+from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import Model
-from pipeline.annotate.reader import ImageReader
-from pipeline.arrays.foreground import Direction, direction, joined, moments
+from pipeline.arrays.figure_ground import Direction, direction, joined, moments
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.resize import ResizePlan
 from pipeline.models.localize.engine import Engine
 from pipeline.models.localize.foreground import Foreground, ForegroundCard, values_sha256
 from pipeline.models.localize.methods import METHODS
 from pipeline.models.localize.runtime import Runtime
-from schemas.annotate import AnnotateConfig, Method
+from schemas.options.annotate import AnnotateConfig, Method
 
 BATCH = 16
 """Images fetched, decoded and run at a time."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pipeline.annotate.figure_sample import Looked, learn, look_at
+from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import Model
-from pipeline.annotate.reader import ImageReader
+from pipeline.arrays.figure_ground import FOLDS, Direction, area_matched, box_areas, fuse
 from pipeline.arrays.figures import THRESHOLDS, Pairs
-from pipeline.arrays.foreground import FOLDS, Direction, area_matched, box_areas, fuse
 from pipeline.arrays.foreground_scores import (
     COMBINATIONS,
     Chosen,
@@ -29,9 +29,9 @@ from pipeline.arrays.metrics import IOU_DELTA, Bools, Ints
 from pipeline.models.localize.foreground import Foreground, stride16_name
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.truth.truth import Truth
-from schemas.annotate import AnnotateConfig
-from schemas.box_rules import Combination
 from schemas.errors import InputError, ModelError, UsageError
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.box_rules import Combination
 
 LEAST_PAIRS = 20
 """Pairs of image and class that each half needs for a check against truth."""

@@ -11,9 +11,9 @@ from pipeline.models.networks.network import CamNetwork
 from pipeline.models.weights.load_weights import Weights, load_weights, model_digest
 from pipeline.models.weights.state_fitting import load_network
 from pipeline.storage.filesystems import read_url
-from schemas.annotate import AnnotateConfig
-from schemas.box_rules import HEURISTIC_CLASSES
 from schemas.errors import ModelError, UsageError
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.box_rules import HEURISTIC_CLASSES
 
 GREATEST_SIDE_PX = 4096
 """Greatest side of the square in which a picture travels to the network; it takes 48 MiB."""

@@ -26,8 +26,8 @@ from pipeline.storage.lake.lineage import software_versions
 from pipeline.storage.lake.planning import Plan, make_plan
 from pipeline.storage.lake.run import RunRequest, shown_config
 from pipeline.storage.truth.image_classes import read_classes
-from schemas.annotate import AnnotateConfig
-from schemas.box_rules import FIRST_BOXES, NO_CUT
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.box_rules import FIRST_BOXES, NO_CUT
 from schemas.runs import Lineage, spelled
 from schemas.url_secrets import safe_url
 

@@ -16,7 +16,7 @@ from pipeline.arrays import metrics
 from pipeline.arrays.boxes import level_boxes
 from pipeline.arrays.maps import LEVELS
 from pipeline.arrays.metrics import IOU_DELTA, V2_DELTAS, Bools, Convention, Floats, Ints
-from schemas.box_rules import HEURISTIC_CLASSES
+from schemas.options.box_rules import HEURISTIC_CLASSES
 from schemas.scores import Figure
 
 THRESHOLDS = np.arange(50) / 50

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.arrays import metrics
+from pipeline.arrays.figure_ground import fuse, min_max
 from pipeline.arrays.figures import THRESHOLDS, Pairs, Sweep, sweep_maps
-from pipeline.arrays.foreground import fuse, min_max
 from pipeline.arrays.maps import quantize
 from pipeline.arrays.metrics import IOU_DELTA, V2_DELTAS, Bools, Floats, Ints
-from schemas.box_rules import AUTO_THRESHOLD, Combination
+from schemas.options.box_rules import AUTO_THRESHOLD, Combination
 
 COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
 """The first one is taken where several are equally good: it was the safest one over five networks."""

@@ -59,7 +59,7 @@ def annotate(**options: Any) -> "RunManifest":
     from pipeline.annotate.reporter import LogReporter  # noqa: PLC0415
     from pipeline.graph.annotate.driver import annotate as annotate_inputs  # noqa: PLC0415
     from pipeline.graph.annotate.driver import refuse_rejected_share  # noqa: PLC0415
-    from schemas.annotate import AnnotateConfig  # noqa: PLC0415
+    from schemas.options.annotate import AnnotateConfig  # noqa: PLC0415
 
     config = AnnotateConfig.resolve(options)
     if config.dry_run:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.models.localize.runtime import Runtime, resolve_precision
-from schemas.annotate import AnnotateConfig
-from schemas.config import Device
 from schemas.errors import UsageError
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.config import Device
 
 CPU_BATCH = 32
 """Images a forward pass on CPU; larger ones leave the caches."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from schemas.train import Augment
+from schemas.options.train import Augment
 
 CROP_AREA = (0.25, 1.0)
 """Range of a crop's share of the picture's area."""

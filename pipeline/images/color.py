@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from pipeline.images.truncation import DECODER_ERRORS
-from schemas.annotate import Alpha
+from schemas.options.annotate import Alpha
 
 Pixels = NDArray[np.uint8]
 

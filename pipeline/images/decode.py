@@ -23,8 +23,8 @@ from pipeline.images.jpeg import (
 from pipeline.images.pixels import is_sixteen_bit, orientation, rgb8, upright, upright_hw
 from pipeline.images.tiff_pages import main_page_first
 from pipeline.images.truncation import DECODER_ERRORS, ends_early
-from schemas.annotate import Alpha
 from schemas.errors import RejectedImage
+from schemas.options.annotate import Alpha
 from schemas.reasons import Reason
 
 LeastSize: TypeAlias = Callable[[int, int], tuple[int, int]]

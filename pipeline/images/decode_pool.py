@@ -9,8 +9,8 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from pipeline.images.decode import DecodedImage, DecodeLimits, LeastSize, decode
-from schemas.annotate import Alpha
 from schemas.errors import RejectedImage
+from schemas.options.annotate import Alpha
 from schemas.reasons import Reason
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from PIL import Image, TiffImagePlugin
 
 from pipeline.images.color import has_alpha, lay_on, to_srgb
 from pipeline.images.truncation import DECODER_ERRORS
-from schemas.annotate import Alpha
+from schemas.options.annotate import Alpha
 
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS_PER_SAMPLE = 258

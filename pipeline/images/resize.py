@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from schemas.annotate import Resize
+from schemas.options.annotate import Resize
 
 MARGIN = 2.0
 """A JPEG that is decoded at a smaller scale keeps at least this many times the sides of the input.

@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from pipeline.arrays.figure_ground import min_max
 from pipeline.arrays.figures import THRESHOLDS, sweep_maps
-from pipeline.arrays.foreground import min_max
 from pipeline.arrays.foreground_scores import of_means
 from pipeline.arrays.maps import dequantize, quantize
 from pipeline.arrays.metrics import IOU_DELTA, Convention, Floats, Ints

@@ -20,8 +20,8 @@ from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import quote_list
 from pipeline.storage.lake.whole_objects import list_dir
 from pipeline.storage.truth.truth import Truth
-from schemas.config import StorageConfig
 from schemas.errors import RejectedImage
+from schemas.options.config import StorageConfig
 from schemas.tables import PLAN
 
 LIMITS = DecodeLimits(max_pixels=100_000_000, max_bytes=100_000_000, timeout_s=30)

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.query import LATEST_SQL, add_views, column_names, connect_duckdb
 from pipeline.storage.lake.records import committed_files, load_runs
-from schemas.config import StorageConfig
 from schemas.errors import StoreError, UsageError
+from schemas.options.config import StorageConfig
 from schemas.runs import RunManifest
 from schemas.tables import TABLES, Table
 from schemas.url_secrets import safe_url

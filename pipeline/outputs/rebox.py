@@ -25,9 +25,9 @@ from pipeline.storage.lake.lineage import software_versions
 from pipeline.storage.lake.run import OpenRun, RunRequest, open_run, shown_config
 from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.prefetch import map_ahead
-from schemas.box_rules import FIRST_BOXES, RIGHT_SHARE
 from schemas.errors import UsageError
-from schemas.rebox import MAPS_OF, ReboxConfig
+from schemas.options.box_rules import FIRST_BOXES, RIGHT_SHARE
+from schemas.options.rebox import MAPS_OF, ReboxConfig
 from schemas.tables import say_score, written_schemas
 from schemas.url_secrets import safe_url
 

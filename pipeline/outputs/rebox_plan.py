@@ -23,9 +23,9 @@ from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import committed_views, file_urls, quote_list
 from pipeline.storage.lake.records import committed_files, load_commits, load_runs
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
-from schemas.box_rules import HEURISTIC_CLASSES
 from schemas.errors import StoreError, UsageError
-from schemas.rebox import ReboxConfig
+from schemas.options.box_rules import HEURISTIC_CLASSES
+from schemas.options.rebox import ReboxConfig
 from schemas.runs import CommitRecord, Counts, RunManifest
 from schemas.tables import PLAN, TABLES, Table
 from schemas.url_secrets import safe_url

@@ -177,7 +177,10 @@ def write_report(
     the page's queries. All of it is data: escaped, never markup. An empty sequence leaves its section out.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline.outputs"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.PackageLoader("pipeline.outputs"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
     environment.filters["shown"] = _shown
     environment.tests["share"] = _is_share

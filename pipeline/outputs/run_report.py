@@ -12,7 +12,7 @@ from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.store_failures import store_errors
 from pipeline.storage.truth.truth import read_truth
 from schemas.errors import StoreError
-from schemas.reading import ReportConfig
+from schemas.options.reading import ReportConfig
 from schemas.runs import RunManifest
 from schemas.tables import TABLES
 from schemas.url_secrets import safe_url

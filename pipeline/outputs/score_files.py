@@ -7,7 +7,7 @@ from pipeline.images.charts import Line, Panel, chart_png
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.store_failures import store_errors
-from schemas.config import StorageConfig
+from schemas.options.config import StorageConfig
 from schemas.scores import CURVE_FILES, TITLES, CurveKind, Scores
 from schemas.url_secrets import safe_url
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.arrays.maps import dequantize
 from pipeline.models.localize.box_rules import Boxes, BoxRule, CutMaps, boxes_in_pixels, cut_maps
 from pipeline.models.localize.foreground import Foreground
-from schemas.box_rules import HEURISTIC_CLASSES
+from schemas.options.box_rules import HEURISTIC_CLASSES
 from schemas.tables import TABLES, Table
 
 _CUT_CELLS = 250_000

@@ -15,8 +15,8 @@ from fsspec.registry import known_implementations
 
 from pipeline.storage.fsspec_private import adapt_s3, options_in, path_on
 from pipeline.storage.store_failures import describe_failure, store_errors
-from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
+from schemas.options.config import StorageConfig
 from schemas.url_secrets import has_credentials, safe_url
 
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")

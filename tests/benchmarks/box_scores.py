@@ -18,7 +18,7 @@ from pipeline.models.networks.network import CamNetwork
 from pipeline.models.weights.load_weights import load_weights
 from pipeline.models.weights.state_fitting import load_network
 from pipeline.storage.truth.truth import Truth, read_truth
-from schemas.config import StorageConfig
+from schemas.options.config import StorageConfig
 from tests.references.opencv_boxes import THRESHOLD, agreement, component_boxes, upsampled
 
 TOPK = 5

@@ -9,8 +9,8 @@ from jobs.benchmark import Config, record
 from jobs.console import Screen, verb
 from jobs.suites.machine import Figures
 from pipeline.models.localize.runtime import resolve_precision
-from schemas.benchmark import MeasureConfig
-from schemas.config import Precision, option
+from schemas.options.benchmark import MeasureConfig
+from schemas.options.config import Precision, option
 
 T = TypeVar("T")
 

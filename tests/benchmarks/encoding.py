@@ -29,7 +29,7 @@ from pipeline.graph.resources import Machine, plan_compute
 from pipeline.models.networks.demo_network import DEMO
 from pipeline.storage.lake.encoding import Encoding, to_parquet
 from pipeline.storage.lake.rows import split_rows
-from schemas.benchmark import MeasureConfig
+from schemas.options.benchmark import MeasureConfig
 from schemas.tables import Table, optional_tables
 from tests.benchmarks.command import benchmark
 

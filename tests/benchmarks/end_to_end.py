@@ -14,7 +14,7 @@ from jobs.suites.machine import Figures, spread
 from jobs.suites.photographs import make_photographs
 from jobs.suites.steady_rate import annotated_s, steady_per_s
 from pipeline.annotate.reporter import Reporter
-from schemas.benchmark import MeasureConfig
+from schemas.options.benchmark import MeasureConfig
 from tests.benchmarks.command import benchmark, in_new_process
 from tests.benchmarks.peers import own_job
 from tests.benchmarks.peers.loops import bare_loop, hand_loop

@@ -18,16 +18,16 @@ from pipeline.annotate.foreground_learning import in_first_half, known_pairs, le
 from pipeline.annotate.model import Model, load_model
 from pipeline.annotate.reporter import Reporter
 from pipeline.arrays.calibration import expected_calibration_error, reliability
+from pipeline.arrays.figure_ground import area_matched, box_areas, fuse
 from pipeline.arrays.figures import THRESHOLDS, Pairs
-from pipeline.arrays.foreground import area_matched, box_areas, fuse
 from pipeline.arrays.foreground_scores import COMBINATIONS, Chosen, Trial, of_means
 from pipeline.arrays.metrics import IOU_DELTA, Bools
 from pipeline.models.localize.foreground import Foreground
 from pipeline.storage.truth.truth import read_truth
-from schemas.annotate import AnnotateConfig
-from schemas.box_rules import AUTO_THRESHOLD, MIN_PROB, Combination
-from schemas.config import StorageConfig, option
 from schemas.errors import UsageError
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.box_rules import AUTO_THRESHOLD, MIN_PROB, Combination
+from schemas.options.config import StorageConfig, option
 from tests.benchmarks.command import TruthConfig, benchmark
 
 LARGE = 0.9

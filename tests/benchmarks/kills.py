@@ -11,8 +11,8 @@ from jobs.console import main
 from jobs.suites.machine import Figures
 from jobs.suites.photographs import make_photographs
 from pipeline.annotate.reporter import Reporter
-from schemas.benchmark import MeasureConfig
 from schemas.errors import CamlakeError
+from schemas.options.benchmark import MeasureConfig
 from schemas.tables import TABLES
 from tests.benchmarks.command import benchmark
 from tests.references.equal_rows import same_rows

@@ -32,9 +32,9 @@ from pipeline.models.localize.views import Canvas, ViewPlan, make_views, mean_of
 from pipeline.models.weights.load_weights import Weights, load_weights
 from pipeline.models.weights.state_fitting import load_network
 from pipeline.storage.truth.truth import read_truth
-from schemas.annotate import Method, Tta
-from schemas.config import StorageConfig
 from schemas.errors import UsageError
+from schemas.options.annotate import Method, Tta
+from schemas.options.config import StorageConfig
 from tests.benchmarks.box_scores import known_photographs, pairs_of
 from tests.benchmarks.command import TruthConfig, benchmark, resolved_precision
 

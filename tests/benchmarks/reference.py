@@ -17,9 +17,9 @@ from pipeline.graph.annotate.driver import annotate
 from pipeline.outputs import reader as camlake
 from pipeline.outputs.evaluate import evaluate
 from pipeline.storage.truth.truth import Truth, read_truth
-from schemas.annotate import AnnotateConfig, JpegScaling
-from schemas.config import StorageConfig
 from schemas.errors import UsageError
+from schemas.options.annotate import AnnotateConfig, JpegScaling
+from schemas.options.config import StorageConfig
 from schemas.scores import TITLES
 from tests.benchmarks.command import TruthConfig, benchmark
 

@@ -25,13 +25,13 @@ from pipeline.graph.resources import images_per_slice
 from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.commit import done_images, remove_leftovers
+from pipeline.storage.lake.integrity.verify import verify
 from pipeline.storage.lake.planning import make_plan
 from pipeline.storage.lake.records import load_commits
-from pipeline.storage.lake.verify import verify
-from schemas.annotate import AnnotateConfig
-from schemas.benchmark import MeasureConfig
-from schemas.config import StorageConfig
 from schemas.errors import CamlakeError
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.benchmark import MeasureConfig
+from schemas.options.config import StorageConfig
 from tests.benchmarks.command import benchmark
 from tests.benchmarks.cpu_by_role import DRIVER
 from tests.benchmarks.fake_network import FakeGpu

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from ray.cluster_utils import Cluster
 
 from jobs.suites.steady_rate import SilentReporter
+from pipeline.annotate.image_reader import count_tables
 from pipeline.annotate.model import Model
-from pipeline.annotate.reader import count_tables
 from pipeline.annotate.reporter import Advance
 from pipeline.annotate.spec import run_request
 from pipeline.graph.annotate.job import make_job
@@ -23,8 +23,8 @@ from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.planning import make_plan
 from pipeline.storage.lake.run import open_run
-from schemas.annotate import AnnotateConfig
 from schemas.errors import CamlakeError
+from schemas.options.annotate import AnnotateConfig
 from schemas.runs import RunManifest
 from tests.benchmarks.cpu_by_role import CpuByRole
 from tests.benchmarks.fake_network import FakeGpu

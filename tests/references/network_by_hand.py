@@ -19,8 +19,8 @@ from pipeline.models.networks.heads import ConvHead, NormedHead
 from pipeline.models.networks.network import CamNetwork, Preprocessing
 from pipeline.models.weights.load_weights import load_weights
 from pipeline.models.weights.state_fitting import load_network
-from schemas.config import Precision
 from schemas.errors import UsageError
+from schemas.options.config import Precision
 from tests.references.opencv_boxes import THRESHOLD, component_boxes, upsampled
 
 TOPK = 5

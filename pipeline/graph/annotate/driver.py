@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, replace
 from functools import partial
 
-from pipeline.annotate.foreground import choose, with_foreground
+from pipeline.annotate.foreground_choice import choose, with_foreground
 from pipeline.annotate.model import Model, fit_topk, load_model
 from pipeline.annotate.reporter import Reporter
 from pipeline.annotate.spec import continued, plan_inputs, run_request
@@ -22,8 +22,8 @@ from pipeline.storage.lake.commit import done_images
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.planning import Plan
 from pipeline.storage.lake.run import OpenRun, open_run
-from schemas.annotate import AnnotateConfig
 from schemas.errors import RejectedShareError, UsageError
+from schemas.options.annotate import AnnotateConfig
 from schemas.runs import RunManifest
 from schemas.url_secrets import safe_url
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from pipeline.annotate.annotate_stage import AnnotateSpec
 from pipeline.annotate.decode_stage import DecodeSpec
+from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import Model
-from pipeline.annotate.reader import ImageReader
 from pipeline.annotate.spec import annotate_spec, decode_spec, row_bytes
 from pipeline.graph.resources import Compute, images_per_commit
 from pipeline.storage.lake.commit import Committer
 from pipeline.storage.lake.run import OpenRun
-from schemas.annotate import AnnotateConfig
+from schemas.options.annotate import AnnotateConfig
 from schemas.tables import network_types, say_score, written_schemas
 
 

@@ -14,7 +14,7 @@ from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.crash_isolation import CrashIsolation
 from pipeline.annotate.decode_stage import DecodeStage, decode_in_task
 from pipeline.annotate.gpu_decode_stage import GpuDecodeStage
-from pipeline.annotate.reader import FETCHED
+from pipeline.annotate.image_reader import FETCHED
 from pipeline.graph.annotate.datasink import LakeSink
 from pipeline.graph.annotate.job import Job
 from pipeline.graph.progress import ActorAttempts, RunProgress, answer, following, start_progress

@@ -24,8 +24,8 @@ from pipeline.storage.filesystems import connect, is_local
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.lease import assert_generation_held
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
-from schemas.config import StorageConfig
 from schemas.errors import StoreError, UsageError
+from schemas.options.config import StorageConfig
 from schemas.url_secrets import safe_url
 
 Epoch = dict[str, float]

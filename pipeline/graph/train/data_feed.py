@@ -21,8 +21,8 @@ from pipeline.images.decode import DecodedImage, DecodeLimits
 from pipeline.images.decode_pool import DecodePool
 from pipeline.images.resize import ResizePlan
 from pipeline.storage.inputs.fetch import Fetcher
-from schemas.config import StorageConfig
 from schemas.errors import RejectedImage
+from schemas.options.config import StorageConfig
 
 PICTURES_PER_TASK = 32
 PREFETCHED_BATCHES = 2

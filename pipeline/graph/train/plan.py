@@ -25,7 +25,7 @@ from pipeline.storage.filesystems import canonical_url, protocol_of, read_url
 from pipeline.storage.lake.lineage import camlake_version
 from pipeline.storage.truth.labelled_images import LabelledImages
 from schemas.errors import ModelError, UsageError
-from schemas.train import TrainConfig
+from schemas.options.train import TrainConfig
 from schemas.url_secrets import safe_url
 
 

@@ -10,8 +10,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.graph.train.checkpoints import Epoch
 from pipeline.storage.filesystems import connect
-from schemas.config import StorageConfig
 from schemas.errors import CamlakeError
+from schemas.options.config import StorageConfig
 from schemas.url_secrets import safe_url
 
 Track = Callable[[Epoch], None]

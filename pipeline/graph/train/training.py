@@ -15,7 +15,7 @@ from pipeline.storage.lake.lease import Lease
 from pipeline.storage.truth.labelled_images import LabelledImages, read_label_names, read_labelled, split_by_hash
 from pipeline.storage.truth.truth import read_truth
 from schemas.errors import UsageError
-from schemas.train import TrainConfig
+from schemas.options.train import TrainConfig
 from schemas.url_secrets import safe_url
 
 

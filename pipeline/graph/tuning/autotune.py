@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from pipeline.annotate.image_reader import count_tables
 from pipeline.annotate.model import Model
-from pipeline.annotate.reader import count_tables
 from pipeline.annotate.spec import row_bytes
 from pipeline.graph.resources import Compute, Machine, images_per_commit, images_per_slice, plan_compute
 from pipeline.graph.tuning.bench import Bench, cannot_run, open_bench
 from pipeline.graph.tuning.bench_actor import RunTiming, Speed
 from pipeline.graph.tuning.prediction import Prediction, predict, predict_images_per_s
 from pipeline.storage.lake.planning import PlanSlice
-from schemas.annotate import AnnotateConfig
+from schemas.options.annotate import AnnotateConfig
 
 TUNE_FROM = 20_000
 """Planned images from which tuning repays: it takes about ten seconds and gains about a tenth of the run's time."""

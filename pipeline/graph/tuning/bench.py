@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import ray
 from fsspec import AbstractFileSystem
 
+from pipeline.annotate.image_reader import FETCH_BYTES, UNKNOWN_BYTES, ImageReader
 from pipeline.annotate.model import Model
-from pipeline.annotate.reader import FETCH_BYTES, UNKNOWN_BYTES, ImageReader
 from pipeline.annotate.spec import annotate_spec, decode_spec
 from pipeline.graph.ray_errors import in_one_line
 from pipeline.graph.resources import Compute, Machine, decoders
@@ -33,8 +33,8 @@ from pipeline.graph.tuning.bench_actor import (
 from pipeline.storage.lake.encoding import to_parquet
 from pipeline.storage.lake.planning import PlanSlice, read_plan_slice
 from pipeline.storage.lake.rows import split_rows
-from schemas.annotate import AnnotateConfig
 from schemas.errors import UsageError
+from schemas.options.annotate import AnnotateConfig
 from schemas.tables import Table
 
 SAMPLE = 128

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pipeline.models.learn.recipe import Recipe, make_optimizer
 from pipeline.models.networks.box_head import BOX_WEIGHT, box_losses
 from pipeline.models.networks.network import Preprocessing
-from schemas.config import Precision
+from schemas.options.config import Precision
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from schemas.train import Schedule
+from schemas.options.train import Schedule
 
 PAPER_STEP = 0.1
 """Factor of the paper's learning rate after each quarter of the steps: after every 40,000 of 160,000."""

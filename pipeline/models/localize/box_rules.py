@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.arrays.boxes import Components, LevelBoxes, foreground_levels, level_boxes
-from pipeline.arrays.foreground import min_max
+from pipeline.arrays.figure_ground import min_max
 from pipeline.images.resize import map_to_image_xyxy
-from schemas.box_rules import BoxRuleName
+from schemas.options.box_rules import BoxRuleName
 
 _RANKS_WITH_BOTH = 2
 """The heuristic takes the tight and the loose box of this many of the first ranks."""

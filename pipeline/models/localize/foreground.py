@@ -21,11 +21,11 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 import pipeline.models.weights
-from pipeline.arrays.foreground import fuse, project
+from pipeline.arrays.figure_ground import fuse, project
 from pipeline.models.localize.stride16 import find_stride16
 from pipeline.models.networks.network import CamNetwork
-from schemas.box_rules import AUTO_THRESHOLD, RIGHT_SHARE, Combination
 from schemas.errors import ModelError
+from schemas.options.box_rules import AUTO_THRESHOLD, RIGHT_SHARE, Combination
 
 CARD_KEY = "camlake.foreground"
 """Key of the card in the file's metadata."""

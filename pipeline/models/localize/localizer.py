@@ -24,7 +24,7 @@ from pipeline.models.localize.methods import METHODS
 from pipeline.models.localize.runtime import Runtime
 from pipeline.models.localize.views import Canvas, View, make_views, mean_of_views, plan_views
 from pipeline.models.networks.network import CamNetwork
-from schemas.annotate import Method
+from schemas.options.annotate import Method
 
 
 @dataclass(frozen=True)

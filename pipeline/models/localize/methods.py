@@ -24,8 +24,8 @@ from pipeline.models.localize.engine import Engine
 from pipeline.models.networks.box_head import BoxHead
 from pipeline.models.networks.heads import Head
 from pipeline.models.networks.network import CamNetwork
-from schemas.annotate import Method
 from schemas.errors import ModelError
+from schemas.options.annotate import Method
 
 CELL_PX = 8
 """Side in pixels of a cell of a backprop map: 28×28 cells at 224."""

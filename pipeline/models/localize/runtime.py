@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from schemas.config import Precision
+from schemas.options.config import Precision
 
 
 @dataclass(frozen=True)

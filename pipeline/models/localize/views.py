@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from schemas.annotate import Tta
+from schemas.options.annotate import Tta
 
 CROP_SHARE = 7 / 8
 """Side of a ten-crop's crop divided by the side of the square that it is cut from."""

@@ -32,7 +32,7 @@ from pipeline.models.weights.saved_states import find_state
 from pipeline.models.weights.state_fitting import State
 from schemas.errors import ModelError
 from schemas.label_text import parse_labels
-from schemas.train import Supervision
+from schemas.options.train import Supervision
 from schemas.url_secrets import safe_url
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".ckpt", ".bin")

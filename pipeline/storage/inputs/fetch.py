@@ -20,8 +20,8 @@ from pipeline.storage.inputs.object_reader import Fetched, Objects, read_span
 from pipeline.storage.inputs.parquet_images import chosen_in, read_rows
 from pipeline.storage.inputs.versions import OtherLengthError, OtherVersionError
 from pipeline.storage.store_failures import describe_failure, is_damage, is_denied, is_not_found, is_store_failure
-from schemas.config import StorageConfig
 from schemas.errors import RejectedImage, UsageError
+from schemas.options.config import StorageConfig
 from schemas.reasons import Reason
 
 FETCH_THREADS = 64

@@ -20,7 +20,8 @@ from pipeline.storage.inputs.file_names import (
 )
 from pipeline.storage.prefetch import map_ahead
 from schemas.errors import InputError
-from schemas.input_options import InputKind, say_kinds
+from schemas.options.input_options import InputKind
+from schemas.runs import say_kinds
 
 _CLEAR_SHARE = 0.9
 """Of the bytes: a cover picture beside shards, or a small table beside photographs, has less than a tenth."""

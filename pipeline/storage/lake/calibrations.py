@@ -12,10 +12,10 @@ from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.commit import committed_settings
 from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.store_failures import store_errors
-from schemas.annotate import FIRST_LOCALIZATION
-from schemas.box_rules import FIRST_BOXES
-from schemas.config import StorageConfig
 from schemas.errors import StoreError, UsageError
+from schemas.options.annotate import FIRST_LOCALIZATION
+from schemas.options.box_rules import FIRST_BOXES
+from schemas.options.config import StorageConfig
 from schemas.runs import spelled
 from schemas.url_secrets import safe_url
 

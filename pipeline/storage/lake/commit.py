@@ -38,8 +38,8 @@ from pipeline.storage.lake.whole_objects import (
     remove_secrets,
     write_whole,
 )
-from schemas.config import StorageConfig
 from schemas.errors import StoreError
+from schemas.options.config import StorageConfig
 from schemas.runs import DIGEST_BYTES, CommitRecord, Counts, DataFile, RunManifest
 from schemas.tables import TABLES, Table, optional_tables
 

@@ -20,11 +20,11 @@ from pipeline.storage.lake.commit import Committer, committed_settings, finish_r
 from pipeline.storage.lake.layout import new_run_id
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.whole_objects import remove_secrets
-from schemas.annotate import FIRST_LOCALIZATION
-from schemas.box_rules import FIRST_BOXES
-from schemas.config import JobConfig, StorageConfig
 from schemas.errors import UsageError
-from schemas.rebox import MAPS_OF
+from schemas.options.annotate import FIRST_LOCALIZATION
+from schemas.options.box_rules import FIRST_BOXES
+from schemas.options.config import JobConfig, StorageConfig
+from schemas.options.rebox import MAPS_OF
 from schemas.runs import Counts, Lineage, RunManifest, spelled
 from schemas.tables import Table
 from schemas.url_secrets import safe_url

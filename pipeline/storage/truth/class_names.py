@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from pipeline.storage.filesystems import read_url
-from schemas.config import StorageConfig
 from schemas.errors import UsageError
 from schemas.label_text import parse_labels
+from schemas.options.config import StorageConfig
 from schemas.url_secrets import safe_url
 
 

@@ -14,8 +14,8 @@ from pipeline.storage.store_failures import store_errors
 from pipeline.storage.truth.class_names import ClassNames
 from pipeline.storage.truth.truth_files import true_objects
 from pipeline.storage.truth.truth_tables import TABLE_SUFFIXES, TruthTable, read_frame
-from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
+from schemas.options.config import StorageConfig
 from schemas.url_secrets import safe_url
 
 ClassTable: TypeAlias = pa.Table

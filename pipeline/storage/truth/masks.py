@@ -13,9 +13,9 @@ from pipeline.storage.filesystems import connect, read_object, read_url
 from pipeline.storage.store_failures import store_errors
 from pipeline.storage.truth.coco import coco_objects
 from pipeline.storage.truth.wsol_masks import LOCALIZATION, MaskFiles, MaskLine, mask_lines
-from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
 from schemas.label_text import parse_json
+from schemas.options.config import StorageConfig
 from schemas.url_secrets import safe_url
 
 Place = tuple[str, str]

@@ -10,8 +10,8 @@ from pipeline.storage.names import ends_of, plain_name
 from pipeline.storage.truth.box_units import refuse_fractions
 from pipeline.storage.truth.class_names import ClassNames
 from pipeline.storage.truth.truth_files import TrueBox, true_objects
-from schemas.config import StorageConfig
 from schemas.errors import UsageError
+from schemas.options.config import StorageConfig
 from schemas.url_secrets import safe_url
 
 

@@ -28,9 +28,9 @@ from pipeline.storage.store_failures import store_errors
 from pipeline.storage.truth.coco import box_of, coco_objects
 from pipeline.storage.truth.truth_tables import TABLE_SUFFIXES, TruthTable, read_frame
 from pipeline.storage.truth.wsol_masks import LOCALIZATION, mask_lines
-from schemas.config import StorageConfig
 from schemas.errors import InputError, UsageError
 from schemas.label_text import parse_json
+from schemas.options.config import StorageConfig
 from schemas.url_secrets import safe_url
 
 

@@ -18,8 +18,8 @@ from jobs.suites.photographs import make_photographs
 from jobs.suites.steady_rate import annotated_s, steady_per_s
 from pipeline.annotate.reporter import Reporter
 from pipeline.storage.lake.lineage import installed_version
-from schemas.benchmark import MeasureConfig
 from schemas.errors import UsageError
+from schemas.options.benchmark import MeasureConfig
 from tests.benchmarks.command import benchmark, in_new_process
 from tests.benchmarks.peers.map_speed import images_per_s
 from tests.benchmarks.peers.setup import Setup, setup_in

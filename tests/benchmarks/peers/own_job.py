@@ -2,7 +2,7 @@
 
 from jobs.suites.steady_rate import SilentReporter
 from pipeline.graph.annotate.driver import annotate
-from schemas.annotate import AnnotateConfig
+from schemas.options.annotate import AnnotateConfig
 from tests.benchmarks.peers.setup import Setup
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.suites.photographs import weights_file
-from schemas.benchmark import MeasureConfig
-from schemas.config import Precision
+from schemas.options.benchmark import MeasureConfig
+from schemas.options.config import Precision
 from tests.benchmarks.command import resolved_precision
 from tests.references.network_by_hand import ByHand
 

@@ -4,7 +4,7 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from schemas.config import Device, JobConfig, Precision, option
+from schemas.options.config import Device, JobConfig, Precision, option
 
 
 class StudyConfig(JobConfig):

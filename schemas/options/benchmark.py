@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from schemas.config import JobConfig, Precision, option, required
+from schemas.options.config import JobConfig, Precision, option, required
 
 Suite = Literal["stages", "memory", "gpu"]
 

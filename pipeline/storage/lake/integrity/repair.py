@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.lake.commit import manifest_path, remove_strays, with_reasons
-from pipeline.storage.lake.filecheck import damaged_files, damaged_plans
+from pipeline.storage.lake.integrity.file_checks import damaged_files, damaged_plans
+from pipeline.storage.lake.integrity.row_checks import UNPLANNED, add_runs_and_plans, plan_files, row_checks
 from pipeline.storage.lake.layout import DATA_NAME, LakePaths, new_run_id
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.query import committed_views, file_urls, quote_list
@@ -29,7 +30,6 @@ from pipeline.storage.lake.records import (
     with_commits,
     write_record,
 )
-from pipeline.storage.lake.row_checks import UNPLANNED, add_runs_and_plans, plan_files, row_checks
 from pipeline.storage.lake.whole_objects import list_data_files, read_many, remove_many, write_whole
 from schemas.errors import StoreError
 from schemas.runs import CommitRecord, DataFile, RunManifest

@@ -1,6 +1,5 @@
 """How an input is read: what the options ``--input-kind`` and ``--*-column`` choose."""
 
-from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 InputKind = Literal["images", "parquet", "shards", "manifest"]
@@ -20,11 +19,3 @@ class InputOptions(NamedTuple):
 
 
 AS_IT_IS = InputOptions()
-
-
-def say_kinds(skipped: Mapping[str, int], most: int = 5) -> str:
-    """Return kinds of skipped files with their numbers for people, the most frequent ones first: "3 .txt, 1 .json"."""
-    by_number = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
-    shown = [f"{count} {kind}" for kind, count in by_number[:most]]
-    more = len(skipped) - len(shown)
-    return ", ".join([*shown, f"{more} more kinds"] if more else shown)

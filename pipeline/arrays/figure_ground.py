@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from pipeline.arrays.boxes import level_boxes
 from pipeline.arrays.metrics import RESAMPLES
-from schemas.box_rules import Combination
+from schemas.options.box_rules import Combination
 
 LEAST_COSINE = 0.9
 """The directions of two halves of the images agree at least so well, else the direction is not stable.

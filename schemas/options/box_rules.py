@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.config import COMMA_SEPARATED, StorageConfig, option
+from schemas.options.config import COMMA_SEPARATED, StorageConfig, option
 
 BoxRuleName = Literal["auto", "paper", "heuristic", "all-components"]
 Combination = Literal["sumprod", "product", "sum"]

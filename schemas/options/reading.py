@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from schemas.config import StorageConfig, argument, option, required
+from schemas.options.config import StorageConfig, argument, option, required
 
 
 class VerifyConfig(StorageConfig):

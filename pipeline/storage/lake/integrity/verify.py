@@ -11,11 +11,8 @@ import duckdb
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.lake.filecheck import damaged_files, damaged_plans, misplaced_files
-from pipeline.storage.lake.layout import LakePaths
-from pipeline.storage.lake.query import committed_views, file_urls, same_version
-from pipeline.storage.lake.records import all_problems, committed_files, load_runs, read_documents
-from pipeline.storage.lake.row_checks import (
+from pipeline.storage.lake.integrity.file_checks import damaged_files, damaged_plans, misplaced_files
+from pipeline.storage.lake.integrity.row_checks import (
     DONE_AGAIN,
     MISSING,
     PLANNED_TWICE,
@@ -25,6 +22,9 @@ from pipeline.storage.lake.row_checks import (
     problems_of,
     row_checks,
 )
+from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.query import committed_views, file_urls, same_version
+from pipeline.storage.lake.records import all_problems, committed_files, load_runs, read_documents
 from pipeline.storage.lake.whole_objects import list_data_files
 from schemas.errors import StoreError
 from schemas.runs import DataFile, RunManifest

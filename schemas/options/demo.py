@@ -1,6 +1,6 @@
 """The configuration of ``camlake demo``."""
 
-from schemas.config import JobConfig, option
+from schemas.options.config import JobConfig, option
 
 
 class DemoConfig(JobConfig):

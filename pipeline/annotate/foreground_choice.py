@@ -11,9 +11,9 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 from pipeline.annotate.figure_sample import learn, look_at
+from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import Model
-from pipeline.annotate.reader import ImageReader
-from pipeline.arrays.foreground import FOLDS
+from pipeline.arrays.figure_ground import FOLDS
 from pipeline.models.localize.foreground import (
     Foreground,
     foreground_bytes,
@@ -28,8 +28,8 @@ from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.planning import PlanSlice, read_plan_slice
 from pipeline.storage.lake.run import OpenRun
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
-from schemas.annotate import AnnotateConfig
 from schemas.errors import StoreError
+from schemas.options.annotate import AnnotateConfig
 from schemas.url_secrets import safe_url
 
 LEAST_IMAGES = 100
@@ -39,7 +39,7 @@ MOST_IMAGES = 300
 
 
 @dataclass(frozen=True)
-class Choice:
+class ForegroundChoice:
     """The direction that a run uses, and why."""
 
     foreground: Foreground | None
@@ -47,7 +47,7 @@ class Choice:
     """In words, for the user; empty where nothing needs saying."""
 
 
-def choose(config: AnnotateConfig, model: Model, run: OpenRun, slices: Sequence[PlanSlice]) -> Choice:
+def choose(config: AnnotateConfig, model: Model, run: OpenRun, slices: Sequence[PlanSlice]) -> ForegroundChoice:
     """Return the direction for the planned inputs of an open run, and keep it in the output.
 
     Raises ModelError or InputError for a file that can't be used, StoreError where the output can't be read.
@@ -57,13 +57,13 @@ def choose(config: AnnotateConfig, model: Model, run: OpenRun, slices: Sequence[
         where = f"--foreground {safe_url(config.foreground)}"
         given = foreground_of(read_url(config.foreground, config), where)
         refuse_unfit(given, model.network, state, where)
-        choice = Choice(given, f"foreground: {safe_url(config.foreground)}")
+        choice = ForegroundChoice(given, f"foreground: {safe_url(config.foreground)}")
     elif config.foreground == "off" or config.box_rule != "auto" or config.method == "regress":
-        return Choice(None, "")
+        return ForegroundChoice(None, "")
     elif (committed := committed_settings(fs, root, model.partition)) is not None:
         return _of_rows(fs, root, model, committed.get("foreground", "off"))
     elif shipped := shipped_foreground(model.network, state):
-        choice = Choice(shipped, f"foreground: the installed one of {model.network.name}")
+        choice = ForegroundChoice(shipped, f"foreground: the installed one of {model.network.name}")
     else:
         choice = _learned(config, model, run, slices)
     if choice.foreground:
@@ -71,10 +71,10 @@ def choose(config: AnnotateConfig, model: Model, run: OpenRun, slices: Sequence[
     return choice
 
 
-def _of_rows(fs: AbstractFileSystem, root: str, model: Model, digest: str) -> Choice:
+def _of_rows(fs: AbstractFileSystem, root: str, model: Model, digest: str) -> ForegroundChoice:
     """Return the direction that the rows of an output were made with."""
     if digest == "off":
-        return Choice(None, "")
+        return ForegroundChoice(None, "")
     path = LakePaths(root).foreground_file(model.partition)
     content = read_whole(fs, path)
     kept = None if content is None else foreground_of(content, path)
@@ -83,27 +83,27 @@ def _of_rows(fs: AbstractFileSystem, root: str, model: Model, digest: str) -> Ch
             f"{path}: the figure/ground direction of the output's rows is missing or was changed; put it back, or use "
             "another --out"
         )
-    return Choice(kept, "foreground: as for the rows that are there")
+    return ForegroundChoice(kept, "foreground: as for the rows that are there")
 
 
-def _learned(config: AnnotateConfig, model: Model, run: OpenRun, slices: Sequence[PlanSlice]) -> Choice:
+def _learned(config: AnnotateConfig, model: Model, run: OpenRun, slices: Sequence[PlanSlice]) -> ForegroundChoice:
     """Learn the direction from a sample of the planned inputs."""
     planned = sum(one.rows for one in slices)
     name = stride16_name(model.network)
     if name is None:
-        return Choice(None, f"foreground: {model.network.name} has no tensor of stride 16; boxes of the maps alone")
+        return ForegroundChoice(None, f"foreground: {model.network.name} has no tensor of stride 16; boxes of the maps alone")
     if not planned:
-        return Choice(None, "")
+        return ForegroundChoice(None, "")
     if planned < LEAST_IMAGES:
-        return Choice(None, f"foreground: none, for fewer than {LEAST_IMAGES} images; boxes of the maps alone")
+        return ForegroundChoice(None, f"foreground: none, for fewer than {LEAST_IMAGES} images; boxes of the maps alone")
     reader = ImageReader(config.storage, config.out, config.max_bytes)
     looked = look_at(config, model, reader, sample(slices, run.fs, run.root, MOST_IMAGES), name)
     if len(looked.uris) < max(FOLDS, LEAST_IMAGES // 2):
-        return Choice(None, f"foreground: only {len(looked.uris)} images of the sample decode; boxes of the maps alone")
+        return ForegroundChoice(None, f"foreground: only {len(looked.uris)} images of the sample decode; boxes of the maps alone")
     foreground, direction = learn(looked, model, name)
     if direction.refusal:
-        return Choice(None, f"foreground: not stable here, {direction.refusal}; boxes of the maps alone")
-    return Choice(
+        return ForegroundChoice(None, f"foreground: not stable here, {direction.refusal}; boxes of the maps alone")
+    return ForegroundChoice(
         foreground,
         f"foreground: learned from {len(looked.uris)} images, halves agree by {direction.halves_cosine:.2f}, "
         f"correlation with the maps {direction.correlation:.2f}; no truth has checked it: see `camlake foreground`",

@@ -10,8 +10,8 @@ from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.fetch import Fetcher
 from pipeline.storage.inputs.object_reader import Fetched
 from pipeline.storage.lake.planning import PlanSlice, read_plan_slice
-from schemas.config import StorageConfig
 from schemas.errors import RejectedImage
+from schemas.options.config import StorageConfig
 from schemas.tables import PLAN
 
 FETCHED = pa.schema([*PLAN, pa.field("data", pa.large_binary())])

@@ -1,7 +1,7 @@
 """What ``camlake rebox`` does."""
 
-from schemas.box_rules import BoxConfig
-from schemas.config import option, required
+from schemas.options.box_rules import BoxConfig
+from schemas.options.config import option, required
 
 MAPS_OF = "maps_of"
 """The setting that names the source of a run of rebox; runs of annotate do not have it."""

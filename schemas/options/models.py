@@ -1,6 +1,6 @@
 """What ``camlake models`` lists."""
 
-from schemas.config import JobConfig, option
+from schemas.options.config import JobConfig, option
 
 
 class ModelsConfig(JobConfig):

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from schemas.config import Device, Precision, StorageConfig, option, required
+from schemas.options.config import Device, Precision, StorageConfig, option, required
 
 Supervision = Literal["labels", "boxes"]
 TrainedPart = Literal["full", "head"]

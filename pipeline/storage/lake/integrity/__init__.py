@@ -1,0 +1,1 @@
+"""Whether an output is complete and whole, and how it is repaired."""

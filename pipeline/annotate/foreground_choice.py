@@ -91,15 +91,20 @@ def _learned(config: AnnotateConfig, model: Model, run: OpenRun, slices: Sequenc
     planned = sum(one.rows for one in slices)
     name = stride16_name(model.network)
     if name is None:
-        return ForegroundChoice(None, f"foreground: {model.network.name} has no tensor of stride 16; boxes of the maps alone")
+        return ForegroundChoice(
+            None, f"foreground: {model.network.name} has no tensor of stride 16; boxes of the maps alone"
+        )
     if not planned:
         return ForegroundChoice(None, "")
     if planned < LEAST_IMAGES:
-        return ForegroundChoice(None, f"foreground: none, for fewer than {LEAST_IMAGES} images; boxes of the maps alone")
+        return ForegroundChoice(
+            None, f"foreground: none, for fewer than {LEAST_IMAGES} images; boxes of the maps alone"
+        )
     reader = ImageReader(config.storage, config.out, config.max_bytes)
     looked = look_at(config, model, reader, sample(slices, run.fs, run.root, MOST_IMAGES), name)
     if len(looked.uris) < max(FOLDS, LEAST_IMAGES // 2):
-        return ForegroundChoice(None, f"foreground: only {len(looked.uris)} images of the sample decode; boxes of the maps alone")
+        few = f"only {len(looked.uris)} images of the sample decode"
+        return ForegroundChoice(None, f"foreground: {few}; boxes of the maps alone")
     foreground, direction = learn(looked, model, name)
     if direction.refusal:
         return ForegroundChoice(None, f"foreground: not stable here, {direction.refusal}; boxes of the maps alone")

@@ -310,7 +310,7 @@ def test_a_run_on_ray_leaves_no_secret(tmp_path):
             f"https://u:{SECRET}@127.0.0.1:9/x.jpg",
         ]
         bodies["/list.csv"] = ("uri\n" + "\n".join(uris)).encode()
-        bodies["/classes.csv"] = f"uri,class_id\n{uris[0]},1\n".encode()
+        bodies["/classes.csv"] = f"uri,class_id\n{uris[0]},1\n{uris[2]},1\n".encode()
         bodies["/labels.txt"] = b"cat\n"
         out = tmp_path / "out"
         environment = os.environ | {

@@ -1,4 +1,4 @@
-"""States, labels and a card for the tests of weights."""
+"""State dicts, labels and a card for the tests of weights."""
 
 import io
 from pathlib import Path
@@ -27,7 +27,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def labels_file(folder: Path) -> str:
-    """Write LABELS, one a line, and return the file's path."""
+    """Write LABELS, one label a line, and return the file's path."""
     path = folder / "labels.txt"
     path.write_text("ant\nbee\n<b>wasp</b>\n", encoding="utf-8")
     return str(path)

@@ -47,7 +47,7 @@ def profile(space, color_space=b"RGB "):
 
 
 def in_srgb(pixels, space):
-    """Return pixels of ``space`` in sRGB, by its definition, cut at the edges of the gamut."""
+    """Convert pixels (…, 3) of the colour space ``space`` to sRGB by both definitions, clipped to [0, 255]."""
     linear = (pixels / 255.0) ** space[2]
     srgb = np.clip(linear @ (np.linalg.inv(to_xyz(SRGB)) @ to_xyz(space)).T, 0, 1)
     encoded = np.where(srgb <= 0.0031308, 12.92 * srgb, 1.055 * srgb ** (1 / 2.4) - 0.055)

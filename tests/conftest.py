@@ -28,20 +28,20 @@ CEPH_SCRIPT = Path(__file__).with_name("ceph_s3.sh")
 CEPH_PROGRAMS = ("ceph-mon", "ceph-mgr", "ceph-osd", "ceph", "radosgw", "radosgw-admin")
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "pipeline", "jobs", "schemas", "tests")
-"""What a wheel is built from, and the tests, which have no place in it."""
+"""The files and folders that a wheel is built from, and the tests, which a wheel must not contain."""
 
 torch.set_num_threads(1)
 logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's server logs every request
 
 
 class ObjectStore:
-    """A running S3 server; its credentials stand in the environment, as a user's would."""
+    """A running S3 server. Its credentials are environment variables, as a user would set them."""
 
     def __init__(self, name: str, endpoint_url: str) -> None:
         self.name = name
         self.endpoint_url = endpoint_url
         self.storage = StorageConfig(endpoint_url=endpoint_url)
-        # Only the tests' own client is told about checksums: that camlake needs no such help is what they show.
+        # Only this client of the tests gets a setting for checksums: the tests show that camlake works without it.
         self.client = boto3.client(
             "s3", endpoint_url=endpoint_url, config=Config(request_checksum_calculation="when_required")
         )
@@ -53,14 +53,14 @@ class ObjectStore:
         return name
 
     def keys(self, bucket: str, prefix: str = "") -> list[str]:
-        """Return every key under ``prefix`` as the server lists it, past every cache of camlake's own client."""
+        """Return every key under ``prefix`` as the server lists it now, without the cache of camlake's client."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _environment() -> Iterator[None]:
-    """Give this process, Ray's workers and started commands the test servers' credentials and nobody else's."""
+    """Give this process, Ray's workers and started commands the test servers' credentials and no others."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
@@ -78,7 +78,7 @@ def _environment() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _fresh_filesystems() -> Iterator[None]:
-    """Let no listing cache, connection or in-memory file reach the next test."""
+    """Clear listing caches, connections and in-memory files after each test, so that the next test starts fresh."""
     yield
     s3fs.S3FileSystem.clear_instance_cache()
     MemoryFileSystem.store.clear()
@@ -95,7 +95,7 @@ def shared() -> Path:
 
 
 def _two_free_ports() -> int:
-    """Return the first of two neighbouring ports that nobody uses, below those of outgoing connections."""
+    """Return the first of two neighbouring free ports, below the range that outgoing connections use."""
     while True:
         first = random.randrange(20_000, 32_000)
         with socket.socket() as one, socket.socket() as two:
@@ -142,7 +142,7 @@ def object_store(request: pytest.FixtureRequest) -> ObjectStore:
 
 @pytest.fixture(params=["local", "memory", "s3", "ceph"])
 def lake(request: pytest.FixtureRequest, tmp_path: Path) -> FakeLake:
-    """Return an output on each kind of storage in turn, under a name with all that a query could trip over."""
+    """Return an output on each kind of storage in turn; its name has the characters that could break a query."""
     if request.param == "local":
         return FakeLake(str(tmp_path / "out [1]" / "model=x" / "date=it's"))
     if request.param == "memory":
@@ -175,7 +175,7 @@ def ray_session(_environment: None) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory) -> Path:
-    """Return a copy of the sources, because building leaves files beside them."""
+    """Return the folder of a copy of SOURCES, because building a wheel writes files beside them."""
     folder = tmp_path_factory.mktemp("sources")
     for name in SOURCES:
         if (ROOT / name).is_dir():

@@ -1,4 +1,4 @@
-"""Outputs written through the real commit path, with rows that need no network, for the storage tests to damage."""
+"""Outputs for the storage tests: the real code commits them, and the rows need no network. The tests damage them."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ SETTINGS = {"outputs": ["boxes", "heatmaps", "features"], "topk": 2}
 
 
 def image_id(uri: str) -> str:
-    """Return 32 hex digits for a uri."""
+    """Return the 32 hexadecimal digits that identify a uri."""
     return hashlib.md5(uri.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -57,7 +57,10 @@ def rows_of(
     boxes: int = 2,
     dtype: FeatureType = "float32",
 ) -> dict[Table, pa.Table]:
-    """Return a task's tables: ``images`` is uri → etag, each with ``boxes`` boxes; ``rejected`` is uri → reason."""
+    """Return a task's tables.
+
+    ``images`` maps uri to etag; each image has ``boxes`` boxes. ``rejected`` maps uri to the reason of the rejection.
+    """
     rows: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
     for uri, etag in images.items():
         key = {"image_id": image_id(uri), "run_id": run_id}
@@ -80,7 +83,7 @@ def rows_of(
 
 @dataclass
 class FakeLake:
-    """An output at ``out``; each ``run`` is later than the one before."""
+    """An output at the URL ``out``. Each call of ``run`` adds a run that starts later than the run before it."""
 
     out: str
     storage: StorageConfig = field(default_factory=StorageConfig)
@@ -88,12 +91,12 @@ class FakeLake:
 
     @property
     def fs(self) -> AbstractFileSystem:
-        """The output's filesystem."""
+        """Return the output's filesystem."""
         return connect(self.out, self.storage)[0]
 
     @property
     def root(self) -> str:
-        """The output's path on it."""
+        """Return the output's path on its filesystem."""
         return connect(self.out, self.storage)[1]
 
     def path(self, relative: str) -> str:
@@ -101,11 +104,11 @@ class FakeLake:
         return LakePaths(self.root).full(relative)
 
     def committer(self, run_id: str, generation: int, model: str = MODEL) -> Committer:
-        """Return what commits a run's tasks."""
+        """Return the committer of a run's tasks."""
         return Committer(self.out, self.storage, run_id, model, DATE, generation, schemas())
 
     def write_plan(self, run_id: str, versions: Mapping[str, str]) -> None:
-        """Write a run's plan: uri → etag."""
+        """Write a run's plan; ``versions`` maps uri to etag."""
         rows = [version(uri, etag) | {"path": uri} for uri, etag in versions.items()]
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=PLAN), sink)
@@ -121,9 +124,9 @@ class FakeLake:
         finish: bool = True,
         tasks: int = 1,
     ) -> RunManifest:
-        """Do a whole run, or with ``finish=False`` one that dies after its commits, and return its manifest.
+        """Write a whole run, or with ``finish=False`` a run that stops after its commits, and return its manifest.
 
-        ``open_inputs`` are planned but never worked on. The run ids and times of later calls are later.
+        ``open_inputs`` are uris that the run plans but does not process. Each call has a later run id and a later time.
         """
         rejected = rejected or {}
         self.hours += 1
@@ -150,7 +153,7 @@ class FakeLake:
 
 
 def manifest_of(run_id: str, model: str = MODEL, planned: int = 0, at: datetime = START) -> RunManifest:
-    """Return the manifest of a run that begins."""
+    """Return the manifest of a run that has just started."""
     lineage = Lineage(
         camlake_version="0",
         code_version=None,

@@ -1,4 +1,4 @@
-"""Plans by hand, and what is fetched for them."""
+"""Plans that the tests write by hand, and the objects that are fetched for such a plan."""
 
 import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""A network worked out by hand, and the annotate stage around it: what they give can be told without a computer."""
+"""A network small enough to calculate by hand, and the annotate stage around it."""
 
 import numpy as np
 import pyarrow as pa
@@ -19,14 +19,14 @@ RULE = CamRule(topk=2, boxes=BoxRule("paper", (0.5,), 0.0))
 
 
 class Blocks(nn.Module):
-    """Averages blocks of 2×2 pixels: the feature maps are the colours themselves."""
+    """A trunk that averages blocks of 2×2 pixels, so that the three feature maps are the three colours."""
 
     def forward(self, images):
         return nn.functional.avg_pool2d(images, 2)
 
 
 def by_hand(weight, bias=None):
-    """A network whose features are the three colours in [0, 1] and whose classes weigh them."""
+    """Return a network with the three colours in [0, 1] as features and ``weight`` (C, 3) as its linear layer."""
     linear = nn.Linear(3, len(weight))
     linear.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float32))
     linear.bias = nn.Parameter(torch.tensor(bias or [0.0] * len(weight)))
@@ -35,7 +35,7 @@ def by_hand(weight, bias=None):
 
 
 def stage_by_hand(calibration=None, runtime=RUNTIME):
-    """The stage of a network that tells red from green, in pictures of 8×8 that `fit` has padded."""
+    """Return the stage of a network with the classes red and green, for pictures of 8×8 that `fit` has padded."""
     network = by_hand([[1, 0, 0], [0, 1, 0]])
     spec = AnnotateSpec(
         load=lambda state: network,
@@ -53,7 +53,7 @@ def stage_by_hand(calibration=None, runtime=RUNTIME):
 
 
 def decoded_table(pixels, reasons=(None, None, None)):
-    """Rows (DECODED) of pictures that were 40, 80 and 20 pixels wide in turn, and 80 high."""
+    """Return DECODED rows of pictures that were 40, 80 and 20 pixels wide in turn, and 80 pixels high."""
     n = len(reasons)
     names = [f"{row}" for row in range(n)]
     columns = {"image_id": names, "uri": names, "etag": [""] * n, "size_bytes": [1] * n}
@@ -63,5 +63,5 @@ def decoded_table(pixels, reasons=(None, None, None)):
 
 
 def answers(rows):
-    """Return the rows without the moment at which they were made."""
+    """Return the rows without the time at which they were made."""
     return rows.drop_columns(["decided_at"]).to_pylist()

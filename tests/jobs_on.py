@@ -1,4 +1,4 @@
-"""How the tests run jobs: quietly in this process, or as a user's command in another one."""
+"""Run jobs for the tests: without output in this process, or as a user's command in another process."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_annotate(input_, out, **options) -> RunManifest:
-    """Annotate with the demo network, one actor, in this process's Ray; in float32, so that rows can be compared."""
+    """Annotate with the demo network in one actor of this process's Ray, in float32, so that rows can be compared."""
     defaults = {"model": "camlake_demo", "actors": 1, "batch_size": 8, "precision": "fp32"}
     defaults |= {"topk": 2, "max_rejected": 1.0, "box_rule": "paper"}
     return annotate(AnnotateConfig.resolve({"input": str(input_), "out": str(out), **defaults, **options}), Screen())
@@ -25,7 +25,7 @@ def command(verb, *words) -> list[str]:
 
 
 def run_command(verb, *words, **options) -> subprocess.CompletedProcess:
-    """Run a verb in a process of its own."""
+    """Run a verb in a new process and return the completed process."""
     return subprocess.run(
         command(verb, *words), cwd=ROOT, capture_output=True, text=True, check=False, timeout=240, **options
     )

@@ -1,4 +1,4 @@
-"""How the tests kill what they started: as a lost machine would, in the middle of its work."""
+"""Kill a command in the middle of its work, as a lost machine would."""
 
 import subprocess
 import time
@@ -11,7 +11,7 @@ LOOKS_EVERY_S = 0.02
 
 
 def kill_when(words: Sequence[str], far_enough: Callable[[], bool]) -> None:
-    """Run a command and send it SIGKILL as soon as ``far_enough``; fails where it ends before that."""
+    """Run a command and send it SIGKILL once ``far_enough()`` is true; the test fails if the command ends earlier."""
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + WITHIN_S

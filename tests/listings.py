@@ -1,4 +1,4 @@
-"""Inputs to list, and what a listing gave, for the tests of each kind of input."""
+"""Inputs for the tests of listing, and functions that read what a listing gave."""
 
 import io
 import tarfile

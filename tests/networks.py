@@ -1,4 +1,4 @@
-"""Networks with random values, and what is asked of them, for the tests of networks and heads."""
+"""Networks with random values, and the questions that tests of networks and heads ask them."""
 
 import torch
 from torch import Tensor, nn

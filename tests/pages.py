@@ -1,4 +1,4 @@
-"""A page as a report writes it, of pictures made for it."""
+"""A report's page, written for pictures that are made here."""
 
 import io
 from typing import Any

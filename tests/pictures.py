@@ -1,4 +1,4 @@
-"""Small pictures, and the files that hold them."""
+"""Small pictures, and their encoded files."""
 
 import io
 import struct
@@ -13,14 +13,14 @@ SMOOTH = np.stack(np.meshgrid(np.arange(48), np.arange(32)), -1)[..., [0, 1, 0]]
 
 
 def encoded(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> bytes:
-    """Return ``image`` as a file of Pillow's format ``kind``."""
+    """Return the bytes of ``image`` as a file in Pillow's format ``kind``; ``options`` go to Pillow's ``save``."""
     stream = io.BytesIO()
     (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(stream, kind, **options)
     return stream.getvalue()
 
 
 def tiff(bits: int, kind: int, strip: bytes, width: int) -> bytes:
-    """A little-endian gray TIFF of one row, written by hand."""
+    """Return the bytes of a little-endian gray TIFF with one row of ``width`` pixels, built from the file format."""
     tags = [(256, 3, width), (257, 3, 1), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
     tags += [(278, 3, 1), (279, 4, len(strip)), (339, 3, kind)]
     directory = b"".join(struct.pack("<HHLL", tag, size, 1, value) for tag, size, value in tags)

@@ -1,4 +1,4 @@
-"""Listings of rows that the tests name, their plans, and what those hold."""
+"""Listings with rows that the tests give, plans made from the listings, and the contents of the plans."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator

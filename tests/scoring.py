@@ -1,4 +1,4 @@
-"""Outputs for evaluation, written through the real commit path, and the job run on them."""
+"""Outputs for the tests of evaluation, which the real code commits, and functions that run the job on them."""
 
 import io
 import json
@@ -36,18 +36,18 @@ missing.jpg,owl,5,15,15,85,85
 
 BUMP = np.zeros((10, 10), np.uint8)
 BUMP[4, 4] = 255
-"""On 100×100 pixels its level set at t is the square of half-side 10·(1 - t) around (45, 45)."""
+"""A map whose level set at threshold t, on 100×100 pixels, is the square of half-side 10·(1 - t) around (45, 45)."""
 LEFT = np.zeros((10, 10), np.uint8)
 LEFT[:, :5] = 255
-"""Reaches to x = 55 - 10·t."""
+"""A map whose level set at threshold t reaches from the left edge to x = 55 - 10·t."""
 TWO = np.zeros((10, 10), np.uint8)
 TWO[:4, :4] = TWO[5:] = 255
-"""Two components: the smaller is [0, 0, 45 - 10·t, 45 - 10·t], the larger the lower half."""
+"""A map with two components: the smaller is [0, 0, 45 - 10·t, 45 - 10·t], the larger is the lower half."""
 
 
 @dataclass
 class Output:
-    """Rows of an output, and the run that writes them."""
+    """The rows of an output; ``write`` commits them as a run."""
 
     rows: dict[Any, list[dict[str, Any]]] = field(
         default_factory=lambda: {"images": [], "boxes": [], "heatmaps": [], "quarantine": []}
@@ -73,7 +73,7 @@ class Output:
             self.rows["boxes"].append(kind | edges | cut)
 
     def write(self, out: str, model: str = MODEL, hour: int = 6, storage: StorageConfig = STORAGE) -> str:
-        """Commit the rows of the tables that the settings name, as a run of that hour."""
+        """Commit the rows of the tables that the settings name, as a run that starts at ``hour``; return ``out``."""
         fs, root = connect(out, storage)
         run_id = f"20261123T{hour:02d}0000-abcdef"
         schemas = written_schemas(self.settings["outputs"], network_types(CHANNELS, "float32"))
@@ -91,7 +91,11 @@ class Output:
 
 
 def example() -> Output:
-    """Return four images: right at once, right by the third class, wrong by the better-ranked of two, no map."""
+    """Return an output of four images.
+
+    The first is right by its first class, the second by its third class. Of the third image's two fitting classes the
+    better-ranked one is wrong. The fourth image has no map.
+    """
     output = Output()
     output.image("s3://b/x/a.jpg", 1)
     output.answer("s3://b/x/a.jpg", 0, 1, BUMP, (35, 35, 55, 55), (0, 0, 9, 9))

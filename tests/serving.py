@@ -1,4 +1,4 @@
-"""Web servers of the tests' own, on this machine."""
+"""Web servers that the tests start on this machine."""
 
 import threading
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 @contextmanager
 def serving(server: HTTPServer) -> Iterator[str]:
-    """Let ``server`` answer in a thread of its own; gives its URL without a path."""
+    """Run ``server`` in a thread and yield its URL without a path."""
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -20,10 +20,10 @@ def serving(server: HTTPServer) -> Iterator[str]:
 
 
 class QuietHandler(BaseHTTPRequestHandler):
-    """Logs nothing."""
+    """A request handler that logs nothing."""
 
     def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
-        """Send ``body``, or to a HEAD its length alone; ``headers`` are named with _ for -."""
+        """Send ``body``, or for a HEAD request only its length; names in ``headers`` have _ in place of -."""
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         for name, value in headers.items():

@@ -1,4 +1,4 @@
-"""Small trainings for the tests: scenes of three classes, a network that learns in seconds, and what lies at OUT."""
+"""Small trainings for the tests: scenes of three classes, a network that learns in seconds, and a reader of OUT."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ N_SCENES = 24
 
 
 def write_scenes(folder: Path) -> Path:
-    """Write ``N_SCENES`` scenes in a folder for each of three classes, and a file that is no picture."""
+    """Write ``N_SCENES`` scenes into one folder for each of three classes, and a file that is no picture."""
     for index in range(N_SCENES):
         scene = render_scene(np.random.default_rng((0, index)), index % 3, (56, 72))
         path = folder / CLASSES[scene.label] / f"{index:03d}.png"
@@ -41,14 +41,14 @@ def config(input_, out, **options) -> TrainConfig:
 
 
 def train(input_, out, **options) -> Progress:
-    """Train in this process's Ray, or go on with it, and return how it went."""
+    """Train in this process's Ray, or continue a stopped training, and return the progress."""
     resolved = config(input_, out, **options)
     return train_network(resolved, *labelled_images(resolved, Screen()), Screen())
 
 
 @dataclass(frozen=True)
 class Output:
-    """What lies at a training's output, read as anybody would."""
+    """The files of a training's output, read as a user would read them."""
 
     url: str
     storage: StorageConfig = field(default_factory=StorageConfig)
@@ -58,9 +58,9 @@ class Output:
         return read_url(f"{self.url}/{name}", self.storage)
 
     def weights(self, name: str = "last") -> WeightsFile:
-        """Return the ``best`` or the ``last`` weights with their card."""
+        """Return the weights file ``best`` or ``last`` with its card."""
         return read_checkpoint(f"{self.url}/{name}.safetensors", functools.partial(read_url, storage=self.storage))
 
     def curve(self, name: str) -> list[float]:
-        """Return a figure of every epoch."""
+        """Return the value of the figure ``name`` for each epoch."""
         return [json.loads(line)[name] for line in self.read("metrics.jsonl").decode().splitlines()]

@@ -1,4 +1,4 @@
-"""Whether two outputs hold the same rows, whoever wrote them and when."""
+"""Compare the rows of two outputs, without regard to the run that wrote them and to the time."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -10,18 +10,21 @@ from pipeline.outputs import reader as camlake
 from schemas.errors import CamlakeError
 
 VARYING = {"run_id", "annotated_at", "rejected_at", "date"}
-"""Columns that say when a row was written and by which run, not what it says."""
+"""Columns that name the run or the time of writing; they differ between equal outputs."""
 
 ROUNDING = 1e-3
-"""How far float32 values may be apart, of 1 and of themselves; box edges in pixels move with the maps' last digits."""
+"""Allowed difference of float32 values, both absolute and relative to the value.
+
+Box edges in pixels change with the last digits of the maps.
+"""
 
 
 def same_rows(one: str | Path, other: str | Path, table: str, leave_out: Collection[str] = ()) -> int:
-    """Return the number of rows of a table; raises CamlakeError where two outputs differ in it beyond ROUNDING.
+    """Return the number of rows of a table; raises CamlakeError where its rows in two outputs differ beyond ROUNDING.
 
-    The current rows are compared, in one order. A resumed run may put an image into another batch or another place of
-    it, and there float32 sums end in other digits. ``leave_out`` names columns that are not compared, such as
-    ``modified_at`` of images that were copied.
+    The current rows are sorted and then compared. A resumed run may put an image into another batch or another place
+    of a batch, and there float32 sums can have other last digits. ``leave_out`` names columns that are not compared,
+    such as ``modified_at`` of images that were copied.
     """
     rows, others = (_sorted_rows(out, table, VARYING | set(leave_out)) for out in (one, other))
     if len(rows) != len(others):

@@ -1,7 +1,7 @@
-"""Top-5 maps, boxes and features as one writes them by hand: the network's layers, a product of tensors, OpenCV.
+"""Top-5 maps, boxes and features as a user would write them: the network's layers, a product of tensors, OpenCV.
 
-The peers in ``tests.benchmarks.peers`` take them from here. So a peer differs from camlake in what moves the images,
-and in boxes that are cut from a map of the photograph's size.
+The peers in ``tests.benchmarks.peers`` use this module. So a peer differs from camlake in the program that moves the
+images, and in the boxes, which are cut from a map of the photograph's size.
 """
 
 from collections.abc import Sequence
@@ -28,21 +28,21 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NetworkOutput(NamedTuple):
-    """What a forward pass says of B images."""
+    """The results of a forward pass for B images."""
 
     class_ids: NDArray[np.int64]
-    """(B, 5) the most probable classes."""
+    """(B, 5) the ids of the most probable classes, the most probable first."""
     probs: NDArray[np.float32]
     maps: NDArray[np.float32]
-    """(B, 5, h, w)."""
+    """(B, 5, h, w) the class activation maps of these classes."""
     pooled: NDArray[np.float32]
     """(B, K) averages of the last feature maps."""
 
 
 def load(model: str, weights_path: str) -> tuple[CamNetwork, tuple[str, ...]]:
-    """Return the network, in channels_last, and the names of its classes.
+    """Return the network in the memory format channels_last, and the names of its classes.
 
-    Raises UsageError for a head with a normalization: its maps are not written by hand in a line.
+    Raises UsageError for a head with a normalization, because one line of code cannot calculate its maps.
     """
     weights = load_weights(model, weights_path, None)
     network = load_network(model, weights.state, None)
@@ -52,10 +52,10 @@ def load(model: str, weights_path: str) -> tuple[CamNetwork, tuple[str, ...]]:
 
 
 class Classifier(nn.Module):
-    """A network as libraries of maps want it: normalized images (B, 3, S, S) in, logits (B, C) out."""
+    """A network in the form that map libraries expect: normalized images (B, 3, S, S) in, logits (B, C) out."""
 
     def __init__(self, network: CamNetwork) -> None:
-        """``trunk`` ends in the last feature maps, ``last`` is the layer that weighs them."""
+        """Cut ``network``: ``trunk`` gives the last feature maps, and ``last`` is the layer that weights them."""
         super().__init__()
         self.trunk, self.head = network.trunk, network.head
         self.last = network.head.conv if isinstance(network.head, ConvHead) else network.head.linear
@@ -66,10 +66,10 @@ class Classifier(nn.Module):
 
 
 class ByHand:
-    """Classes, maps and features of the network's own layers, in the number type of ``precision``, by autocast."""
+    """Classes, maps and features from the network's layers, in the number type ``precision`` by autocast."""
 
     def __init__(self, network: CamNetwork, labels: Sequence[str], precision: Precision) -> None:
-        """``labels`` name the classes."""
+        """Keep the network and the names of its classes, ``labels``."""
         self.labels, self.preprocessing = np.array(labels, dtype=object), network.preprocessing
         self.channels = network.channels
         self._classifier = Classifier(network)
@@ -77,7 +77,7 @@ class ByHand:
 
     @classmethod
     def load(cls, model: str, weights: str, precision: Precision) -> Self:
-        """Return the network ``model`` with its ``weights``; raises UsageError as ``load`` does."""
+        """Return the network ``model`` with the weights at ``weights``; raises UsageError as ``load`` does."""
         return cls(*load(model, weights), precision)
 
     @torch.inference_mode()
@@ -95,12 +95,12 @@ class ByHand:
         return NetworkOutput(class_ids.numpy(), probs.numpy(), maps.numpy(), pooled.numpy())
 
     def classify(self, images: Tensor) -> None:
-        """Run the network alone, for a loop that keeps nothing."""
+        """Run the network and drop the logits, for a loop that measures the network alone."""
         with torch.inference_mode(), self._precision():
             self._classifier(images)
 
     def normalized(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Return ``normalized`` pixels."""
+        """Return pixels (B, S, S, 3) as ``normalized`` does, with this network's mean and standard deviation."""
         return normalized(pixels, self.preprocessing)
 
     def _precision(self) -> AbstractContextManager[object]:
@@ -108,13 +108,13 @@ class ByHand:
 
 
 def normalized(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
-    """Return pixels (B, S, S, 3) uint8 RGB as the network wants them: (B, 3, S, S) float32, channels_last."""
+    """Convert pixels (B, S, S, 3) uint8 RGB to the network's input: (B, 3, S, S) float32, normalized, channels_last."""
     mean, std = (255 * torch.tensor(values) for values in (preprocessing.mean, preprocessing.std))
     return ((torch.from_numpy(pixels) - mean) / std).permute(0, 3, 1, 2)
 
 
 def read_image(path: str, side: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Return a photograph as (S, S, 3) uint8 RGB, and its height and width in pixels."""
+    """Return a photograph squashed to (side, side, 3) uint8 RGB, and its original (height, width) in pixels."""
     picture = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
     return cv2.resize(picture, (side, side)), picture.shape[:2]
 
@@ -126,10 +126,10 @@ def boxes_of(maps: NDArray[np.float32], sizes_hw: NDArray[np.int64]) -> NDArray[
 
 
 def opencv_box(heat: NDArray[np.float32], size_hw: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return the half-open box xyxy, in pixels, of the largest component above 20 % of the map's maximum.
+    """Return the half-open box xyxy, in pixels, of the largest component at or above 20 % of the map's maximum.
 
-    The map is resized to the photograph's size, as the paper's rule is usually written. The box is NaN where the map
-    has no positive value.
+    The map (h, w) is resized to the photograph's size first, as implementations of the paper's rule usually do. The
+    four values are NaN where the map has no positive value.
     """
     surface = upsampled(heat, size_hw)
     highest = surface.max()

@@ -1,7 +1,8 @@
-"""OpenCV's boxes, which the exact ones are held against: resize, threshold, connected components.
+"""Boxes by OpenCV (resize, threshold, connected components), as a reference for the exact boxes.
 
-Needs no network and no photograph; ``agreement`` says how often an exact box is OpenCV's on an upsampled map, and
-shows of each other one that what parts the two is narrower than a pixel.
+This module needs no network and no photograph. ``agreement`` counts how often an exact box equals OpenCV's box on an
+upsampled map. For every other map it checks that the part of the map that causes the difference is narrower than a
+pixel.
 """
 
 from collections import Counter
@@ -19,17 +20,20 @@ Floats = NDArray[np.float32] | NDArray[np.float64]
 Verdict = Literal["agrees", "tie", "bridge", "hairline", "unexplained"]
 
 THRESHOLD = 0.2
-"""The paper's."""
+"""The CAM paper's threshold, as a share of the map's maximum."""
 SCALE = 8
-"""How many pixels of the upsampled map a cell has on each axis; edges are to agree within one of them."""
+"""Pixels of the upsampled map for each cell, on each axis. Two edges agree if they differ by at most one such pixel."""
 _FINE = 64
-"""The scale at which what parted two boxes at SCALE is many pixels wide, if it is there at all."""
+"""Pixels for each cell in the finer check. A detail narrower than one pixel at SCALE is several pixels wide here."""
 _MOVES = np.concatenate([-(0.5 ** np.arange(17)), [0], 0.5 ** np.arange(17)])
-"""Levels tried, as shares of what the surface changes over one fine pixel: the closer, the denser."""
+"""Offsets of the levels that are tried, as shares of the surface's change over one fine pixel; denser near 0."""
 
 
 def smooth_maps(count: int, side: int, blur: float, seed: int = 0) -> NDArray[np.float32]:
-    """Return ``count`` maps of side×side cells: white noise blurred by a Gaussian of ``blur`` sevenths of the side."""
+    """Return maps (count, side, side): white noise, blurred by a Gaussian.
+
+    Its standard deviation is ``blur`` sevenths of the side.
+    """
     noise = np.random.default_rng(seed).normal(size=(count, side, side)).astype(np.float32)
     return np.stack([cv2.GaussianBlur(one, (0, 0), blur * side / 7) for one in noise])
 
@@ -37,7 +41,7 @@ def smooth_maps(count: int, side: int, blur: float, seed: int = 0) -> NDArray[np
 def component_boxes(surface: Floats, level: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return boxes (K, 4) xyxy and pixel counts (K,) of the 8-connected components of ``surface >= level``.
 
-    The largest comes first; of equal ones the one that is met first by rows.
+    The largest component comes first. Components of equal size keep OpenCV's order, by rows.
     """
     foreground = (surface >= level).astype(np.uint8)
     _, _, stats, _ = cv2.connectedComponentsWithStats(foreground, connectivity=8)
@@ -61,7 +65,7 @@ class _Case(NamedTuple):
 
 
 def agreement(maps: NDArray[np.float32]) -> Counter[Verdict]:
-    """Return how many of the maps (N, h, w) with a positive value get which verdict; see ``_verdict``."""
+    """Count the verdicts (see ``_verdict``) on the maps (N, h, w); maps without a positive value are not counted."""
     return Counter(_verdict(case) for case in _cases(maps))
 
 
@@ -75,12 +79,13 @@ def _cases(maps: NDArray[np.float32]) -> Iterator[_Case]:
 
 
 def _verdict(case: _Case) -> Verdict:
-    """Return how OpenCV's largest box on the upsampled map stands to the exact one.
+    """Compare OpenCV's largest box on the upsampled map with the exact box.
 
-    "agrees": every edge within one of its pixels. Otherwise something narrower than a pixel is in play if on the 64
-    times upsampled map every edge agrees within that same width: "tie" where OpenCV's box is that of another exact
-    component, whose count of pixels only then came out larger, else "bridge" (or a tip, or a whole component).
-    "hairline": not even then, but on a level that a move by one of the fine pixels makes of this one.
+    "agrees": every edge differs by at most one pixel of the map upsampled SCALE times. "tie" and "bridge": the edges
+    agree to that width only on the map upsampled _FINE times, so that a detail narrower than a pixel makes the
+    difference. It is a "tie" where OpenCV's box at SCALE is the box of another exact component, which has more pixels
+    at SCALE only; otherwise it is a "bridge" (or a tip, or a whole component). "hairline": the edges agree only for a
+    level that differs by no more than the surface's change over one fine pixel. "unexplained": none of these.
     """
     coarse = _opencv_box(case, SCALE)
     if _is_near(case.exact[:1], coarse):
@@ -100,15 +105,15 @@ def _opencv_box(case: _Case, scale: int) -> NDArray[np.float64] | None:
 
 
 def _is_near(exact: NDArray[np.float64], box: NDArray[np.float64] | None) -> bool:
-    """Tell whether one of the boxes (K, 4) has every edge within a pixel of SCALE of ``box``, which may be missing."""
-    # A hundredth of a pixel for rounding, in OpenCV's weights and in float32.
+    """Return whether one of the boxes (K, 4) has every edge within a pixel at SCALE of ``box``; False for None."""
+    # The 1.01 allows a hundredth of a pixel for rounding in OpenCV's weights and in float32.
     return box is not None and bool((np.abs(exact - box) <= 1.01 / SCALE).all(axis=1).any())
 
 
 def _around(case: _Case) -> tuple[NDArray[np.float64], bool]:
-    """Return the exact boxes (K, 4) at levels nearby, and whether a level has none.
+    """Return the exact boxes (K, 4) at nearby levels, and whether one of these levels has no box.
 
-    Nearby is within what the surface changes over a fine pixel.
+    A nearby level differs by no more than the surface's change over one fine pixel.
     """
     steepest = max(np.abs(np.diff(case.grid, axis=axis)).max(initial=0) for axis in (0, 1))
     change = 2 * steepest / _FINE

@@ -18,7 +18,7 @@ from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 from tests.jobs_on import run_command
 
-VERBS = ("demo", "annotate", "train", "evaluate", "rebox", "report", "verify", "models", "benchmark")
+VERBS = ("demo", "annotate", "train", "evaluate", "foreground", "rebox", "report", "verify", "models", "benchmark")
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_new_file_is_a_new_verb(camlake, tmp_path, monkeypatch):
     (tmp_path / "xyz.py").write_text(NEW_VERB)
     monkeypatch.setattr(jobs, "__path__", [*jobs.__path__, str(tmp_path)])
     status, out, _ = camlake("--help")
-    assert (status, "xyz        Do a new thing." in out) == (0, True)
+    assert (status, "xyz         Do a new thing." in out) == (0, True)
     status, out, _ = camlake("xyz", "that")
     assert (status, out) == (0, "xyz of that\n")
 

@@ -22,6 +22,7 @@ from pipeline.models.localize.foreground import (
     foreground_bytes,
     foreground_of,
     shipped_foreground,
+    stride16_name,
     values_sha256,
 )
 from pipeline.outputs import reader as camlake
@@ -196,6 +197,8 @@ def test_evaluate_shows_both_side_by_side(fused, corpus, tmp_path, capsys):
 
 def test_installed_directions_are_found_by_the_weights_values():
     model = load_model(AnnotateConfig(input="x", out="y", model="camlake_demo"))
-    assert shipped_foreground(model.network, model.weights.state) is None
+    found = shipped_foreground(model.network, model.weights.state)
+    assert found.card.network == "camlake_demo"
+    assert found.card.tensor == stride16_name(model.network)
     network = dataclasses.make_dataclass("Network", ["name"])("mobilenet_v2")
     assert shipped_foreground(network, model.weights.state) is None, "other weights"

@@ -75,7 +75,15 @@ OWN_NETWORKS: dict[str, NetworkEntry] = {
         NetworkEntry(
             DEMO,
             lambda architecture: DemoNetwork(architecture.classes),
-            {"gap": Family("classifier", "classifier", "GAP + linear; maps after the last block's sum and ReLU")},
+            {
+                "gap": Family(
+                    "classifier",
+                    "classifier",
+                    "GAP + linear; maps after the last block's sum and ReLU",
+                    # Its maps have stride 8; as in the other networks the tensor is one halving finer.
+                    stride16="features.3.relu",
+                )
+            },
             source=DEMO,
             list_weights=lambda: {"DEFAULT": PublishedWeights(DEMO_WEIGHTS.name, str(DEMO_WEIGHTS), _DEMO_INPUT)},
             default_classes=SCENE_CLASSES,

@@ -1,9 +1,9 @@
 """Areas of the components of level sets of bilinear surfaces, in closed form.
 
-Four neighbouring cell centres a b / c d span a patch. Inside it the level set is one or two pieces cut off at a corner,
-a strip along an edge, or what such pieces leave over. For each x of such a piece the share of the column that
-is inside is a quotient of two linear functions, whose integral is a logarithm. So every patch that the level set's
-boundary crosses becomes one or two entries of one formula, and only those patches are touched.
+Four neighbouring cell centres a b / c d span a patch. Inside a patch the level set is one or two pieces cut off at a
+corner, a strip along an edge, or the patch without such pieces. For each x of a piece, the share of the column that
+lies in the piece is a quotient of two linear functions, and the integral of this quotient is a logarithm. So one
+formula gives the area of every piece. It is computed only for the patches that the boundary of the level set crosses.
 
 Grids are (h, w, P), P surfaces with their level subtracted. The h+1 × w+1 patches include the half and quarter patches
 along the image's edge, where the surface is constant outwards.
@@ -13,22 +13,32 @@ import torch
 from torch import Tensor
 
 _FALLING, _RISING = 9, 6
-"""Kinds of patches where only a and d, or only b and c, are inside, apart from each other."""
+"""Kinds of patches in which only a and d (falling) or only b and c (rising) are inside and are not connected."""
 _FALLING_JOINED, _RISING_JOINED = 16, 17
-"""The same where the saddle between the two is inside too."""
+"""The same kinds where the saddle connects the two corners."""
 
 _ORDERS = ((0, 1, 2, 3), (1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0), (0, 2, 1, 3), (1, 3, 0, 2))
-"""Orders of the corners a b c d: from each corner its neighbours and its opposite; from the edges ac and bd."""
+"""Orders of the corners a b c d.
+
+The first four begin with a corner, its two neighbours and the opposite corner; the last two with the edges ac and bd.
+"""
 _FIRST_ORDER = (0, 0, 1, 0, 2, 4, 1, 3, 3, 0, 5, 2, 2, 1, 0, 0, 1, 0)
-"""For each kind the order that brings the cut-off corner, or the strip's edge, to the front."""
+"""For each kind the index of the order that begins with the cut-off corner, or with the strip's edge."""
 _SECOND_ORDER = {_FALLING: 3, _RISING: 2, _FALLING_JOINED: 2, _RISING_JOINED: 3}
-"""The order that brings the second cut-off corner to the front."""
+"""The index of the order that begins with the second cut-off corner."""
 _BASE = (0, -1, -1, -2, -1, -2, -1, 1, -1, -1, -2, 1, -2, 1, 1, 0, 1, 1)
-"""For each kind the quarters that an entry's piece has more (where the rest is inside) or less than its corners."""
+"""For each kind the constant part of a correction, in quarters of a patch.
+
+It is negative where the piece is inside, because its corners were counted as quarters already, and positive where the
+piece is outside.
+"""
 
 
 def patch_kinds(foreground: Tensor) -> Tensor:
-    """Return (h+1, w+1, P) uint8: 1 for a inside + 2 for b + 4 for c + 8 for d, of foreground (h, w, P)."""
+    """Return the kinds (h+1, w+1, P) uint8 of the patches of a foreground (h, w, P).
+
+    A kind is the sum of 1 where a is inside, 2 for b, 4 for c and 8 for d.
+    """
     height, width, _ = foreground.shape
     rows, columns = _clamped(height, foreground.device), _clamped(width, foreground.device)
     corners = foreground.to(torch.uint8).index_select(0, rows).index_select(1, columns)
@@ -37,7 +47,7 @@ def patch_kinds(foreground: Tensor) -> Tensor:
 
 
 def mark_saddles(heights: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the flat indices, each (D,), of the cells that a saddle >= 0 joins, and mark these patches in ``kinds``.
+    """Return the flat indices, each (D,), of the two cells that a saddle >= 0 connects; mark the patches in ``kinds``.
 
     With the level subtracted the saddle of a b / c d is (ad - bc) / (a + d - b - c). In float64 the products of
     float32 heights are exact.
@@ -58,10 +68,10 @@ def mark_saddles(heights: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def component_areas(heights: Tensor, kinds: Tensor, labels: Tensor, contested: Tensor) -> Tensor:
-    """Return (h·w + 1, P) float64: in square cells the area of the component of each label, on contested surfaces.
+    """Return (h·w + 1, P) float64: the area of each label's component on each surface, in square cells.
 
-    ``labels`` (h, w, P) in 0 … h·w is one number a component; ``contested`` (P,) tells the surfaces that count, on the
-    others the areas are meaningless. ``kinds`` are marked.
+    ``labels`` (h, w, P) has one number in 0 … h·w for each component. ``contested`` (P,) is true for the surfaces whose
+    areas are needed; on other surfaces the areas have no meaning. ``mark_saddles`` must have marked ``kinds``.
     """
     height, width, n_surfaces = heights.shape
     owner = (labels.long() * n_surfaces + torch.arange(n_surfaces, device=labels.device)).flatten()
@@ -73,7 +83,7 @@ def component_areas(heights: Tensor, kinds: Tensor, labels: Tensor, contested: T
 
 
 def _corrections(heights: Tensor, kinds: Tensor, contested: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for E pieces of crossed patches the flat index of an inside cell, and by how much quarters are wrong."""
+    """Return for E pieces of crossed patches the flat index of an inside cell and the correction of its area."""
     height, width, n_surfaces = heights.shape
     corners, sizes = _patches(height, width, heights.device)
     found = (kinds * contested.to(torch.uint8)).flatten(0, 1)
@@ -123,9 +133,9 @@ def _tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _mean_quotient(p0: Tensor, p1: Tensor, q0: Tensor, q1: Tensor) -> Tensor:
-    """Return the mean over an interval of p / q, both linear and not negative, p <= q, given at its two ends.
+    """Return the mean of p / q over an interval; p and q are linear, 0 <= p <= q, and given at both ends.
 
-    It is dp/dq + (p0·dq - q0·dp) / dq² · ln(q1/q0), by its series where q hardly changes.
+    The mean is dp/dq + (p0·dq - q0·dp) / dq² · ln(q1/q0). Where q hardly changes, a series is used instead.
     """
     tiny = torch.finfo(torch.float64).tiny
     q0, q1 = q0.clamp_min(tiny), q1.clamp_min(tiny)

@@ -3,11 +3,11 @@
 A map of h×w cells is the bilinear surface through its cell centres, held constant beyond the outermost centres: the
 limit of OpenCV's resize as the upsampled image grows. Its level set {M >= t} is known in closed form:
 
-- A component always holds a cell centre (a bilinear patch has its maximum at a corner). Two neighbouring centres
-  above t are joined along their grid edge; two diagonal ones, with the other two below, when the saddle between them
-  is at least t.
+- Every component contains a cell centre, because a bilinear patch has its maximum at a corner. Two neighbouring
+  centres at or above t belong to one component. Two diagonal centres at or above t, with the other two centres of the
+  patch below t, belong to one component if the saddle between them is at least t.
 - For a fixed x the surface is linear in y, so the leftmost and rightmost points of a component lie on horizontal grid
-  edges, where they are crossings of a linear function; likewise for y.
+  edges, where a linear function crosses t; likewise for y.
 - The area of a component, by which the largest is chosen, is in ``areas.py``.
 
 Everything is batched over maps and levels: no loop over images, classes or thresholds. A "surface" is a map at one
@@ -25,9 +25,9 @@ from pipeline.arrays.areas import component_areas, mark_saddles, patch_kinds
 Components = Literal["largest", "all"]
 
 _LOWEST = -1e38
-"""What stands for -inf and NaN: far below every level, and yet finite."""
+"""Replaces -inf and NaN: a finite value far below every level."""
 _AREA_STEPS = 2.0**30
-"""Areas are compared in steps of a 2^-30 cell: equal ones stay equal in any order of summation."""
+"""Areas are rounded to 2^-30 of a cell before they are compared, so that the order of summation has no effect."""
 
 
 class LevelBoxes(NamedTuple):
@@ -46,18 +46,19 @@ class LevelBoxes(NamedTuple):
 def foreground_levels(maps: Tensor, thresholds: Tensor) -> Tensor:
     """Return the paper's levels, threshold × maximum, (N, T) for maps (N, h, w) and thresholds (T,) in (0, 1).
 
-    A map with no positive value, or with a NaN, has no foreground: its levels are +inf.
+    A map with no positive value, or with a NaN, has no foreground: all of its levels are +inf.
     """
     maximum = maps.flatten(1).amax(dim=1, keepdim=True)
     return torch.where(maximum > 0, maximum * thresholds, torch.inf)
 
 
 def level_boxes(maps: Tensor, levels: Tensor, *, components: Components = "largest") -> LevelBoxes:
-    """Return the bounding boxes of {M >= t} for each of N maps (N, h, w) and each of its T absolute levels (N, T).
+    """Return the bounding boxes of the level sets {M >= t} of N maps (N, h, w), each at T absolute levels (N, T).
 
-    Components of equal area keep the order of their first cell, by rows. A map that nowhere reaches a level gives no
-    row for it; a constant map gives the whole image, [0, 0, w, h], for every level up to its value; a NaN cell is
-    below every level. The result is on the device of ``maps``.
+    "largest" gives at most one box for each map and level, "all" gives one box for each component. Components of equal
+    area are ordered by their first cell, row by row. A map that is below a level everywhere gives no box at that level.
+    A constant map gives the box of the whole image, [0, 0, w, h], at every level up to its value. A NaN cell is below
+    every level. The result is on the device of ``maps``.
     """
     n_levels = max(levels.shape[1], 1)
     by_cell = maps.float().permute(1, 2, 0).contiguous()
@@ -75,9 +76,9 @@ def level_boxes(maps: Tensor, levels: Tensor, *, components: Components = "large
 def _component_labels(foreground: Tensor, saddles: tuple[Tensor, Tensor]) -> Tensor:
     """Return (h, w, P) int16 or int32: h·w minus the index of the component's first cell; 0 outside the foreground.
 
-    ``saddles``: flat indices of the cells that a saddle joins. The highest label spreads along rows, over saddles and
-    along columns until nothing changes: a pass costs a few dozen operations, smooth maps need two to five passes, a
-    spiral one for each of its turns.
+    ``saddles``: flat indices of the two cells that each saddle connects. The highest label spreads along rows, over
+    saddles and along columns until no label changes. A pass costs a few dozen operations. Smooth maps need two to five
+    passes, and a spiral needs one pass for each of its turns.
     """
     height, width, _ = foreground.shape
     kind = torch.int16 if height * width < 2**15 else torch.int32
@@ -98,7 +99,7 @@ def _component_labels(foreground: Tensor, saddles: tuple[Tensor, Tensor]) -> Ten
 
 
 def _runs(mask: Tensor, axis: int) -> list[Tensor]:
-    """Return, for steps of 1, 2, 4, … cells along ``axis``, the mask of cells in one run with all up to that step."""
+    """Return a mask for each step of 1, 2, 4, … cells: -1 where a cell and the cell a step further are in one run."""
     runs: list[Tensor] = []
     step = 1
     while step < mask.shape[axis]:
@@ -110,7 +111,7 @@ def _runs(mask: Tensor, axis: int) -> list[Tensor]:
 
 
 def _spread(labels: Tensor, runs: list[Tensor], axis: int) -> None:
-    """Give, in place, each cell the highest label of its run along ``axis``: the reach doubles with every step."""
+    """Set each label, in place, to the highest one of its run along ``axis``; every step doubles the distance."""
     for power, joined in enumerate(runs):
         length = joined.shape[axis]
         here, there = labels.narrow(axis, 0, length), labels.narrow(axis, 2**power, length)
@@ -119,7 +120,7 @@ def _spread(labels: Tensor, runs: list[Tensor], axis: int) -> None:
 
 
 def _ordered_components(heights: Tensor, kinds: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return label, surface and place by area, each (R,) int64, of all components, ordered by surface and place.
+    """Return label, surface and rank by area of all R components, each (R,) int64, ordered by surface and rank.
 
     Areas are only computed on surfaces that have more than one component.
     """
@@ -151,15 +152,16 @@ def _extents(heights: Tensor, labels: Tensor, label: Tensor, surface: Tensor) ->
 def _reach(heights: Tensor, inside: Tensor, surface: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """Return the least and the greatest coordinate (R,) along ``axis`` of components ``inside`` (h, w, R) 0 or 1.
 
-    Between a cell above the level and one below, |u| / (|u| + |v|) is where the surface crosses it. Between two of
-    one component it is some point between their centres, and does no harm.
+    The surface crosses the level at |u| / (|u| + |v|) of the way from a cell above the level (height u) to a cell below
+    it (height v). Between two cells of one component the same formula gives a point that changes no extent.
     """
     size, device = heights.shape[axis], heights.device
     here, there = heights.abs().narrow(axis, 0, size - 1), heights.abs().narrow(axis, 1, size - 1)
     share = here / (here + there).clamp_min(torch.finfo(torch.float32).tiny)
     centre = torch.arange(size - 1, device=device).view((-1, 1) if axis else (-1, 1, 1)) + 0.5
     crossing = (centre + share).index_select(2, surface)
-    # Coordinates are not negative, so a product with 0 or 1 takes others out of a maximum; the least is mirrored.
+    # No coordinate is negative, so multiplying by 0 removes cells outside the component from a maximum. The least
+    # coordinate is the greatest one of the mirrored axis.
     last, first = size * inside.select(axis, size - 1), size * inside.select(axis, 0)
     greatest = torch.cat([(crossing * inside.narrow(axis, 0, size - 1)).flatten(0, 1), last]).amax(dim=0)
     mirrored = torch.cat([((size - crossing) * inside.narrow(axis, 1, size - 1)).flatten(0, 1), first]).amax(dim=0)

@@ -29,11 +29,11 @@ class Calibration:
     scales: tuple[float, ...]
     """The standard deviations of FEATURES over these boxes; 1 for a constant feature."""
     weights: tuple[float, ...]
-    """One for each standardized feature."""
+    """The weight of each standardized feature."""
     bias: float
 
     def scores(self, columns: Mapping[str, ArrayLike]) -> NDArray[np.float32]:
-        """Return P(right) (N,) in [0, 1] of N boxes; ``columns`` has those of COLUMNS, as the table boxes does."""
+        """Return P(right) (N,) in [0, 1] of N boxes; ``columns`` holds COLUMNS, each (N,), as the table boxes does."""
         standardized = (features(columns) - self.means) / self.scales
         return _sigmoid(standardized @ np.asarray(self.weights) + self.bias).astype(np.float32)
 
@@ -43,10 +43,11 @@ class Calibration:
 
 
 def uncalibrated(columns: Mapping[str, ArrayLike], right_share: float) -> NDArray[np.float32]:
-    """Return the scores (N,) of boxes where no truth was there to fit a calibration: class_prob × ``right_share``.
+    """Return the scores (N,) of boxes without a fitted calibration: class_prob × ``right_share``.
 
-    ``right_share`` is the network's share of right boxes among those of true classes. On photographs like those that it
-    was measured on, the expected calibration error was .05 to .08; under a shift of domain it is overconfident (.24).
+    ``right_share`` is the share of right boxes among the network's boxes of true classes. The expected calibration
+    error was .05 to .08 on photographs of the kind that the share was measured on, and .24 on another kind, where the
+    scores were too high.
     """
     scores: NDArray[np.float32] = np.asarray(columns["class_prob"], np.float32) * np.float32(right_share)
     return scores
@@ -63,7 +64,7 @@ def calibration_of(document: Mapping[str, Any]) -> Calibration:
 
 
 def features(columns: Mapping[str, ArrayLike]) -> Floats:
-    """Return (N, 6) FEATURES of N boxes."""
+    """Return the values (N, 6) float64 of FEATURES for N boxes; ``columns`` holds COLUMNS, each (N,)."""
     prob, area, rank, component, threshold = (np.asarray(columns[name], np.float64) for name in COLUMNS)
     prob, area = np.clip(prob, _TINY, 1 - _TINY), np.clip(area, _TINY, 1)
     logit = np.log(prob) - np.log1p(-prob)
@@ -71,9 +72,9 @@ def features(columns: Mapping[str, ArrayLike]) -> Floats:
 
 
 def fit_calibration(columns: Mapping[str, ArrayLike], right: Bools) -> Calibration:
-    """Fit and return the calibration of N boxes, by which of them are ``right`` (N,).
+    """Fit and return the calibration of N boxes; ``right`` (N,) is True for a right box.
 
-    Raises ValueError where all boxes are right, or none is.
+    Raises ValueError where all boxes are right or all are wrong.
     """
     # The import takes a second; actors only apply a calibration and need not wait for it.
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
@@ -98,7 +99,7 @@ class Bin(NamedTuple):
 
 
 def reliability(scores: ArrayLike, right: Bools) -> tuple[Bin, ...]:
-    """Return the bins that hold boxes, by score, all of one width; ``scores`` (N,) in [0, 1], ``right`` (N,)."""
+    """Return the bins with boxes, of equal width, by ascending score; ``scores`` (N,) in [0, 1], ``right`` (N,)."""
     values = np.asarray(scores, np.float64)
     place = np.minimum((values * BINS).astype(np.int64), BINS - 1)
     return tuple(
@@ -108,7 +109,7 @@ def reliability(scores: ArrayLike, right: Bools) -> tuple[Bin, ...]:
 
 
 def expected_calibration_error(bins: tuple[Bin, ...]) -> float:
-    """Return ECE: the mean over all boxes of |mean score of the bin - share of right boxes in the bin|."""
+    """Return ECE of at least one bin: the mean over all boxes of |mean score - share of right boxes| of their bin."""
     total = sum(each.boxes for each in bins)
     return sum(each.boxes * abs(each.mean_score - each.right) for each in bins) / total
 

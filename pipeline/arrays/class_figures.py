@@ -1,4 +1,4 @@
-"""The figures of each class, computed over the pairs of that class alone, from the arrays of an evaluation."""
+"""Computes the figures of each class over the pairs of that class, from the arrays of an evaluation."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from schemas.scores import ClassScore, Figure
 
 
 class _Column(NamedTuple):
-    """Values for all pairs, whose mean over the pairs of a class is a figure of that class."""
+    """The values of all pairs; their mean over the pairs of a class is a figure of that class."""
 
     metric: str
     threshold: float | None
@@ -45,14 +45,14 @@ def class_scores(
     sweep: Sweep | None = None,
     pixels: PixelCounts | None = None,
 ) -> tuple[ClassScore, ...]:
-    """Return the scores of each class, by name, of P pairs with the class names (P,) and ranks (P,).
+    """Return the scores of each class, sorted by name, of P pairs with class ``names`` (P,) and ``rank`` (P,).
 
-    ``box_iou`` (P,) is that of the pairs' own boxes, cut at ``box_threshold``; without it GT-known, top-1 localization
-    and mean IoU are left out, as MaxBoxAcc, MaxBoxAccV2 and the pointing game are without a sweep, and PxAP without
-    ``pixels`` of the class. Top-1 localization counts pairs: right where the pair's class is the top-1 and its box is
-    right. All classes are cut at the thresholds that are best for all pairs together, which the intervals take as
-    given. Each class draws 1,000 times from its own images: together as many draws as one figure of all pairs takes. Of
-    a class with one image the interval has no width.
+    ``box_iou`` (P,) is the IoU of the pairs' boxes, cut at ``box_threshold``. Without it there is no GT-known, top-1
+    localization and mean IoU. Without ``sweep`` there is no MaxBoxAcc, MaxBoxAccV2 and pointing game, and without
+    ``pixels`` of a class no PxAP. Top-1 localization counts pairs: a pair is right where its class is the top-1 class
+    and its box is right. All classes use the thresholds that are best for all pairs together, and the intervals treat
+    these thresholds as fixed. The bootstrap draws 1,000 times from the images of each class. The interval of a class
+    with one image has width 0.
     """
     classes, of_pair = np.unique(np.array(names, dtype=object), return_inverse=True)
     columns = _columns(pairs, rank, box_iou, box_threshold, sweep)

@@ -1,7 +1,8 @@
-"""The figures of an evaluation, each with its interval and baselines, from arrays of pairs, boxes and maps.
+"""Computes the figures of an evaluation, with intervals and baselines, from arrays of pairs, boxes and maps.
 
-A pair is an image and a class in it. Its map and box are those of its best-ranked class where several fit; a pair
-without one has IoU 0. Accuracy and ILSVRC's localization count images, right where any of an image's pairs is.
+A pair is an image and a true class of the image. Where several classes of the network fit a pair, the map and the box
+of the best-ranked class count. A pair without a box has IoU 0. Accuracy and ILSVRC's localization count images: an
+image is right where at least one of its pairs is right.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from schemas.options.box_rules import HEURISTIC_CLASSES
 from schemas.scores import Figure
 
 THRESHOLDS = np.arange(50) / 50
-"""The sweep of MaxBoxAcc over the min–max scaled map: 0.00, 0.02, … 0.98."""
+"""The thresholds at which MaxBoxAcc cuts a min–max scaled map: 0.00, 0.02, … 0.98."""
 
 
 @dataclass(frozen=True)
@@ -29,31 +30,31 @@ class Pairs:
 
     n_images: int
     image: Ints
-    """(P,) in [0, I)."""
+    """(P,) index of the pair's image, in [0, I)."""
     sizes_wh: Floats
-    """(P, 2) pixels of the pair's image."""
+    """(P, 2) width and height of the pair's image in pixels."""
     boxes: Floats
-    """(G, 4) true boxes in pixels, meant as ``convention`` says."""
+    """(G, 4) true boxes in pixels; ``convention`` tells whether xmax and ymax are half-open or inclusive."""
     owner: Ints
-    """(G,) pair of each true box, ascending."""
+    """(G,) index of the pair of each true box, ascending."""
     convention: Convention
 
     def iou(self, boxes: Floats, pair: Ints) -> Floats:
-        """Return (R,): the best IoU of half-open boxes (R, 4) with the true boxes of their pairs (R,)."""
+        """Return (R,): the highest IoU of each half-open box (R, 4) with a true box of its pair (R,); 0 without one."""
         if self.convention == "inclusive":
             boxes = metrics.inclusive_pixels(boxes)
         return metrics.best_iou(boxes, pair, self.boxes, self.owner, self.convention)
 
     def hold(self, points: Floats, pair: Ints) -> Bools:
-        """Return (R,): does a true box of the pair (R,) hold the point (R, 2), x y; see metrics.pointing_hits.
+        """Return (R,): whether a true box of the pair (R,) contains the point (R, 2), x y; see metrics.pointing_hits.
 
-        An inclusive box holds its last pixels whole.
+        An inclusive box contains its last row and column of pixels entirely.
         """
         boxes = metrics.half_open_pixels(self.boxes) if self.convention == "inclusive" else self.boxes
         return metrics.pointing_hits(points, pair, boxes, self.owner)
 
     def baseline_iou(self, share: float) -> Floats:
-        """Return (P,): the IoU of the centred box that covers ``share`` of each side."""
+        """Return (P,): the IoU of the centred box that covers ``share`` of each side of the pair's image."""
         return self.iou(metrics.central_boxes(self.sizes_wh, share), np.arange(len(self.image)))
 
 
@@ -61,44 +62,45 @@ class Guesses(NamedTuple):
     """R boxes of true classes."""
 
     pair: Ints
-    """(R,)."""
+    """(R,) index of the box's pair."""
     rank: Ints
-    """(R,) of the box's class in its image, 0 = top-1."""
+    """(R,) rank of the box's class in its image; 0 is the top-1 class."""
     iou: Floats
-    """(R,) from Pairs.iou."""
+    """(R,) from ``Pairs.iou``."""
 
 
 class Sweep(NamedTuple):
     """The IoU that the maps of the pairs reach when they are cut at each of T thresholds."""
 
     largest_iou: Floats
-    """(P, T) of the largest component's box."""
+    """(P, T) IoU of the box of the largest component."""
     any_iou: Floats
-    """(P, T) the best of all components' boxes."""
+    """(P, T) highest IoU of the boxes of all components."""
     pointed: Bools
-    """(P,) the map's highest point lies in a true box."""
+    """(P,) whether the map's highest point lies in a true box."""
 
 
 class PixelCounts(NamedTuple):
-    """Pixels inside and outside the objects of K pairs that have masks, by score."""
+    """Numbers of pixels inside and outside the objects of K pairs that have masks."""
 
     pair: Ints
-    """(K,)."""
+    """(K,) index of the pair."""
     counts: Floats
-    """(K, 2, B) at B ascending scores of the pair's map."""
+    """(K, 2, B) pixels inside and outside the object at B ascending scores of the pair's map."""
     central: Floats
-    """(K, 2, 2) out of and in the central box."""
+    """(K, 2, 2) pixels inside and outside the object, which are outside (0) or inside (1) the central box."""
 
     def of(self, chosen: Bools) -> "PixelCounts":
-        """Return the counts of the pairs that are true in ``chosen`` (K,)."""
+        """Return the counts of the pairs for which ``chosen`` (K,) is True."""
         return PixelCounts(self.pair[chosen], self.counts[chosen], self.central[chosen])
 
 
 def sweep_maps(pairs: Pairs, chunks: Iterable[tuple[NDArray[np.uint8], Ints]]) -> Sweep:
     """Return the sweep of stored maps; a chunk has maps (n, h, w) uint8, each spanning 0 to 255, and their pairs (n,).
 
-    There is one map for each pair, and it covers its whole image. A constant map must be all 0; it gives the full image
-    at threshold 0. Of several highest points the first one by rows counts.
+    There is at most one map for each pair, and it covers the whole image; a pair without a map has IoU 0. A constant
+    map must be all 0; it gives the box of the full image at threshold 0. Where several points are highest, the first
+    one, row by row, counts.
     """
     n_pairs, n_levels = len(pairs.image), len(THRESHOLDS)
     levels = torch.tensor(THRESHOLDS * LEVELS, dtype=torch.float32)
@@ -120,7 +122,7 @@ def sweep_maps(pairs: Pairs, chunks: Iterable[tuple[NDArray[np.uint8], Ints]]) -
 
 
 class _Values(NamedTuple):
-    """Values of which a figure is the mean, for each pair or each image."""
+    """Values of all pairs or all images, whose mean is a figure."""
 
     values: Floats | Bools
     """(N,) of the output's boxes or maps; (N, …) where a statistic chooses among thresholds."""
@@ -134,29 +136,29 @@ class Scorer:
     """Computes the figures of one set of pairs."""
 
     def __init__(self, pairs: Pairs, rank: Ints) -> None:
-        """``rank``: (P,) of the best-ranked class of each pair; very high where the output has no row of it."""
+        """``rank`` (P,): rank of each pair's best-ranked class; a very high number where the output has no row."""
         self.pairs, self.rank = pairs, rank
         self._baselines = pairs.baseline_iou(1.0), pairs.baseline_iou(metrics.CENTRAL_SHARE)
 
     def accuracy(self, top: int) -> Iterator[Figure]:
-        """Yield the share of images with a true class among the first ``top``, and ILSVRC's error, the rest."""
+        """Yield the share of images with a true class in the first ``top`` classes, and ILSVRC's error, 1 - share."""
         certain = np.ones(len(self.rank))
         hits = metrics.localization_hits(self.pairs.image, self.rank, certain, self.pairs.n_images, top)
         figure = _figure(f"top{top}_accuracy", _Values(hits, (), np.arange(len(hits))))
         yield from (figure, figure.as_error(f"top{top}_error"))
 
     def box_iou(self, guesses: Guesses) -> Floats:
-        """Return (P,): the IoU of the best-ranked class's box, 0 without one."""
+        """Return (P,): the IoU of the box of each pair's best-ranked class; 0 for a pair without a box."""
         best = guesses.rank == self.rank[guesses.pair]
         return metrics.scatter_max(guesses.iou[best], guesses.pair[best], len(self.rank))
 
     def of_boxes(
         self, guesses: Guesses, threshold: float | None, tops: Sequence[int], iou: Floats | None = None
     ) -> Iterator[Figure]:
-        """Yield GT-known, localization of each of ``tops`` with its error, and mean IoU, of boxes cut at one threshold.
+        """Yield GT-known, localization with its error for each of ``tops``, and mean IoU of boxes cut at one threshold.
 
-        ``iou`` (P,) is that of each pair's own box, by default the box of its best-ranked class. ILSVRC allows five
-        guesses, each a class and a box: here the box of the class at each rank.
+        ``iou`` (P,) is the IoU of each pair's box; by default that is the box of the best-ranked class. ILSVRC allows
+        five guesses, each a class with a box; here a guess is the class at one rank with its box.
         """
         iou = self.box_iou(guesses) if iou is None else iou
         yield _figure("gt_known", self._right(iou, IOU_DELTA), threshold)
@@ -166,12 +168,12 @@ class Scorer:
         yield _figure("mean_iou", _Values(iou, self._baselines, self.pairs.image), threshold)
 
     def of_five(self, guesses: Guesses) -> Iterator[Figure]:
-        """Yield localization by the heuristic's five guesses, and its error; all are of the first three ranks."""
+        """Yield top-5 localization by the heuristic's five guesses, all of the first three ranks, and its error."""
         localization = _figure("top5_localization", self._localized(guesses, HEURISTIC_CLASSES))
         yield from (localization, localization.as_error("top5_localization_error"))
 
     def of_regressed(self, iou: Floats) -> Iterator[Figure]:
-        """Yield MaxBoxAcc and MaxBoxAccV2 of boxes that no threshold cuts, by their ``iou`` (P,): plain accuracies."""
+        """Yield MaxBoxAcc and MaxBoxAccV2 of regressed boxes with IoU ``iou`` (P,): accuracies without a threshold."""
         yield _figure("max_box_acc", self._right(iou, IOU_DELTA))
         parts = [self._right(iou, delta) for delta in V2_DELTAS]
         baselines = [np.stack(each, axis=1) for each in zip(*(part.baselines for part in parts), strict=True)]
@@ -207,7 +209,10 @@ class Scorer:
 
 
 def pixel_figure(pairs: Pairs, pixels: PixelCounts) -> Figure:
-    """Return PxAP over the pairs with masks; its baselines score every pixel 1, or those in the central box."""
+    """Return PxAP over the pairs with masks.
+
+    One baseline gives every pixel the score 1, the other one only the pixels in the central box.
+    """
     average = metrics.pixel_average_precision
     low, high = metrics.bootstrap_interval(pixels.counts, pairs.image[pixels.pair], average)
     totals = pixels.counts.sum(axis=0), pixels.central.sum(axis=(0, 2))[:, None], pixels.central.sum(axis=0)

@@ -1,7 +1,7 @@
 """Localization metrics on arrays: IoU, ILSVRC's rule, MaxBoxAcc and V2, PxAP, pointing game, baselines, intervals.
 
-Boxes are (…, 4) float64, xmin ymin xmax ymax, in pixels of one frame for both sides of a comparison. "Owner" arrays tie
-flat rows to what they belong to (an image, or an image and a class): row i of a table belongs to ``owner[i]``.
+Boxes are (…, 4) float64, xmin ymin xmax ymax, in pixels; both sides of a comparison use one pixel frame. Row i of a
+flat table belongs to ``owner[i]``, which is an image, or a pair of an image and a class.
 
 References: Russakovsky et al. 2015 (arXiv 1409.0575) for the ILSVRC rule; Choe et al. 2020 (arXiv 2001.07437 and
 2007.04178) for MaxBoxAcc, GT-known over thresholds, MaxBoxAccV2 and PxAP; Zhang et al. 2018 (arXiv 1608.00507)
@@ -20,13 +20,13 @@ Bools = NDArray[np.bool_]
 Convention = Literal["half-open", "inclusive"]
 
 IOU_DELTA = 0.5
-"""IoU from which a box counts as right: ILSVRC, GT-known, MaxBoxAcc."""
+"""Least IoU of a right box in ILSVRC's rule, GT-known and MaxBoxAcc."""
 V2_DELTAS = (0.3, 0.5, 0.7)
-"""The three demands of MaxBoxAccV2."""
+"""The three least IoUs of MaxBoxAccV2."""
 CENTRAL_SHARE = 0.7
 """Share of the width and of the height that the central baseline box covers."""
 RESAMPLES = 1000
-"""Bootstrap resamples: the 2.5 % quantile then rests on 25 of them."""
+"""Bootstrap resamples; 25 of them lie below the 2.5 % quantile."""
 _TAILS = (0.025, 0.975)
 _CELLS_AT_ONCE = 4_000_000
 
@@ -49,18 +49,18 @@ def paired_iou(boxes_a: Floats, boxes_b: Floats, convention: Convention = "half-
 
 
 def iou(boxes_a: Floats, boxes_b: Floats, convention: Convention = "half-open") -> Floats:
-    """Return the IoU of each box of ``boxes_a`` (N, 4) with each one of ``boxes_b`` (M, 4), (N, M); see paired_iou."""
+    """Return (N, M): the IoU of each box of ``boxes_a`` (N, 4) and each box of ``boxes_b`` (M, 4); see paired_iou."""
     return paired_iou(boxes_a[:, None], boxes_b[None, :], convention)
 
 
 def inclusive_pixels(boxes_half_open: Floats) -> Floats:
-    """Return half-open boxes (…, 4) as inclusive ones: xmax and ymax one less, so that +1 gives the same size."""
+    """Return half-open boxes (…, 4) as inclusive boxes: xmax and ymax are 1 less."""
     shifted: Floats = boxes_half_open - np.array([0.0, 0.0, 1.0, 1.0])
     return shifted
 
 
 def half_open_pixels(boxes_inclusive: Floats) -> Floats:
-    """Return inclusive boxes (…, 4) as half-open ones: xmax and ymax one more, the far edges of the last pixels."""
+    """Return inclusive boxes (…, 4) as half-open boxes: xmax and ymax are 1 more, the far edges of the last pixels."""
     shifted: Floats = boxes_inclusive + np.array([0.0, 0.0, 1.0, 1.0])
     return shifted
 
@@ -68,7 +68,7 @@ def half_open_pixels(boxes_inclusive: Floats) -> Floats:
 def best_iou(
     boxes: Floats, owner: Ints, truth: Floats, truth_owner: Ints, convention: Convention = "half-open"
 ) -> Floats:
-    """Return (R,): each box's highest IoU with a truth box of the same owner; 0 where the owner has none.
+    """Return (R,): each box's highest IoU with a truth box of the same owner; 0 where the owner has no truth box.
 
     ``boxes`` (R, 4) with ``owner`` (R,); ``truth`` (G, 4) with ``truth_owner`` (G,) in ascending order.
     """
@@ -88,24 +88,24 @@ def _same_owner(owner: Ints, truth_owner: Ints) -> tuple[Ints, Ints]:
 
 
 def best_ranked(owner: Ints, rank: Ints) -> Ints:
-    """Return the row index of each owner's lowest rank, ordered by owner; of equal ranks the first row."""
+    """Return the index of the row of lowest rank of each owner, ordered by owner; the first row of equal ranks."""
     order = np.lexsort((np.arange(len(owner)), rank, owner))
     _, first = np.unique(owner[order], return_index=True)
     return order[first]
 
 
 def scatter_max(values: Floats, owner: Ints, n_owners: int) -> Floats:
-    """Return (n_owners,): the maximum of each owner's values (R,) in [0, 1]; 0 for an owner without any."""
+    """Return (n_owners,): the maximum of each owner's values (R,) in [0, 1]; 0 for an owner without values."""
     out = np.zeros(n_owners)
     np.maximum.at(out, owner, values)
     return out
 
 
 def localization_hits(owner: Ints, rank: Ints, box_iou: Floats, n_images: int, top: int) -> Bools:
-    """Return (n_images,): ILSVRC's rule, right where a guess of rank < ``top`` has a true label and IoU >= 0.5.
+    """Return (n_images,) by ILSVRC's rule: whether a guess of rank < ``top`` has a true label and IoU >= 0.5.
 
-    Rows (R,) are the guesses whose label is true for image ``owner``; ``box_iou`` is the best with a box of that label.
-    An image without such a guess is wrong.
+    The R rows are the guesses whose label is true for their image ``owner`` (R,). ``box_iou`` (R,) is a guess's highest
+    IoU with a true box of the label. An image without such a guess is False.
     """
     right = (rank < top) & (box_iou >= IOU_DELTA)
     hits = np.zeros(n_images, dtype=np.bool_)
@@ -124,32 +124,32 @@ def accuracy_curves(ious: Floats, deltas: Sequence[float] = V2_DELTAS) -> Floats
 
 
 def max_box_acc(curves: Floats) -> Floats:
-    """Return (…): MaxBoxAcc, the best accuracy over the thresholds of curves (…, T); by definition at IoU >= 0.5."""
+    """Return MaxBoxAcc (…): the highest accuracy over the T thresholds of curves (…, T) for IoU >= 0.5."""
     best: Floats = curves.max(axis=-1)
     return best
 
 
 def max_box_acc_v2(curves: Floats) -> Floats:
-    """Return (…): MaxBoxAccV2 of curves (…, D, T), the mean over V2_DELTAS of each one's best accuracy.
+    """Return MaxBoxAccV2 (…) of curves (…, D, T): the mean over the D values of V2_DELTAS of the highest accuracy.
 
-    The curves are those of the best box among ALL components of a map. Unlike wsolevaluation, holes inside a component
-    are no boxes of their own.
+    The curves must count the best box among all components of a map. Unlike in wsolevaluation, a hole inside a
+    component gives no box.
     """
     mean: Floats = max_box_acc(curves).mean(axis=-1)
     return mean
 
 
 def best_threshold(curve: Floats, thresholds: Floats) -> float:
-    """Return the threshold (T,) where ``curve`` (T,) is highest; of equally good ones the lowest."""
+    """Return the one of ``thresholds`` (T,) where ``curve`` (T,) is highest; the first of equally good ones."""
     return float(thresholds[int(curve.argmax())])
 
 
 def pixel_average_precision(counts: Floats) -> Floats:
-    """Return (…): PxAP of counts (…, 2, B): pixels inside and outside objects by score, in ascending order of score.
+    """Return PxAP (…) of counts (…, 2, B): the numbers of pixels inside and outside objects at B ascending scores.
 
-    The average precision of Choe et al., Σ precision · Δrecall from the highest score to the lowest, over the pixels of
-    all images together; pixels of equal score come together. Scaling the counts changes nothing; without a pixel
-    inside it is 0.
+    It is the average precision of Choe et al. over the pixels of all images together: Σ precision · Δrecall from the
+    highest score to the lowest. All pixels of one score are added in one step. Counts multiplied by a constant give the
+    same result. Without a pixel inside an object PxAP is 0.
     """
     found = counts[..., ::-1].cumsum(axis=-1)
     inside, all_found = found[..., 0, :], found.sum(axis=-2)
@@ -161,7 +161,7 @@ def pixel_average_precision(counts: Floats) -> Floats:
 
 
 def precision_recall(counts: Floats) -> Floats:
-    """Return (B, 2): recall and precision of counts (2, B) at each score, from the highest that a pixel has."""
+    """Return recall and precision (≤ B, 2) of counts (2, B) at each score, from the highest score of a pixel on."""
     inside, outside = counts[:, ::-1].cumsum(axis=1)
     reached = inside + outside > 0
     inside, outside = inside[reached], outside[reached]
@@ -169,9 +169,9 @@ def precision_recall(counts: Floats) -> Floats:
 
 
 def pointing_hits(points: Floats, owner: Ints, truth: Floats, truth_owner: Ints) -> Bools:
-    """Return (R,): does the map's highest point (R, 2), x y, lie in a truth box of its owner, half-open.
+    """Return (R,): whether each point (R, 2), x y in pixels, lies in a half-open truth box of its owner.
 
-    Strict: the paper forgives 15 pixels outside the object, this does not.
+    The paper also accepts points up to 15 pixels outside the object; this function does not.
     """
     row, truth_row = _same_owner(owner, truth_owner)
     boxes = truth[truth_row]
@@ -192,9 +192,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean of ``values`` (N, …), resampling whole images 1,000 times.
 
-    ``images`` (N,) names each row's image: rows of one image are drawn together. ``statistic`` turns the resampled
-    means (B, …) into (B,), default: they already are; for MaxBoxAcc it takes the maximum over thresholds. The seed
-    fixes the result. Raises ValueError for N = 0.
+    ``images`` (N,) gives the image of each row; the rows of one image are drawn together. ``statistic`` turns the
+    resampled means (B, …) into (B,): for MaxBoxAcc it takes the maximum over the thresholds. Without a statistic
+    ``values`` must be (N,). The same ``seed`` gives the same interval. Raises ValueError for N = 0.
     """
     means = _bootstrap_means(values, images, seed)
     low, high = np.quantile(means if statistic is None else statistic(means), _TAILS)
@@ -202,7 +202,7 @@ def bootstrap_interval(
 
 
 def bootstrap_intervals(values: Floats, images: Ints, seed: int = 0) -> Floats:
-    """Return (C, 2): bootstrap_interval of each column of ``values`` (N, C), by the same draws."""
+    """Return (C, 2): the ``bootstrap_interval`` of each column of ``values`` (N, C); all columns share the draws."""
     intervals: Floats = np.quantile(_bootstrap_means(values, images, seed), _TAILS, axis=0).T
     return intervals
 

@@ -1,4 +1,4 @@
-"""Rounds float32 values to fewer significant bits, so that they compress; the bits left out are noise."""
+"""Rounds float32 values to fewer significant bits, so that files compress better."""
 
 import numpy as np
 from numpy.typing import NDArray

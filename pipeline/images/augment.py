@@ -1,7 +1,7 @@
-"""Random crops and mirroring of training images, drawn for each image by seed and epoch alone.
+"""Random crops and mirroring of training images.
 
-A view is the affine map (2, 3) from places of the network's input to places of the picture, both in [-1, 1] from edge
-to edge, x before y: what ``torch.nn.functional.affine_grid`` takes.
+A view is the affine map (2, 3) from positions in the network's input to positions in the picture, as
+``torch.nn.functional.affine_grid`` takes it. Positions are x, y in [-1, 1] from edge to edge.
 """
 
 import math
@@ -16,24 +16,24 @@ from torch.nn import functional as F
 from schemas.options.train import Augment
 
 CROP_AREA = (0.25, 1.0)
-"""Range of a crop's share of the picture's area."""
+"""Range of the area of a crop as a share of the picture's area."""
 CROP_RATIO = (3 / 4, 4 / 3)
-"""Range of a crop's width over its height, before both are cut to the picture."""
+"""Range of a crop's width divided by its height, before both are limited to the picture."""
 CROP_MARGIN = 8 / 7
-"""Side of a picture that crops are taken from over that of the network's input: 256 for 224."""
+"""Side of the picture from which crops are taken, divided by the side of the network's input: 256 for 224."""
 VISIBLE = 0.25
-"""Share of a box's area that a view must show for the box to be learned from it."""
+"""Least share of a box's area inside a view; a box with less is not learned from this view."""
 
 
 def picture_side(image_size: int, augment: Augment) -> int:
-    """Return the side in pixels that pictures are decoded to before the views are taken."""
+    """Return the side in pixels of the square to which pictures are decoded before the views are taken."""
     return math.ceil(image_size * CROP_MARGIN) if augment == "crop" else image_size
 
 
 def draw_views(augment: Augment, seed: int, epoch: int, numbers: NDArray[np.int64]) -> Tensor:
     """Return the views (B, 2, 3) float32 of the images with these numbers (B,).
 
-    An image's view depends on ``seed``, ``epoch`` and its number alone, not on the images beside it.
+    The view of an image depends on ``seed``, ``epoch`` and the image's number only, not on the other images.
     """
     return torch.from_numpy(
         np.stack([_view(augment, np.random.default_rng((seed, epoch, n))) for n in numbers.tolist()])
@@ -56,9 +56,10 @@ def _view(augment: Augment, rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def take_views(pictures: Tensor, views: Tensor, image_size: int) -> Tensor:
-    """Return the inputs (B, 3, S, S) float32, values 0 to 255, of RGB ``pictures`` (B, D, D, 3) uint8; bilinear.
+    """Return the network's inputs (B, 3, S, S) float32, 0 to 255, cut by ``views`` from ``pictures`` (B, D, D, 3).
 
-    The view of a whole picture of side S is the picture itself.
+    ``pictures`` are uint8 RGB and are interpolated bilinearly. A view of the whole picture with D = S returns the
+    picture unchanged.
     """
     planes = pictures.permute(0, 3, 1, 2).float()
     grid = F.affine_grid(views.to(planes.device), [len(planes), 3, image_size, image_size], align_corners=False)
@@ -66,9 +67,10 @@ def take_views(pictures: Tensor, views: Tensor, image_size: int) -> Tensor:
 
 
 def box_shares(boxes: Sequence[Sequence[float] | None], sizes_hw: NDArray[np.int64]) -> Tensor:
-    """Return boxes (B, 4) float32 as shares of their pictures, cut at the edges; NaN where there is none or none left.
+    """Return boxes (B, 4) float32 as shares of the pictures' sides, cut at the edges.
 
-    ``boxes``: xmin ymin xmax ymax in pixels of pictures of ``sizes_hw`` (B, 2).
+    ``boxes``: xmin ymin xmax ymax in pixels of pictures of ``sizes_hw`` (B, 2), or None. A row is NaN for None and for
+    a box without area inside the picture.
     """
     pixels = np.array([box or (np.nan,) * 4 for box in boxes], np.float64).reshape(-1, 4)
     shares = (pixels / sizes_hw[:, [1, 0, 1, 0]]).clip(0, 1)
@@ -77,10 +79,11 @@ def box_shares(boxes: Sequence[Sequence[float] | None], sizes_hw: NDArray[np.int
 
 
 def view_boxes(boxes: Tensor, views: Tensor) -> Tensor:
-    """Return where boxes (B, 4) of pictures are in their views (B, 2, 3), cut at the edges.
+    """Return the boxes (B, 4) of pictures in the frame of their views (B, 2, 3), cut at the edges.
 
-    Both are xmin ymin xmax ymax, as shares of the picture and of the input. A box of which less than ``VISIBLE`` is in
-    the view becomes NaN, as one is that was NaN before: what is left of the object does not tell its box.
+    A box is xmin ymin xmax ymax as shares of the picture's sides; the result is in shares of the input's sides. A box
+    with less than ``VISIBLE`` of its area in the view becomes NaN, because the visible part of the object does not show
+    its box. A NaN box stays NaN.
     """
     scale, shift = views[:, [0, 1], [0, 1]], views[:, :, 2]
     ends = (2 * boxes.view(-1, 2, 2) - 1 - shift[:, None]) / scale[:, None]

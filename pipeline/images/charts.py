@@ -18,7 +18,7 @@ class Line:
     points: Sequence[tuple[float, float]]
     """(x, y); one point or more."""
     marked: tuple[float, float] | None = None
-    """A point to mark."""
+    """A point that gets a mark; None: no mark."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Panel:
 
 
 def chart_png(title: str, panels: Sequence[Panel]) -> bytes:
-    """Return a chart as PNG, with no panel the title alone; the same arguments give the same bytes."""
+    """Return a chart as PNG; without panels it shows the title only. The same arguments give the same bytes."""
     # The import takes half a second, and only one process of a training draws.
     from matplotlib import style  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415

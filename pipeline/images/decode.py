@@ -1,4 +1,4 @@
-"""Decodes one encoded image to upright RGB pixels, or rejects it with a reason, within limits of bytes and pixels."""
+"""Decodes one encoded image to upright RGB pixels, within limits of bytes and pixels, or rejects it with a reason."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ from schemas.options.annotate import Alpha
 from schemas.reasons import Reason
 
 LeastSize: TypeAlias = Callable[[int, int], tuple[int, int]]
-"""From the height and width of an upright image to the least that its pixels need; see ResizePlan.least_hw."""
+"""Maps the height and width of an upright image to the least height and width to decode; see ResizePlan.least_hw."""
 
 _OPENCV_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-# "Grayscale" is only the lack of the bit IMREAD_COLOR_BGR, which IMREAD_COLOR_RGB excludes and takes the place of.
+# "Grayscale" in these names means only that the bit IMREAD_COLOR_BGR is not set; IMREAD_COLOR_RGB replaces this bit.
 _OPENCV_SCALES = {
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
@@ -39,46 +39,47 @@ _OPENCV_SCALES = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 
-# Pillow reads next what OpenCV can't read; OpenCV's lines on stderr would only hide what matters.
+# Pillow reads the images that OpenCV can't read, so OpenCV's messages on stderr would only hide other messages.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What one image may cost."""
+    """The limits on decoding one image."""
 
     max_pixels: int
-    """Width times height, as the header declares them."""
+    """Greatest width times height in the header."""
     max_bytes: int
-    """Size of the encoded image."""
+    """Greatest size of the encoded image."""
     timeout_s: float
-    """Seconds that decoding, and what ``DecodePool.map`` does right after, may take; ``decode`` alone ignores it."""
+    """Most seconds for decoding and for the function that ``DecodePool.map`` calls after it; ``decode`` ignores it."""
 
 
 class DecodedImage(NamedTuple):
-    """An image as it is meant to be seen."""
+    """A decoded image, upright and in RGB."""
 
     pixels: NDArray[np.uint8]
     """(h, w, 3) RGB, upright, C-contiguous, writable."""
     size_hw: tuple[int, int]
-    """(H, W) of the original, upright, in pixels: h and w, or 2, 4 or 8 times as much, less what was rounded up."""
+    """(H, W) of the upright original in pixels; h and w are H and W divided by the scale 1, 2, 4 or 8, rounded up."""
     format: str
-    """Name of the format by content: "JPEG", "PNG", "WEBP", "TIFF", "HEIF"…
+    """Name of the format of the content: "JPEG", "PNG", "WEBP", "TIFF", "HEIF"…
 
-    Of a 16-bit image that uses fewer bits also how many are taken as the whole range: "TIFF, 12 of 16 bits".
+    For a 16-bit image that uses fewer bits it also names the number of bits that are the full range: "TIFF, 12 of 16
+    bits".
     """
 
 
 class Jpeg(NamedTuple):
-    """What is known of a JPEG before its pixels are decoded."""
+    """The facts about a JPEG that are known before its pixels are decoded."""
 
     data: bytes
     """The encoded image, with its end marker."""
     frame: JpegFrame
     exif_orientation: int = 1
-    """1 to 8."""
+    """The EXIF orientation, 1 to 8."""
     profile: bytes | None = None
-    """Its ICC profile."""
+    """The ICC colour profile; None without one."""
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -87,36 +88,37 @@ class Jpeg(NamedTuple):
 
     @property
     def usual(self) -> bool:
-        """Whether a device may decode it: the frame is usual, and its colours need no conversion."""
+        """Whether a GPU may decode the image: the frame is usual, and the colours need no conversion."""
         return self.frame.usual and not (self.profile and wide_gamut_transform(self.profile))
 
 
 def decode(
     data: bytes, limits: DecodeLimits, least_hw: LeastSize | None = None, alpha: Alpha = "white"
 ) -> DecodedImage:
-    """Return the picture that people mean by an encoded image, as upright 8-bit RGB.
+    """Return the main picture of an encoded image as upright 8-bit RGB.
 
-    The EXIF orientation is applied for every format; broken EXIF is ignored. Animations give their first frame, files
-    of several pages or pictures their main one: not the thumbnail that a TIFF begins with, and the largest of an icon.
-    How other images than 8-bit RGB are converted, and what ``alpha`` says, stands at ``rgb8``. libjpeg-turbo decodes
-    JPEG, OpenCV plain PNG, Pillow everything else and what the others refuse.
+    The EXIF orientation is applied for every format; broken EXIF is ignored. An animation gives its first frame, a file
+    of several pages its main page (not the thumbnail at the start of a TIFF), an icon file its largest picture. See
+    ``rgb8`` for the conversion of other pixels than 8-bit RGB and for ``alpha``. libjpeg-turbo decodes JPEG, OpenCV
+    decodes plain PNG, and Pillow decodes all other images and the images that the other two refuse.
 
-    With ``least_hw`` a JPEG is decoded at the smallest of 1/8, 1/4, 1/2 and 1/1 that keeps both sides at least so long:
-    each pixel is then the mean of a block of the original's, made from fewer cosine terms, which takes less time. Where
-    a side is no multiple of the scale, its last pixels lie partly beyond the original's edge; taken as the whole of it,
-    the picture is off by less than one of its own pixels there, and proportionately less elsewhere.
+    With ``least_hw`` a JPEG is decoded at the smallest of the scales 1/8, 1/4, 1/2 and 1/1 at which both sides are at
+    least as long as ``least_hw`` says. A pixel is then the mean of a block of pixels; this takes less time. Where a
+    side of the original is not a multiple of the scale, the last pixels lie partly beyond the edge of the original.
+    Treating the picture as the whole original moves a point by less than one pixel of the picture.
 
-    Raises RejectedImage with: EMPTY; TOO_MANY_BYTES and TOO_MANY_PIXELS, both before a pixel is decoded;
-    NOT_AN_IMAGE; UNSUPPORTED; TRUNCATED; CORRUPT. MemoryError passes: it says nothing about the image.
+    Raises RejectedImage, which rejects the row: EMPTY; TOO_MANY_BYTES and TOO_MANY_PIXELS, both before a pixel is
+    decoded; NOT_AN_IMAGE; UNSUPPORTED; TRUNCATED; CORRUPT. A MemoryError is raised as it is, because the image may be
+    good.
     """
     jpeg = examine(data, limits)
     return _decode_jpeg(jpeg, least_hw) if jpeg else _decode_other(main_page_first(data), limits, alpha)
 
 
 def examine(data: bytes, limits: DecodeLimits) -> Jpeg | None:
-    """Return what a JPEG's markers say, all of them followed to its end; None for any other format.
+    """Return the facts about a JPEG after reading all markers up to its end; None for any other format.
 
-    Raises RejectedImage as ``decode`` does, for all that the markers tell.
+    Raises RejectedImage as ``decode`` does, for every reason that the size in bytes or the markers show.
     """
     if not data:
         raise RejectedImage(Reason.EMPTY, "0 bytes")
@@ -131,7 +133,7 @@ def examine(data: bytes, limits: DecodeLimits) -> Jpeg | None:
         return Jpeg(whole, frame)
     try:
         image = open_header(whole).image
-    except RejectedImage:  # metadata that Pillow can't read, in a JPEG that another decoder may read
+    except RejectedImage:  # Pillow can't read the metadata, but another decoder may read the pixels.
         return Jpeg(whole, frame)
     return Jpeg(whole, frame, orientation(image), image.info.get("icc_profile"))
 
@@ -167,12 +169,13 @@ def _check_pixels(size_wh: tuple[int, int], limits: DecodeLimits) -> None:
 
 
 def _opencv_reads_right(data: bytes, header: Header) -> bool:
-    """Tell whether OpenCV gives the pixels that Pillow gives, and sooner, for a format other than JPEG.
+    """Return whether OpenCV gives the same pixels as Pillow, and faster, for a format other than JPEG.
 
-    That is plain PNG, which OpenCV decodes 1.2 times as fast (median over photographs of 500×375). Left to Pillow: PNG
-    of 16 bits or other colours than gray and RGB, animated or cut off, with a colour profile (libpng would write to
-    stderr about many of them), or with EXIF after the pixels, which only a load finds; WebP (OpenCV shows half of a
-    damaged file without a word); BMP (OpenCV misreads 32-bit masks); AVIF (OpenCV takes longer).
+    It does so for plain PNG, 1.2 times as fast (median over photographs of 500×375). Pillow decodes PNG of 16 bits or
+    of other colours than gray and RGB, animated or truncated PNG, PNG with a colour profile (libpng would write to
+    stderr about many profiles) and PNG with EXIF after the pixels, which is found only while the pixels are loaded.
+    Pillow also decodes WebP (OpenCV returns half of a damaged file without an error), BMP (OpenCV misreads 32-bit
+    masks) and AVIF (OpenCV takes longer).
     """
     image = header.image
     if header.format != "PNG" or image.mode not in ("L", "RGB") or is_sixteen_bit(image):
@@ -184,7 +187,7 @@ def _opencv_reads_right(data: bytes, header: Header) -> bool:
 
 
 def _by_opencv(data: bytes, size_wh: tuple[int, int], scale: int = 1) -> NDArray[np.uint8] | None:
-    """Return the picture as stored, or None where OpenCV refuses it or reads another size than the header's."""
+    """Return the picture as stored; None where OpenCV refuses it or its size differs from the size in the header."""
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _OPENCV_FLAGS | _OPENCV_SCALES[scale])
     except cv2.error:

@@ -46,13 +46,13 @@ class Header(NamedTuple):
     format: str
     """Name of the format by content, such as "JPEG"."""
     image: Image.Image
-    """Pillow's image, not loaded: ``size`` (as stored, before any orientation), ``mode`` and ``info`` are set."""
+    """Pillow's image without pixels; ``size`` (as stored, before the orientation), ``mode`` and ``info`` are set."""
 
 
 def _icon(stream: io.BytesIO) -> Image.Image:
-    """Return an icon file's largest picture, of several the one with most colours; no pixel is decoded before load.
+    """Return the largest picture of an icon file; among equally large pictures the one with most colours.
 
-    IcoImageFile would decode a picture at once, whatever its size.
+    No pixel is decoded before ``load``. IcoImageFile would decode a picture at once, however large it is.
     """
     icons = IcoImagePlugin.IcoFile(stream)
     sizes = [(entry.square, entry.color_depth) for entry in icons.entry]
@@ -70,9 +70,10 @@ def _registered(name: str, opener: Callable[[io.BytesIO], Image.Image]) -> _Form
     return _Format(name, accepts or (lambda prefix: True), opener)
 
 
-# Tried in this order. The classes are called themselves, not Image.open, because that applies Pillow's process-wide
-# pixel limit beside ours. Multi-picture files (MPO) are JPEG: the first picture is the main one. Formats that run other
-# programs (EPS) or describe drawings (WMF) are left out on purpose. TGA is last: it has no signature.
+# The formats are tried in this order. Pillow's classes are called directly, because Image.open would also apply the
+# process-wide limit of pixels. Multi-picture files (MPO) are read as JPEG, because their first picture is the main one.
+# EPS, which runs another program, and WMF, which describes a drawing, are left out on purpose. TGA has no signature, so
+# it is tried last.
 _FORMATS = (
     _registered("JPEG", JpegImagePlugin.JpegImageFile),
     _registered("PNG", PngImagePlugin.PngImageFile),
@@ -95,7 +96,7 @@ _FORMATS = (
     _registered("TGA", TgaImagePlugin.TgaImageFile),
 )
 
-# Formats of images that are not read: rejecting them as "not an image" would be untrue.
+# Image formats that are recognised but not read. They are rejected as UNSUPPORTED, not as NOT_AN_IMAGE.
 _UNREAD_FORMATS = (
     ("JPEG XL", re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ")),
     ("PostScript", re.compile(rb"%!PS|\xc5\xd0\xd3\xc6")),
@@ -121,13 +122,13 @@ _SIGNATURE_BYTES = 1024
 
 
 def open_header(data: bytes) -> Header:
-    """Return the format and header of an encoded image, found by content, whatever its name.
+    """Return the format and the header of an encoded image; the content decides, not a file name.
 
-    ``data`` is one whole file, not empty. Raises RejectedImage: NOT_AN_IMAGE where no format's signature matches;
-    UNSUPPORTED, TRUNCATED or CORRUPT where one does and its header can't be read.
+    ``data`` is one whole file, not empty. Raises RejectedImage, which rejects the row: NOT_AN_IMAGE where no format's
+    signature matches; UNSUPPORTED, TRUNCATED or CORRUPT where a signature matches but the header can't be read.
     """
-    # Pillow warns of odd metadata and large pictures; both are settled elsewhere. Set again for each image, because
-    # filters are process-wide and catch_warnings blocks of others undo them.
+    # Pillow warns about odd metadata and large pictures; camlake handles both elsewhere. The filter is set again for
+    # each image, because filters are process-wide and a catch_warnings block in another module removes it.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     prefix = data[:16]
     refused: RejectedImage | None = None
@@ -154,11 +155,10 @@ _UNSUPPORTED = re.compile(r"unsupported|not supported|unimplemented|unknown|cann
 
 
 def refusal(error: BaseException, name: str, data: bytes) -> RejectedImage:
-    """Return the rejection that a decoder's error means.
+    """Return the rejection for a decoder's ``error`` about the file ``data`` of the format ``name``.
 
-    The file's own lengths decide first, then the error: a field read past the end is TRUNCATED, a variant missing
-    from a decoder's table or named as unsupported is UNSUPPORTED, a picture over Pillow's hard limit
-    TOO_MANY_PIXELS, all else CORRUPT.
+    A picture over Pillow's hard limit is TOO_MANY_PIXELS. A file that ends before the lengths in it say, or a read past
+    the end, is TRUNCATED. A variant that the decoder does not know is UNSUPPORTED. Every other error is CORRUPT.
     """
     cause = error.__cause__ or error
     detail = f"{name}: {str(error) or type(error).__name__}"

@@ -1,4 +1,4 @@
-"""Decodes masks of objects (COCO's polygons and run lengths, files), and counts a map's pixels inside of a mask."""
+"""Decodes masks of objects (COCO's polygons and run lengths, image files), and counts a map's pixels inside a mask."""
 
 from collections.abc import Sequence
 
@@ -15,23 +15,23 @@ SIDE = 224
 SCORES = 256
 """A map's values are compared in 256 steps, its stored precision."""
 _ROUNDING = 2**-10
-"""Part of a step: interpolation between equal values may give a result this much lower, which must count as equal."""
+"""In steps: interpolation between equal values may be this much too low and must count as the same value."""
 _FILE_LIMITS = DecodeLimits(max_pixels=100_000_000, max_bytes=100_000_000, timeout_s=30.0)
-"""The defaults of ``annotate``."""
+"""Limits for a mask's file: the defaults of ``annotate``."""
 
 
 def polygon_mask(polygons: Sequence[Sequence[float]], size_hw: tuple[int, int]) -> Mask:
-    """Return (h, w): the union of polygons, each x0 y0 x1 y1 … in pixels, (0, 0) the image's upper left corner.
+    """Return (h, w): the union of polygons; each is x0 y0 x1 y1 … in pixels from the image's upper left corner.
 
-    A pixel counts where its centre lies inside, by the even-odd rule: a row's pixels change sides wherever an edge
-    crosses the row of centres.
+    A pixel belongs to a polygon if its centre lies inside by the even-odd rule: an odd number of the polygon's edges
+    cross the row of pixel centres to the left of it. No polygon gives an empty mask.
     """
     height, width = size_hw
     mask = np.zeros(size_hw, np.bool_)
     for polygon in polygons:
         start = np.asarray(polygon, np.float64).reshape(-1, 2) - 0.5
         end = np.roll(start, -1, axis=0)
-        # Every edge runs down, so that one that is walked both ways crosses a row at the very same place.
+        # All edges are turned downwards, so that an edge walked in both directions crosses a row at the same place.
         upwards = start[:, 1:] > end[:, 1:]
         start, end = np.where(upwards, end, start), np.where(upwards, start, end)
         low, high = (np.ceil(np.clip(ends[:, 1], 0, height)) for ends in (start, end))
@@ -47,9 +47,9 @@ def polygon_mask(polygons: Sequence[Sequence[float]], size_hw: tuple[int, int]) 
 
 
 def run_length_mask(counts: Sequence[int] | str, size_hw: tuple[int, int]) -> Mask:
-    """Return (h, w): the mask of COCO's run lengths, by columns, background first; a list, or its compressed text.
+    """Return the mask (h, w) of COCO's run lengths, given as a list or as COCO's compressed text.
 
-    Raises ValueError where the runs don't fill the image.
+    Runs go column by column and begin with background. Raises ValueError where the runs don't fill the image.
     """
     runs = np.asarray(_decompressed(counts) if isinstance(counts, str) else counts, np.int64)
     height, width = size_hw
@@ -60,7 +60,11 @@ def run_length_mask(counts: Sequence[int] | str, size_hw: tuple[int, int]) -> Ma
 
 
 def _decompressed(text: str) -> list[int]:
-    """Return the run lengths of COCO's text: 5 bits a character, lowest first; from the fourth on, differences."""
+    """Return the run lengths of COCO's text.
+
+    A character has 5 bits of a number, the lowest first. From the fourth number on, a number is the difference to the
+    run length two places before.
+    """
     runs: list[int] = []
     value = shift = 0
     for character in text:
@@ -77,18 +81,18 @@ def _decompressed(text: str) -> list[int]:
 
 
 def mask_of_file(data: bytes) -> Mask:
-    """Return (SIDE, SIDE): where an encoded image has a grey value above 0, taken there by nearest neighbour.
+    """Return (SIDE, SIDE): True where an encoded image, resized by nearest neighbour, has a grey value above 0.
 
-    Raises RejectedImage where it can't be decoded.
+    Raises RejectedImage where the image can't be decoded.
     """
     return _at_side(cv2.cvtColor(decode(data, _FILE_LIMITS, alpha="drop").pixels, cv2.COLOR_RGB2GRAY) > 0)
 
 
 def pixel_counts(heat: NDArray[np.uint8], foreground: Mask, ignored: Mask) -> NDArray[np.int64]:
-    """Return (2, SCORES): how many pixels inside and outside the object have each value of the map, min–max scaled.
+    """Return (2, SCORES): the numbers of pixels inside and outside the object with each value of the map.
 
-    ``heat`` (h, w) spans 0 to 255, or is all 0. The map is upsampled bilinearly to SIDE×SIDE, the masks (H, W) go
-    there by nearest neighbour; pixels that are ``ignored`` and not inside count nowhere.
+    ``heat`` (h, w) spans 0 to 255, or is all 0. The map is resized bilinearly to SIDE×SIDE, the masks (H, W) by nearest
+    neighbour. Pixels that are ``ignored`` and not inside the object are not counted.
     """
     surface = cv2.resize(heat.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
     inside, left_out = _at_side(foreground), _at_side(ignored)
@@ -98,7 +102,10 @@ def pixel_counts(heat: NDArray[np.uint8], foreground: Mask, ignored: Mask) -> ND
 
 
 def central_counts(foreground: Mask, ignored: Mask, share: float) -> NDArray[np.int64]:
-    """Return (2, 2): pixels inside and outside the object, out of and in the central box of ``share`` of each side."""
+    """Return (2, 2): numbers of pixels inside and outside the object, each outside (0) and inside (1) the central box.
+
+    The central box covers ``share`` of each side. Ignored pixels are treated as in ``pixel_counts``.
+    """
     margin = round(SIDE * (1 - share) / 2)
     box = np.zeros((SIDE, SIDE), np.int64)
     box[margin : SIDE - margin, margin : SIDE - margin] = 1

@@ -1,1 +1,1 @@
-"""Rendered scenes with known boxes: what the demo shows and the demo network learned from."""
+"""Renders scenes with known boxes for the demo, for the training of its network, for tests and for benchmarks."""

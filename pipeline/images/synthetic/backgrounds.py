@@ -1,4 +1,4 @@
-"""Backgrounds: textured pictures with grain and distractors that belong to no class."""
+"""Draws backgrounds: textured pictures with grain, and with distractors that belong to no class."""
 
 import colorsys
 from typing import NamedTuple
@@ -10,20 +10,23 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Color = NDArray[np.float64]
 TINT = 0.3
-"""Share of a pixel's brightness that a style's hue takes away: enough to tell ten styles apart at a glance."""
+"""Greatest share by which a style's hue darkens a channel: ten styles can be distinguished at a glance."""
 
 
 class BackgroundStyle(NamedTuple):
     """The common properties of one kind of background."""
 
     texture: int
-    """0 gradient, 1 clouds, 2 stripes, 3 tiles."""
+    """0: gradient, 1: clouds, 2: stripes, 3: tiles."""
     hue: float
-    """In [0, 1), from red over green and blue."""
+    """The hue of HSV in [0, 1): 0 is red, 1/3 green, 2/3 blue."""
 
 
 def draw_background(rng: np.random.Generator, size_hw: tuple[int, int], style: BackgroundStyle | None = None) -> Pixels:
-    """Return a textured picture of ``size_hw`` with grain and distractors; without a ``style`` any texture, no tint."""
+    """Return a textured picture (H, W, 3) uint8 RGB of ``size_hw`` pixels with grain and distractors.
+
+    Without a ``style`` the texture is random and the picture has no tint.
+    """
     texture = (_gradient, _clouds, _stripes, _tiles)[rng.integers(4) if style is None else style.texture]
     pixels = texture(rng, size_hw)
     if style is not None:
@@ -36,7 +39,7 @@ def draw_background(rng: np.random.Generator, size_hw: tuple[int, int], style: B
 
 
 def _tinted(pixels: Pixels, hue: float) -> Pixels:
-    """Return ``pixels`` with each channel darkened by up to TINT: the more, the less of the channel the hue has."""
+    """Return ``pixels`` with each channel darkened by up to TINT: most where the hue has least of the channel."""
     factors = 1 - TINT + TINT * np.array(colorsys.hsv_to_rgb(hue, 1.0, 1.0))
     return np.asarray(np.round(pixels * factors), dtype=np.uint8)
 
@@ -66,7 +69,7 @@ def _clouds(rng: np.random.Generator, size_hw: tuple[int, int]) -> Pixels:
 
 
 def _two_colors(rng: np.random.Generator, pattern: Pixels) -> Pixels:
-    """Color a (H, W) pattern of 0 to 255 from one color to a second near it."""
+    """Return a pattern (H, W), 0 to 255, as RGB (H, W, 3): values run from a random color to a similar one."""
     first = _muted(rng, ())
     second = np.clip(first + rng.uniform(-70, 70) + rng.uniform(-20, 20, 3), 0, 255)
     steps = np.linspace(first, second, 256).astype(np.uint8)

@@ -1,8 +1,7 @@
-"""Scenes harder than the demo's: objects of several classes that cover each other, on backgrounds that give hints.
+"""Renders scenes harder than the demo's: objects of several classes cover each other on backgrounds that give hints.
 
-The label is the class of the largest object. Each class has a style of background of its own, which a scene of
-the class has more often than chance where the caller asks for it: what a network that never saw a box may learn
-instead of the object.
+The label is the class of the largest object. Each class has one style of background. The caller chooses how often a
+scene has the background of its class. A network that never saw a box may learn this background instead of the object.
 """
 
 from typing import NamedTuple
@@ -18,13 +17,13 @@ from pipeline.images.synthetic.objects import Pixels, draw_object, mask_of, obje
 MAIN_SIDES = (0.45, 0.80)
 """Range of the labelled object's longer side as a share of the picture's side."""
 OTHER_SIDES = (0.20, 0.36)
-"""The same of the others: always smaller than the labelled one."""
+"""The same range for the other objects, which are always smaller than the labelled one."""
 OTHERS = (1, 2)
 """Least and greatest number of objects of other classes."""
 LEAST_SEEN = 0.6
-"""Share of the labelled object's pixels that the others leave to be seen at least."""
+"""Least share of the labelled object's pixels that stays visible."""
 STYLES = tuple(BackgroundStyle(index % 4, index / len(CLASSES)) for index in range(len(CLASSES)))
-"""The background that goes with each class."""
+"""The style of background of each class, in the order of CLASSES."""
 
 
 class ClutteredScene(NamedTuple):
@@ -35,19 +34,20 @@ class ClutteredScene(NamedTuple):
     label: int
     """Index into CLASSES of the largest object."""
     box_xyxy: NDArray[np.float64]
-    """(4,) half-open pixels: the extent of the visible pixels of that object, as annotators draw it."""
+    """(4,) half-open pixels: the extent of the visible pixels of the largest object, as annotators draw it."""
     style: int
-    """Index into STYLES of the background; the label's own where it is the same number."""
+    """Index into STYLES of the background; equal to ``label`` where it is the background of the class."""
     others: tuple[int, ...]
     """Classes of the other objects."""
 
 
 def render_clutter(rng: np.random.Generator, label: int, side_px: int, correlation: float) -> ClutteredScene:
-    """Return a picture of ``side_px``² pixels: an object of class ``label`` and smaller ones of others over and under.
+    """Return a picture of ``side_px``² pixels: an object of class ``label`` and smaller objects of other classes.
 
-    The background has the class's own style with the chance ``correlation``, else any of the ten, all equally often: 0
-    means that it says nothing of the class. The same state of ``rng`` gives the same scene. ``side_px`` is drawn at
-    twice its size and halved. A side under 48 pixels raises ValueError.
+    The smaller objects lie over or under the labelled one. With the probability ``correlation`` the background has the
+    style of the class, otherwise any of the ten styles, all equally often; with 0 it gives no hint of the class. The
+    picture is drawn at twice the size and halved. The same state of ``rng`` gives the same scene. Raises ValueError for
+    a side under 48 pixels.
     """
     if side_px < 48:
         raise ValueError(f"side_px {side_px}: allowed: 48 or more")
@@ -76,7 +76,7 @@ def render_clutter(rng: np.random.Generator, label: int, side_px: int, correlati
 
 
 def extent_of_mask(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the half-open box (4,) of the set pixels of ``mask`` (H, W); raises ValueError where none is."""
+    """Return the half-open box (4,) of the True pixels of ``mask`` (H, W); raises ValueError for a mask without any."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         raise ValueError("extent of an empty mask")

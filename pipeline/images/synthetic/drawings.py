@@ -1,6 +1,6 @@
-"""Ten drawings: the objects of the demo's pictures, each a few outlines in its own frame.
+"""Ten drawings, the objects of the demo's pictures; each drawing is a few outlines in a common frame.
 
-The frame has x to the right, y down, and the drawing inside [-1, 1] on both axes.
+In this frame x points to the right and y down, and a drawing lies inside [-1, 1] on both axes.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,12 @@ Points = NDArray[np.float64]
 
 
 class Part(NamedTuple):
-    """One outline of a drawing, filled, or drawn as a line of ``width`` where that is positive."""
+    """One outline of a drawing: filled where ``width`` is 0, else drawn as a line of this width."""
 
     outline: Points
     """(P, 2) x, y in the drawing's frame."""
     tone: int = 0
-    """0 the object's main colour, 1 its second, 2 its dark one."""
+    """0: the object's main colour, 1: its second colour, 2: its dark colour."""
     width: float = 0.0
     closed: bool = True
 

@@ -1,4 +1,4 @@
-"""Drawings as objects of a picture: posed, placed, coloured, lit and painted."""
+"""Turns drawings into objects of a picture: poses, places, colours, lights and paints them."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pipeline.images.synthetic.drawings import Part
 
 OBJECT_SHARE = (0.15, 0.70)
-"""Range of an object's longer side as a share of sqrt(H * W), its square uniform; shrunk where that would not fit."""
+"""Range of an object's longer side as a share of sqrt(H * W); the square of the share is uniform."""
 TURN_DEGREES = 45.0
 """Objects are turned by at most this much to either side."""
 
@@ -26,9 +26,10 @@ def posed(
     size_hw: tuple[int, int],
     sides: tuple[float, float] = OBJECT_SHARE,
 ) -> list[Part]:
-    """Mirror, stretch, turn and scale a drawing to its size in pixels; where it stands is left open.
+    """Return a drawing mirrored, stretched, turned and scaled to its size in pixels; ``placed`` chooses its position.
 
-    ``sides``: range of its longer side as a share of sqrt(H * W), its square uniform; shrunk where that would not fit.
+    ``sides``: range of the longer side as a share of sqrt(H * W); the square of the share is uniform. A drawing that
+    would not fit into the picture is made smaller.
     """
     height, width = size_hw
     angle = np.radians(rng.uniform(-TURN_DEGREES, TURN_DEGREES))
@@ -44,7 +45,7 @@ def posed(
 
 
 def placed(rng: np.random.Generator, parts: list[Part], size_hw: tuple[int, int]) -> list[Part]:
-    """Move a posed drawing to a random place wholly inside the picture."""
+    """Return a posed drawing moved to a random place wholly inside the picture."""
     x0, y0, x1, y1 = extent_of(parts)
     room_x, room_y = size_hw[1] - (x1 - x0) - 2 * _MARGIN_PX, size_hw[0] - (y1 - y0) - 2 * _MARGIN_PX
     shift = _MARGIN_PX - np.array((x0, y0)) + rng.random(2) * np.maximum((room_x, room_y), 0.0)
@@ -52,7 +53,7 @@ def placed(rng: np.random.Generator, parts: list[Part], size_hw: tuple[int, int]
 
 
 def extent_of(parts: list[Part]) -> tuple[float, float, float, float]:
-    """Return the box that holds every outline with half its line width."""
+    """Return the box xmin, ymin, xmax, ymax around all outlines, each widened by half its line width."""
     low = np.min([part.outline.min(axis=0) - part.width / 2 for part in parts], axis=0)
     high = np.max([part.outline.max(axis=0) + part.width / 2 for part in parts], axis=0)
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
@@ -90,7 +91,7 @@ def draw_object(rng: np.random.Generator, pixels: Pixels, parts: list[Part], col
 
 
 def mask_of(parts: list[Part], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return (H, W): the pixels that ``draw_object`` would change for this object."""
+    """Return (H, W) bool: True for the pixels that ``draw_object`` would change for this object."""
     mask: Pixels = np.zeros(size_hw, np.uint8)
     for part in parts:
         _draw_part(mask, part, np.array([255.0]))
@@ -119,7 +120,10 @@ def _light(rng: np.random.Generator, size_hw: tuple[int, int]) -> NDArray[np.flo
 
 
 def object_colors(rng: np.random.Generator, pixels: Pixels) -> list[Color]:
-    """Return main, second and dark color of an object; the main one differs clearly from the mean of ``pixels``."""
+    """Return the main, second and dark color of an object, each (3,).
+
+    The main color differs clearly from the mean of ``pixels``, unless none of 12 random colors does.
+    """
     ground = pixels[::8, ::8].reshape(-1, 3).mean(axis=0)
     choices = rng.uniform(40, 255, (12, 3))
     main = choices[np.argmax(np.linalg.norm(choices - ground, axis=1) > 90)]

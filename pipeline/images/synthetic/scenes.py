@@ -1,6 +1,6 @@
-"""Drawn pictures with known boxes: what the demo annotates, its network is trained on and the benchmarks feed on.
+"""Draws pictures with known boxes. The demo annotates them, its network is trained on them, and benchmarks use them.
 
-A scene turns, mirrors, stretches and tints a drawing and lays it over a cluttered background.
+A scene shows a drawing turned, mirrored, stretched and coloured over a cluttered background.
 """
 
 import csv
@@ -18,11 +18,11 @@ from pipeline.images.synthetic.objects import apart, draw_object, extent_of, obj
 __all__ = ["CLASSES", "Scene", "random_size", "render_scene", "write_corpus"]
 
 SIDES_PX = (240, 640)
-"""Range of a picture's sides where the caller names none."""
+"""Range of a random side of a picture in pixels."""
 ASPECT_MAX = 1.8
-"""Longest over shortest side of such a picture."""
+"""Greatest ratio of the longer to the shorter side of a picture of random size."""
 SECOND_OBJECT = 0.15
-"""Share of scenes that get a second object of the same class, where room is left."""
+"""Probability of a second object of the same class; it is left out where it would touch the first one."""
 
 Pixels = NDArray[np.uint8]
 
@@ -35,14 +35,14 @@ class Scene(NamedTuple):
     label: int
     """Index into CLASSES."""
     boxes_xyxy: NDArray[np.float32]
-    """(N, 4) float32, N 1 or 2, half-open pixels; each the extent of one object's mask."""
+    """(N, 4) float32 with N = 1 or 2, half-open pixels; each box is the extent of one object's mask."""
 
 
 def render_scene(rng: np.random.Generator, label: int, size_hw: tuple[int, int]) -> Scene:
     """Return a picture of ``size_hw`` pixels with one or two objects of class ``label``, wholly inside and uncovered.
 
-    The same state of ``rng`` gives the same scene. A ``label`` outside [0, 10) raises IndexError, a side under 48
-    pixels ValueError: no drawing can be told apart there.
+    The same state of ``rng`` gives the same scene. A ``label`` of 10 or more raises IndexError. A side under 48 pixels
+    raises ValueError, because the drawings could not be distinguished there.
     """
     if min(size_hw) < 48:
         raise ValueError(f"size_hw {size_hw}: allowed: sides of 48 pixels or more")
@@ -63,10 +63,10 @@ def write_corpus(
 ) -> Path:
     """Write ``n_images`` scenes and ``broken`` damaged files to ``folder``/images; return ``folder``/truth.csv.
 
-    Classes take turns, three of four files are JPEG, the others PNG, sizes are random where ``size_hw`` is None.
-    The truth has one row a box: file (relative to ``folder``), width, height, label, class_id and the half-open box in
-    pixels. Damaged files (a truncated JPEG, text named .png, no bytes at all, then again) have no row. The same
-    arguments give the same bytes, and picture i does not depend on how many there are.
+    The classes alternate. Three of four files are JPEG, the others PNG. Sizes are random where ``size_hw`` is None. The
+    truth has one row for each box: file (relative to ``folder``), width, height, label, class_id and the half-open box
+    in pixels. The damaged files are in turn a truncated JPEG, text named .png and an empty file; they have no row. The
+    same arguments give the same bytes, and picture i does not depend on ``n_images``.
     """
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def _encoded(pixels: Pixels, name: str) -> bytes:
 
 
 def random_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Return a random height and width in pixels, each in SIDES_PX, their ratio at most ASPECT_MAX."""
+    """Return a random height and width in pixels, each in SIDES_PX, with a ratio of at most ASPECT_MAX."""
     short, most = SIDES_PX[0], SIDES_PX[1]
     one = int(rng.integers(short, most + 1))
     other = int(rng.integers(max(short, round(one / ASPECT_MAX)), min(most, round(one * ASPECT_MAX)) + 1))

@@ -1,4 +1,4 @@
-"""What exact boxes score on photographs with true boxes, beside OpenCV's boxes at each photograph's own size."""
+"""Score exact boxes on photographs with true boxes, beside OpenCV's boxes at the size of the photograph."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -26,21 +26,21 @@ _BATCH = 32
 
 
 class MapsOfPhotographs(NamedTuple):
-    """N photographs with their best classes' maps, and the P pairs of a photograph and a true class in it."""
+    """N photographs with maps of their most probable classes, and P pairs of a photograph and a true class in it."""
 
     sizes_hw: NDArray[np.int64]
-    """(N, 2) pixels."""
+    """(N, 2) height and width in pixels."""
     best: NDArray[np.float32]
     """(N, TOPK, h, w) maps of the most probable classes."""
     pairs: Pairs
     pair_maps: NDArray[np.float32]
-    """(P, h, w) maps of the best-scoring class that fits."""
+    """(P, h, w) maps of the pairs: of the classes that fit the truth, the class with the highest logit."""
     pair_rank: NDArray[np.int64]
-    """(P,) its place among all classes."""
+    """(P,) the rank of that class among all classes; 0 is the most probable."""
 
 
 def photograph_scores(model: str, weights: str, images: str, truth: str, reporter: Reporter) -> Figures:
-    """Return how the exact boxes of a folder of photographs agree with OpenCV's, and the scores of both."""
+    """Return how well the exact boxes agree with OpenCV's on a folder of photographs, and the scores of both."""
     loaded = load_weights(model, weights, None)
     network = load_network(model, loaded.state, None, preprocessing=loaded.preprocessing)
     maps = localized(network, Path(images), read_truth(truth, StorageConfig()))
@@ -59,7 +59,7 @@ def photograph_scores(model: str, weights: str, images: str, truth: str, reporte
 
 
 def localized(network: CamNetwork, images: Path, truth: Truth) -> MapsOfPhotographs:
-    """Run the network over the JPEG files of ``images`` that the truth knows, squashed to its input size."""
+    """Run the network on the JPEG files of ``images`` that have truth, squashed to the network's input size."""
     files, pairs, image = known_photographs(images, truth)
     parts = []
     for start in range(0, len(files), _BATCH):
@@ -72,7 +72,7 @@ def localized(network: CamNetwork, images: Path, truth: Truth) -> MapsOfPhotogra
 
 
 def known_photographs(images: Path, truth: Truth) -> tuple[list[Path], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the JPEG files that the truth knows, its (P,) pairs on them, and the (P,) place of each one's file."""
+    """Return the N JPEG files that have truth, and for P pairs their index in ``truth`` (P,) and in the files (P,)."""
     files = sorted(path for path in images.iterdir() if path.suffix.lower() in {".jpg", ".jpeg"})
     place = truth.match([path.as_posix() for path in files])
     shown = np.unique(place[place >= 0])
@@ -84,7 +84,10 @@ def known_photographs(images: Path, truth: Truth) -> tuple[list[Path], NDArray[n
 def _maps(
     network: CamNetwork, photographs: list[NDArray[np.uint8]], image: NDArray[np.int64], fitting: list[tuple[int, ...]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Return sizes, maps of the most probable classes, and maps and ranks of pairs (``image``, best of ``fitting``)."""
+    """Return the columns sizes_hw, best, pair_maps and pair_rank of MapsOfPhotographs for one batch.
+
+    ``image`` (P,) is the index of each pair's photograph in the batch; ``fitting`` are the class ids that fit the pair.
+    """
     side = network.preprocessing.image_size
     squashed = [cv2.resize(pixels, (side, side), interpolation=cv2.INTER_LINEAR) for pixels in photographs]
     features = network.features(torch.from_numpy(np.stack(squashed)))
@@ -100,7 +103,7 @@ def _maps(
 
 
 def pairs_of(truth: Truth, pairs: NDArray[np.int64], image: NDArray[np.int64], sizes_hw: NDArray[np.int64]) -> Pairs:
-    """Return the truth's ``pairs``, in that order, each of its ``image``."""
+    """Return the truth's pairs with the indices ``pairs`` (P,), in that order; ``image`` (P,) are their photographs."""
     number = np.full(len(truth.keys), -1)
     number[pairs] = np.arange(len(pairs))
     owner = number[truth.owner]
@@ -116,7 +119,10 @@ def pairs_of(truth: Truth, pairs: NDArray[np.int64], image: NDArray[np.int64], s
 
 
 def overlap_with_opencv(maps: MapsOfPhotographs) -> NDArray[np.float64]:
-    """Return the IoU of the exact box with OpenCV's at the photograph's size, of each best map that has a box."""
+    """Return the IoU (M,) of the exact box and OpenCV's box, in the photograph's pixels.
+
+    The M maps are those of ``maps.best`` that have a positive value.
+    """
     flat, sizes_hw = maps.best.reshape(-1, *maps.best.shape[2:]), np.repeat(maps.sizes_hw, TOPK, axis=0)
     positive = flat.max(axis=(1, 2)) > 0
     cut = Cut(np.array([THRESHOLD]), from_minimum=False)
@@ -126,7 +132,10 @@ def overlap_with_opencv(maps: MapsOfPhotographs) -> NDArray[np.float64]:
 
 
 def scores_of_both(maps: MapsOfPhotographs, sweep: NDArray[np.float64]) -> dict[str, tuple[float, float]]:
-    """Return GT-known, top-1 localization and MaxBoxAcc (its best of the thresholds ``sweep``), exact and OpenCV's."""
+    """Return for each score its value with exact boxes and its value with OpenCV's boxes.
+
+    The scores are GT-known, top-1 localization and MaxBoxAcc (the best accuracy of the thresholds ``sweep`` (T,)).
+    """
     sizes_hw = maps.pairs.sizes_wh[:, ::-1].astype(np.int64)
     paper, scaled = Cut(np.array([THRESHOLD]), from_minimum=False), Cut(sweep, from_minimum=True)
     exact = _scores(maps, paper.exact_boxes(maps.pair_maps, sizes_hw), scaled.exact_boxes(maps.pair_maps, sizes_hw))
@@ -148,14 +157,17 @@ def _scores(maps: MapsOfPhotographs, paper: NDArray[np.float64], scaled: NDArray
 
 
 class Cut(NamedTuple):
-    """Where maps are cut: at shares of the way from 0, or from the map's minimum, to its maximum."""
+    """The levels at which maps are cut: shares of the range from 0, or from the map's minimum, to its maximum."""
 
     thresholds: NDArray[np.float64]
-    """(T,)."""
+    """(T,) shares of that range."""
     from_minimum: bool
 
     def exact_boxes(self, maps: NDArray[np.float32], sizes_hw: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return (M, T, 4) in pixels: the largest component's box of each map (M, h, w); zeros where there is none."""
+        """Return boxes (M, T, 4) xyxy in pixels: each map's largest component at each threshold; zeros without one.
+
+        ``maps`` are (M, h, w), ``sizes_hw`` (M, 2) in pixels.
+        """
         levels = torch.from_numpy(np.stack([self._levels(grid) for grid in maps]))
         found = level_boxes(torch.from_numpy(maps), levels)
         place, column = found.map_index.numpy(), found.level_index.numpy()
@@ -164,7 +176,10 @@ class Cut(NamedTuple):
         return boxes
 
     def opencv_boxes(self, maps: NDArray[np.float32], sizes_hw: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the same from OpenCV on each map scaled to its photograph, whose extremes then count."""
+        """Return the same boxes by OpenCV, from each map upsampled to its photograph's size.
+
+        The levels come from the minimum and maximum of the upsampled map.
+        """
         boxes = np.zeros((len(maps), len(self.thresholds), 4))
         for row, (grid, (height, width)) in enumerate(zip(maps, sizes_hw.tolist(), strict=True)):
             surface = upsampled(grid, (height, width))

@@ -1,7 +1,7 @@
-"""The exact box kernel against OpenCV's resize, threshold and connected components: speed, agreement, scores.
+"""Compare the exact box kernel with OpenCV's resize, threshold and connected components: speed, agreement, scores.
 
-Both run on one thread, in turn; where there is a GPU, the kernel is timed there too. Scores need photographs with true
-boxes and real weights.
+Both run on one thread, in turn. On a machine with a GPU, the kernel is timed on the GPU too. The scores need
+photographs with true boxes and real weights.
 """
 
 import time
@@ -23,19 +23,19 @@ from tests.benchmarks.command import TruthConfig, benchmark
 from tests.references.opencv_boxes import THRESHOLD, agreement, component_boxes, smooth_maps, upsampled
 
 MAPS = 160
-"""Five classes of a batch of 32."""
+"""Maps of one call on the CPU: five classes of a batch of 32."""
 GPU_MAPS = 1280
-"""Five classes of a batch of 256."""
+"""Maps of one call on the GPU: five classes of a batch of 256."""
 SWEEP = 50
-"""Thresholds of the sweep that ``camlake evaluate`` makes."""
+"""Number of thresholds, as in the sweep of ``camlake evaluate``."""
 SAMPLE = 10_000
-"""Maps of each size and smoothness that the agreement is counted on."""
+"""Number of maps of each size and smoothness on which the agreement is counted."""
 BLURS = {"smooth": 1.5, "rough": 1.0}
-"""Standard deviations of the blur in sevenths of a map's side: with 1.0 neighbouring cells of 7×7 correlate by .78."""
+"""Standard deviations of the blur in sevenths of a map's side. With 1.0, neighbouring cells of 7×7 correlate by .78."""
 
 
 def measure(config: TruthConfig, reporter: Reporter) -> Figures:
-    """Return microseconds a map, ratios, shares of agreement and, with photographs and weights, scores of both."""
+    """Return µs a map, ratios and shares of agreement; with photographs and weights also the scores of both."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     figures: Figures = {}
@@ -72,7 +72,7 @@ def _speed(side: int, repeats: int, reporter: Reporter) -> Figures:
 
 
 def _speed_on_gpu(repeats: int) -> Figures:
-    """Return the microseconds of a 7×7 map that is on the GPU, against OpenCV's on the CPU."""
+    """Return µs a map for 7×7 maps that are on the GPU, and its ratio to OpenCV's time on the CPU."""
     grids = smooth_maps(GPU_MAPS, 7, BLURS["rough"])
     maps, thresholds = torch.from_numpy(grids).to("cuda"), torch.tensor([THRESHOLD], device="cuda")
     exact, opencv = [], []
@@ -104,7 +104,7 @@ def _opencv(grid: NDArray[np.float32]) -> None:
 
 
 def _agreement(side: int, name: str, blur: float, reporter: Reporter) -> Figures:
-    """Return of how many maps the exact box is OpenCV's on the 8 times upsampled map, and what the others are."""
+    """Return the share of maps whose exact box agrees with OpenCV's on the map upsampled 8 times, and other counts."""
     verdicts = agreement(smooth_maps(SAMPLE, side, blur))
     total = verdicts.total()
     share = verdicts["agrees"] / total

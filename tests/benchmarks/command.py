@@ -1,4 +1,4 @@
-"""What the benchmarks share: the command of each, processes of their own, the number type of all sides."""
+"""Functions that all benchmarks use: make the command, run work in a new process, choose the number type."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class TruthConfig(MeasureConfig):
-    """A measurement that can compare with true boxes."""
+    """The configuration of a measurement that can compare with true boxes."""
 
     truth: str | None = option(None, "file of true boxes of these photographs", "Options")
 
@@ -31,8 +31,8 @@ def benchmark(
 ) -> Callable[..., None]:
     """Return the command ``python -m tests.benchmarks.NAME``: its options are the fields of ``config_class``.
 
-    ``example`` are options for the help text. ``facts`` returns what the JSON file says of the machine beside the
-    rest.
+    ``measure`` returns the figures. ``example`` are options for the help text. ``facts`` returns more facts about the
+    machine for the JSON file.
     """
 
     def run(config: Config, screen: Screen) -> None:
@@ -42,11 +42,11 @@ def benchmark(
 
 
 def resolved_precision(config: MeasureConfig) -> Precision:
-    """Return the number type of the networks of all sides: the given one, or what ``annotate`` takes on CPU."""
+    """Return the number type of all networks: the configured one, or for ``auto`` what ``annotate`` uses on CPU."""
     return resolve_precision(config.precision, "cpu")
 
 
 def in_new_process(work: Callable[..., T], *arguments: Any) -> T:
-    """Return ``work(*arguments)`` of a fresh process: no side profits from what another has imported or started."""
+    """Return ``work(*arguments)`` from a new process, so that no side profits from another side's imports or start."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()

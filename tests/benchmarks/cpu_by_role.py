@@ -1,4 +1,4 @@
-"""CPU seconds of this process and of all processes that it started, told apart by what they do."""
+"""Count the CPU seconds of this process and of all its descendants, by the role of each process."""
 
 import threading
 import time
@@ -20,9 +20,9 @@ _ROLES = (
     ("gcs_server", "gcs"),
     ("raylet", "raylets"),
 )
-"""The beginning of a process's title, or its program's name, and its role; the first that fits counts.
+"""Pairs of the beginning of a process's title or of its program's name, and a role. The first match gives the role.
 
-Workers take turns at tasks of a few milliseconds, so that reading, decoding and writing can't be told apart.
+A worker runs tasks of a few milliseconds in turn, so reading, decoding and writing cannot be counted separately.
 """
 
 
@@ -32,19 +32,19 @@ class _Usage(NamedTuple):
 
 
 class CpuByRole:
-    """Samples the CPU seconds of the processes while its block runs."""
+    """A context manager that samples the CPU seconds of the processes while its ``with`` block runs."""
 
     def __init__(self) -> None:
         self._samples: list[tuple[float, dict[str, float]]] = []
         self._booked: defaultdict[str, float] = defaultdict(float)
         self._own_s = 0.0
-        """CPU seconds of the sampling itself, which are no work of the driver's."""
+        """CPU seconds of the sampling itself; they are not counted for the driver."""
         self._last: dict[int, float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="cpu-by-role", daemon=True)
 
     def __enter__(self) -> Self:
-        """Count from here on; what the processes used before does not count."""
+        """Start sampling; CPU seconds before this moment do not count."""
         self._last = {pid: usage.cpu_s for pid, usage in _family().items()}
         self._samples = [(time.perf_counter(), {})]
         self._thread.start()
@@ -56,7 +56,7 @@ class CpuByRole:
         self._thread.join()
 
     def between(self, start_s: float, end_s: float) -> dict[str, float]:
-        """Return the CPU seconds of each role between the samples next to two moments of time.perf_counter."""
+        """Return the CPU seconds of each role between two moments of time.perf_counter, from the nearest samples."""
         first, last = (min(self._samples, key=lambda sample: abs(sample[0] - at))[1] for at in (start_s, end_s))
         return {role: cpu_s - first.get(role, 0.0) for role, cpu_s in sorted(last.items())}
 
@@ -80,13 +80,13 @@ def _role(title: str) -> str:
 
 
 def _family() -> dict[int, _Usage]:
-    """Return the usage of this process and of all its descendants, by process id; this one's title is DRIVER."""
+    """Return the usage of this process and of all its descendants by process id; this process has the title DRIVER."""
     driver = psutil.Process()
     found = {driver.pid: _Usage(_cpu_s(driver), DRIVER)}
     for process in driver.children(recursive=True):
         try:
             found[process.pid] = _Usage(_cpu_s(process), " ".join(process.cmdline()).strip())
-        except psutil.Error:  # The process has ended meanwhile.
+        except psutil.Error:  # The process has ended.
             continue
     return found
 

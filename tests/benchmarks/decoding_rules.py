@@ -1,7 +1,7 @@
-"""The cost and the effect of decoding's rules: all blocks asked for, wide gamuts in sRGB, transparency on white.
+"""Measure cost and effect of the rules of decoding: complete JPEG blocks, wide gamuts to sRGB, transparency on white.
 
-Run as ``python -m tests.benchmarks.decoding_rules FOLDER``, with a folder of JPEG photographs. Costs are milliseconds
-an image in one thread, the least of five rounds; effects are mean absolute differences in levels of 255.
+Run it as ``python -m tests.benchmarks.decoding_rules FOLDER``, with a folder of JPEG photographs. Costs are
+milliseconds an image in one thread, the least of five rounds. Effects are mean absolute differences in levels of 255.
 """
 
 import io

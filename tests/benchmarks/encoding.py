@@ -1,7 +1,8 @@
-"""The tables as Parquet: bytes an image, time to write and to query, for each way to encode them; interleaved.
+"""Measure the tables as Parquet: bytes an image, time to write and time to query, for several encodings in turn.
 
-The rows are those of real maps: of the given photographs and network, or of the demo network on rendered scenes. They
-are repeated as other images, with everything slightly changed, so that no compression finds the same row twice.
+The rows come from real maps: of the given photographs and network, or of the demo network on rendered scenes. More
+rows are made from these as rows of other images, with every value slightly changed, so that compression never finds
+the same row twice.
 """
 
 import hashlib
@@ -35,7 +36,7 @@ from tests.benchmarks.command import benchmark
 
 IMAGES = 20_480
 MOST_ANNOTATED = 2_000
-"""Pictures that go through the network; the other rows are variations of theirs."""
+"""The most pictures that go through the network; the other rows are variations of the rows of these pictures."""
 LOOKUPS = 5
 SETTINGS: dict[str, tuple[Encoding, int]] = {
     "default": (Encoding(), IMAGES),
@@ -50,15 +51,18 @@ SETTINGS: dict[str, tuple[Encoding, int]] = {
     "files of 1,280 images": (Encoding(), 1_280),
     "files of 5,120 images": (Encoding(), 5_120),
 }
-"""What is compared: an encoding, and how many images' rows a file holds."""
+"""The settings that are compared: an encoding, and the number of images whose rows a file holds."""
 FLOAT_MAPS = Encoding("snappy", None)
 
 Files = Mapping[Table, str]
-"""Of each table the glob of its files."""
+"""The glob of the files of each table."""
 
 
 def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
-    """Return for each setting bytes an image, µs to write one, and ms of three queries; then against float32 maps."""
+    """Return for each setting bytes an image, µs to write an image and ms of three queries.
+
+    The figures also compare the bytes with those of float32 maps.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         rows = varied(_annotated(config, folder), IMAGES, np.random.default_rng(0))
@@ -99,7 +103,7 @@ def _annotated(config: MeasureConfig, folder: Path) -> pa.Table:
 
 
 def varied(rows: pa.Table, count: int, rng: np.random.Generator) -> pa.Table:
-    """Return ``count`` wide rows: those of ``rows`` in turn as other images, floats changed by 2 %, cells by 1."""
+    """Return ``count`` wide rows of other images: ``rows`` in turn, floats changed by about 2 %, cells by up to 1."""
     copies = range(-(-count // len(rows)))
     return pa.concat_tables(_variation(rows, copy, rng) for copy in copies).slice(0, count)
 
@@ -143,14 +147,14 @@ def _of_map(name: str, column: pa.Array, rng: np.random.Generator) -> pa.Array:
 
 
 def _of_feature(column: pa.Array, rng: np.random.Generator) -> pa.Array:
-    """Return the values with noise, and with as many digits as they have."""
+    """Return the values with noise, rounded to the same number of binary digits."""
     changed, before = _jittered(column, rng), column.to_numpy()
     short = np.array_equal(rounded(before, FEATURE_BITS), before)
     return pa.array(rounded(changed.to_numpy(), FEATURE_BITS)) if short else changed
 
 
 def _jittered(column: pa.Array, rng: np.random.Generator) -> pa.Array:
-    """Return floats with 2 % of noise; zeros stay."""
+    """Return floats with 2 % of noise; zeros stay 0."""
     noise = 1 + 0.02 * rng.standard_normal(len(column), dtype=np.float32)
     return pa.array(column.to_numpy(zero_copy_only=False) * noise, column.type)
 
@@ -159,7 +163,7 @@ def _jittered(column: pa.Array, rng: np.random.Generator) -> pa.Array:
 
 
 def _write(rows: pa.Table, encoding: Encoding, images_per_file: int, folder: Path) -> tuple[float, Files]:
-    """Write all tables as so many commits would; return µs of CPU an image for the encoding alone, and the files."""
+    """Write all tables as commits of ``images_per_file`` would; return µs of CPU an image to encode, and the files."""
     encoding_s = 0.0
     for start in range(0, len(rows), images_per_file):
         for table, part in split_rows(rows.slice(start, images_per_file), "run", optional_tables()).items():
@@ -201,7 +205,7 @@ def _query_ms(files: Files, ids: list[str]) -> dict[str, float]:
 
 
 def _against_float_maps(rows: pa.Table) -> Figures:
-    """Return the bytes of the default tables as a share of those with plain float32 values in snappy."""
+    """Return the bytes of the default tables, divided by the bytes of tables with plain float32 values in snappy."""
     tables = {name: part for name, part in split_rows(rows, "run", optional_tables()).items() if len(part)}
     ours = {name: len(to_parquet(part)) for name, part in tables.items()}
     floats = tables | {
@@ -218,7 +222,7 @@ def _against_float_maps(rows: pa.Table) -> Figures:
 
 
 def _with_whole_features(features: pa.Table) -> pa.Table:
-    """Return the table with all digits of a float32: anywhere within the step that the stored ones stand for."""
+    """Return the table with unrounded float32 features: random values within the rounding step of the stored ones."""
     vectors = features["feature"].combine_chunks()
     values = vectors.flatten().to_numpy()
     half = 2.0**-FEATURE_BITS / 2
@@ -230,7 +234,7 @@ def _with_whole_features(features: pa.Table) -> pa.Table:
 
 
 def _with_float_maps(heatmaps: pa.Table) -> pa.Table:
-    """Return the table with maps of float32: anywhere within the step that a cell's byte stands for, as M_c itself."""
+    """Return the table with float32 maps M_c: random values within the step for which a cell's byte stands."""
     heat = heatmaps["heat"].combine_chunks()
     lengths = heat.value_lengths().to_numpy()
     low, high = (np.repeat(heatmaps[name].to_numpy(), lengths) for name in ("heat_min", "heat_max"))

@@ -1,6 +1,6 @@
-"""Images/s of the whole job at steady state, against loops in one process on all cores, interleaved.
+"""Measure images/s of the whole job at steady state, in turn with two loops in one process on all cores.
 
-One loop writes the same tables with boxes cut by OpenCV, the other keeps nothing; both in the job's number type.
+One loop writes the same tables, with boxes by OpenCV; the other keeps no results. Both use the job's number type.
 """
 
 import dataclasses
@@ -21,21 +21,21 @@ from tests.benchmarks.peers.loops import bare_loop, hand_loop
 from tests.benchmarks.peers.setup import Setup, setup_in
 
 LOOP_IMAGES = 640
-"""Images of one run of a loop: enough for a few seconds, since it has no start-up to leave out."""
+"""Images of one run of a loop: enough for a few seconds. A loop has no start-up that must be left out."""
 
 
 class JobRun(NamedTuple):
-    """What one run of the job gave."""
+    """The figures of one run of the job."""
 
     images_per_s: float
-    """At steady state."""
+    """Images/s at steady state."""
     first_image_s: float
-    """From the start of the process to the first annotated image."""
+    """Seconds from the start of the process to the first annotated image."""
     first_commit_s: float
 
 
 def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
-    """Return images/s of ``camlake annotate`` (all tables) and of both loops, and their ratios run by run."""
+    """Return images/s of ``camlake annotate`` (all tables) and of both loops, and the ratios of each repetition."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_photographs(config, folder / "photographs", config.count)
@@ -67,7 +67,7 @@ def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
 
 
 def _loops(setup: Setup, photographs: Path, name: str) -> tuple[float, float]:
-    """Return images/s with tables and without outputs."""
+    """Return images/s of the loop with tables and of the loop without outputs."""
     setup = dataclasses.replace(setup, photographs=photographs, out=setup.out / name)
     return in_new_process(hand_loop, setup), in_new_process(bare_loop, setup)
 

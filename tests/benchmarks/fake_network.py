@@ -1,7 +1,7 @@
-"""A network that takes a GPU's time, not its work: for measuring all that stands around the network.
+"""A network that waits as long as a GPU would compute, so that everything around the network can be measured.
 
-What is simulated: a forward pass sleeps as long as it would take; every image of every batch gets the same feature
-maps, logits and class maps. What is real: their shapes, the softmax over all classes, the cut of the boxes, the rows.
+Simulated: a forward pass sleeps for the time that a GPU would need, and every image of every batch gets the same
+feature maps, logits and class maps. Real: their shapes, the softmax over all classes, the boxes, the rows.
 """
 
 import time
@@ -18,12 +18,12 @@ from pipeline.models.weights.load_weights import Weights
 
 @dataclass(frozen=True)
 class FakeGpu:
-    """The network and the speed that are simulated; the defaults are a ResNet-50 at 224 pixels."""
+    """The simulated network and its speed; the defaults are those of a ResNet-50 at 224 pixels."""
 
     images_per_s: float
-    """Of one actor, as measured on the real device."""
+    """Images/s of one actor, as measured on the real device."""
     image_size: int = 224
-    """Side of the input in pixels, as decoding must deliver it; small ones keep a simulation's decoding cheap."""
+    """Side of the input in pixels, as decoding must deliver it; a small side makes decoding cheap in a simulation."""
     map_side: int = 7
     channels: int = 2048
     classes: int = 1000
@@ -40,12 +40,12 @@ class FakeGpu:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Return what the network expects of its input."""
+        """Return the preprocessing of the network's input."""
         return Preprocessing(self.image_size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
     @property
     def weights(self) -> Weights:
-        """Return weights without values, under class names that say nothing."""
+        """Return weights without values, with the class names "class 0", "class 1" and so on."""
         return Weights(
             architecture=Architecture("fake", classes=self.classes),
             state={},
@@ -57,7 +57,7 @@ class FakeGpu:
 
 
 class _SleepingTrunk(nn.Module):
-    """Waits for the time of a batch and gives each image the same maps: K bumps, each with a centre of its own."""
+    """A trunk that waits for the time of a batch and returns the same K maps for each image: one bump a map."""
 
     _maps: Tensor
 
@@ -70,21 +70,24 @@ class _SleepingTrunk(nn.Module):
         self.register_buffer("_maps", torch.exp(-squared / 2)[None])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return (B, K, h, w) for B images; of images without values (device "meta") only the shape is asked."""
+        """Return maps (B, K, h, w) for B images. Images on the device "meta" ask only for the shape: no wait."""
         if images.device.type != "meta":
             time.sleep(len(images) / self._images_per_s)
         return self._maps.expand(len(images), -1, -1, -1)
 
 
 class _RepeatingHead(LinearHead):
-    """A linear head that computes the first image of a batch and repeats it: on a GPU the others would be free."""
+    """A linear head that computes the first image of a batch and repeats its results for the other images.
+
+    On a GPU the other images would cost no CPU time.
+    """
 
     def forward(self, features: Tensor) -> HeadOutput:
-        """Return logits (B, C) and averages (B, K) of B images that are alike."""
+        """Return logits (B, C) and averages (B, K) of B equal images."""
         logits, pooled = super().forward(features[:1])
         return HeadOutput(logits.expand(len(features), -1), pooled.expand(len(features), -1))
 
     def class_maps(self, features: Tensor, class_ids: Tensor) -> Tensor:
-        """Return M_c (B, n, h, w) of B images that are alike, for the classes (B, n) of the first one."""
+        """Return M_c (B, n, h, w) of B equal images, for the classes in the first row of ``class_ids`` (B, n)."""
         maps = super().class_maps(features[:1], class_ids[:1])
         return maps.expand(len(features), -1, -1, -1)

@@ -1,7 +1,7 @@
-"""A read-only S3 server on this machine with as many objects as wanted: keys are computed, every body is the same.
+"""A read-only S3 server on this machine with any number of objects: it computes the keys, and all bodies are equal.
 
-It keeps nothing for an object, so that millions of keys take no memory. It answers what camlake's reading asks:
-ListObjectsV2, HEAD and GET, whole or by range. Nobody but this machine reaches it.
+The server stores nothing for an object, so millions of keys take no memory. It answers the requests that camlake sends
+when it reads: ListObjectsV2, HEAD and GET, whole or by range. Only this machine can reach the server.
 """
 
 import asyncio
@@ -21,27 +21,27 @@ from aiohttp import web
 
 BUCKET = "simulated"
 FOLDER_OBJECTS = 1_000
-"""Objects of one folder."""
+"""Number of objects in one folder."""
 PAGE_KEYS = 1_000
-"""S3 never lists more keys at a time."""
+"""The most keys on one page; S3 never lists more."""
 _AFTER = "\U0010ffff"
-"""Sorts after every character of a key."""
+"""A character that sorts after every character of a key."""
 _MODIFIED_S = 1_700_000_000
 
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """What the store has and how fast it answers."""
+    """The contents of the store and the speed of its answers."""
 
     objects: int
     latency_s: float = 0.0
-    """Wait before each answer, as a distant store would take it."""
+    """Seconds that the server waits before each answer, as a distant store would."""
     processes: int = 1
-    """Server processes; one lists and serves faster than one s3fs client asks."""
+    """Number of server processes. One process answers faster than one s3fs client asks."""
 
 
 class Keys(Sequence[str]):
-    """The keys photos/<folder>/<number>.jpg in the order in which S3 lists them; each is computed when asked for."""
+    """The keys photos/<folder>/<number>.jpg in the order in which S3 lists them. Each key is computed on access."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -54,7 +54,7 @@ class Keys(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        """Return one key, or those of a slice."""
+        """Return one key, or the keys of a slice."""
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(self._count))]
         if not 0 <= index < self._count:
@@ -68,18 +68,18 @@ class Keys(Sequence[str]):
 
 @dataclass(frozen=True)
 class ListPage:
-    """An answer of ListObjectsV2."""
+    """The contents of an answer to ListObjectsV2."""
 
     keys: list[str]
     prefixes: list[str]
     next_index: int | None
-    """Where the next page begins; None after the last one."""
+    """Index at which the next page begins; None on the last page."""
 
 
 def list_page(keys: Sequence[str], start: int, prefix: str, delimiter: str, most: int) -> ListPage:
-    """Return the page that begins at index ``start`` or at the first key with ``prefix``, with at most ``most`` names.
+    """Return a page of at most ``most`` names with ``prefix``; it begins at index ``start`` or at the first such key.
 
-    With a ``delimiter``, keys that have it after the prefix are rolled up into one common prefix.
+    With a ``delimiter``, all keys with the same text between ``prefix`` and the delimiter become one common prefix.
     """
     at, end = max(start, bisect_left(keys, prefix)), bisect_left(keys, prefix + _AFTER)
     page = ListPage([], [], None)
@@ -98,7 +98,7 @@ def list_page(keys: Sequence[str], start: int, prefix: str, delimiter: str, most
 
 
 class _Server:
-    """Answers the requests of one process."""
+    """The request handlers of one server process."""
 
     def __init__(self, spec: StoreSpec, body: bytes) -> None:
         self._keys, self._latency_s, self._body = Keys(spec.objects), spec.latency_s, body
@@ -139,7 +139,7 @@ class _Server:
         return web.Response(text="".join(parts), content_type="application/xml")
 
     async def get_object(self, request: web.Request) -> web.Response:
-        """Return the body, or its range, to GET and HEAD."""
+        """Answer GET and HEAD with the body or the requested range."""
         await asyncio.sleep(self._latency_s)
         if request.match_info["key"] not in self._keys:
             return web.Response(
@@ -159,7 +159,7 @@ class _Server:
 
 @contextmanager
 def fake_store(spec: StoreSpec, body: bytes) -> Iterator[str]:
-    """Run the store in processes of its own and give its endpoint; its bucket is BUCKET."""
+    """Run the store in new processes and yield its endpoint URL; the bucket's name is BUCKET."""
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         handle = listener.fileno()
         command = [sys.executable, "-m", "tests.benchmarks.fake_store", str(handle), json.dumps(asdict(spec))]
@@ -177,7 +177,7 @@ def fake_store(spec: StoreSpec, body: bytes) -> Iterator[str]:
 
 
 def main() -> None:
-    """Serve on the listening socket that was inherited, with the body from standard input, until terminated."""
+    """Serve on the inherited listening socket until terminated; standard input gives the body of all objects."""
     listener = socket.socket(fileno=int(sys.argv[1]))
     server = _Server(StoreSpec(**json.loads(sys.argv[2])), sys.stdin.buffer.read())
     web.run_app(server.application(), sock=listener, print=None, access_log=None)

@@ -1,8 +1,9 @@
-"""What figure and ground bring on photographs with true boxes, with nothing chosen on pictures that are scored.
+"""Measure the gain from figure and ground on photographs with true boxes; no setting is chosen on scored pictures.
 
-Two sets of photographs: ``--images`` is scored with what ``--other`` and the other half of ``--images`` taught (the
-direction, the rule and the threshold); ``--other`` is scored with what ``--images`` taught. Plain maps are shown at
-their own best threshold of the scored pictures, which nobody knows without truth, and at the default one.
+There are two sets of photographs. Each half of ``--images`` is scored with the direction learned from ``--other`` and
+the other half of ``--images``, and with the rule and threshold chosen on that other half. ``--other`` is scored with
+the direction, rule and threshold from ``--images``. Plain maps are scored at the default threshold and at the threshold
+that is best on the scored pictures, which a user without truth cannot know.
 """
 
 from typing import NamedTuple, cast
@@ -31,12 +32,12 @@ from schemas.options.config import StorageConfig, option
 from tests.benchmarks.command import TruthConfig, benchmark
 
 LARGE = 0.9
-"""Share of the picture above which a box says nothing."""
+"""A box that covers more than this share of the picture is too large to localize an object."""
 _ALL = 10_000
 
 
 class ForegroundBenchmark(TruthConfig):
-    """What the measurement needs."""
+    """The configuration of the measurement."""
 
     other: str | None = option(None, "other photographs with true boxes: a folder", "Options")
     other_truth: str | None = option(None, "their true boxes", "Options")
@@ -46,15 +47,15 @@ class ForegroundBenchmark(TruthConfig):
 
 
 class Photographs(NamedTuple):
-    """A set of photographs with its true pairs and their class maps."""
+    """A set of photographs with its P true pairs of image and object class, and the class maps of the pairs."""
 
     looked: Looked
     pairs: Pairs
     class_ids: list[tuple[int, ...]]
     class_maps: Tensor
-    """(P, h, w)."""
+    """(P, h, w) the map of each pair."""
     first: Bools
-    """(P,) the half."""
+    """(P,) whether the pair's photograph is in the first half."""
 
 
 def measure(config: ForegroundBenchmark, reporter: Reporter) -> Figures:
@@ -76,15 +77,15 @@ def measure(config: ForegroundBenchmark, reporter: Reporter) -> Figures:
 
 
 class Taught(NamedTuple):
-    """What was learned from some photographs: direction, rule, threshold of plain maps, share of right boxes."""
+    """The direction learned from some photographs, and the rules and thresholds chosen for fused and plain maps."""
 
     foreground: Foreground
     rule: Chosen
     plain: Chosen
     trial: Trial
-    """Of all pairs of ``--images``."""
+    """The trial of all combinations on all pairs of ``--images``."""
     area_place: int
-    """Index of the threshold that the mean area of boxes gives, with sumprod."""
+    """Index of the threshold that the mean area of the boxes gives for sumprod."""
 
 
 def _photographs(job: AnnotateConfig, model: Model, truth: str) -> tuple[str, Photographs]:
@@ -98,7 +99,7 @@ def _photographs(job: AnnotateConfig, model: Model, truth: str) -> tuple[str, Ph
 def _taught(
     model: Model, name: str, one: Photographs, own: Bools, more: Photographs | None, ways: tuple[Combination, ...]
 ) -> Taught:
-    """Learn from the images of the pairs ``own`` (P,) and of ``more``, and choose the rule on these pairs."""
+    """Learn from the images of the pairs in the mask ``own`` (P,) and from ``more``; choose rules on these pairs."""
     images = np.unique(one.pairs.image[own])
     parts = [_some(one.looked, images)] + ([more.looked] if more else [])
     looked = Looked(
@@ -135,7 +136,7 @@ def _trial(one: Photographs, foreground: Foreground, ways: tuple[Combination, ..
 
 
 def _both_halves(one: Photographs, halves: list[Taught], reporter: Reporter) -> Figures:
-    """Score each half with what the other half and the other set taught."""
+    """Score each half with the rule chosen on the other half and the direction learned from it and the other set."""
     found: Figures = {
         f"half {number}: rule": f"{half.rule.combination} at {half.rule.threshold:.2f}"
         for number, half in enumerate(halves, 1)
@@ -188,7 +189,10 @@ def _row(name: str, iou: np.ndarray, plain: np.ndarray, one: Photographs, report
 
 
 def _scores_without_truth(one: Photographs, halves: list[Taught]) -> Figures:
-    """Return how large boxes of the most probable class are, and how well c × class_prob says that they are right."""
+    """Return the share of large boxes of the most probable class, and the calibration error of c × class_prob.
+
+    c is the share of right boxes in the half on which the rule was chosen.
+    """
     looked = one.looked
     top1 = looked.logits.argmax(1)
     probs = looked.logits.softmax(1).max(1).values.numpy()

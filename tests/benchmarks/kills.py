@@ -1,4 +1,4 @@
-"""Five kills at random moments, then one completion: the tables against those of an uninterrupted run."""
+"""Kill a run five times at random moments, complete it, and compare its tables with those of an uninterrupted run."""
 
 import random
 import subprocess
@@ -19,13 +19,13 @@ from tests.references.equal_rows import same_rows
 
 KILLS = 5
 SEED = 0
-"""Of the moments: after how many more commits, and how long after the last of them."""
+"""Seed of the moments of the kills: the number of further commits, and the seconds after the last of these commits."""
 IMAGES_PER_COMMIT = 32
-"""So few that the 62 commits of 2,000 images outlast five kills."""
+"""A number so small that the 62 commits of 2,000 images last longer than five kills."""
 
 
 def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
-    """Return how often the run was killed and whether the tables are equal; raises CamlakeError where they are not."""
+    """Return the kills and the number of equal rows of each table; raises CamlakeError where tables differ."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_photographs(config, folder / "images", config.count)
@@ -34,7 +34,7 @@ def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
         _annotate(folder / "images", whole)
         generator, moments = random.Random(SEED), []
         while len(moments) < KILLS:
-            # By commits, not by the clock, so that a slow machine is killed at work too.
+            # The kill waits for commits, not for a time, so that the run on a slow machine is also killed at work.
             more, after_s = generator.randint(1, 2), generator.uniform(0, 0.3)
             moments.append(_kill(folder / "images", killed, more, after_s))
             reporter.say(f"killed after {moments[-1]:.1f} s, {_commits(killed)} commits so far")
@@ -50,7 +50,7 @@ def _commits(out: Path) -> int:
 
 def _command(images: Path, out: Path) -> list[str]:
     options = ["--model", "camlake_demo", "--images-per-commit", str(IMAGES_PER_COMMIT), "--max-rejected", "1"]
-    options += ["--precision", "fp32"]  # Of bf16 the rounding alone can turn classes around.
+    options += ["--precision", "fp32"]  # The rounding of bf16 alone can change the order of classes.
     return [sys.executable, "-m", "jobs.annotate", str(images), "--out", str(out), *options]
 
 
@@ -61,7 +61,10 @@ def _annotate(images: Path, out: Path) -> None:
 
 
 def _kill(images: Path, out: Path, more: int, after_s: float) -> float:
-    """Kill a run some seconds after so many more commits, and return its age; raises CamlakeError if it ended."""
+    """Kill a run ``after_s`` seconds after ``more`` further commits, and return its age in seconds.
+
+    Raises CamlakeError if the run ends before the kill.
+    """
     wanted, started = _commits(out) + more, time.perf_counter()
     process = subprocess.Popen(
         _command(images, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True

@@ -1,8 +1,8 @@
-"""What better maps bring and cost without one label more: resolutions, views and methods, on photographs with boxes.
+"""Measure, on photographs with boxes, gain and cost of better maps without more labels: resolutions, views, methods.
 
-The setting is chosen on half of the photographs and scored on the other half, beside plain maps; then the other way
-round, for a figure over all of them. The search is greedy: resolutions first, then methods at the best of them, then
-mirrors and crops, then scales; ``MOST_PASSES`` keeps what nobody would pay for out of it.
+The setting is chosen on half of the photographs and scored on the other half, beside plain maps. Then the halves
+change places, for a figure over all photographs. The search is greedy: resolutions first, then methods at the best
+resolution, then mirrors and crops, then scales. ``MOST_PASSES`` excludes settings that are too expensive.
 """
 
 import hashlib
@@ -42,16 +42,16 @@ RESOLUTIONS = (224, 288, 320, 448)
 TRIED: tuple[Method, ...] = ("cam", "gradcam", "layercam", "backprop")
 SCALES: tuple[tuple[float, ...], ...] = ((1.0, 1.5), (0.75, 1.0, 1.25), (1.0, 1.5, 2.0))
 UNIT_PX = 224
-"""Side of the input of one forward pass, which costs are counted in."""
+"""Side of the input in pixels of the forward pass that is the unit of cost."""
 MOST_PASSES = 40.0
-"""Of an image; a setting that costs more is not tried."""
+"""The most forward passes for an image; a setting that costs more is not tried."""
 BATCH = 8
-"""Images of a forward pass: at 448 and with views more would leave the caches."""
+"""Images of a forward pass. At 448 pixels and with views, more images would not fit into the CPU's caches."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How maps are made."""
+    """The options with which maps are made."""
 
     image_size: int
     method: Method = "cam"
@@ -59,16 +59,16 @@ class Setting:
     scales: tuple[float, ...] = (1.0,)
 
     def __str__(self) -> str:
-        """Return it as the options of ``camlake annotate``."""
+        """Return the setting as options of ``camlake annotate``."""
         scales = ",".join(f"{scale:g}" for scale in self.scales)
         return f"--image-size {self.image_size} --method {self.method} --tta {self.tta} --scales {scales}"
 
     @property
     def passes(self) -> float:
-        """Return its cost for one class of an image, in forward passes of an input of UNIT_PX a side.
+        """Return the setting's cost for one class of an image, in forward passes with an input of UNIT_PX a side.
 
-        A backward pass through the trunk counts as two; backprop has one. What gradients in the last maps cost is left
-        out: the head is small.
+        A backward pass through the trunk counts as two forward passes; backprop has one backward pass. The gradients
+        of the last maps are not counted, because the head is small.
         """
         views = make_views(self.image_size, self.tta, self.scales)
         return sum((view.side_px / UNIT_PX) ** 2 for view in views) * (3 if self.method == "backprop" else 1)
@@ -76,29 +76,29 @@ class Setting:
 
 @dataclass
 class HalvedPhotographs:
-    """HalvedPhotographs with P true pairs of an image and the network's classes that fit an object in it."""
+    """Photographs in two halves, and P true pairs of an image and the classes of an object in it."""
 
     files: list[Path]
     fitting: list[tuple[int, ...]]
-    """(P,) the network's classes."""
+    """(P,) the ids of the network's classes that fit the pair's object."""
     pairs: Pairs
     first: Bools
-    """(P,) whether the pair's photograph is in the half that settings are chosen on."""
+    """(P,) whether the pair's photograph is in the first half."""
 
 
 @dataclass
 class Search:
-    """Tries settings, each once, and keeps what they reach."""
+    """Tries each setting once and keeps its hits."""
 
     photographs: HalvedPhotographs
     weights: Weights
     runtime: Runtime
     reporter: Reporter
     hits: dict[Setting, Bools] = field(default_factory=dict)
-    """(P, T) whether each pair's box is right, at each of the thresholds."""
+    """For each setting (P, T): whether the box of each pair is right at each threshold."""
 
     def try_out(self, settings: Sequence[Setting]) -> list[Setting]:
-        """Return those that are not too dear, each tried."""
+        """Try the settings that cost at most MOST_PASSES, and return them."""
         affordable = [one for one in settings if one.passes <= MOST_PASSES]
         for one in affordable:
             if one not in self.hits:
@@ -117,26 +117,26 @@ class Search:
 
 @dataclass(frozen=True)
 class Half:
-    """The pairs that settings and thresholds are chosen on; the others are for scoring."""
+    """The pairs on which settings and thresholds are chosen; the pairs of the other half are for scoring."""
 
     search: Search
     chosen_on: Bools
-    """(P,)."""
+    """(P,) whether the pair belongs to this half."""
 
     def best_of(self, candidates: Sequence[Setting]) -> Setting:
-        """Return the best here of those that are not too dear; of equally good ones the cheapest."""
+        """Return the best affordable setting on this half; of equally good settings the cheapest."""
         return max(self.search.try_out(candidates), key=lambda one: (self.score(one), -one.passes))
 
     def score(self, setting: Setting) -> float:
-        """Return MaxBoxAcc here."""
+        """Return MaxBoxAcc of a setting on this half."""
         return float(self._curve(setting).max())
 
     def threshold(self, setting: Setting) -> int:
-        """Return the place of the best threshold here, of equally good ones the lowest."""
+        """Return the index of the best threshold on this half; of equally good thresholds the lowest."""
         return int(self._curve(setting).argmax())
 
     def best(self, plain: Setting) -> Setting:
-        """Return what the search ends with."""
+        """Search from ``plain`` and return the best setting."""
         best = self.best_of([plain, *(replace(plain, image_size=side) for side in RESOLUTIONS)])
         best = self.best_of([best, *(replace(best, method=method) for method in TRIED)])
         best = self.best_of([best, *(replace(one, tta=tta) for tta in get_args(Tta) for one in (best, plain))])
@@ -144,12 +144,12 @@ class Half:
         return self.best_of([best, *(replace(fewer, scales=scales) for scales in SCALES)])
 
     def held_out(self, setting: Setting) -> NDArray[np.float64]:
-        """Return (Q, T): 1 where the box of a pair of the other half is right, at each threshold."""
+        """Return (Q, T) for the Q pairs of the other half: 1 where the box is right at a threshold, else 0."""
         found: NDArray[np.float64] = self.search.hits[setting][~self.chosen_on].astype(np.float64)
         return found
 
     def gains(self, setting: Setting, plain: Setting) -> NDArray[np.float64]:
-        """Return (Q,): what ``setting`` gains on the other half's pairs, each at its threshold of this half."""
+        """Return (Q,) the hits of ``setting`` less those of ``plain`` on the other half, at thresholds of this half."""
         better, worse = (self.held_out(one)[:, self.threshold(one)] for one in (setting, plain))
         gains: NDArray[np.float64] = better - worse
         return gains
@@ -160,7 +160,7 @@ class Half:
 
 
 def measure(config: TruthConfig, reporter: Reporter) -> Figures:
-    """Return MaxBoxAcc of the best setting and of plain maps on the half that it was not chosen on, and both costs."""
+    """Return MaxBoxAcc and cost of the best setting and of plain maps; each half is scored with the other's choice."""
     if not (config.images and config.truth and config.weights):
         raise UsageError("label_free needs --images, --truth and --weights")
     weights = load_weights(config.model, config.weights, None)
@@ -177,7 +177,7 @@ def measure(config: TruthConfig, reporter: Reporter) -> Figures:
 
 
 def figures(half: Half, best: Setting, plain: Setting) -> Figures:
-    """Return what ``best``, chosen on a half, gives on the other one beside plain maps."""
+    """Return the figures of ``best`` and of plain maps on the other half; ``best`` was chosen on ``half``."""
     image = half.search.photographs.pairs.image[~half.chosen_on]
     gains = half.gains(best, plain)
     both = np.stack([half.held_out(best), half.held_out(plain)], axis=1)
@@ -203,7 +203,7 @@ def figures(half: Half, best: Setting, plain: Setting) -> Figures:
 
 
 def both_ways(halves: Sequence[Half], best: Sequence[Setting], plain: Setting) -> Figures:
-    """Return the gain over all pairs, each scored with what the other half chose, and what was tried."""
+    """Return the gain over all pairs, each scored with the other half's choice, and the settings that were tried."""
     search = halves[0].search
     image = search.photographs.pairs.image
     gains = np.zeros(len(image))
@@ -226,21 +226,21 @@ def _rounded(interval: tuple[float, float]) -> list[float]:
 
 
 def _gain(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (…): how much higher the first of two accuracies (…, 2, T) comes than the second."""
+    """Return (…): the maximum over T of the first of two accuracies (…, 2, T), less the maximum of the second."""
     highest = accuracy.max(axis=-1)
     gain: NDArray[np.float64] = highest[..., 0] - highest[..., 1]
     return gain
 
 
 def in_first_half(name: str) -> bool:
-    """Return which half a photograph is in, by its name alone."""
+    """Return whether a photograph is in the first half; this depends only on its file name."""
     return hashlib.sha256(name.encode()).digest()[0] % 2 == 0
 
 
 def read_photographs(images: Path, truth_url: str, labels: Sequence[str]) -> HalvedPhotographs:
-    """Return the photographs of a folder that the truth knows a class of the network on.
+    """Return a folder's photographs and their true pairs whose object fits a class of the network.
 
-    Raises UsageError where a half has none.
+    Raises UsageError where a half has no pair.
     """
     truth = read_truth(truth_url, StorageConfig())
     files, pairs, image = known_photographs(images, truth)
@@ -260,7 +260,7 @@ def read_photographs(images: Path, truth_url: str, labels: Sequence[str]) -> Hal
 def true_maps(
     setting: Setting, photographs: HalvedPhotographs, weights: Weights, runtime: Runtime
 ) -> NDArray[np.float32]:
-    """Return the pairs' maps (P, h, w): of the best-scoring class that fits, by the mean of the views."""
+    """Return the pairs' maps (P, h, w): of each pair's fitting classes, the one with the highest mean over views."""
     network = load_network(
         weights.architecture.name, weights.state, setting.image_size, preprocessing=weights.preprocessing
     )

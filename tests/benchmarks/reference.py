@@ -1,6 +1,6 @@
-"""The scores of a set of photographs with true boxes: annotate, then evaluate; and what scaled JPEG decoding costs.
+"""Annotate and evaluate photographs with true boxes; also measure how scaled JPEG decoding changes the scores.
 
-In float32, because published scores are; with ``--precision bf16`` the same scores show what that costs.
+The default is float32, as for published scores; ``--precision bf16`` shows how much the scores lose with bf16.
 """
 
 import tempfile
@@ -24,12 +24,12 @@ from schemas.scores import TITLES
 from tests.benchmarks.command import TruthConfig, benchmark
 
 LARGER = 4
-"""Times that each side of the photographs is enlarged, so that decoding can scale them down again."""
+"""Factor by which each side of the photographs is enlarged, so that decoding can scale them down again."""
 SCALINGS: dict[JpegScaling, str] = {"off": "decoded whole", "auto": "decoded scaled"}
 
 
 def measure(config: TruthConfig, reporter: Reporter) -> Figures:
-    """Return every score of the output that ``camlake annotate`` makes of the photographs, as they are and enlarged."""
+    """Return every score of ``camlake annotate`` on the photographs as they are and on the enlarged photographs."""
     if not (config.images and config.truth):
         raise UsageError("reference needs --images and --truth")
     truth = read_truth(config.truth, StorageConfig())
@@ -69,9 +69,9 @@ def _scores(
 
 
 def enlarge(photographs: Path, folder: Path) -> None:
-    """Write a folder of photographs into another one, ``LARGER`` times as wide and high, as JPEG under the same names.
+    """Write the photographs, ``LARGER`` times as wide and high, as JPEG files with the same names below ``folder``.
 
-    Its own name stays in theirs, as truth files may call the photographs by it.
+    The files are in a folder with the same name as ``photographs``, because truth files may contain that name.
     """
     for path in photographs.rglob("*"):
         pixels = cv2.imread(str(path)) if path.is_file() else None

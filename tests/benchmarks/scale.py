@@ -1,9 +1,10 @@
-"""Where the driver, the planner or the commit becomes the limit: the real job around networks that only take time.
+"""Find where the driver, the planner or the commit becomes the limit: the real job around networks that only wait.
 
 Simulated: the network's time and values (tests.benchmarks.fake_network), Ray's GPUs and nodes, the object store
-(tests.benchmarks.fake_store). Real: listing, planning, Ray's scheduling, decoding, the cut of boxes, commits. Pictures
-are tiny, so that two cores can drive what many would; what travels between machines is therefore not measured. CPU
-seconds a block don't depend on how many cores work at once: from the driver's follows what one core could sustain.
+(tests.benchmarks.fake_store). Real: listing, planning, Ray's scheduling, decoding, the boxes, commits. Pictures are
+tiny, so that two cores can drive a graph that normally needs many cores; the traffic between machines is therefore
+not measured. The driver's CPU seconds a block do not depend on the number of busy cores, so they give the number of
+images/s that one core for the driver could sustain.
 """
 
 import http.client
@@ -39,21 +40,21 @@ from tests.benchmarks.fake_store import BUCKET, PAGE_KEYS, StoreSpec, fake_store
 from tests.benchmarks.simulation import Simulated, simulate, simulated_cluster
 
 GPU_IMAGES_PER_S = 10_000.0
-"""About what one H100 does with ResNet-50 in bf16 at 224 pixels."""
+"""About the images/s of one H100 with ResNet-50 in bf16 at 224 pixels."""
 TINY_PX = 48
 NODES, GPUS_A_NODE = 2, 4
 SMALL_BLOCK = 16
-"""Images of a block, a batch and a commit in the run that is all control path."""
+"""Images of a block, a batch and a commit in the run that measures the control path."""
 KEYS_PER_COUNT, IMAGES_PER_COUNT, SMALL_PER_COUNT = 500, 10, 8
-"""Keys listed, and images of the two runs, for each of ``--count``."""
+"""For each unit of ``--count``: listed keys, images of the normal run, images of the run with small blocks."""
 PROBES = 500
-"""Requests that the store's own limit is measured with."""
+"""Number of requests that measure the limit of the store itself."""
 
 _Result = TypeVar("_Result")
 
 
 def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
-    """Return what listing and planning, the running graph and the commits cost, and what follows for the limits."""
+    """Return the costs of listing, planning, the running graph and the commits, and the limits that follow."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (picture,) = make_photographs(MeasureConfig(), folder / "one", 1, (TINY_PX, TINY_PX))
@@ -73,7 +74,7 @@ def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
 
 
 def listing(keys: int, body: bytes, root: Path) -> Figures:
-    """Return keys/s of listing and of planning so many objects, and the peak memory so far."""
+    """Return keys/s of listing and of planning ``keys`` objects, and the peak memory so far."""
     with fake_store(StoreSpec(keys), body) as endpoint:
         limit = _store_limit(endpoint)
         storage = StorageConfig(endpoint_url=endpoint, anonymous=True)
@@ -95,7 +96,7 @@ def listing(keys: int, body: bytes, root: Path) -> Figures:
 
 
 class _Clock:
-    """Passes batches on and adds up the seconds that were spent on getting them."""
+    """An iterator over batches that adds up the seconds spent waiting for them."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
         self._batches = batches
@@ -111,7 +112,7 @@ class _Clock:
 
 
 def _store_limit(endpoint: str) -> Figures:
-    """Return what the store itself gives to one plain client."""
+    """Return keys/s and objects/s of the store itself, with one plain HTTP client."""
     connection = http.client.HTTPConnection(urlsplit(endpoint).netloc)
 
     def ask(path: str) -> None:
@@ -135,7 +136,7 @@ def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:
 
 
 def _run(folder: Path, address: str, body: bytes, count: int, block: int | None = None) -> Simulated:
-    """Annotate so many tiny pictures of a new folder on the simulated cluster, in blocks of ``block`` or as planned."""
+    """Annotate ``count`` tiny pictures on the simulated cluster, in blocks of ``block`` images or as planned."""
     images = folder / "images"
     images.mkdir(parents=True)
     for index in range(count):
@@ -153,7 +154,7 @@ def _run(folder: Path, address: str, body: bytes, count: int, block: int | None 
 
 
 def control_path(name: str, run: Simulated) -> Figures:
-    """Return what a run sustained here, where its CPU seconds went, and what one core for the driver would sustain."""
+    """Return a run's speed on this machine, its CPU time by role, and the speed that one core for the driver allows."""
     steady = run.steady()
     driver_s = steady.cpu_s[DRIVER]
     return {
@@ -168,7 +169,7 @@ def control_path(name: str, run: Simulated) -> Figures:
 
 
 def commits(out: Path, run: Simulated) -> Figures:
-    """Return what many commits cost at the end of their run, at the begin of the next one, and in verify."""
+    """Return the seconds that many commits cost at the end of their run, at the start of the next run and in verify."""
     fs, root = connect(str(out), StorageConfig())
     n_commits = len(load_commits(fs, root, run.manifest.run_id))
     _, leftovers_s = _timed(lambda: remove_leftovers(fs, root))

@@ -1,4 +1,4 @@
-"""The real job on a real Ray cluster of this machine's, with networks that only take a GPU's time."""
+"""Run the real job on a real Ray cluster on this machine, with networks that wait as long as a GPU would compute."""
 
 import time
 from collections.abc import Iterator
@@ -30,20 +30,20 @@ from tests.benchmarks.cpu_by_role import CpuByRole
 from tests.benchmarks.fake_network import FakeGpu
 
 CPUS_BESIDE = 2
-"""Logical CPUs of a node beside one for each GPU: for readers, decoders and writers."""
+"""Logical CPUs of a node for readers, decoders and writers, in addition to one for each GPU."""
 OBJECT_STORE_BYTES = 256 * 2**20
 
 
 class ProgressPoints(SilentReporter):
-    """A reporter that shows nothing and remembers how many images were done when."""
+    """A reporter that shows nothing and keeps the time and the number of finished images of each report."""
 
     def __init__(self) -> None:
         self.points: list[tuple[float, int]] = []
-        """Moments of time.perf_counter, with the images that were done by then."""
+        """Pairs of a time of time.perf_counter and the number of images finished by then."""
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:
-        """Give a function that remembers each report."""
+        """Yield a function that stores each report in ``points``."""
 
         def advance(done: int, rejected: int = 0) -> None:
             self.points.append((time.perf_counter(), done))
@@ -53,20 +53,20 @@ class ProgressPoints(SilentReporter):
 
 @dataclass(frozen=True)
 class Simulated:
-    """A run that was simulated, and what was seen of it."""
+    """A simulated run and its measurements."""
 
     manifest: RunManifest
     slices: int
-    """Read tasks, and blocks that the actors took."""
+    """Number of read tasks, which is the number of blocks that the actors took."""
     finish_s: float
-    """Time to account for the run after its last commit."""
+    """Seconds to finish the run after its last commit."""
     progress: ProgressPoints
     cpu: CpuByRole
 
     def steady(self) -> "Steady":
-        """Return what happened between the first fifth and the last tenth of the images, when all actors are at work.
+        """Return the part of the run between the first fifth and the last tenth of the images, when all actors work.
 
-        Raises CamlakeError where the run was over too soon to see that.
+        Raises CamlakeError where the run was too short to have two reports in this part.
         """
         planned = self.manifest.counts.planned
         inner = [point for point in self.progress.points if 0.2 * planned <= point[1] <= 0.9 * planned]
@@ -78,7 +78,7 @@ class Simulated:
 
 
 class Steady(NamedTuple):
-    """The steady part of a run."""
+    """Figures of the steady part of a run; ``took_s`` is its length in seconds."""
 
     images: int
     blocks: float
@@ -89,7 +89,10 @@ class Steady(NamedTuple):
 
 @contextmanager
 def simulated_cluster(nodes: int, gpus: int) -> Iterator[str]:
-    """Run a Ray cluster of a head and ``nodes`` nodes with ``gpus`` GPUs each that exist only in Ray's books."""
+    """Run a Ray cluster of a head and ``nodes`` nodes and yield its address.
+
+    Ray believes that each node has ``gpus`` GPUs; the machine needs none.
+    """
     set_environment()
     sizes = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **sizes})
@@ -103,15 +106,15 @@ def simulated_cluster(nodes: int, gpus: int) -> Iterator[str]:
 
 
 def simulated_model(config: AnnotateConfig, gpu: FakeGpu) -> Model:
-    """Return the model that stands for ``gpu`` in a job."""
+    """Return the job's model for the simulated network ``gpu``."""
     network, side = gpu({}), (gpu.map_side, gpu.map_side)
     return Model(network, gpu.weights, "0" * 64, ResizePlan(config.resize, gpu.image_size, side))
 
 
 def simulate(config: AnnotateConfig, gpu: FakeGpu, block: int | None = None) -> Simulated:
-    """Run the job of ``config`` with the networks of ``gpu``: Ray hands out its GPUs, PyTorch runs on the CPU.
+    """Run the job of ``config`` with the network ``gpu``. Ray assigns simulated GPUs, and PyTorch runs on the CPU.
 
-    ``block`` is the number of images that a read task fetches; None leaves it to the job's own rule.
+    ``block`` is the number of images that a read task fetches; None keeps the job's default rule.
     """
     model, progress = simulated_model(config, gpu), ProgressPoints()
     with open_run(run_request(config, model)) as opened:

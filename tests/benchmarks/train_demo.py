@@ -1,9 +1,9 @@
-"""Trains the network of the demo on drawn scenes and writes its weights, which are installed with camlake.
+"""Train the demo's network on drawn scenes and write its weights, which are installed with camlake.
 
     python -m tests.benchmarks.train_demo --out pipeline/models/weights/camlake_demo.safetensors
 
-The network learns from class labels only, never from a box. Its maps cover whole objects because parts of the pictures
-are hidden while it learns (Singh & Lee 2017, arXiv 1704.04232): no single part is enough to tell a class.
+The network learns from class labels only, never from a box. Parts of the pictures are hidden in training (Singh & Lee
+2017, arXiv 1704.04232), so no single part is enough to recognise a class, and the maps cover whole objects.
 """
 
 import json
@@ -29,17 +29,17 @@ from pipeline.models.networks.own_networks import DEMO_WEIGHTS
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 HELD_OUT_EPOCH = 1_000_000
-"""Takes the place of the epoch in the seed of the held-out scenes, so that no epoch of training repeats them."""
+"""The epoch in the seed of the held-out scenes; no epoch of training has this number, so none repeats the scenes."""
 TRAINING = 0x7261696E
-"""Last word of every seed here, so that no corpus, seeded with (seed, index), repeats a scene of the training."""
+"""Last number of every seed here. A corpus has seeds (seed, index), so it never repeats a scene of the training."""
 BATCH = 64
 LEARNING_RATE = 2e-3
 HIDDEN_CELLS = 7
-"""Pictures are hidden in a grid of 7×7 cells of 16 pixels."""
+"""Cells on each side of the grid whose cells can be hidden: 7×7 cells of 16 pixels."""
 
 
 class ScoredSet:
-    """Scenes rendered once, squashed to the network's input."""
+    """Scenes that are rendered once and squashed to the network's input size."""
 
     def __init__(self, n_images: int, seed: int, epoch: int) -> None:
         """Render scenes 0 to ``n_images`` - 1 of an epoch; the same arguments give the same pixels."""
@@ -47,7 +47,7 @@ class ScoredSet:
         self.images = torch.from_numpy(np.stack([pixels for pixels, _ in rendered])).permute(0, 3, 1, 2)
         self.labels = torch.arange(n_images) % len(CLASSES)
         self.boxes = [boxes for _, boxes in rendered]
-        """For each image its true boxes, as shares of width and height."""
+        """The true boxes (n, 4) xyxy of each image, as shares of width and height."""
 
 
 def _squashed_scene(seed: int, epoch: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
@@ -65,7 +65,7 @@ def _normalized(images: Tensor) -> Tensor:
 
 
 def _augmented(images: Tensor, random: torch.Generator) -> Tensor:
-    """Mirror half of the normalized images and hide a random quarter of the cells of half of them behind the mean."""
+    """Mirror half of the normalized images; in half of the images replace a random quarter of the cells by the mean."""
     n = len(images)
     mirrored = torch.rand(n, 1, 1, 1, generator=random) < 0.5
     images = torch.where(mirrored, images.flip(3), images)

@@ -1,7 +1,7 @@
-"""camlake against what a user would pick instead: with the same network, weights, photographs and machine, in turn.
+"""Compare camlake with other programs that a user could choose: same network, weights, photographs, machine; in turn.
 
-Each side runs in a process of its own. Pipelines are compared at steady state, by when their rows say they were made,
-and as whole jobs, start-up included; libraries of maps by the maps alone, in fp32, which is all that they do.
+Each side runs in a new process. Pipelines are compared at steady state, by the times in their rows, and as whole jobs
+with their start-up. Libraries that only make maps are compared by the speed of the maps, in fp32.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ from tests.benchmarks.peers.map_speed import images_per_s
 from tests.benchmarks.peers.setup import Setup, setup_in
 
 PACKAGES = {"daft": "daft", "grad-cam": "pytorch_grad_cam", "torchcam": "torchcam"}
-"""What the extra ``benchmark`` installs, and the module of each."""
+"""The packages that the extra ``benchmark`` installs, and the module of each package."""
 MAP_IMAGES = 64
-"""Pictures whose maps are timed: pytorch-grad-cam takes seconds for a batch."""
+"""Number of pictures whose maps are timed; it is small because pytorch-grad-cam takes seconds for a batch."""
 
 PIPELINES = {
     "Ray Data": (
@@ -43,7 +43,7 @@ PIPELINES = {
         "no resume, no quarantine, one machine: an image that can't be decoded ends the loop; the same tables",
     ),
 }
-"""Each peer's module and what it does not produce."""
+"""Each peer's module, and the outputs and abilities that it lacks."""
 MAPS = {
     "pytorch-grad-cam": ("grad_cam", "maps only, upsampled, in [0, 1]: no boxes, features, probabilities or tables"),
     "torch-cam": ("torch_cam", "maps only, in [0, 1]: no boxes, features, probabilities or tables"),
@@ -64,7 +64,7 @@ def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
 
 
 def require_extra(packages: Mapping[str, str]) -> None:
-    """Raise UsageError that says how to install the peers, where the module of one of them is missing."""
+    """Check that the peers' modules are installed; raises UsageError, with the command that installs them."""
     missing = [name for name, module in packages.items() if util.find_spec(module) is None]
     if missing:
         raise UsageError(
@@ -73,17 +73,17 @@ def require_extra(packages: Mapping[str, str]) -> None:
 
 
 def versions() -> Figures:
-    """Return the versions of the peers, as the JSON file has them."""
+    """Return the versions of the peers for the JSON file."""
     return {"peers": {name: installed_version(name) for name in PACKAGES}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one run of one pipeline gave."""
+    """The figures of one run of one pipeline."""
 
     steady_per_s: float
     whole_s: float
-    """From the start of its process to its end."""
+    """Seconds from the start to the end of the pipeline's process."""
     bytes_an_image: float
 
 

@@ -1,9 +1,9 @@
-"""Daft's own way: download → decode_image → resize → a class of batches → write_parquet, on its native runner."""
+"""Daft's own pattern: download → decode_image → resize → a class for batches → write_parquet, on its native runner."""
 
 import os
 from datetime import UTC, datetime
 
-os.environ |= {"DAFT_ANALYTICS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0"}  # read when daft is imported
+os.environ |= {"DAFT_ANALYTICS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0"}  # daft reads them at its import
 
 import daft
 import numpy as np
@@ -30,15 +30,15 @@ FOUND = DataType.struct(
 
 @daft.cls
 class DaftNetwork:
-    """The network, loaded once an instance."""
+    """The network; each instance loads it once."""
 
     def __init__(self, setup: Setup) -> None:
-        """Load it."""
+        """Load the network of ``setup``."""
         self._network = setup.network()
 
     @daft.method.batch(return_dtype=FOUND, unnest=True, batch_size=BATCH)
     def annotate(self, images: Series, heights: Series, widths: Series) -> pa.Array:
-        """Return a struct for each image, with all that the network says of it."""
+        """Return a struct for each image, with its classes, boxes, maps and features."""
         pixels = np.stack(images.to_pylist())
         sizes_hw = np.stack([heights.to_arrow().to_numpy(), widths.to_arrow().to_numpy()], axis=1)
         found = self._network(self._network.normalized(pixels))
@@ -55,7 +55,7 @@ class DaftNetwork:
 
 
 def run(setup: Setup) -> None:
-    """Write one row an image."""
+    """Write one row for each image."""
     side = registry.get(setup.model).preprocessing.image_size
     images = daft.from_pydict({"path": setup.paths()})
     images = images.with_column("image", decode_image(download(daft.col("path")), mode="RGB"))

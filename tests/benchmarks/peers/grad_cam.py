@@ -1,7 +1,7 @@
-"""pytorch-grad-cam: for each of the top-5 classes one pass forward and back, maps at the size of the network's input.
+"""pytorch-grad-cam: a forward and a backward pass for each of the top-5 classes; maps have the network's input size.
 
-On the last feature maps of a network that ends in pooling and one linear layer, Grad-CAM's weights are those of the
-layer over h·w, so its map is the class activation map, cut off below 0 and scaled to [0, 1].
+For the last feature maps (h, w) of a network that ends in pooling and one linear layer, Grad-CAM's weights are the
+layer's weights divided by h·w. So its map is the class activation map, with negative values set to 0, scaled to [0, 1].
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from tests.references.network_by_hand import TOPK, Classifier
 
 
 def maps_of(network: CamNetwork) -> Callable[[Tensor], NDArray[np.float32]]:
-    """Return what gives the top-5 maps (B, 5, S, S) in [0, 1] of normalized images (B, 3, S, S) float32."""
-    classifier = Classifier(network).requires_grad_(True)  # as torchvision gives it: without, no gradient reaches it
+    """Return a function from normalized images (B, 3, S, S) float32 to their top-5 maps (B, 5, S, S) in [0, 1]."""
+    classifier = Classifier(network).requires_grad_(True)  # as in torchvision: without it, no gradient is computed
     cam = GradCAM(classifier, [classifier.trunk])
 
     def maps(images: Tensor) -> NDArray[np.float32]:

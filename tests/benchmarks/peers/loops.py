@@ -1,4 +1,4 @@
-"""Loops in one process: one image after the other, or decoded by the workers of a torch DataLoader."""
+"""Loops in one process: decoding one image after the other, or decoding in the workers of a torch DataLoader."""
 
 import os
 import time
@@ -17,7 +17,7 @@ Pixels = NDArray[np.uint8]
 
 
 def bare_loop(setup: Setup) -> float:
-    """Return images/s of decoding and the network alone, on all cores, start-up and warm-up left out."""
+    """Return images/s of decoding and the network without outputs, on all cores; start-up and warm-up do not count."""
     network = _started(setup)
     paths = setup.paths()
     started = time.perf_counter()
@@ -28,7 +28,7 @@ def bare_loop(setup: Setup) -> float:
 
 
 def hand_loop(setup: Setup) -> float:
-    """Return images/s of a loop that writes all tables, on all cores, start-up and warm-up left out."""
+    """Return images/s of a loop that writes all tables, on all cores; start-up and warm-up do not count."""
     network = _started(setup)
     paths = setup.paths()
     started = time.perf_counter()
@@ -41,10 +41,10 @@ def hand_loop(setup: Setup) -> float:
 
 
 class PhotographDataset(Dataset[tuple[Pixels, tuple[int, int]]]):
-    """What the workers of a DataLoader read."""
+    """The photographs that the workers of a DataLoader read."""
 
     def __init__(self, paths: Sequence[str], side: int) -> None:
-        """``side``: of the network's input, in pixels."""
+        """Keep the files' ``paths``; ``side`` is the side of the network's input in pixels."""
         self._paths, self._side = paths, side
 
     def __len__(self) -> int:
@@ -52,12 +52,12 @@ class PhotographDataset(Dataset[tuple[Pixels, tuple[int, int]]]):
         return len(self._paths)
 
     def __getitem__(self, index: int) -> tuple[Pixels, tuple[int, int]]:
-        """Return pixels and (height, width) of a photograph."""
+        """Return a photograph's pixels (side, side, 3) uint8 and its original (height, width) in pixels."""
         return read_image(self._paths[index], self._side)
 
 
 def run(setup: Setup) -> None:
-    """Write all tables, with decoding in as many worker processes as there are cores beside the network."""
+    """Write all tables; as many worker processes as there are cores decode while this process runs the network."""
     network = _started(setup)
     paths = setup.paths()
     batches = DataLoader(

@@ -1,4 +1,4 @@
-"""Top-5 maps of pictures in memory, images/s: camlake's localizer, pytorch-grad-cam and torch-cam; fp32, all cores."""
+"""Time the top-5 maps of pictures in memory: camlake's localizer, pytorch-grad-cam, torch-cam; fp32, all cores."""
 
 import importlib
 import os
@@ -20,11 +20,11 @@ from tests.references.opencv_boxes import THRESHOLD
 Pixels = NDArray[np.uint8]
 
 TIMED_S = 3.0
-"""Seconds that the pictures are gone through again and again: the first few batches of a process are slow."""
+"""Seconds for which the maps of the pictures are made again and again, because a process's first batches are slow."""
 
 
 def images_per_s(library: str, setup: Setup) -> float:
-    """Return images/s of ``library``: camlake, or a module of this package; the first batch is not counted."""
+    """Return images/s of ``library``: "camlake" or a module of this package. The first batch does not count."""
     cores = os.cpu_count() or 1
     torch.set_num_threads(cores)
     network, _ = load(setup.model, setup.weights)

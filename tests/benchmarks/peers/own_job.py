@@ -1,4 +1,4 @@
-"""camlake's own job: ``camlake annotate`` with its defaults on CPU."""
+"""camlake's job: ``camlake annotate`` with its defaults on CPU."""
 
 from jobs.suites.steady_rate import SilentReporter
 from pipeline.graph.annotate.driver import annotate
@@ -7,6 +7,6 @@ from tests.benchmarks.peers.setup import Setup
 
 
 def run(setup: Setup) -> None:
-    """Write all tables, in the number type that the other sides have."""
+    """Write all tables, with the same number type as the other sides."""
     job = {"model": setup.model, "weights": setup.weights, "precision": setup.precision, "device": "cpu"}
     annotate(AnnotateConfig(input=str(setup.photographs), out=str(setup.out), **job), SilentReporter())

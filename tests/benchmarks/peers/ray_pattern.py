@@ -1,7 +1,7 @@
 """Ray Data's documented pattern for batch inference: read_images → map → map_batches(class) → write_parquet.
 
-As in its example of image classification with a ResNet: torchvision's transforms in a map of rows, the network in a
-class. Its defaults are kept; the class gives maps, boxes and features too.
+It follows Ray's example of image classification with a ResNet: torchvision's transforms run in a map of rows, and a
+class runs the network. Ray's defaults are kept; the class also returns maps, boxes and features.
 """
 
 import logging
@@ -21,10 +21,10 @@ from tests.references.network_by_hand import boxes_of
 
 
 class Transform:
-    """A row with an image becomes a row with a normalized tensor, the way torchvision's own transforms do it."""
+    """Turns a row with an image into a row with a normalized tensor, by torchvision's transforms."""
 
     def __init__(self, model: str) -> None:
-        """Squash where the example crops, so that all sides see the same picture."""
+        """Choose the transforms; they squash where Ray's example crops, so that all sides see the same picture."""
         wanted = registry.get(model).preprocessing
         self._transform = transforms.Compose(
             [
@@ -35,20 +35,20 @@ class Transform:
         )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return path, height and width in pixels, and the network's input."""
+        """Return the path, the height and width in pixels, and the network's input (3, S, S)."""
         height, width = row["image"].shape[:2]
         return {"path": row["path"], "height": height, "width": width, "input": self._transform(row["image"]).numpy()}
 
 
 class RayNetwork:
-    """The network, loaded once an actor."""
+    """The network; each actor loads it once."""
 
     def __init__(self, setup: Setup) -> None:
-        """Load it."""
+        """Load the network of ``setup``."""
         self._network = setup.network()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return a row for each image, with all that the network says of it."""
+        """Return a row for each image, with its classes, boxes, maps and features."""
         inputs = torch.from_numpy(batch["input"]).to(memory_format=torch.channels_last)
         found = self._network(inputs)
         sizes_hw = np.stack([batch["height"], batch["width"]], axis=1)
@@ -65,7 +65,7 @@ class RayNetwork:
 
 
 def run(setup: Setup) -> None:
-    """Write one row an image, on a Ray started here with its defaults: a CPU a core, and its own choice of actors."""
+    """Write one row for each image, on a Ray that starts here with its defaults for CPUs and number of actors."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     DataContext.get_current().enable_progress_bars = False

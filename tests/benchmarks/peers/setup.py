@@ -1,4 +1,4 @@
-"""What all sides of a comparison work on."""
+"""The network, photographs and options with which all sides of a comparison work."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,33 +10,33 @@ from tests.benchmarks.command import resolved_precision
 from tests.references.network_by_hand import ByHand
 
 BATCH = 32
-"""Images of a forward pass, as camlake's default on CPU."""
+"""Images of a forward pass; the same as camlake's default on CPU."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What every side works on: plain values, because each side runs in a process of its own."""
+    """The values that every side gets; they are plain values, because each side runs in a new process."""
 
     photographs: Path
     """A folder of JPEG files."""
     out: Path
-    """The folder that a side writes its tables to."""
+    """The folder into which a side writes its tables."""
     model: str
     weights: str
     precision: Precision
     """The number type of the network; never ``auto``."""
 
     def paths(self) -> list[str]:
-        """Return the photographs, sorted by name."""
+        """Return the paths of the photographs, sorted by name."""
         return sorted(str(path) for path in self.photographs.iterdir())
 
     def network(self) -> ByHand:
-        """Return the network by hand, with its weights."""
+        """Load and return the network as tests.references.network_by_hand writes it."""
         return ByHand.load(self.model, self.weights, self.precision)
 
 
 def setup_in(config: MeasureConfig, folder: Path) -> Setup:
-    """Return what all sides work on: ``folder``'s photographs, with the network and number type of ``config``."""
+    """Return the setup of all sides: the photographs in ``folder``, the network and the number type of ``config``."""
     return Setup(
         photographs=folder / "photographs",
         out=folder / "out",

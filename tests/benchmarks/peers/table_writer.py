@@ -1,6 +1,6 @@
-"""Writes what a loop found as the same tables with the same columns as ``camlake annotate``: plain Parquet files.
+"""Write a loop's results as plain Parquet files: the same tables with the same columns as ``camlake annotate``.
 
-No commit records, no lease, no resume: a run that dies leaves files without their footers.
+There are no commit records, no lease and no resume: a run that dies leaves files without their footers.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from tests.references.network_by_hand import TOPK, NetworkOutput, boxes_of
 from tests.references.opencv_boxes import THRESHOLD
 
 ROWS_A_GROUP = 256
-"""Images whose rows are written together, as many as ``annotate`` commits in a run of some thousands."""
+"""Images whose rows are written together; ``annotate`` commits as many in a run of a few thousand images."""
 
 
 class TableWriter:
-    """Writes images, boxes, heatmaps and features; a context manager, whose end closes the files."""
+    """Writes the tables images, boxes, heatmaps and features; it is a context manager, and its end closes the files."""
 
     def __init__(self, out: Path, channels: int, labels: NDArray[np.object_]) -> None:
-        """``labels``: names of the classes. ``channels``: length of a feature vector."""
+        """Open the files in ``out``; ``channels`` is the length of a feature vector, ``labels`` name the classes."""
         out.mkdir(parents=True)
         names: tuple[Table, ...] = ("images", "boxes", "heatmaps", "features")
         schemas = written_schemas(names, network_types(channels, "float32"))
@@ -39,7 +39,7 @@ class TableWriter:
         self._waiting: dict[Table, list[pa.Table]] = {name: [] for name in names}
 
     def add(self, paths: Sequence[str], sizes_hw: NDArray[np.int64], found: NetworkOutput) -> None:
-        """Add a batch: files, their (height, width) in pixels, and what the network said."""
+        """Add the rows of B images: their files, their (height, width) in pixels (B, 2), and the network's output."""
         boxes = boxes_of(found.maps, sizes_hw)
         ids = np.array([image_id(path) for path in paths], dtype=object)
         ranks = np.tile(np.arange(TOPK), len(paths))
@@ -55,11 +55,11 @@ class TableWriter:
             self._write()
 
     def __enter__(self) -> "TableWriter":
-        """Return itself."""
+        """Return the writer."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Write what waits and close the files."""
+        """Write the remaining rows and close the files."""
         self._write()
         for file in self._files.values():
             file.close()

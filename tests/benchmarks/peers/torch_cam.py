@@ -1,7 +1,7 @@
-"""torch-cam's CAM: one pass forward with a hook, then a call for each of the top-5 classes.
+"""torch-cam's CAM: one forward pass with a hook, then a call for each of the top-5 classes.
 
-Maps have the last layer's size, each scaled to [0, 1]. A bias and a ReLU between maps and logits, as SqueezeNet has
-them, are left out.
+The maps have the size of the last feature maps, and each is scaled to [0, 1]. torch-cam ignores a bias and a ReLU
+between maps and logits, as in SqueezeNet.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tests.references.network_by_hand import TOPK, Classifier
 
 
 def maps_of(network: CamNetwork) -> Callable[[Tensor], NDArray[np.float32]]:
-    """Return what gives the top-5 maps (B, 5, h, w) in [0, 1] of normalized images (B, 3, S, S) float32."""
+    """Return a function from normalized images (B, 3, S, S) float32 to their top-5 maps (B, 5, h, w) in [0, 1]."""
     classifier = Classifier(network)
     cam = CAM(classifier, classifier.trunk, classifier.last)
 

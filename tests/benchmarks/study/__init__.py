@@ -1,1 +1,1 @@
-"""What ``python -m tests.benchmarks.study`` is made of."""
+"""The modules of ``python -m tests.benchmarks.study``."""

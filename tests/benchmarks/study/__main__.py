@@ -1,7 +1,7 @@
-"""``python -m tests.benchmarks.study``: the networks of the CAM paper on cluttered scenes, and which claims hold there.
+"""``python -m tests.benchmarks.study``: train the CAM paper's networks on cluttered scenes and check its claims there.
 
-Scenes are rendered once, every network learns them from random values, and what is finished stays in the folder: a run
-that was stopped, or whose minutes were over, goes on where it stood. At full size, with a GPU:
+Scenes are rendered once, and every network learns them from random values. Finished trainings stay in the folder, so a
+run that was stopped, or whose minutes were over, continues with the next training. At full size, with a GPU:
 
     python -m tests.benchmarks.study --folder large --size 224 --cells 14 --width 1 --scenes 20000 --lr 3e-4
 """
@@ -49,7 +49,7 @@ def run(config: StudyConfig, screen: Screen) -> None:
 
 
 def write(config: StudyConfig, entries: tuple[StudyNetwork, ...], folder: Path, screen: Screen) -> None:
-    """Write study.md, study.json and study.png of what is finished; raises UsageError where that is nothing."""
+    """Write study.md, study.json and study.png of the finished trainings; raises UsageError where none is finished."""
     results = read_all(folder, entries, config.seeds)
     if not results:
         raise UsageError(f"--minutes {config.minutes:g}: no training was begun; allowed: more, with the same --folder")
@@ -64,7 +64,7 @@ def write(config: StudyConfig, entries: tuple[StudyNetwork, ...], folder: Path, 
 
 
 def chosen_device(config: StudyConfig) -> str:
-    """Return where the networks learn; raises UsageError where CUDA was asked for and is not there."""
+    """Return the device of the trainings; raises UsageError where CUDA is configured but not available."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: no CUDA device here; allowed: cpu, or auto")
     return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -1,8 +1,8 @@
-"""The CAM paper's four claims, held against the study's numbers.
+"""Check the CAM paper's four claims with the study's numbers.
 
-A claim is a list of comparisons on the same test scenes, each a difference that the claim says is above 0. Where the
-whole 95 % intervals of all of them lie above 0 it holds, where only some do it holds in part; where none does, it does
-not hold if one lies wholly below 0, and is undecided if all hold 0.
+A claim is a list of comparisons on the same test scenes. Each comparison is a difference that is above 0 if the claim
+is true. The claim holds if the 95 % intervals of all differences lie above 0, and holds in part if only some do. If no
+interval lies above 0, the claim does not hold if one lies below 0, and is undecided if all intervals contain 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,18 +18,20 @@ from tests.benchmarks.study.study_networks import NETWORKS, Way
 Verdict = Literal["holds", "holds in part", "does not hold here", "undecided", "not measured"]
 Measure = Literal["right", "extent"]
 Results = Mapping[str, Sequence[Result]]
-"""The finished trainings of each entry, by key, in the order of their seeds; an entry without one is not there."""
+"""The finished trainings of each entry, by the entry's key, in the order of seeds; never an empty sequence."""
 
 NEARLY = (100 - 37.1) / (100 - 26.7)
-"""What "nearly" is: the paper's own share of right localizations, from labels over from boxes, 0.858. Its test top-5
-errors are 37.1 % (GoogLeNet-GAP) and 26.7 % (GoogLeNet that learned from boxes)."""
+"""The factor for "nearly": the paper's share of right localizations from labels, divided by that from boxes; 0.858.
+
+The paper's top-5 errors on its test set are 37.1 % (GoogLeNet-GAP) and 26.7 % (GoogLeNet that learned from boxes).
+"""
 
 MEASURES: Mapping[Measure, str] = {"right": "MaxBoxAcc", "extent": "extent at 20 %"}
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: an entry that localizes one way."""
+    """One side of a comparison: an entry (by its key) and its way of localizing."""
 
     key: str
     way: Way
@@ -39,23 +41,23 @@ class Side:
         return f"{title} ({self.way})"
 
     def values(self, results: Results, measure: Measure) -> list[Floats]:
-        """Return the measure (N,) of each seed."""
+        """Return the measure (N,) of each seed for N test scenes."""
         return [getattr(result.found[self.way], measure) for result in results[self.key]]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A difference that the claim says is above 0."""
+    """A difference that is above 0 if the claim is true."""
 
     more: Side
     less: Side | None
-    """None: the box in the middle of the picture."""
+    """The side that is subtracted; None stands for a box in the middle of the picture."""
     measure: Measure = "right"
     share: float = 1.0
-    """``less`` counts so much of itself."""
+    """Factor by which ``less`` is multiplied before it is subtracted."""
 
     def entries(self) -> list[str]:
-        """Return the entries that it needs."""
+        """Return the keys of the entries in the comparison."""
         return [self.more.key, *([self.less.key] if self.less else [])]
 
     def about(self) -> str:
@@ -65,14 +67,14 @@ class Comparison:
         return f"{self.more} less {less}, {MEASURES[self.measure]}"
 
     def difference(self, results: Results, central: Floats) -> MeanInterval:
-        """Return the difference; ``central`` (N,) is 1 where the centred box is right."""
+        """Return the mean difference; ``central`` (N,) is 1 where the centred box is right on a test scene."""
         others = self.less.values(results, self.measure) if self.less else [central]
         return difference_of(self.more.values(results, self.measure), others, self.share)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, and what has to be above 0 if it is so."""
+    """A claim of the paper, and the comparisons that are above 0 if the claim is true."""
 
     text: str
     comparisons: tuple[Comparison, ...]
@@ -80,17 +82,17 @@ class Claim:
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim and what became of it."""
+    """A claim with the results of its comparisons."""
 
     claim: Claim
     differences: tuple[tuple[str, MeanInterval], ...]
-    """Of the comparisons that could be made, in words and numbers."""
+    """The comparisons whose entries are trained, in words and as means with intervals."""
     missing: tuple[str, ...]
-    """Entries without a finished training that the claim needs."""
+    """Keys of the entries that the claim needs and that have no finished training."""
 
     @property
     def verdict(self) -> Verdict:
-        """What the comparisons come to; without all of them "not measured"."""
+        """The verdict on the claim; "not measured" where an entry is missing."""
         if self.missing:
             return "not measured"
         above = [difference.low > 0 for _, difference in self.differences]
@@ -133,7 +135,7 @@ CLAIMS = (
 
 
 def judge(claim: Claim, results: Results, central: Floats) -> Judged:
-    """Return what becomes of a claim; ``central`` (N,) is 1 where the centred box is right on a test scene."""
+    """Compare as the claim needs it; ``central`` (N,) is 1 where the centred box is right on a test scene."""
     needed = dict.fromkeys(key for one in claim.comparisons for key in one.entries())
     able = [one for one in claim.comparisons if all(key in results for key in one.entries())]
     differences = tuple((one.about(), one.difference(results, np.asarray(central, np.float64))) for one in able)

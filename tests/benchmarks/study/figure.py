@@ -1,4 +1,4 @@
-"""Maps side by side: rows are test scenes, columns the finished networks."""
+"""Draw maps side by side: rows are test scenes, columns are finished networks."""
 
 import io
 from pathlib import Path
@@ -18,14 +18,14 @@ from tests.benchmarks.study.study_networks import StudyNetwork
 ROWS = 5
 GAP_PX, HEAD_PX = 3, 40
 COLOURS = 96
-"""Of the palette, which keeps the file at a third of its size and is not seen."""
+"""Number of colours in the PNG file's palette: the file is a third as large, without a visible difference."""
 INK, GROUND = (40, 44, 52), "white"
 
 Pixels = NDArray[np.uint8]
 
 
 def maps_png(config: StudyConfig, entries: tuple[StudyNetwork, ...], folder: Path) -> bytes:
-    """Return the figure of the first scenes whose labels differ, with each entry's first finished seed."""
+    """Return the PNG file of the first scenes with different labels; each entry has its first finished seed."""
     test = load(folder / "scenes", "test")
     few = SceneSet(test.pixels[:ROWS], test.labels[:ROWS], test.boxes[:ROWS])
     columns = [("scene", [draw_boxes(pixels, np.empty((0, 4)), box[None]) for pixels, box in _each(few)])]
@@ -44,7 +44,7 @@ def maps_png(config: StudyConfig, entries: tuple[StudyNetwork, ...], folder: Pat
 
 
 def _column(config: StudyConfig, entry: StudyNetwork, folder: Path, few: SceneSet) -> list[Pixels]:
-    """Return each scene as the entry sees it, with the box that its first way gives."""
+    """Draw the box of the entry's first way of localizing, its map and the true box on each scene."""
     seed = next(seed for seed in range(config.seeds) if is_finished(folder, entry, seed))
     module, network = make_network(config, entry)
     load_weights(folder, entry, seed, module)
@@ -66,7 +66,7 @@ def _each(scenes: SceneSet) -> list[tuple[Pixels, NDArray[np.float64]]]:
 
 
 def _wrapped(title: str) -> str:
-    """Return a title on two lines where it has more than a network's name."""
+    """Return a title, on two lines where it has more words than the network's name."""
     for word in (" with ", " from "):
         title = title.replace(word, f"\n{word.strip()} ")
     return title

@@ -1,4 +1,4 @@
-"""Means over seeds and scenes with their 95 % intervals, and of the difference of two networks on the same scenes."""
+"""Means over seeds and scenes, and mean differences of two networks on the same scenes, with 95 % intervals."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
-"""The 2.5 % quantile then rests on 50 of them."""
+"""Number of resamples; 50 of them lie below the 2.5 % quantile."""
 
 Floats = NDArray[np.float64]
 
@@ -22,26 +22,27 @@ class MeanInterval(NamedTuple):
 
     @property
     def says_more(self) -> bool:
-        """Whether the whole interval lies above 0."""
+        """Return whether the whole interval lies above 0."""
         return self.low > 0
 
     @property
     def says_less(self) -> bool:
-        """Whether the whole interval lies below 0."""
+        """Return whether the whole interval lies below 0."""
         return self.high < 0
 
 
 def mean_of(values: Sequence[Floats]) -> MeanInterval:
-    """Return the mean of one array (N,) a seed, of the same N scenes."""
+    """Return the mean of ``values``: for each seed an array (N,), of the same N scenes."""
     return difference_of(values, None)
 
 
 def difference_of(values: Sequence[Floats], others: Sequence[Floats] | None, share: float = 1.0) -> MeanInterval:
-    """Return the mean of ``values`` less ``share`` times that of ``others``, arrays (N,) a seed of the same N scenes.
+    """Return the mean of ``values`` less ``share`` times the mean of ``others``.
 
-    The interval is the percentile bootstrap's: each resample draws seeds with replacement, for either side its own, and
-    scenes with replacement, for both sides the same. One seed says nothing of the spread over seeds, so then the
-    interval is over scenes alone. The same arguments give the same interval.
+    Both have for each seed an array (N,), of the same N scenes. The interval is the percentile bootstrap's: each
+    resample draws seeds with replacement, separately for each side, and scenes with replacement, the same for both
+    sides. With one seed the spread over seeds is unknown, and the interval is over scenes alone. The same arguments
+    give the same interval.
     """
     times, state = _scene_draws(len(values[0]))
     rng = np.random.default_rng(0)
@@ -64,7 +65,7 @@ def _scene_draws(n_scenes: int) -> tuple[Floats, Any]:
 
 
 def _resampled(rng: np.random.Generator, values: Sequence[Floats], times: Floats) -> Floats:
-    """Return (RESAMPLES,) means, with each scene counted ``times`` (RESAMPLES, N)."""
+    """Return the means (RESAMPLES,) of resampled seeds, with each scene counted ``times`` (RESAMPLES, N) times."""
     n_seeds = len(values)
     drawn = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), RESAMPLES) / n_seeds
     means: Floats = ((drawn @ np.stack(list(values))) * times).sum(axis=1)

@@ -1,4 +1,4 @@
-"""One training of the study: from scenes to a network, in this process and on one device."""
+"""One training of the study: a network learns scenes, in this process and on one device."""
 
 from dataclasses import dataclass, replace
 
@@ -26,17 +26,17 @@ SIDE_STEP_PX = 8
 
 @dataclass(frozen=True)
 class Learned:
-    """A network that has learned."""
+    """A trained network."""
 
     module: nn.Module
     network: CamNetwork
-    """The same layers, cut into trunk and head; knows the side of its input."""
+    """The same layers, cut into trunk and head, with the preprocessing that has the side of the input."""
     losses: tuple[float, ...]
     """Mean loss of each epoch."""
 
 
 def learn(config: StudyConfig, entry: StudyNetwork, seed: int, scenes: SceneSet, device: str) -> Learned:
-    """Train an entry from random values; the same arguments give the same network on one machine."""
+    """Train an entry's network from random values; on one machine the same arguments give the same network."""
     torch.manual_seed(seed)
     module, network = make_network(config, entry)
     learner = Learner(
@@ -56,7 +56,7 @@ def learn(config: StudyConfig, entry: StudyNetwork, seed: int, scenes: SceneSet,
 
 
 def make_network(config: StudyConfig, entry: StudyNetwork) -> tuple[nn.Module, CamNetwork]:
-    """Return an entry's network with values from torch's generator, whole and cut."""
+    """Return an entry's network with values from torch's generator: the whole module, and the module cut in two."""
     architecture = entry.architecture(config.width, len(CLASSES))
     built = registry.get(architecture.name)
     module = built.construct(architecture)
@@ -67,10 +67,10 @@ def make_network(config: StudyConfig, entry: StudyNetwork) -> tuple[nn.Module, C
 
 
 def input_side(config: StudyConfig, entry: StudyNetwork) -> int:
-    """Return the side in pixels at which an entry sees the scenes: the least whose maps have ``--cells`` a side.
+    """Return the side in pixels of an entry's input: the smallest side whose maps have ``--cells`` cells a side.
 
-    It is a multiple of 8 and not under the scenes' own side. Fully connected layers see what the CAM form of their
-    network does.
+    It is a multiple of 8 and not below the scenes' side. A network with fully connected layers gets the same side as
+    its CAM form.
     """
     name = entry.network if registry.get(entry.network).exact_maps else f"{entry.network}_gap"
     cells = round(config.cells * entry.cells)
@@ -82,7 +82,7 @@ def input_side(config: StudyConfig, entry: StudyNetwork) -> int:
         try:
             if min(network.map_size(side)) >= cells:
                 return side
-        except RuntimeError:  # The trunk shrinks the input to nothing.
+        except RuntimeError:  # The input is too small for the trunk: a layer would have an empty output.
             continue
     raise UsageError(f"--cells {config.cells}: {entry.network} has no map of {cells} cells below {100 * cells} pixels")
 
@@ -90,7 +90,7 @@ def input_side(config: StudyConfig, entry: StudyNetwork) -> int:
 def _epoch(
     config: StudyConfig, learner: Learner, scenes: SceneSet, seed: int, epoch: int, side: int, device: str, boxed: bool
 ) -> float:
-    """Run once through the scenes in random order, half of them mirrored; return the mean loss."""
+    """Train once on all scenes in random order, half of them mirrored; return the mean loss."""
     order = np.random.default_rng((seed, epoch)).permutation(len(scenes))
     total = 0.0
     for numbers in np.split(order, range(config.batch_size, len(order), config.batch_size)):
@@ -103,7 +103,7 @@ def _epoch(
 
 
 def viewed_boxes(shares_xyxy: NDArray[np.float64], views: Tensor) -> Tensor:
-    """Return boxes (B, 4), as shares of width and height, in the views (B, 2, 3): mirrored where the view is."""
+    """Return boxes (B, 4) xyxy, as shares of width and height, mirrored where the view in ``views`` (B, 2, 3) is."""
     boxes = torch.from_numpy(shares_xyxy).float()
     mirrored = torch.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], dim=1)
     return torch.where(views[:, :1, 0] < 0, mirrored, boxes)

@@ -1,4 +1,4 @@
-"""The study in words and numbers: one table, a paragraph a claim, the conditions."""
+"""Write the study's page: a table of numbers, a paragraph for each claim, the conditions."""
 
 import json
 from collections.abc import Sequence
@@ -48,20 +48,20 @@ _ABOUT_THE_NUMBERS = (
 
 @dataclass(frozen=True)
 class Study:
-    """What the finished trainings come to."""
+    """The results of all finished trainings."""
 
     config: StudyConfig
     columns: tuple[str, ...]
     rows: list[list[str]]
     claims: list[Judged]
     unlearned: list[str]
-    """Trainings that ended no better than chance."""
+    """Names of the trainings whose classes ended no better than chance."""
     numbers: dict[str, Any]
-    """All figures, for study.json."""
+    """All figures for study.json."""
 
 
 def summarize(config: StudyConfig, entries: tuple[StudyNetwork, ...], results: Results, test: SceneSet) -> Study:
-    """Return table, claims and numbers of what is finished."""
+    """Return the table, claims and numbers of the finished trainings."""
     sizes = np.full((len(test), 2), float(test.pixels.shape[1]))
     central = paired_iou(central_boxes(sizes), test.boxes)
     right = (central >= IOU_DELTA).astype(np.float64)
@@ -98,7 +98,7 @@ def write(study: Study, folder: Path) -> None:
 
 
 def markdown(study: Study) -> str:
-    """Return the page."""
+    """Return the page as Markdown."""
     claims = [_paragraph(number, judged) for number, judged in enumerate(study.claims, 1)]
     lines = ["| " + " | ".join(row) + " |" for row in (study.columns, ["---"] * len(study.columns), *study.rows)]
     return "\n".join(
@@ -131,12 +131,12 @@ def markdown(study: Study) -> str:
 
 
 def _by_chance(result: Result) -> bool:
-    """Tell whether the interval of a training's top-1 error reaches that of a guess among the classes."""
+    """Return whether the interval of a training's top-1 error reaches the error of a random guess."""
     return mean_of([result.wrong]).high >= 1 - 1 / len(CLASSES)
 
 
 def _about_extents(networks: list[dict[str, Any]]) -> str:
-    """Return what the extents alone don't say: whether GMP's boxes are parts, or only smaller."""
+    """Return a sentence on whether GMP's boxes are parts of objects or only smaller; extents alone do not show this."""
     maxed = [one for one in networks if one["pooling"] == "gmp"]
     large = [one["title"] for one in maxed if one["ways"]["cam"]["extent_at_20"]["low"] > 1]
     if not large:
@@ -148,7 +148,7 @@ def _about_extents(networks: list[dict[str, Any]]) -> str:
 
 
 def _learned(results: Results) -> Results:
-    """Return the trainings that can be read as networks; an entry without one is not there."""
+    """Return the trainings that ended better than chance; entries without such a training are left out."""
     learned = {key: [one for one in trainings if not _by_chance(one)] for key, trainings in results.items()}
     return {key: trainings for key, trainings in learned.items() if trainings}
 
@@ -181,7 +181,7 @@ def _conditions(config: StudyConfig) -> list[str]:
 
 
 def _paragraph(number: int, judged: Judged) -> str:
-    """Return a claim with its verdict, and under it each difference with what it says."""
+    """Return a claim with its verdict, and below it each difference with its meaning."""
     missing = f" Not trained, or not better than chance: {', '.join(judged.missing)}." if judged.missing else ""
     lines = [f"**Claim {number}: {judged.verdict}.** {judged.claim.text}.{missing}", ""]
     for about, difference in judged.differences:
@@ -191,7 +191,7 @@ def _paragraph(number: int, judged: Judged) -> str:
 
 
 def _measures(trainings: Sequence[Result], way: Way) -> dict[str, MeanInterval | None]:
-    """Return each of MEASURES; None where the way has no map to point with."""
+    """Return the mean of each of MEASURES; None where the way of localizing has no map and the measure needs one."""
     found = [result.found[way] for result in trainings]
     values: dict[str, list[Floats]] = {
         "max_box_acc": [one.right for one in found],

@@ -1,4 +1,4 @@
-"""What a finished training leaves in the study's folder: its weights and, written after them, one JSON file."""
+"""The files of a finished training in the study's folder: its weights, and one JSON file that is written last."""
 
 import json
 from collections.abc import Iterable
@@ -21,44 +21,44 @@ SETTINGS = "settings.json"
 
 @dataclass(frozen=True)
 class Result:
-    """One finished training, scored."""
+    """One finished training with its scores."""
 
     key: str
-    """Of its entry."""
+    """Key of the training's entry."""
     seed: int
     seconds: float
-    """Training and scoring, wall time."""
+    """Wall time of training and scoring."""
     parameters: int
-    """Trained values."""
+    """Number of trained values."""
     side: int
-    """Of the network's input, in pixels."""
+    """Side of the network's input in pixels."""
     map_hw: tuple[int, int]
     losses: tuple[float, ...]
     """Mean loss of each epoch."""
     wrong: NDArray[np.float64]
-    """(N,) 1 where the most probable class of a test scene is not its label."""
+    """(N,) 1 where the most probable class of a test scene is not the scene's label, else 0."""
     wrong_hinted: NDArray[np.float64]
-    """(N,) the same on scenes whose backgrounds hint at the class as in training."""
+    """(N,) the same for test scenes whose background hints at the class, as in training."""
     found: dict[Way, WayScores] = field(default_factory=dict)
 
 
 def weights_path(folder: Path, entry: StudyNetwork, seed: int) -> Path:
-    """Return where the weights of a training stand."""
+    """Return the path of a training's weights."""
     return folder / "trainings" / f"{entry.key}-{seed}.safetensors"
 
 
 def result_path(folder: Path, entry: StudyNetwork, seed: int) -> Path:
-    """Return the file that makes a training finished."""
+    """Return the path of a training's result; a training is finished once this file exists."""
     return folder / "trainings" / f"{entry.key}-{seed}.json"
 
 
 def is_finished(folder: Path, entry: StudyNetwork, seed: int) -> bool:
-    """Tell whether a training has its result."""
+    """Return whether a training has a result."""
     return result_path(folder, entry, seed).exists()
 
 
 def keep(folder: Path, entry: StudyNetwork, result: Result, module: nn.Module) -> None:
-    """Write weights, then the result, each whole or not at all."""
+    """Write the weights, then the result; each file appears only once it is complete."""
     weights = weights_path(folder, entry, result.seed)
     weights.parent.mkdir(parents=True, exist_ok=True)
     part = weights.with_suffix(".part")
@@ -71,7 +71,7 @@ def keep(folder: Path, entry: StudyNetwork, result: Result, module: nn.Module) -
 
 
 def read_all(folder: Path, entries: Iterable[StudyNetwork], n_seeds: int) -> dict[str, list[Result]]:
-    """Return the finished trainings of each entry, by key, seeds ascending; entries without one are left out."""
+    """Return the finished trainings of each entry by key, in the order of seeds; entries without any are left out."""
     found = {
         entry.key: [_read(folder, entry, seed) for seed in range(n_seeds) if is_finished(folder, entry, seed)]
         for entry in entries
@@ -90,12 +90,12 @@ def _read(folder: Path, entry: StudyNetwork, seed: int) -> Result:
 
 
 def load_weights(folder: Path, entry: StudyNetwork, seed: int, module: nn.Module) -> None:
-    """Give ``module`` the values that a training ended with."""
+    """Load the weights of a finished training into ``module``."""
     module.load_state_dict(load_file(weights_path(folder, entry, seed)))
 
 
 def claim_folder(config: StudyConfig) -> Path:
-    """Return the study's folder, made where it is not there; raises UsageError where it holds another study."""
+    """Return the study's folder and create it if needed; raises UsageError where it belongs to another study."""
     folder = Path(config.folder)
     marker = folder / SETTINGS
     if marker.exists():

@@ -1,4 +1,4 @@
-"""Trains what is left of a study, several networks side by side, until its minutes are over."""
+"""Train the unfinished networks of a study, several at the same time, until the study's minutes are over."""
 
 import multiprocessing
 import time
@@ -20,12 +20,12 @@ from tests.benchmarks.study.study_config import StudyConfig
 from tests.benchmarks.study.study_networks import StudyNetwork
 
 Task = tuple[StudyNetwork, int]
-"""An entry and a seed."""
+"""A training: an entry and a seed."""
 
 
 @contextmanager
 def workers(n_workers: int) -> Iterator[Executor]:
-    """Give a pool of fresh processes; each computes on one thread."""
+    """Yield a pool of new processes; each computes on one thread."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(n_workers, mp_context=context, initializer=_one_thread) as pool:
         try:
@@ -42,9 +42,9 @@ def run_tasks(
     may_begin: Callable[[], bool],
     report: Callable[[StudyNetwork, Result], None],
 ) -> None:
-    """Train the tasks in order, as many at a time as there are workers, and report each that is finished.
+    """Train the tasks in order, as many at a time as there are workers, and report each finished task.
 
-    No task begins once ``may_begin`` says no; those that run are waited for.
+    No task begins once ``may_begin()`` is False; running tasks are completed.
     """
     left = iter(tasks)
     running: dict[Future[Result], StudyNetwork] = {}
@@ -58,7 +58,7 @@ def run_tasks(
 
 
 def train_one(config: StudyConfig, entry: StudyNetwork, seed: int, device: str) -> Result:
-    """Train and score one network, leave both in the study's folder, and return the result."""
+    """Train and score one network, write its weights and result into the study's folder, and return the result."""
     started = time.monotonic()
     folder = Path(config.folder)
     train, choose, test, hints = (scene_sets.load(folder / "scenes", part) for part in scene_sets.PARTS)
@@ -83,7 +83,7 @@ def train_one(config: StudyConfig, entry: StudyNetwork, seed: int, device: str) 
 
 
 def unfinished(config: StudyConfig, tasks: list[Task]) -> list[Task]:
-    """Return the tasks that have no result yet."""
+    """Return the tasks without a result."""
     return [(entry, seed) for entry, seed in tasks if not is_finished(Path(config.folder), entry, seed)]
 
 

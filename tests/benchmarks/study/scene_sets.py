@@ -1,4 +1,4 @@
-"""The scenes of a study: rendered once, kept in its folder, read by every training."""
+"""The scenes of a study: rendered once, stored in the study's folder, read by every training."""
 
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -14,10 +14,13 @@ from pipeline.images.synthetic.drawings import CLASSES
 from tests.benchmarks.study.study_config import StudyConfig
 
 PARTS = {"train": 0, "choose": 1, "test": 2, "hints": 3}
-"""The four sets and the first number of their seeds: to learn from; to choose thresholds; to test; to test classes
-where backgrounds are as in training."""
+"""The four sets and the first number of their seeds.
+
+"train" is for learning, "choose" for thresholds, "test" for scores. "hints" is for classes only: its backgrounds hint
+at the class, as in training.
+"""
 AT_ONCE = 100
-"""Scenes that a process renders at a time: half a second."""
+"""Scenes that a process renders at a time; this takes half a second."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,9 @@ class SceneSet:
     pixels: NDArray[np.uint8]
     """(N, S, S, 3) RGB, mapped from the file."""
     labels: NDArray[np.int64]
-    """(N,)."""
+    """(N,) class ids."""
     boxes: NDArray[np.float64]
-    """(N, 4) of the labelled object, half-open pixels."""
+    """(N, 4) xyxy boxes of the labelled objects, half-open, in pixels."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,14 +44,14 @@ def part_size(config: StudyConfig, part: str) -> int:
 
 
 def scene(config: StudyConfig, part: str, index: int) -> ClutteredScene:
-    """Return a scene of a set: of (set, index) alone, so that a larger set begins with a smaller one."""
+    """Return a scene, which depends only on set and index, so that a larger set begins with a smaller one."""
     correlation = config.correlation if part in {"train", "hints"} else 0.0
     rng = np.random.default_rng((PARTS[part], index))
     return render_clutter(rng, index % len(CLASSES), config.size, correlation)
 
 
 def render_all(config: StudyConfig, folder: Path, pool: Executor, say: Callable[[str], None]) -> None:
-    """Render the sets that ``folder`` does not hold; each gets its name when it is whole."""
+    """Render the sets that are missing in ``folder``; a set gets its file name only once it is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         target = folder / part

@@ -1,4 +1,4 @@
-"""What a trained network says of test scenes, and what of it is right."""
+"""Score a trained network on test scenes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,27 +21,27 @@ from tests.benchmarks.study.scene_sets import SceneSet
 from tests.benchmarks.study.study_networks import MapWay, Way
 
 PAPER_THRESHOLD = 0.2
-"""Share of its maximum at which the CAM paper cuts a map."""
+"""The CAM paper's threshold, as a share of the map's maximum."""
 AT_ONCE = 100
 """Scenes of a forward pass."""
 
 
 @dataclass(frozen=True)
 class WayScores:
-    """What one way of localizing found on N test scenes, for the class that each is labelled with."""
+    """Scores of one way of localizing on N test scenes, for the class of each scene's label."""
 
     threshold: float | None
-    """Of the min–max scaled map, chosen on other scenes for ``right``; None for boxes that come from no map."""
+    """Threshold of the min–max scaled map for ``right``, chosen on other scenes; None for boxes without a map."""
     right: NDArray[np.float64]
-    """(N,) 1 where the box at that threshold has IoU >= 0.5: MaxBoxAcc is its mean."""
+    """(N,) 1 where the box at that threshold has IoU >= 0.5, else 0; the mean is MaxBoxAcc."""
     right_v2: NDArray[np.float64]
-    """(N,) the mean over V2_DELTAS of the same with any component's box: MaxBoxAccV2."""
+    """(N,) the mean over V2_DELTAS of the same with the boxes of all components; the mean is MaxBoxAccV2."""
     iou: NDArray[np.float64]
-    """(N,) of the paper's box, cut at 20 % of the maximum."""
+    """(N,) IoU of the paper's box, cut at 20 % of the map's maximum."""
     extent: NDArray[np.float64]
-    """(N,) area of that box over the true box's; 0 without one."""
+    """(N,) area of the paper's box divided by the area of the true box; 0 where the map has no box."""
     pointed: NDArray[np.float64] | None
-    """(N,) 1 where the map is highest inside the true box."""
+    """(N,) 1 where the map's maximum lies inside the true box; None for boxes without a map."""
 
 
 def predictions(network: CamNetwork, scenes: SceneSet, device: str) -> NDArray[np.int64]:
@@ -52,7 +52,7 @@ def predictions(network: CamNetwork, scenes: SceneSet, device: str) -> NDArray[n
 
 
 def found_by(network: CamNetwork, way: Way, choose: SceneSet, test: SceneSet, device: str) -> WayScores:
-    """Return what one way of localizing finds on ``test``, with thresholds chosen on ``choose``."""
+    """Return the scores of one way of localizing on the scenes ``test``, with thresholds chosen on ``choose``."""
     if way == "regress":
         return _from_boxes(regressed(network, test, device), test.boxes)
     chosen, shown = (class_maps(network, way, scenes, device) for scenes in (choose, test))
@@ -74,7 +74,7 @@ def found_by(network: CamNetwork, way: Way, choose: SceneSet, test: SceneSet, de
 
 
 def class_maps(network: CamNetwork, way: MapWay, scenes: SceneSet, device: str) -> NDArray[np.float32]:
-    """Return (N, h, w): the map of each scene's label."""
+    """Return (N, h, w): the map of each scene's label class."""
     runtime = Runtime("cuda" if device == "cuda" else "cpu", "fp32", compile=False, threads=1, batch_size=AT_ONCE)
     method = METHODS[way](Engine(network, runtime), network.head)
     parts = []
@@ -85,7 +85,7 @@ def class_maps(network: CamNetwork, way: MapWay, scenes: SceneSet, device: str) 
 
 
 def regressed(network: CamNetwork, scenes: SceneSet, device: str) -> NDArray[np.float64]:
-    """Return (N, 4): the boxes of a network that learned from boxes, in pixels of the scenes and cut to them."""
+    """Return (N, 4) xyxy: the boxes that a network with a box head gives, in pixels, clipped to the scenes."""
     head = network.box_head
     if head is None:
         raise ValueError(f"{network.name} has no box head")
@@ -96,7 +96,7 @@ def regressed(network: CamNetwork, scenes: SceneSet, device: str) -> NDArray[np.
 
 
 def paper_boxes(maps: NDArray[np.float32], side: int) -> NDArray[np.float64]:
-    """Return (N, 4): the box of the largest component at 20 % of each map's maximum, in pixels; zeros where none is."""
+    """Return (N, 4) xyxy in pixels: the largest component's box at 20 % of each map's maximum; zeros without a box."""
     tensor = torch.from_numpy(maps)
     found = level_boxes(tensor, foreground_levels(tensor, torch.tensor([PAPER_THRESHOLD])))
     boxes = np.zeros((len(maps), 4))
@@ -110,7 +110,7 @@ def areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def batches(network: CamNetwork, scenes: SceneSet, device: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield pixels (B, S, S, 3) uint8 at the side that the network sees, and labels (B,), on the device."""
+    """Yield pixels (B, S, S, 3) uint8 at the side S of the network's input, and labels (B,), both on the device."""
     side = network.preprocessing.image_size
     for start in range(0, len(scenes), AT_ONCE):
         pixels = torch.from_numpy(np.array(scenes.pixels[start : start + AT_ONCE])).to(device)
@@ -119,7 +119,7 @@ def batches(network: CamNetwork, scenes: SceneSet, device: str) -> Iterator[tupl
 
 
 def enlarged(pixels: Tensor, side: int) -> Tensor:
-    """Return ``pixels`` (B, S, S, 3) uint8 at another side, bilinear and rounded."""
+    """Resize ``pixels`` (B, S, S, 3) uint8 to another side, bilinear and rounded."""
     if pixels.shape[1] == side:
         return pixels
     planes = F.interpolate(pixels.permute(0, 3, 1, 2).float(), (side, side), mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""What ``python -m tests.benchmarks.study`` trains and measures."""
+"""The configuration of ``python -m tests.benchmarks.study``."""
 
 from typing import Any, Self
 
@@ -8,7 +8,7 @@ from schemas.options.config import Device, JobConfig, Precision, option
 
 
 class StudyConfig(JobConfig):
-    """Which networks learn from which scenes, for how long, and where everything goes."""
+    """The networks, the scenes, the length of the trainings and the folder of a study."""
 
     folder: str = option("camlake-study", "where scenes, weights and results go; a later run goes on there", "Run")
     minutes: float = option(45.0, "begin no training after so many minutes; what is begun is finished", "Run", gt=0)
@@ -39,6 +39,6 @@ class StudyConfig(JobConfig):
         return self
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the numbers: a folder holds trainings of one such choice."""
+        """Return the options that determine the numbers; all trainings in a folder have the same ones."""
         aside = {"folder", "minutes", "workers", "networks", "seeds", "device"}
         return self.model_dump(mode="json", exclude=aside)

@@ -1,4 +1,4 @@
-"""Which networks the study trains, and what is measured of each."""
+"""The networks that the study trains, and the ways in which each localizes."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,51 +8,51 @@ from pipeline.models.networks.heads import Pooling
 from schemas.errors import UsageError
 
 MapWay = Literal["cam", "gradcam", "backprop"]
-"""How a map is made, by ``pipeline.models.localize.methods``."""
+"""A method of ``pipeline.models.localize.methods`` that makes a map."""
 Way = MapWay | Literal["regress"]
-"""How a box is made: cut from a map, or by the head that learned from boxes."""
+"""A way to make a box: from a map, or by the head that learned from boxes."""
 
 
 RATES = {"googlenet": 5.0, "alexnet": 3.0}
-"""What learning rates other than VGG's are multiples of it, the same for all forms of a network.
+"""Learning rates of other networks as multiples of VGG's rate; all forms of a network have the same rate.
 
-Of one trial each on 6,000 scenes, 8 epochs, top-1 error: VGG E by 1e-3 does not learn, by 3e-4 0.60 (6 epochs); VGG D
-by 6e-4 0.37; NIN by 1.5e-3 does not learn, by 6e-4 0.69; GoogLeNet by 6e-4 0.65, by 1e-3 0.49, by 3e-3 0.30; AlexNet by
-6e-4 0.54, by 2e-3 0.41.
+They come from one trial each on 6,000 scenes and 8 epochs. Top-1 errors: VGG E does not learn at 1e-3 and has 0.60 at
+3e-4 (6 epochs); VGG D has 0.37 at 6e-4; NIN does not learn at 1.5e-3 and has 0.69 at 6e-4; GoogLeNet has 0.65 at 6e-4,
+0.49 at 1e-3, 0.30 at 3e-3; AlexNet has 0.54 at 6e-4, 0.41 at 2e-3.
 """
 ALEXNET_CELLS = 1.5
-"""How much finer AlexNet's maps are.
+"""Factor of the number of cells of AlexNet's maps.
 
-Its poolings have no padding: 6 cells of 112 pixels have their outermost centres 16 pixels inside, where a map of 6
-cells is taken to have them at 9.
+AlexNet's poolings have no padding. On 112 pixels, the outermost of 6 cells have their centres 16 pixels from the edge,
+while the code that places a map of 6 cells on the picture assumes 9 pixels.
 """
 
 
 @dataclass(frozen=True)
 class StudyNetwork:
-    """A row of the study: a network with what it learns from."""
+    """A row of the study: a network, the truth it learns from and its ways of localizing."""
 
     key: str
-    """Its name in file names and of ``--networks``."""
+    """The entry's name in file names and in ``--networks``."""
     title: str
-    """Its name as the papers have it."""
+    """The network's name in the papers."""
     network: str
-    """As ``--model`` takes it."""
+    """The network's name for ``--model``."""
     ways: tuple[Way, ...] = ("cam",)
-    """How it localizes; the first is what the figure shows."""
+    """The ways in which the network localizes; the figure shows the first."""
     pooling: Pooling = "gap"
     rate: float = 1.0
-    """What --lr is multiplied with."""
+    """Factor of --lr."""
     cells: float = 1.0
-    """What --cells is multiplied with."""
+    """Factor of --cells."""
 
     @property
     def from_boxes(self) -> bool:
-        """Whether it learns from boxes beside the labels."""
+        """Return whether the network learns from boxes in addition to the labels."""
         return "regress" in self.ways
 
     def architecture(self, width: float, classes: int) -> Architecture:
-        """Return what to build."""
+        """Return the architecture for a relative ``width`` and the number of ``classes``."""
         return Architecture(self.network, self.pooling, width, classes)
 
 
@@ -77,11 +77,11 @@ NETWORKS = (
     StudyNetwork("vgg13_gap", "VGG B", "vgg13_gap"),
     StudyNetwork("vgg11_lrn_gap", "VGG A-LRN", "vgg11_lrn_gap"),
 )
-"""All of them, those that a claim compares first."""
+"""All entries; the entries that a claim compares come first."""
 
 
 def chosen_networks(names: str) -> tuple[StudyNetwork, ...]:
-    """Return the entries of comma-separated names, all for ""; raises UsageError for one that is not there."""
+    """Return the entries with the comma-separated ``names``, all for ""; raises UsageError for an unknown name."""
     keys = [name.strip() for name in names.split(",") if name.strip()]
     known = [entry.key for entry in NETWORKS]
     for key in keys:

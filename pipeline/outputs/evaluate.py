@@ -1,4 +1,4 @@
-"""Scores an output against a truth: reads the stored rows, no network runs again."""
+"""Scores an output against a truth, from the stored rows and without a network."""
 
 from collections.abc import Iterator
 
@@ -32,7 +32,7 @@ from schemas.runs import RunManifest
 from schemas.scores import Curve, Scores
 
 _SWEEP_CELLS = 250_000
-"""Map cells × thresholds cut at once: about 100 maps of 7×7, whose grids stay in a processor's cache."""
+"""Most map cells × thresholds that are cut at once: about 100 maps of 7×7, whose grids fit into a processor's cache."""
 _ANSWERS = """(
 SELECT image_id, 0 AS rank, top1_class_id AS class_id, top1_label AS label FROM images WHERE model = $model
 UNION ALL SELECT image_id, rank, class_id, label FROM boxes WHERE model = $model
@@ -48,12 +48,12 @@ def evaluate(
     convention: Convention = "half-open",
     masks: Masks | None = None,
 ) -> Scores:
-    """Return the scores of one model's rows (the newest run's, where ``model`` is None) against ``truth``.
+    """Return the scores of one model's rows against ``truth``; by default the model of the newest run.
 
-    ``convention`` says how the truth's xmax and ymax are meant; the output's half-open boxes are compared accordingly.
-    ``masks`` of the same truth add PxAP. What can't be scored, because a table, enough ranks or the truth's boxes are
-    missing, is left out and named in the notes. Raises UsageError for an unknown model, and where the truth knows none
-    of the images, or only by labels that the output does not have.
+    ``convention`` tells whether xmax and ymax of the truth are half-open or inclusive; the output's half-open boxes are
+    converted before they are compared. ``masks`` of the same truth add PxAP. A figure that needs a missing table, more
+    ranks or boxes of the truth is left out, and a note names it. Raises UsageError for an unknown model, for a truth
+    without any of the output's images, and for a truth whose labels are not those of the output.
     """
     with matched(lake, truth, model, convention) as match:
         run, pairs = match.run, match.pairs
@@ -90,7 +90,7 @@ def evaluate(
 
 
 def _best_ranks(lake: Lake, model: str, n_pairs: int) -> Ints:
-    """Return (P,): the rank of each pair's best-ranked class, UNRANKED where the output has no row of any."""
+    """Return (P,): the rank of each pair's best-ranked class; UNRANKED where the output has no row of the pair."""
     query = f"SELECT pair, min(rank) AS rank FROM {TRUE_ROWS.format(rows=_ANSWERS)} GROUP BY pair"
     found = lake.sql(query, {"model": model}).to_arrow_table()
     rank = np.full(n_pairs, UNRANKED)
@@ -99,12 +99,12 @@ def _best_ranks(lake: Lake, model: str, n_pairs: int) -> Ints:
 
 
 def _known_labels(lake: Lake, model: str) -> set[str]:
-    """Return the labels that the output's rows have."""
+    """Return the labels in the output's rows."""
     return set(lake.sql(f"SELECT DISTINCT label FROM {_ANSWERS}", {"model": model}).to_arrow_table()[0].to_pylist())
 
 
 def _check_labels(known: set[str], truth: Truth) -> None:
-    """Raise UsageError where the truth names classes by labels of another vocabulary than the output's."""
+    """Raise UsageError where the truth has no class ids and none of its labels is among ``known``."""
     if not any(truth.class_ids) and known.isdisjoint(truth.labels):
         raise UsageError(
             f"none of the truth's labels, like {truth.labels[0]!r}, is one of the output's, like {min(known)!r};"
@@ -113,7 +113,7 @@ def _check_labels(known: set[str], truth: Truth) -> None:
 
 
 def _regressed_iou(lake: Lake, run: RunManifest, pairs: Pairs) -> Floats:
-    """Return (P,): the IoU of the box of each pair's image, the same for all classes, 0 without one."""
+    """Return (P,): the IoU of the regressed box of each pair's image; 0 where the image has no box."""
     query = """SELECT pair, xmin, ymin, xmax, ymax FROM boxes AS answer JOIN camlake_truth AS truth USING (image_id)
         WHERE model = $model AND rank = 0"""
     rows = lake.sql(query, {"model": run.model}).to_arrow_table()
@@ -122,14 +122,15 @@ def _regressed_iou(lake: Lake, run: RunManifest, pairs: Pairs) -> Floats:
 
 
 def _boxes_xyxy(rows: pa.Table) -> Floats:
-    """Return (R, 4) of the columns xmin, ymin, xmax, ymax."""
+    """Return the columns xmin, ymin, xmax, ymax of R rows as (R, 4) float64."""
     return np.stack([rows[name].to_numpy() for name in ("xmin", "ymin", "xmax", "ymax")], axis=1).astype(np.float64)
 
 
 def _guesses(lake: Lake, run: RunManifest, pairs: Pairs) -> tuple[dict[float | None, Guesses], Guesses | None]:
-    """Return the largest component's boxes of true classes by threshold; or else, second, the heuristic's guesses.
+    """Return the largest component's boxes of true classes by threshold, and the guesses of the heuristic.
 
-    The threshold is None where none cuts the boxes.
+    An output has the one or the other: the first is empty, or the second is None. For regressed boxes the threshold is
+    None.
     """
     if "boxes" not in run.settings["outputs"]:
         return {}, None
@@ -147,7 +148,7 @@ def _guesses(lake: Lake, run: RunManifest, pairs: Pairs) -> tuple[dict[float | N
 
 
 def _map_chunks(lake: Lake, model: str) -> Iterator[tuple[NDArray[np.uint8], Ints]]:
-    """Yield the map of each pair's best-ranked class, maps of one size together, in bounded chunks."""
+    """Yield chunks of maps (n, h, w) of one size and their pairs (n,): the map of each pair's best-ranked class."""
     query = f"""SELECT pair, heat_h, heat_w, heat FROM {TRUE_ROWS.format(rows="heatmaps")} WHERE model = $model
         QUALIFY row_number() OVER (PARTITION BY pair ORDER BY rank) = 1 ORDER BY heat_h, heat_w, pair"""
     rows = lake.sql(query, {"model": model}).to_arrow_table()
@@ -162,7 +163,7 @@ def _map_chunks(lake: Lake, model: str) -> Iterator[tuple[NDArray[np.uint8], Int
 
 
 def _pixel_counts(lake: Lake, match: Match, truth: Truth, masks: Masks) -> PixelCounts | None:
-    """Return the counts of every pair that has a mask; without a map all its pixels score 0. None without any mask."""
+    """Return the counts of every pair with a mask; None without any. A pair without a map has the score 0 everywhere."""
     heat = {
         int(pair): one
         for maps, pairs in _map_chunks(lake, match.run.model)
@@ -187,7 +188,7 @@ def _pixel_counts(lake: Lake, match: Match, truth: Truth, masks: Masks) -> Pixel
 
 
 def _curves(sweep: Sweep | None, pixels: PixelCounts | None) -> Iterator[Curve]:
-    """Yield accuracy over thresholds, for MaxBoxAcc and the parts of V2, and precision over recall."""
+    """Yield curves of accuracy over thresholds (MaxBoxAcc, the parts of V2) and of precision over recall (PxAP)."""
     if sweep is not None:
         rules = [("max_box_acc", sweep.largest_iou, IOU_DELTA)]
         rules += [(f"max_box_acc_v2_at_{delta}", sweep.any_iou, delta) for delta in V2_DELTAS]

@@ -1,9 +1,9 @@
 """Reads an output back: ``import camlake; lake = camlake.open("s3://bucket/labels")``.
 
-Every query sees only committed rows, and of each image only the rows of the run that decided last about it. So half
-results of a running or dead run never appear, and the old boxes of a changed photograph stay hidden. Each view has the
-columns of its table and the partition columns ``model`` and ``date``. ``CURRENT_ROWS_SQL`` gives the same rows in any
-engine that reads the files.
+A query sees only committed rows, and for each image only the rows of the last run that annotated or rejected the image.
+So partial results of a running or dead run never appear, and the old boxes of a changed photograph stay hidden. A view
+has the columns of its table and the partition columns ``model`` and ``date``. ``CURRENT_ROWS_SQL`` gives the same rows
+in any engine that reads the files.
 """
 
 from collections.abc import Mapping
@@ -30,16 +30,16 @@ CURRENT_ROWS_SQL = f"SELECT * FROM {{table}} SEMI JOIN ({LATEST_SQL}) AS latest 
 """The current rows of a table for any engine that reads Parquet; fill in ``table``, ``images`` and ``quarantine``.
 
 In DuckDB: table="'OUT/boxes/**/*.parquet'", images="'OUT/images/**/*.parquet'", quarantine likewise; in Spark:
-table="parquet.`OUT/boxes`" and so on. An output that never rejected an image has no quarantine folder: leave that half
-of the UNION out there.
+table="parquet.`OUT/boxes`" and so on. An output without rejected images has no folder quarantine; remove that half of
+the UNION then.
 """
 
 
 class Lake:
-    """An output as it was when it was opened. A context manager; ``close`` ends its DuckDB connection."""
+    """An output in its state when it was opened; a context manager that closes its DuckDB connection."""
 
     def __init__(self, runs: list[RunManifest], con: duckdb.DuckDBPyConnection) -> None:
-        """``camlake.open`` calls this; ``con`` has the views."""
+        """``camlake.open`` calls this; ``con`` has the views of the committed rows."""
         self._runs, self._con = runs, con
 
     @property
@@ -49,13 +49,13 @@ class Lake:
 
     @property
     def runs(self) -> list[RunManifest]:
-        """The manifests of all runs, oldest first; that of a running one counts what is committed so far."""
+        """The manifests of all runs, oldest first; the counts of a running run are those of its commits so far."""
         return list(self._runs)
 
     def connection(self) -> duckdb.DuckDBPyConnection:
         """Return the DuckDB connection with a view for each table: images, boxes, heatmaps, features, quarantine.
 
-        The views ``all_<table>`` have the superseded rows too. Times are UTC.
+        The views ``all_<table>`` also have the rows that a later run replaced. Times are UTC.
         """
         return self._con
 
@@ -66,37 +66,38 @@ class Lake:
     def relation(self, table: Table, model: str | None = None) -> duckdb.DuckDBPyRelation:
         """Return one table as a DuckDB relation with all of its columns, then ``model`` and ``date``.
 
-        Of one model or of all; a table without rows gives an empty relation. Raises UsageError for an unknown table
-        or model.
+        Without ``model`` it has the rows of all models. A table without rows gives an empty relation. Raises UsageError
+        for an unknown table or model.
         """
         return self._select(table, None, None, model)
 
     def arrow(
         self, table: Table, columns: list[str] | None = None, where: str | None = None, model: str | None = None
     ) -> pa.Table:
-        """Return rows of one table as an Arrow table: ``columns`` (default: all), where the SQL condition holds.
+        """Return rows of one table as an Arrow table.
 
-        Raises UsageError for an unknown table, column or model, and duckdb.Error for a condition that is no SQL.
+        ``columns``: default all. ``where``: an SQL condition that the rows fulfil. Raises UsageError for an unknown
+        table, column or model, and duckdb.Error for a condition that is not valid SQL.
         """
         return self._select(table, columns, where, model).to_arrow_table()
 
     def pandas(
         self, table: Table, columns: list[str] | None = None, where: str | None = None, model: str | None = None
     ) -> pd.DataFrame:
-        """Return what ``arrow`` returns as a data frame; lists are arrays."""
+        """Return the result of ``arrow`` as a data frame; lists become arrays."""
         frame: pd.DataFrame = self.arrow(table, columns, where, model).to_pandas()
         return frame
 
     def close(self) -> None:
-        """End the DuckDB connection; after that its relations can't be read."""
+        """Close the DuckDB connection; after that its relations can't be read."""
         self._con.close()
 
     def __enter__(self) -> Self:
-        """Return itself."""
+        """Return this object."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """End the connection."""
+        """Close the connection."""
         self.close()
 
     def _select(
@@ -121,8 +122,8 @@ def open(  # noqa: A001 (camlake.open reads as gzip.open does)
 ) -> Lake:
     """Return the output ``out``, any fsspec URL, for reading.
 
-    ``endpoint_url`` names an S3-compatible store, ``profile`` one of the AWS credentials file; ``anonymous`` reads a
-    public bucket. Raises StoreError where there is no camlake output or it can't be read.
+    ``endpoint_url`` is the address of an S3-compatible store, ``profile`` a profile of the AWS credentials file;
+    ``anonymous`` reads a public bucket. Raises StoreError where there is no camlake output, or where it can't be read.
     """
     return open_lake(out, StorageConfig(endpoint_url=endpoint_url, profile=profile, anonymous=anonymous))
 
@@ -141,10 +142,10 @@ def open_lake(out: str, storage: StorageConfig) -> Lake:
 def heatmap(row: Mapping[str, Any], size_hw: tuple[int, int] | None = None) -> NDArray[np.float32]:
     """Return the class activation map M_c of a row of ``heatmaps``, (heat_h, heat_w) float32, or at ``size_hw``.
 
-    The row may be a dict, a pandas Series or anything else with its columns as keys. Stored are 256 levels, so M_c is
-    exact to (heat_max - heat_min) / 510. At ``size_hw`` = (height, width) in pixels, such as the upright image's, it is
-    interpolated bilinearly between half-pixel centres, edges held. Raises ValueError for a row whose ``heat`` does not
-    have heat_h x heat_w values.
+    The row may be a dict, a pandas Series or another object with the columns as keys. Maps are stored in 256 levels, so
+    the error of M_c is at most (heat_max - heat_min) / 510. With ``size_hw`` = (height, width) in pixels, such as the
+    size of the upright image, the map is interpolated bilinearly between half-pixel centres and is constant beyond the
+    outermost centres. Raises ValueError for a row whose ``heat`` does not have heat_h x heat_w values.
     """
     levels = np.asarray(row["heat"], np.float32).reshape(int(row["heat_h"]), int(row["heat_w"]))
     low, high = np.float32(row["heat_min"]), np.float32(row["heat_max"])

@@ -1,7 +1,7 @@
-"""New boxes from stored maps: writes a second output beside the first, without a network and without images.
+"""Writes a second output with new boxes from the stored maps of a first one, without a network and without images.
 
-Threads take the source commit by commit: they read its rows, cut the boxes and commit them. Stored maps are rounded to
-256 levels. So each box is exact for a map that differs from the network's map by at most (heat_max - heat_min) / 510.
+Each thread reads the rows of one commit of the source, cuts the boxes and commits them. Stored maps are rounded to 256
+levels. So each box is exact for a map that differs from the network's map by at most (heat_max - heat_min) / 510.
 """
 
 import os
@@ -32,7 +32,7 @@ from schemas.tables import say_score, written_schemas
 from schemas.url_secrets import safe_url
 
 _OUTPUTS = ["boxes"]
-"""The optional tables that a rebox writes."""
+"""The optional tables that a run of rebox writes."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Rebox:
 
     @property
     def right_share(self) -> float:
-        """Share of boxes of a true class that are right, of which box_score is made without a calibration."""
+        """Share of right boxes among the boxes of true classes; gives box_score where there is no calibration."""
         return self.source.foreground.card.right_share if self.source.foreground else RIGHT_SHARE
 
     def cut(self, advance: Callable[[int], None]) -> int:
-        """Commit all of the work; ``advance`` is called with the number of inputs that are done so far.
+        """Commit all works; ``advance`` gets the number of inputs that are done so far.
 
-        Return the number of maps without a new box for which no stored box gives the probability of the class.
+        Return the number of maps that get no new box because no stored box has the probability of their class.
         """
         done = unknown = 0
         threads = os.cpu_count() or 1
@@ -80,10 +80,10 @@ class Rebox:
 
 @contextmanager
 def open_rebox(config: ReboxConfig) -> Iterator[Rebox]:
-    """Open and plan a run on the new output; the caller calls ``cut`` and finishes the run.
+    """Open and plan a run on the new output; the caller calls ``cut`` and then finishes the run.
 
-    Raises UsageError for a source without the tables that the boxes need and for an output whose rows were made with
-    other settings, LeaseError while another run holds the output.
+    Raises UsageError for a source without the tables that the boxes need, and for an output whose rows were made with
+    other settings. Raises LeaseError while another run holds the output.
     """
     source = open_source(config)
     if canonical_url(config.out) == canonical_url(config.labels):
@@ -121,7 +121,7 @@ def _request(config: ReboxConfig, source: Source) -> RunRequest:
 
 
 def _calibration_of(source: Source, run: OpenRun) -> Calibration | None:
-    """Return the calibration of the source; None unless it was fitted on boxes of the same rule."""
+    """Return the calibration of the source; None where it was fitted on boxes of another rule, or where none exists."""
     settings = run.manifest.settings
     fitted_on = FIRST_BOXES | source.run.settings
     if any(fitted_on.get(name) != settings[name] for name in RULE):

@@ -1,6 +1,6 @@
-"""The source of a rebox and its plan: which images of each commit of the source are not done yet.
+"""Reads the source of a run of rebox and plans the run: the images of each commit of the source that are not done yet.
 
-The plan has one file for each commit of the source with images to do, so that a worker reads the files of one commit.
+The plan has one file for each commit of the source that has images to do, so that a worker reads one commit's files.
 """
 
 import io
@@ -40,7 +40,7 @@ class Source:
     fs: AbstractFileSystem
     root: str
     url: str
-    """The canonical URL, without secrets."""
+    """The canonical URL of the output, without secrets."""
     run: RunManifest
     """The newest run that has rows."""
     run_ids: tuple[str, ...]
@@ -52,8 +52,8 @@ class Source:
     def current_rows(self, work: "Work", fs: AbstractFileSystem, root: str) -> dict[Table, pa.Table]:
         """Return the rows that the inputs of ``work`` have in images, boxes, heatmaps, foreground and quarantine.
 
-        ``fs`` and ``root`` are those of the new output, which holds the plan. Raises StoreError where a file can't be
-        read.
+        ``fs`` and ``root`` are the filesystem and the path of the new output, which holds the plan. Raises StoreError,
+        which fails the run, where a file can't be read.
         """
         path = LakePaths(root).full(work.plan)
         planned = _read_parquet(fs, path, ["image_id"])["image_id"].combine_chunks()
@@ -74,15 +74,15 @@ _COLUMNS: dict[Table, tuple[str, ...]] = {
     "heatmaps": ("image_id", "rank", "class_id", "label", "heat_h", "heat_w", "heat_min", "heat_max", "heat"),
     "foreground": ("image_id", "fg_h", "fg_w", "fg_min", "fg_max", "fg"),
 }
-"""The columns that ``current_rows`` reads of each table."""
+"""The columns that ``current_rows`` reads from each table."""
 
 
 class Work(NamedTuple):
-    """Inputs of one commit of the source that are to be done."""
+    """The inputs of one commit of the source that are not done yet."""
 
     commit: CommitRecord
     plan: str
-    """The file of the plan that lists them, relative to the new output."""
+    """The file of the plan that lists these inputs; a path relative to the new output."""
     rows: int
 
 
@@ -99,8 +99,8 @@ def _read_parquet(fs: AbstractFileSystem, path: str, columns: list[str]) -> pa.T
 def open_source(config: ReboxConfig) -> Source:
     """Return the source that ``config`` names.
 
-    Raises StoreError where there is no output, UsageError for an unknown model and for an output without the tables
-    that the new boxes need.
+    Raises StoreError where there is no output with rows. Raises UsageError for an unknown model and for an output
+    without the tables that the new boxes need.
     """
     fs, root = connect(config.labels, config, anonymous=config.anonymous)
     runs = [run for run in load_runs(fs, root) if run.files]
@@ -122,9 +122,10 @@ def open_source(config: ReboxConfig) -> Source:
 
 
 def _foreground(config: ReboxConfig, fs: AbstractFileSystem, root: str, run: RunManifest) -> Foreground | None:
-    """Return the direction that the new boxes are cut with, None for boxes of the class maps alone.
+    """Return the figure/ground direction for the new boxes; None where the class maps alone give the boxes.
 
-    Raises UsageError for a file of another direction than that of the stored maps, and where none are stored.
+    Raises UsageError where the given file has another direction than the stored maps, and where no figure/ground maps
+    are stored.
     """
     digest = run.settings.get("foreground", "off")
     stored = "foreground" in run.settings["outputs"]
@@ -147,7 +148,7 @@ def _foreground(config: ReboxConfig, fs: AbstractFileSystem, root: str, run: Run
 
 
 def _refuse_unfit(config: ReboxConfig, run: RunManifest) -> None:
-    """Raise UsageError where the boxes that ``config`` asks for can't be cut from the source."""
+    """Raise UsageError where the source can't give the boxes that ``config`` asks for."""
     settings, where = run.settings, safe_url(config.labels)
     missing = [table for table in ("heatmaps", "boxes") if table not in settings["outputs"]]
     if missing:
@@ -168,10 +169,10 @@ def _refuse_unfit(config: ReboxConfig, run: RunManifest) -> None:
 
 
 def plan_rebox(source: Source, fs: AbstractFileSystem, root: str, plan_dir: str) -> tuple[list[Work], Counts]:
-    """Write the plan to ``root``/``plan_dir`` and return the work with the counts of the run.
+    """Write the plan to ``root``/``plan_dir``; return the works and the counts of the run.
 
-    An input is done where the new output has the same version of it in the same table, images or quarantine. Memory
-    stays bounded: DuckDB spills to disk.
+    An input is done where the new output has the same version of the input in the same table, images or quarantine.
+    Memory is bounded, because DuckDB moves data to disk.
     """
     ours = [run for run in load_runs(fs, root) if run.model == source.run.model]
     files = [file for commit in source.commits for file in commit.files if file.table in _ENDINGS]
@@ -188,7 +189,7 @@ def plan_rebox(source: Source, fs: AbstractFileSystem, root: str, plan_dir: str)
 
 
 def _add_commits(con: duckdb.DuckDBPyConnection, source: Source) -> None:
-    """Make the table ``commits``: the index of the commit that has each image's row of a run."""
+    """Make the table ``commits``: for each image and run the index of the commit that has the image's row."""
     con.execute("CREATE TABLE commits (image_id VARCHAR, run_id VARCHAR, commit BIGINT)")
     for table in _ENDINGS:
         urls = [
@@ -226,7 +227,7 @@ def _write_plan(
 
 
 def _pieces(batches: pa.RecordBatchReader) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the rows of each commit with its index, in one or more tables."""
+    """Yield the index of each commit with a table of the commit's rows; one commit may have several tables."""
     for batch in batches:
         rows = pa.table(batch)
         for index in pc.unique(rows["commit"]).to_pylist():

@@ -1,4 +1,4 @@
-"""The HTML page of a run: one file with everything in it, that loads nothing from anywhere and runs no script."""
+"""Writes the HTML page of a run: one file that contains everything, loads no other file and runs no script."""
 
 import base64
 import math
@@ -18,7 +18,7 @@ from pipeline.arrays.metrics import iou
 Pixels = NDArray[np.uint8]
 
 PANEL_PX = 480
-"""Longer side of the page's large pictures: twice their size on the page, so that they stay sharp on any screen."""
+"""Longer side of the large pictures: twice their size on the page, so that they are sharp on every screen."""
 STRIP_PX = 240
 """Longer side of the small pictures of the other classes' maps."""
 JPEG_QUALITY = 82
@@ -36,26 +36,26 @@ class MapView(NamedTuple):
     prob: float
     """Softmax probability in [0, 1]."""
     heat: NDArray[np.float32]
-    """(h, w) float32, M_c; covers the whole picture."""
+    """(h, w) float32, the map M_c; it covers the whole picture."""
     boxes_xyxy: NDArray[np.float32]
     """(N, 4) float32, half-open pixels of ``pixels``; (0, 4) where the map gives no box."""
 
 
 class PictureView(NamedTuple):
-    """A picture of the report: the original, its maps by falling probability, its true boxes where they are known."""
+    """A picture of the report: the original, its maps by descending probability, and its true boxes."""
 
     uri: str
     pixels: Pixels
     """(H, W, 3) uint8, RGB, upright."""
     maps: list[MapView]
     truth_xyxy: NDArray[np.float32]
-    """(M, 4) float32, half-open pixels; (0, 4) where unknown."""
+    """(M, 4) float32, half-open pixels; (0, 4) where no true box is known."""
 
 
 def render_picture(view: PictureView) -> Pixels:
-    """Return ``view.pixels`` under its first map, with that map's boxes (solid) and the true ones (dashed) on top.
+    """Return the picture (H, W, 3) uint8 RGB covered by its first map, with the map's boxes and the true boxes.
 
-    (H, W, 3) uint8, RGB. A picture without maps keeps its own colors.
+    The map's boxes are solid, the true boxes are dashed. A picture without maps keeps its colors.
     """
     first = view.maps[0] if view.maps else None
     canvas = overlay_heat(view.pixels, first.heat) if first else view.pixels.copy()
@@ -63,9 +63,10 @@ def render_picture(view: PictureView) -> Pixels:
 
 
 def overlay_heat(pixels: Pixels, heat: NDArray[np.floating[Any]]) -> Pixels:
-    """Return ``pixels`` (H, W, 3) under the map ``heat`` (h, w), bilinearly upsampled and colored by max(M, 0) / max M.
+    """Return ``pixels`` (H, W, 3) in gray, covered by the map ``heat`` (h, w) in colors for max(M, 0) / max M.
 
-    The colors cover more where the map is higher. A map with no positive value, or with a NaN, leaves the picture gray.
+    The map is upsampled bilinearly, and the colors are denser where it is higher. A map with no positive value, or with
+    a NaN, gives the gray picture alone.
     """
     height, width = pixels.shape[:2]
     gray = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
@@ -81,7 +82,7 @@ def overlay_heat(pixels: Pixels, heat: NDArray[np.floating[Any]]) -> Pixels:
 
 
 def draw_boxes(pixels: Pixels, boxes_xyxy: NDArray[Any], truth_xyxy: NDArray[Any]) -> Pixels:
-    """Return a copy of ``pixels`` with both kinds of half-open boxes: the true ones dashed, the others solid on top."""
+    """Return a copy of ``pixels`` with half-open boxes (N, 4): the true boxes dashed, the others solid on top."""
     canvas = pixels.copy()
     line_px = 1 + 2 * (max(pixels.shape[:2]) // 300)
     for box in truth_xyxy:
@@ -110,7 +111,7 @@ def _draw_box(canvas: Pixels, box: NDArray[Any], rgb: tuple[int, int, int], line
 
 
 def contact_sheet(pictures: Sequence[PictureView], columns: int, width_px: int) -> Pixels:
-    """Return a sheet (H, ``width_px``, 3) uint8 RGB: each picture beside its map and boxes, over its first class.
+    """Return a sheet (H, ``width_px``, 3) uint8 RGB: each picture beside its map and boxes, with its first class below.
 
     Raises ValueError where ``pictures`` is empty.
     """
@@ -172,9 +173,10 @@ def write_report(
 ) -> None:
     """Write the page to ``target``, any fsspec URL or a file open for writing bytes.
 
-    ``summary``: the run's facts by name. ``scores`` and ``rejected``: rows of their tables, whose columns are the first
-    row's keys; a float in [0, 1] under ``scores`` gets a bar. ``tables``: rows by table. ``out``: the output's URL in
-    the page's queries. All of it is data: escaped, never markup. An empty sequence leaves its section out.
+    ``summary``: the facts about the run by name. ``scores`` and ``rejected``: rows of two tables, whose columns are the
+    keys of the first row; a float in [0, 1] in ``scores`` gets a bar. ``tables``: the number of rows of each table.
+    ``out``: the output's URL in the page's example queries. All values are escaped. An empty sequence leaves out its
+    section.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.outputs"),
@@ -204,7 +206,7 @@ def write_report(
 
 
 def _card(view: PictureView) -> dict[str, Any]:
-    """Return what the template shows of one picture, the pictures as data URIs."""
+    """Return the values that the template shows for one picture, with images as data URIs."""
     large = _scaled(view, min(1.0, PANEL_PX / max(view.pixels.shape[:2])))
     panels = [("original", _data_uri(large.pixels))]
     best = None
@@ -247,7 +249,7 @@ def _css(rgb: tuple[int, int, int]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Return a table cell's text: 12,345 · 0.731 · yes · – for nothing."""
+    """Return the text of a table's cell, such as 12,345, 0.731 or yes; – for None."""
     if value is None:
         return "–"
     if isinstance(value, bool | np.bool_):
@@ -261,5 +263,5 @@ def _shown(value: Any) -> str:
 
 
 def _is_share(value: Any) -> bool:
-    """Tell whether a value is a share that a bar can show."""
+    """Return whether a value is a share in [0, 1] that a bar can show."""
     return isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral) and 0.0 <= float(value) <= 1.0

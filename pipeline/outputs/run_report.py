@@ -1,4 +1,4 @@
-"""Collects what the page of an output shows: the newest run, scores, pictures and rejected inputs."""
+"""Collects the content of an output's page: the newest run, scores, pictures and rejected inputs."""
 
 import io
 
@@ -19,7 +19,7 @@ from schemas.url_secrets import safe_url
 
 REJECTED_COLUMNS = ["uri", "stage", "reason_code", "detail", "permanent"]
 REJECTED_SHOWN = 100
-"""Rejected inputs that the page lists; the table has them all."""
+"""Most rejected inputs that the page lists; the table quarantine has all of them."""
 
 
 def report(config: ReportConfig) -> str:
@@ -52,7 +52,7 @@ def report(config: ReportConfig) -> str:
 
 
 def summary(manifest: RunManifest) -> dict[str, str | float]:
-    """Return the facts of the run that stand at the head of the page."""
+    """Return the facts about the run for the head of the page."""
     lineage = manifest.lineage
     return {
         "model": manifest.model,

@@ -1,4 +1,4 @@
-"""The files that an evaluation leaves: scores as JSON and Markdown, curves as PNG."""
+"""Writes the files of an evaluation: scores as JSON and Markdown, curves as PNG."""
 
 import json
 import posixpath
@@ -27,7 +27,7 @@ def write_scores(scores: Scores, folder: str, storage: StorageConfig) -> list[st
 
 
 def _picture(scores: Scores, kind: CurveKind) -> bytes:
-    """Return the curves of one kind as a PNG; the highest point of an accuracy curve is marked: it is the figure."""
+    """Return the curves of one kind as a PNG; a mark shows the highest point of an accuracy curve, its figure."""
     lines = []
     for curve in scores.curves_of(kind):
         value = scores.figure(curve.metric).value

@@ -16,18 +16,18 @@ from schemas.options.box_rules import HEURISTIC_CLASSES
 from schemas.tables import TABLES, Table
 
 _CUT_CELLS = 250_000
-"""Map cells × thresholds that are cut at once: so many grids stay in a processor's cache, as in evaluate's sweep."""
+"""Most map cells × thresholds that are cut at once: these grids fit into a processor's cache, as in evaluate."""
 
 
 class NewTables(NamedTuple):
     """The new rows of some inputs."""
 
     tables: dict[Table, pa.Table]
-    """The tables images, boxes and quarantine; one without rows may be missing."""
+    """The tables images, boxes and quarantine; a table without rows may be missing."""
     maps_without_box: int
     """Maps with no positive value."""
     maps_without_prob: int
-    """Maps whose boxes are left out, because the probability of their class is not known."""
+    """Maps whose boxes are left out because the probability of their class is not known."""
 
 
 class Cutting(NamedTuple):
@@ -35,9 +35,9 @@ class Cutting(NamedTuple):
 
     rule: BoxRule
     foreground: Foreground | None
-    """The direction of the stored figure/ground maps, which the class maps are fused with; None: they are not."""
+    """The direction of the stored figure/ground maps, with which the class maps are fused; None: no fusion."""
     least_stored: float = 0.0
-    """The stored boxes are those of classes of at least this probability, and of each image's most probable class."""
+    """The source has boxes of classes with at least this probability, and of each image's most probable class."""
 
 
 def new_tables(
@@ -49,9 +49,9 @@ def new_tables(
 ) -> NewTables:
     """Return rows for the run ``run_id``: images with their new boxes, and unchanged rejections.
 
-    ``rows`` holds the rows of the same inputs in images, boxes, heatmaps, foreground and quarantine. ``scores`` gives
-    ``box_score`` of columns of boxes. The probability of a class is
-    that of its stored box; for the most probable class it is ``top1_prob`` of the image.
+    ``rows`` holds the rows of the same inputs in images, boxes, heatmaps, foreground and quarantine. ``scores`` returns
+    the column ``box_score`` from the other columns of boxes. The probability of a class comes from its stored box; for
+    the most probable class it is ``top1_prob`` of the image.
     """
     tables: dict[Table, pa.Table] = {}
     if rejected := len(rows["quarantine"]):
@@ -91,14 +91,15 @@ def _set(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
 
 
 def _first_ranks(maps: pa.Table) -> pa.Table:
-    """Return the maps of the classes that the heuristic uses."""
+    """Return the maps of the first ranks, which the heuristic uses."""
     return maps.filter(pc.less(maps["rank"], HEURISTIC_CLASSES))
 
 
 def _probable(images: pa.Table, boxes: pa.Table, maps: pa.Table, cutting: Cutting) -> pa.Table:
     """Return the maps of classes that are probable enough for a box, and of each image's most probable class.
 
-    A class without a stored box is under ``least_stored``; it is kept, as unknown, where the rule goes below that.
+    A class without a stored box is less probable than ``least_stored``. Its map is kept where ``min_prob`` of the rule
+    is lower than that, because its probability is unknown.
     """
     image = pc.index_in(maps["image_id"], images["image_id"].combine_chunks()).to_numpy().astype(np.int64)
     rank = maps["rank"].to_numpy()
@@ -108,9 +109,9 @@ def _probable(images: pa.Table, boxes: pa.Table, maps: pa.Table, cutting: Cuttin
 
 
 def _cut(cutting: Cutting, maps: pa.Table, figures: pa.Table | None, sizes_hw: NDArray[np.int64]) -> Iterator[CutMaps]:
-    """Yield the boxes of the maps: maps of one shape together, at most _CUT_CELLS at a time.
+    """Yield the boxes of the maps, at most _CUT_CELLS of one shape at a time.
 
-    ``figures`` holds the rows of foreground of the maps' images, for maps that are fused with them.
+    ``figures`` holds the rows of foreground for the maps' images; None where the maps are not fused.
     """
     rule, foreground = cutting.rule, cutting.foreground
     shapes = _shapes(maps, "heat")
@@ -131,12 +132,12 @@ def _cut(cutting: Cutting, maps: pa.Table, figures: pa.Table | None, sizes_hw: N
 
 
 def _shapes(rows: pa.Table, name: str) -> NDArray[np.int64]:
-    """Return (N, 2): rows and columns of stored maps, of the columns that begin with ``name``."""
+    """Return (N, 2): the numbers of rows and columns of stored maps; ``name`` is heat or fg."""
     return np.stack([rows[f"{name}_{side}"].to_numpy() for side in ("h", "w")], axis=1).astype(np.int64)
 
 
 def _values(rows: pa.Table, name: str) -> NDArray[np.float32]:
-    """Return stored maps (N, h, w) of one size."""
+    """Return stored maps (N, h, w) float32, which all have one size; ``name`` is heat or fg."""
     height, width = _shapes(rows, name)[0].tolist()
     stored = pc.list_flatten(rows[name]).to_numpy().reshape(-1, height, width)
     return dequantize(stored, rows[f"{name}_min"].to_numpy(), rows[f"{name}_max"].to_numpy())
@@ -145,7 +146,7 @@ def _values(rows: pa.Table, name: str) -> NDArray[np.float32]:
 def _probabilities(
     images: pa.Table, boxes: pa.Table, image: NDArray[np.int64], rank: NDArray[np.int32]
 ) -> NDArray[np.float32]:
-    """Return class_prob (N,) of N maps, NaN where it is unknown; ``image`` (N,) gives rows of ``images``."""
+    """Return class_prob (N,) of N maps, NaN where it is unknown; ``image`` (N,) has the maps' rows in ``images``."""
     ids = images["image_id"].combine_chunks()
     of_box = pc.index_in(boxes["image_id"], ids).to_numpy().astype(np.int64)
     keys = _keys(of_box, boxes["rank"].to_numpy())

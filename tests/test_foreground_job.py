@@ -139,6 +139,7 @@ def test_an_output_of_other_defaults_goes_on_as_it_was(corpus, tmp_path, capsys,
 class TestLearned:
     @pytest.fixture(autouse=True)
     def _tensor(self, monkeypatch):
+        monkeypatch.setattr(choosing, "shipped_foreground", lambda network, state: None)
         monkeypatch.setattr(choosing, "stride16_name", lambda network: TENSOR)
         monkeypatch.setattr(foreground_learning, "stride16_name", lambda network: TENSOR)
 

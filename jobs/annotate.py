@@ -7,7 +7,10 @@ from schemas.url_secrets import safe_url
 
 
 def run(config: AnnotateConfig, screen: Screen) -> None:
-    """Annotate what is not done yet; raises RejectedShareError where more inputs than allowed were rejected."""
+    """Annotate the inputs that are not done yet.
+
+    Raises RejectedShareError where more inputs were rejected than ``max_rejected`` allows.
+    """
     if config.dry_run:
         from jobs.dry_run import print_estimate
 

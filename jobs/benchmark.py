@@ -1,4 +1,4 @@
-"""``camlake benchmark``: how fast this machine is, and what the job needs of it; ratios in one run, with spread."""
+"""``camlake benchmark``: measures the speed of this machine and the costs of the job; figures have a spread."""
 
 import importlib
 import json
@@ -14,7 +14,7 @@ Config = TypeVar("Config", bound=MeasureConfig)
 
 
 def run(config: BenchmarkConfig, screen: Screen) -> None:
-    """Measure one suite, print its figures and, where asked, write them as JSON."""
+    """Measure one suite, print its figures and, with ``--result``, write them as JSON."""
     record(config.suite, importlib.import_module(f"jobs.suites.{config.suite}").measure, config, screen)
 
 
@@ -27,8 +27,8 @@ def record(
 ) -> None:
     """Print the figures of ``measure`` under the name ``suite`` and, with ``--result``, write them as JSON.
 
-    The JSON document names the machine, the versions and the commit; ``facts`` are added to what it says of the
-    machine. Those are asked for before anything is measured, so that hours of measuring don't end in their failure.
+    The JSON document names the machine, the versions and the commit; ``facts`` are added to these facts. All facts are
+    collected before the measurement, so that an error in them does not waste hours of measuring.
     """
     machine = machine_facts() | (facts or {})
     figures = measure(config, screen)
@@ -45,7 +45,7 @@ def record(
 
 
 def rows(figures: Figures) -> list[tuple[str, str]]:
-    """Return the figures as rows of a table; a repeated figure as its median with the least and the greatest value."""
+    """Return the figures as rows of a table; a repeated figure has its median, its least and its greatest value."""
     return [(name, _shown(value)) for name, value in figures.items()]
 
 

@@ -1,4 +1,4 @@
-"""The program ``camlake``: every verb in one place; only the module of the verb that was asked for is imported."""
+"""The program ``camlake``, which has every verb; only the module of the verb on the command line is imported."""
 
 import ast
 import importlib
@@ -13,14 +13,14 @@ import typer
 import jobs
 
 FIRST = ("demo", "annotate", "train", "evaluate")
-"""The verbs that stand first in the help; the others follow in alphabetical order."""
+"""The verbs that the help lists first; the others follow in alphabetical order."""
 
 
 def verbs() -> dict[str, str]:
-    """Return each verb with the one sentence of the program's help.
+    """Return each verb with its sentence for the program's help.
 
     A verb is a file of ``jobs`` that has this sentence in ``ABOUT`` and its command-line function in ``command``. The
-    files are read, not imported, so that the help needs none of what the verbs import.
+    files are parsed, not imported, so that the help does not import the verbs' libraries.
     """
     found = {}
     for file in sorted(file for folder in jobs.__path__ for file in Path(folder).glob("*.py")):
@@ -31,7 +31,7 @@ def verbs() -> dict[str, str]:
 
 
 def make_app(asked: str | None) -> typer.Typer:
-    """Return the program: the verb ``asked`` is imported with its options, the others are only lines of the help."""
+    """Return the program; it imports only the verb ``asked`` with its options and lists the other verbs in the help."""
     from jobs import console
 
     app = typer.Typer(
@@ -63,14 +63,14 @@ def _program(
 
 
 def _asked_verb() -> str | None:
-    """Return the verb of the command line, or of the line that a shell wants to have completed."""
+    """Return the verb of the command line, or of the line that the shell asks to complete; None without a verb."""
     line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or ""
     words = sys.argv[1:] or line.split()[1:]
     return next((word for word in words if not word.startswith("-")), None)
 
 
 def main() -> None:
-    """Run ``camlake`` and exit; Ctrl-C is one line on standard error whenever it comes."""
+    """Run ``camlake`` and exit; Ctrl-C at any time gives one line on standard error."""
     try:
         from jobs import console
 

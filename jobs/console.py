@@ -1,4 +1,4 @@
-"""What all verbs share at the command line: options from a configuration, one-line errors, progress, exit statuses."""
+"""The command line of all verbs: options from a configuration class, one-line errors, progress, exit statuses."""
 
 import inspect
 import json
@@ -29,11 +29,11 @@ APP_OPTIONS: dict[str, Any] = {
     "pretty_exceptions_enable": False,
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
-"""What every command line has in common."""
+"""Arguments of ``typer.Typer`` for every command line."""
 
 
 class Screen:
-    """Writes what a job reports: text or JSON lines, and a progress bar on a terminal or log lines elsewhere.
+    """Writes a job's reports as text or JSON lines, and its progress as a bar on a terminal or as log lines elsewhere.
 
     Results go to standard output, everything else to standard error, so that a job's output can be piped.
     """
@@ -45,14 +45,14 @@ class Screen:
         self.err = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str, **facts: Any) -> None:
-        """Report a step; ``facts`` say the same in numbers, for ``--log-format json``."""
+        """Report a step with ``text``; ``--log-format json`` also writes ``facts``, its values."""
         if self.json:
             self._line(event="message", text=text, **facts)
         else:
             self.err.print(without_secrets(text), markup=False)
 
     def result(self, text: str, **facts: Any) -> None:
-        """Print a result to standard output; ``facts`` say the same in numbers, for ``--log-format json``."""
+        """Print a result to standard output; ``--log-format json`` also writes ``facts``, its values."""
         if self.json:
             self._line(event="result", text=text, **facts)
         else:
@@ -114,7 +114,7 @@ class Screen:
 
 
 def _public(value: Any) -> Any:
-    """Return what is to be shown, with the secrets taken out of all texts in it."""
+    """Return ``value`` without the secrets in its texts, so that it can be shown."""
     if isinstance(value, dict):
         return {key: _public(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -129,9 +129,9 @@ def verb(
     run: Callable[[Config, Screen], None],
     example: str,
 ) -> Callable[..., None]:
-    """Return the function that typer shows as ``camlake NAME``: one parameter for each field of ``config_class``.
+    """Return the function that typer runs as ``camlake NAME``; each field of ``config_class`` is a parameter.
 
-    ``about`` is one sentence for the help texts, ``example`` a whole command.
+    ``about`` is one sentence for the help texts, ``example`` a complete command.
     """
 
     def command(**flags: Any) -> None:
@@ -150,7 +150,7 @@ def verb(
 
 
 def read_config(path: str | None) -> dict[str, Any]:
-    """Return the options of a YAML job file; raises UsageError where it can't be read or is no mapping."""
+    """Return the options in a YAML job file; raises UsageError where the file can't be read or is no mapping."""
     if path is None:
         return {}
     try:
@@ -167,7 +167,7 @@ def read_config(path: str | None) -> dict[str, Any]:
 
 @contextmanager
 def reported_errors(debug: bool = False) -> Iterator[None]:
-    """Turn a CamlakeError into one line on standard error and its exit status; ``debug`` lets the traceback through."""
+    """Turn a CamlakeError into one line on standard error and its exit status; with ``debug`` the error is raised."""
     try:
         yield
     except CamlakeError as error:
@@ -178,7 +178,7 @@ def reported_errors(debug: bool = False) -> Iterator[None]:
     except KeyboardInterrupt as error:
         print("camlake: stopped; run the same command again to go on", file=sys.stderr)
         raise typer.Exit(1) from error
-    except Exception as error:  # The outermost edge: an error that nobody foresaw is one line too.
+    except Exception as error:  # The outermost edge: an unexpected error also becomes one line.
         if debug:
             raise
         line = without_secrets(" ".join(str(error).split()))
@@ -187,7 +187,7 @@ def reported_errors(debug: bool = False) -> Iterator[None]:
 
 
 def main(app: typer.Typer | Callable[..., None]) -> None:
-    """Run a program or one verb, and exit; wrong usage is one line on standard error and exit status 2."""
+    """Run a program or one verb, and exit; wrong use gives one line on standard error and exit status 2."""
     if not isinstance(app, typer.Typer):
         single = typer.Typer(add_completion=False, **APP_OPTIONS)
         single.command()(app)
@@ -201,7 +201,7 @@ def main(app: typer.Typer | Callable[..., None]) -> None:
             .replace(". Did you mean", "; did you mean")
             .removesuffix(".")
         )
-        if text:  # A bare call has shown its help.
+        if text:  # It is empty after a call without arguments, which has shown the help.
             print(f"camlake: {text}" if text.endswith("?") else f"camlake: {text}; see --help", file=sys.stderr)
         status = 2
     except BrokenPipeError:
@@ -239,7 +239,7 @@ def _default(value: Any) -> str:
 
 
 def _metavar(annotation: Any) -> str:
-    """Return what ``--help`` shows behind an option: the choices, or the kind of value."""
+    """Return the choices or the kind of value that ``--help`` shows behind an option."""
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
     if get_origin(annotation) in {types.UnionType, Union}:

@@ -11,15 +11,15 @@ from schemas.options.demo import DemoConfig
 from schemas.options.reading import ReportConfig
 
 BROKEN = 2
-"""Damaged files among the pictures, so that quarantine has something to show."""
+"""Number of damaged files among the pictures, so that quarantine has rows."""
 SHEET_PICTURES = 6
-"""Pictures of ``sheet.jpg``, in two columns."""
+"""Number of pictures in ``sheet.jpg``, in two columns."""
 
 
 def run(config: DemoConfig, screen: Screen) -> None:
     """Render the pictures, annotate them, score the boxes and write the page.
 
-    The last three lines say what was written, where the page is and how to query the tables.
+    The last three lines name the files that were written, the page and a command that queries the tables.
     """
     import cv2
 
@@ -63,7 +63,7 @@ def run(config: DemoConfig, screen: Screen) -> None:
 
 
 def render(config: DemoConfig, folder: Path, screen: Screen) -> Path:
-    """Render the pictures into ``folder`` unless they are there, and return the path of the file of true boxes.
+    """Render the pictures into ``folder`` unless it has them, and return the path of the file of true boxes.
 
     Raises UsageError where ``folder`` holds another demo or files of another kind.
     """

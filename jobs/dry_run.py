@@ -1,4 +1,4 @@
-"""``camlake annotate --dry-run``: print the resolved plan, and what the run would take; nothing is written."""
+"""``camlake annotate --dry-run``: print the resolved plan and the estimated time and cost; nothing is written."""
 
 from datetime import timedelta
 from typing import Any
@@ -12,9 +12,9 @@ from schemas.options.annotate import AnnotateConfig
 
 
 def print_estimate(config: AnnotateConfig, screen: Screen, tune_from: int = TUNE_FROM) -> Measured | None:
-    """Print the resolved configuration, the plan and what the run would take; return the measurement.
+    """Print the resolved configuration, the plan and the estimated time and cost; return the measurement.
 
-    Returns None where nothing is to do. Raises UsageError for a bad price or cluster file before anything is read.
+    Returns None where all inputs are done. Raises UsageError for a bad price or cluster file before it reads inputs.
     """
     offer = read_offer(config)
     run = plan_run(config)

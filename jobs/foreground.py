@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ForegroundConfig(StorageConfig):
-    """What ``camlake foreground`` does."""
+    """The options of ``camlake foreground``."""
 
     input: str = required("photographs: any input that `camlake annotate` reads")
     out: str = required("the file to write, *.safetensors, for `camlake annotate --foreground`", flag=True)

@@ -38,7 +38,7 @@ def _row(entry: "NetworkEntry") -> tuple[str | int | float, ...]:
 
 
 def weights_of(entry: "NetworkEntry") -> str:
-    """Return the names that ``--weights`` takes, or what a training of the network starts from."""
+    """Return the names that ``--weights`` accepts, or the weights from which a training of the network starts."""
     if entry.official_weights:
         return ", ".join(entry.official_weights)
     return f"trained from {entry.source}'s convolutions" if entry.source else "trained from random values"

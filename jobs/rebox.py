@@ -24,7 +24,7 @@ def run(config: ReboxConfig, screen: Screen) -> None:
 
 
 def rebox(config: ReboxConfig, screen: Screen) -> RunManifest:
-    """Cut and commit the boxes; return the manifest of the run."""
+    """Cut and commit the boxes, and return the run's manifest."""
     from pipeline.outputs.rebox import open_rebox
 
     with open_rebox(config) as opened:

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def run(config: TrainConfig, screen: Screen) -> None:
-    """Train, or go on with a training that stopped, and print its best epoch.
+    """Train, or continue a stopped training, and print its best epoch.
 
-    Raises CamlakeError where the loss is no finite number, and RejectedShareError where more images than allowed could
-    not be used.
+    Raises CamlakeError where the loss is not finite, and RejectedShareError where more images could not be used than
+    ``max_rejected`` allows.
     """
     from pipeline.graph.train.training import epoch_in_words, labelled_images, train_network
 

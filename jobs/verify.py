@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def run(config: VerifyConfig, screen: Screen) -> None:
-    """Repair the output where asked, check it and print every problem; raises StoreError where there is one."""
+    """Check the output, after a repair if configured, and print every problem; raises StoreError for any problem."""
     from pipeline.storage.lake.integrity.repair import repair
     from pipeline.storage.lake.integrity.verify import verify
 
@@ -36,7 +36,7 @@ def run(config: VerifyConfig, screen: Screen) -> None:
 
 
 def _compare(config: VerifyConfig, input_url: str) -> "VerifyReport":
-    """Return what came, changed and went in the input, which is listed as the newest run listed it."""
+    """List the input with the options of the newest run, and return the new, changed and missing images."""
     from pipeline.storage.inputs.listing import list_inputs
     from pipeline.storage.lake.integrity.verify import compare_input
     from pipeline.storage.lake.records import load_runs

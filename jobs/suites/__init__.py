@@ -1,1 +1,1 @@
-"""What ``camlake benchmark`` measures: one file a suite, each a function from its configuration to figures."""
+"""The suites of ``camlake benchmark``, one file for each; a suite is a function from its configuration to figures."""

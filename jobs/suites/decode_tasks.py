@@ -1,4 +1,4 @@
-"""Decoding as the job's tasks do it: several processes at once, each with one thread and with its own photographs."""
+"""Decoding as in the job's tasks: several processes at once, each with one thread and with different photographs."""
 
 import multiprocessing
 import time
@@ -13,21 +13,21 @@ from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.annotate.image_reader import FETCHED
 
 START_S = 300.0
-"""Within which all processes must have started."""
+"""The most seconds until all processes have started."""
 _together: list[Any] = []
-"""In a process of the pool: the barrier that all of them begin at."""
+"""In a process of the pool: the barrier at which all processes wait, so that they begin together."""
 
 
 def fetched_table(photographs: Sequence[Path]) -> pa.Table:
-    """Return files with their bytes (FETCHED)."""
+    """Return a FETCHED table of the photographs with their bytes."""
     rows = [{"image_id": path.stem, "uri": str(path), "data": path.read_bytes()} for path in photographs]
     return pa.Table.from_pylist(rows, schema=FETCHED)
 
 
 def decoded_per_s(spec: DecodeSpec, photographs: Sequence[Path], processes: int, seconds: float) -> float:
-    """Return images/s of all processes, which decode their parts of the photographs again and again for ``seconds``.
+    """Return images/s of all processes together; each decodes its part of the photographs repeatedly for ``seconds``.
 
-    There are at least as many photographs as processes. Starting them does not count.
+    There are at least as many photographs as processes. The start of the processes does not count.
     """
     context = multiprocessing.get_context("spawn")
     parts = [photographs[index::processes] for index in range(processes)]

@@ -1,7 +1,7 @@
-"""The suite ``gpu``: the actor against the bare network, the cost of maps and boxes, the box kernel, nvJPEG, the job.
+"""The suite ``gpu``: the actor and the network alone, the cost of maps and boxes, the box kernel, nvJPEG, the job.
 
 It needs CUDA, and nvidia-smi for the share of time that the GPU is busy. A GPU is fast: use ``--count 50000`` or more.
-The job has the same settings as what is measured beside it: batch size, compiled network, decoding in tasks, no trials.
+The job and the parts have the same settings: batch size, compiled network, decoding in tasks, no trials.
 """
 
 import os
@@ -45,22 +45,22 @@ from schemas.options.benchmark import BenchmarkConfig
 
 DEVICE = "cuda"
 BATCHES = 20
-"""Forward passes of one timing."""
+"""Number of forward passes in one timing."""
 SAMPLE = 1024
-"""Photographs that the stages work on again and again."""
+"""Number of photographs that the stages process repeatedly."""
 MAPS = 1280
-"""Five classes of a batch of 256."""
+"""Maps of one call of the box kernel: five classes of a batch of 256."""
 DECODE_S = 5.0
 """Seconds of one timing of the decode tasks."""
 LEAST_COUNT = 20 * GPU_BATCH
-"""Images of a job that has a steady state."""
+"""The fewest images with which a job has a steady state."""
 BUSY = "GPU busy share"
 
 
 def measure(config: BenchmarkConfig, reporter: Reporter) -> Figures:
-    """Return images/s, ratios and shares run by run; what this machine can't tell is a figure that says why.
+    """Return images/s, ratios and shares of each repetition; a figure that can't be measured here is the reason why.
 
-    Raises UsageError on a machine without CUDA, and for too few images.
+    Raises UsageError on a machine without CUDA, and for fewer images than LEAST_COUNT.
     """
     if not torch.cuda.is_available():
         raise UsageError("the suite gpu needs a CUDA device, and this machine has none")
@@ -93,7 +93,7 @@ def measure(config: BenchmarkConfig, reporter: Reporter) -> Figures:
 
 
 def _note_of_busy_share() -> Figures:
-    """Return why there will be no figure of it, where nvidia-smi can't tell."""
+    """Return the reason why the busy share can't be measured, where nvidia-smi does not give it."""
     try:
         busy_share()
     except UsageError as error:
@@ -102,7 +102,7 @@ def _note_of_busy_share() -> Figures:
 
 
 def _figures(runs: dict[str, list[float]], gpus: int) -> Figures:
-    """Return the spread of everything, and the ratios that the runs' own neighbours give."""
+    """Return the spread of all figures, and the ratios of figures from the same repetition."""
     columns = {name: np.array(values) for name, values in runs.items()}
     limits = {"decode tasks": columns["decode tasks images/s"], "actor": gpus * columns["actor images/s"]}
     slowest = min(limits, key=lambda stage: float(np.median(limits[stage])))
@@ -120,7 +120,7 @@ def _figures(runs: dict[str, list[float]], gpus: int) -> Figures:
 
 
 def _sides(config: AnnotateConfig, photographs: Sequence[Path]) -> tuple[dict[str, Callable[[], float]], Figures]:
-    """Return what is timed in turn, by the name of its figure, and facts; what is to be compiled is compiled here."""
+    """Compile the networks; return the timings to run in turn, by the name of their figure, and some facts."""
     cores = os.cpu_count() or 1
     machine = Machine(cores * LOGICAL_PER_CORE, max(1, torch.cuda.device_count()), cores)
     model, compute = load_model(config), plan_compute(config, machine)
@@ -147,9 +147,9 @@ def _sides(config: AnnotateConfig, photographs: Sequence[Path]) -> tuple[dict[st
 def _nvjpeg(
     spec: DecodeSpec, fetched: pa.Table, size: int, threads: int
 ) -> tuple[dict[str, Callable[[], float]], Figures]:
-    """Return what times ``--decode gpu`` without a network, and the share of photographs that nvJPEG leaves to the CPU.
+    """Return a timing of ``--decode gpu`` without a network, and the share of photographs that the CPU must decode.
 
-    Where nvJPEG does not work at all there is only a figure that says so.
+    Where nvJPEG does not work, there is only a figure with the reason.
     """
     try:
         stage = GpuDecodeStage(spec, DEVICE, threads)
@@ -169,14 +169,14 @@ def _nvjpeg(
                 list(pool.map(decode, batches))
                 torch.cuda.synchronize()
 
-            all_batches()  # streams, buffers
+            all_batches()  # creates streams and buffers
             return len(fetched) / _seconds(all_batches)
 
     return {"nvJPEG images/s": images_per_s}, {"nvJPEG refuses": refused / len(first)}
 
 
 def _bare(model: Model, config: AnnotateConfig, size: int) -> Callable[[], float]:
-    """Return what times the network alone: compiled, its weights in the number type, one batch that is on the GPU."""
+    """Return a timing of the compiled network alone, with weights in the number type and a batch on the GPU."""
     dtype, side = DTYPES[resolve_precision(config.precision, DEVICE)], model.network.preprocessing.image_size
     network = load_network(model.network.name, model.weights.state, side)
     layers = torch.nn.Sequential(network.trunk, network.head).to(DEVICE, dtype).to(memory_format=torch.channels_last)
@@ -193,16 +193,16 @@ def _bare(model: Model, config: AnnotateConfig, size: int) -> Callable[[], float
 
 
 def _actor(stage: AnnotateStage, batches: list[pa.Table], threads: int) -> float:
-    """Return images/s of the stage from decoded tables to rows, as the actor runs it."""
+    """Return images/s of the stage from decoded tables to rows, run as in the actor."""
     work = [batches[index % len(batches)] for index in range(BATCHES + threads)]
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(stage, work[:threads]))  # each thread's stream and page-locked memory
+        list(pool.map(stage, work[:threads]))  # each thread creates its stream and its page-locked memory
         seconds = _seconds(lambda: list(pool.map(stage, work[threads:])))
     return sum(map(len, work[threads:])) / seconds
 
 
 def box_kernel(thresholds: Sequence[float]) -> Callable[[], float]:
-    """Return what times the boxes of maps (MAPS, 7, 7) that are on the GPU, in microseconds a map."""
+    """Return a timing, in microseconds a map, of the boxes of maps (MAPS, 7, 7) on the GPU."""
     noise = torch.randn(MAPS, 9, 9, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     maps, levels = avg_pool2d(noise, 3, stride=1), torch.tensor(thresholds, device=DEVICE)
 
@@ -219,13 +219,13 @@ def box_kernel(thresholds: Sequence[float]) -> Callable[[], float]:
 @dataclass(frozen=True)
 class _Whole:
     images_per_s: float
-    """At steady state."""
+    """Images/s at steady state."""
     busy_share: float | None
-    """Of the GPUs, by nvidia-smi, at steady state; null where it said nothing then."""
+    """Busy share of the GPUs at steady state, from nvidia-smi; None where nvidia-smi gave no value in that time."""
 
 
 def _whole_job(config: AnnotateConfig) -> _Whole:
-    """Return how fast ``camlake annotate`` is with all cores, and how busy it keeps the GPUs."""
+    """Return the speed of ``camlake annotate`` with all cores, and the busy share of the GPUs."""
     with following_busy_share() as shares:
         annotate(config, SilentReporter())
     times_s = annotated_s(Path(config.out))

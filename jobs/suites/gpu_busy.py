@@ -1,4 +1,4 @@
-"""The share of their time that the GPUs run kernels, asked of nvidia-smi."""
+"""The share of time in which the GPUs run kernels, from nvidia-smi."""
 
 import statistics
 import subprocess
@@ -15,19 +15,19 @@ ANSWERS_WITHIN_S = 20.0
 
 
 def busy_share() -> float:
-    """Return the mean of all GPUs, in [0, 1], over the last moments; raises UsageError where nvidia-smi can't say."""
+    """Return the present busy share in [0, 1], the mean of all GPUs; raises UsageError where nvidia-smi gives none."""
     try:
         told = subprocess.run(COMMAND, capture_output=True, text=True, check=True, timeout=ANSWERS_WITHIN_S).stdout
         return statistics.mean(float(line) for line in told.splitlines()) / 100
-    except (OSError, subprocess.SubprocessError, ValueError) as error:  # the last one for "[N/A]" and for no line
+    except (OSError, subprocess.SubprocessError, ValueError) as error:  # ValueError: "[N/A]", or no line at all
         raise UsageError(f"nvidia-smi does not tell the utilization of the GPU: {error}") from error
 
 
 @contextmanager
 def following_busy_share() -> Iterator[list[tuple[float, float]]]:
-    """Give a list that fills while the block runs: pairs of a moment (time.time) and the share of the GPUs then.
+    """Yield a list that grows while the ``with`` block runs: pairs of a time (time.time) and the busy share at it.
 
-    Moments at which nvidia-smi gives no answer are left out.
+    Times at which nvidia-smi gives no value are left out.
     """
     shares: list[tuple[float, float]] = []
     ended = threading.Event()

@@ -1,4 +1,4 @@
-"""The facts that a figure depends on, and the form that figures have."""
+"""Facts about the machine, on which figures depend, and the form of figures."""
 
 import os
 import platform
@@ -10,11 +10,11 @@ from typing import Any
 from pipeline.storage.lake import lineage
 
 Figures = dict[str, Any]
-"""What a suite measured: each figure's name with its unit, and its value; a repeated figure as ``spread`` gives it."""
+"""The figures of a suite: the name, with the unit, and the value; a repeated figure has the value of ``spread``."""
 
 
 def machine_facts() -> Figures:
-    """Return what a figure depends on: processor, cores, GPU, versions and commit."""
+    """Return the facts on which figures depend: processor, cores, GPU, versions and commit."""
     import torch
 
     return {
@@ -29,7 +29,7 @@ def machine_facts() -> Figures:
 
 
 def _processor() -> str:
-    """Return the processor's name; psutil does not know it, and the platform module gives only its family."""
+    """Return the processor's name; psutil does not have it, and the platform module has only the processor's family."""
     path = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in path.read_text().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor()

@@ -1,6 +1,6 @@
-"""The job at 100, 10,000 and 100,000 tiny images: the driver's peak memory, the time an image takes, the first results.
+"""Run the job on 100, 10,000 and 100,000 tiny images: the driver's peak memory, time per image, time to first results.
 
-Each size is a process of its own, as ``camlake annotate`` would be; times count from before it is started.
+Each size runs in a new process, as ``camlake annotate`` would; times count from before the process starts.
 """
 
 import json
@@ -27,11 +27,14 @@ SIZES = (100, 10_000, 100_000)
 TINY_HW = (48, 48)
 IMAGE_SIZE = 32
 PICTURES = 64
-"""Different pictures; they are repeated under new names."""
+"""Number of different pictures; they are repeated under new names."""
 
 
 def measure(config: BenchmarkConfig, reporter: Reporter) -> Figures:
-    """Return for each size what one run took; the driver's memory must not grow with it, nor the time of an image."""
+    """Return for each size the memory and the times of one run.
+
+    Neither the driver's memory nor the time per image should grow with the size.
+    """
     figures: Figures = {}
     peaks, times_s = [], []
     with tempfile.TemporaryDirectory() as temporary:
@@ -54,7 +57,7 @@ def measure(config: BenchmarkConfig, reporter: Reporter) -> Figures:
 
 
 def _linked(pictures: Sequence[Path], folder: Path, count: int) -> Path:
-    """Return a new folder with so many names for the pictures."""
+    """Create ``folder`` with ``count`` links to the pictures, and return it."""
     folder.mkdir()
     for index in range(count):
         os.link(pictures[index % len(pictures)], folder / f"{index:07d}.jpg")
@@ -62,7 +65,7 @@ def _linked(pictures: Sequence[Path], folder: Path, count: int) -> Path:
 
 
 def _annotate(images: Path, out: Path) -> Figures:
-    """Run the job in a fresh process and return what it saw of itself."""
+    """Run the job in a new process and return the figures that the process measured."""
     command = [sys.executable, "-m", "jobs.suites.memory", str(images), str(out), str(time.time())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -72,19 +75,19 @@ def _annotate(images: Path, out: Path) -> Figures:
 
 
 class _Timeline(Reporter):
-    """Remembers when each step of the job was reported, in seconds since ``started``."""
+    """A reporter that stores the time of each step of the job, in seconds since ``started``."""
 
     def __init__(self, started: float) -> None:
         self._started = started
         self.steps: dict[str, float] = {}
 
     def say(self, text: str, **facts: Any) -> None:
-        """Remember the step by its first words."""
+        """Store the time of the step under the first words of ``text``."""
         self.steps[" ".join(text.split()[:3])] = round(time.time() - self._started, 2)
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:
-        """Remember when the first image was done."""
+        """Store the time at which the first image was done."""
 
         def advance(done: int, rejected: int = 0) -> None:
             if done:
@@ -94,16 +97,17 @@ class _Timeline(Reporter):
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has held so far, with the pages of mapped libraries.
+    """Return the peak memory of this process so far in bytes, with the pages of mapped libraries.
 
-    Linux tells it in /proc. psutil has only what is held now, and ru_maxrss begins with what the parent process held.
+    The value comes from /proc on Linux: psutil has only the present memory, and ru_maxrss starts at the memory of the
+    parent process.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> None:
-    """Annotate a folder and print, as JSON, what it took: arguments are the folder, the output, and the start."""
+    """Annotate a folder and print the figures as JSON; the arguments are the folder, the output and the start time."""
     images, out, started = sys.argv[1], sys.argv[2], float(sys.argv[3])
     timeline = _Timeline(started)
     timeline.say("imports")

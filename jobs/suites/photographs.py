@@ -1,4 +1,4 @@
-"""The photographs and the weights that measurements work on, and the job over them."""
+"""The photographs and the weights for measurements, and the job that annotates the photographs."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from schemas.options.annotate import AnnotateConfig
 from schemas.options.benchmark import MeasureConfig
 
 PHOTO_HW = (375, 500)
-"""The usual size of an ImageNet photograph."""
+"""The usual (height, width) of an ImageNet photograph in pixels."""
 
 
 def make_photographs(
@@ -26,8 +26,8 @@ def make_photographs(
 ) -> list[Path]:
     """Return ``count`` JPEG files in ``folder``: the photographs of ``config`` in turn, or rendered scenes.
 
-    Each photograph gets a new name, as a hard link where the file system allows it, else as a copy. So never write into
-    these files. Raises UsageError for a folder without JPEG files.
+    Each photograph gets a new name, as a hard link where the file system allows it, else as a copy. Callers must not
+    write into these files. Raises UsageError for a folder without JPEG files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if config.images is None:
@@ -46,16 +46,16 @@ def _rendered(folder: Path, index: int, size_hw: tuple[int, int]) -> Path:
 
 
 def _named(source: Path, target: Path) -> Path:
-    target.unlink(missing_ok=True)  # It may be a name of another photograph, which a copy would overwrite.
+    target.unlink(missing_ok=True)  # The target may be a link to another photograph, which a copy would overwrite.
     try:
-        os.link(source.resolve(), target)  # Of a symbolic link it would make another one.
+        os.link(source.resolve(), target)  # Without resolve, a symbolic link would give another symbolic link.
     except OSError:
         shutil.copyfile(source, target)
     return target
 
 
 def weights_file(config: MeasureConfig, folder: Path) -> str:
-    """Return the weights to use: the given ones, or random ones in ``folder``; speed does not depend on them."""
+    """Return the path of the weights: the configured ones, or random ones in ``folder``, which are as fast."""
     if config.weights is not None or config.model == DEMO:
         return config.weights or "DEFAULT"
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What the suite of stages times: a stage by batches, and the parts of the one that holds the network."""
+"""The timings of the suite ``stages``: a stage in batches, and the parts of the stage with the network."""
 
 import dataclasses
 import itertools
@@ -17,20 +17,20 @@ from pipeline.models.networks.network import CamNetwork
 
 
 class Timed(NamedTuple):
-    """Something to time: a call, and how many images it works on."""
+    """A call to time, and the number of images that it processes."""
 
     run: Callable[[], Any]
     images: int
 
 
 def by_batch(stage: Callable[[pa.Table], pa.Table], table: pa.Table, size: int) -> Timed:
-    """Return a stage that takes a table in batches of ``size`` images."""
+    """Return the timing of a stage that processes ``table`` in batches of ``size`` images."""
     batches = [table.slice(at, size) for at in range(0, len(table), size)]
     return Timed(lambda: pa.concat_tables(map(stage, batches)), len(table))
 
 
 class _Recalled(nn.Module):
-    """A trunk that gives the feature maps of the first images, whatever it sees, at once."""
+    """A trunk that returns the stored feature maps of the first images at once, for any input."""
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()
@@ -42,7 +42,10 @@ class _Recalled(nn.Module):
 
 
 def network_parts(spec: AnnotateSpec, state: dict[str, Tensor], decoded: pa.Table) -> dict[str, Timed]:
-    """Return the forward pass, and how much longer the stage takes when a pass takes no time: less noise than both."""
+    """Return the timings of the forward pass alone, and of the steps after it with a forward pass that takes no time.
+
+    Such a forward pass makes the timings of the other steps less noisy.
+    """
     side, size = spec.image_size, spec.runtime.batch_size
     good = decoded.filter(decoded["reason_code"].is_null())
     pixels = [np.frombuffer(row, np.uint8).reshape(side, side, 3) for row in good["pixels"].to_pylist()]

@@ -1,6 +1,6 @@
-"""Each stage of the job alone: milliseconds an image takes one worker, and which stage limits this machine.
+"""Time each stage of the job alone: milliseconds an image on one worker, and the stage that limits this machine.
 
-The stages run in turn, again and again, over the same photographs, by the very functions that the job runs.
+The stages run in turn, repeatedly, on the same photographs, with the functions that the job uses.
 """
 
 import dataclasses
@@ -39,16 +39,16 @@ from schemas.options.annotate import AnnotateConfig
 from schemas.options.benchmark import BenchmarkConfig
 
 SAMPLE = 256
-"""Photographs of every stage behind the plan; listing and planning see all of ``count``."""
+"""Number of photographs for every stage after planning; listing and planning process all ``count`` photographs."""
 LARGE_HW = (3000, 4000)
-"""A photograph of a telephone."""
+"""(height, width) in pixels of a telephone's photograph."""
 IN_STREAM = ("fetch", "decode", "network", "maps and boxes", "answers to Arrow", "encoding and commit")
 STAGES = ("list", "list and plan", *IN_STREAM[:-1], "Parquet encoding", IN_STREAM[-1])
 SCALED, WHOLE = "decode 4000×3000 scaled", "decode 4000×3000 whole"
 
 
 def measure(config: BenchmarkConfig, reporter: Reporter) -> Figures:
-    """Return for each stage ms an image, images/s of one worker and of this machine, and its share of the slowest."""
+    """Return for each stage ms an image, images/s of one worker and of this machine, and share of the slowest stage."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_photographs(config, folder / "sample", min(SAMPLE, config.count))
@@ -63,7 +63,7 @@ def measure(config: BenchmarkConfig, reporter: Reporter) -> Figures:
 
 
 def _to_time(config: AnnotateConfig, model: Model, run: OpenRun) -> tuple[dict[str, Timed], dict[str, int]]:
-    """Return what is timed, by name, and how many workers this machine has for a stage, where not one a core."""
+    """Return the timings by name, and the workers of the stages that do not have one worker for each core."""
 
     def listed() -> int:
         return sum(
@@ -100,7 +100,7 @@ def _to_time(config: AnnotateConfig, model: Model, run: OpenRun) -> tuple[dict[s
 
 
 def _of_large_photographs(spec: DecodeSpec, sample: pa.Table) -> dict[str, Timed]:
-    """Return the decoding of two photographs of the sample, enlarged, at a smaller scale and whole."""
+    """Return timings of decoding two enlarged photographs of the sample: at a reduced scale, and at full size."""
     blobs = []
     for data in sample["data"].slice(0, 2).to_pylist():
         large = cv2.resize(decode(data, spec.limits).pixels, LARGE_HW[::-1], interpolation=cv2.INTER_CUBIC)
@@ -112,7 +112,7 @@ def _of_large_photographs(spec: DecodeSpec, sample: pa.Table) -> dict[str, Timed
 
 
 def _time(timed: dict[str, Timed], repeats: int, reporter: Reporter) -> dict[str, NDArray[np.float64]]:
-    """Return ms an image of each run, all of them in turn; a first run does not count."""
+    """Run all timings in turn; return ms an image of each repetition. A first repetition does not count."""
     runs_ms = {name: np.zeros(repeats + 1) for name in timed}
     for repeat in range(repeats + 1):
         for name, one in timed.items():
@@ -124,7 +124,7 @@ def _time(timed: dict[str, Timed], repeats: int, reporter: Reporter) -> dict[str
 
 
 def _figures(runs_ms: dict[str, NDArray[np.float64]], workers: dict[str, int]) -> Figures:
-    """Return the figures; a stage's share of the slowest is that of their times on all workers, run by run."""
+    """Return the figures; a stage's share is its time on all workers divided by the slowest stage's, per repetition."""
     nothing, maps, answers = (values for name, values in runs_ms.items() if name.startswith("no network"))
     runs_ms = runs_ms | {"maps and boxes": maps - nothing, "answers to Arrow": answers - maps}
     here_ms = {name: runs_ms[name] / workers[name] for name in STAGES}

@@ -1,4 +1,4 @@
-"""Images/s of a job at steady state, from the column of its output that says when each image was annotated."""
+"""Images/s of a job at steady state, from the column ``annotated_at`` of its output."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ class SilentReporter(Reporter):
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:
-        """Give a function that does nothing."""
+        """Yield a function that does nothing."""
 
         def advance(done: int, rejected: int = 0) -> None: ...
 
@@ -28,7 +28,7 @@ class SilentReporter(Reporter):
 
 
 def annotated_s(out: Path) -> list[float]:
-    """Return when each image was annotated, in seconds since 1970, sorted: the column of whatever Parquet has it."""
+    """Return the sorted times at which images were annotated, in seconds since 1970, from all Parquet files."""
     columns = [
         pq.read_table(path, columns=[name], partitioning=None)[name]
         for path in out.rglob("*.parquet")
@@ -39,9 +39,9 @@ def annotated_s(out: Path) -> list[float]:
 
 
 def steady_per_s(times_s: Sequence[float]) -> float:
-    """Return images/s between the first fifth and the last tenth of the sorted times, when all workers are at work.
+    """Return images/s between the first fifth and the last tenth of the sorted times, when all workers work.
 
-    Raises UsageError where nothing lies between them.
+    Raises UsageError where this part has no length.
     """
     start_s, end_s = times_s[len(times_s) // 5], times_s[len(times_s) * 9 // 10]
     if end_s == start_s:

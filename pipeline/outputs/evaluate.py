@@ -163,7 +163,7 @@ def _map_chunks(lake: Lake, model: str) -> Iterator[tuple[NDArray[np.uint8], Int
 
 
 def _pixel_counts(lake: Lake, match: Match, truth: Truth, masks: Masks) -> PixelCounts | None:
-    """Return the counts of every pair with a mask; None without any. A pair without a map has the score 0 everywhere."""
+    """Return the counts of every pair with a mask; None without any. A pair without a map has score 0 everywhere."""
     heat = {
         int(pair): one
         for maps, pairs in _map_chunks(lake, match.run.model)

@@ -1,6 +1,6 @@
-"""The one door to storage: URLs become fsspec filesystems, and the stores' failures become camlake's errors.
+"""All access to storage begins here: URLs become fsspec filesystems, and the stores' failures camlake's errors.
 
-Pass URLs and a StorageConfig between processes, never a filesystem: each process connects by itself, and fsspec keeps
+Pass URLs and a StorageConfig between processes, never a filesystem. Each process connects separately, and fsspec keeps
 one connection pool for each process, thread and set of options.
 """
 
@@ -22,9 +22,9 @@ from schemas.url_secrets import has_credentials, safe_url
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _ALIASES = {"local": "file", "s3a": "s3", "gcs": "gs", "az": "abfs"}
 _HOST_IN_PATH = {"file", "s3", "gs", "memory", "http", "https"}
-"""Protocols whose filesystem is the same for every host or bucket, because the path names it."""
+"""Protocols whose filesystem is the same for every host or bucket, because the path contains the host or bucket."""
 _S3_ATTEMPTS = 4
-"""Of botocore, for 5xx answers, throttling and lost connections: about 4 s of waiting in all."""
+"""Most attempts that botocore makes after 5xx answers, throttling and lost connections; it waits about 4 s in all."""
 
 
 def protocol_of(url: str) -> str:
@@ -39,7 +39,7 @@ def connect(url: str, storage: StorageConfig, *, anonymous: bool = False) -> tup
 
     Characters such as ``#``, ``?``, ``%``, ``*`` or ``::`` are part of the path; nothing is unquoted or chained. No
     listing is cached. Raises UsageError for a protocol that fsspec does not know or whose package is not installed, for
-    options its filesystem refuses, and for a bucket's URL with a key and a secret in it.
+    options that the filesystem refuses, and for the URL of a bucket that contains a key and a secret.
     """
     protocol = protocol_of(url)
     _refuse_credentials(url)
@@ -48,7 +48,7 @@ def connect(url: str, storage: StorageConfig, *, anonymous: bool = False) -> tup
         if protocol == "file":
             return kind(), _absolute(url)
         options = _options(protocol, storage, anonymous)
-        if protocol != "s3":  # s3fs would read a key with "?versionId=" as a version
+        if protocol != "s3":  # s3fs would take "?versionId=" in a key as a version.
             options = options_in(kind, url) | options
         fs = kind(**options)
         if is_s3(fs):
@@ -62,15 +62,15 @@ def connect(url: str, storage: StorageConfig, *, anonymous: bool = False) -> tup
 
 
 class Stores:
-    """The filesystems of many URLs: each store is connected once, by the first URL that needs it."""
+    """The filesystems of many URLs; each store is connected once, when the first URL of the store is used."""
 
     def __init__(self, storage: StorageConfig, *, anonymous: bool = False) -> None:
-        """Connect nothing yet."""
+        """Keep the options; no store is connected yet."""
         self.storage, self.anonymous = storage, anonymous
         self._connected: dict[tuple[str, str], AbstractFileSystem] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Travel to another process without connections."""
+        """Return the state for another process, without connections."""
         return vars(self) | {"_connected": {}}
 
     def filesystem(self, url: str) -> AbstractFileSystem:
@@ -106,11 +106,11 @@ def _options(protocol: str, storage: StorageConfig, anonymous: bool) -> dict[str
 
 
 def _s3_options(storage: StorageConfig, anonymous: bool) -> dict[str, Any]:
-    """Return s3fs's options.
+    """Return the options of s3fs.
 
-    Stores other than AWS often reject the checksum trailers that newer SDKs add to every upload (Ceph, older MinIO,
-    many gateways), so checksums are sent only where S3 requires them, unless AWS_REQUEST_CHECKSUM_CALCULATION or
-    AWS_RESPONSE_CHECKSUM_VALIDATION say otherwise.
+    Many stores other than AWS (Ceph, older MinIO, gateways) reject the checksum trailers that newer SDKs add to every
+    upload. So checksums are sent only where S3 requires them, unless the user sets AWS_REQUEST_CHECKSUM_CALCULATION or
+    AWS_RESPONSE_CHECKSUM_VALIDATION.
     """
     config: dict[str, Any] = {
         "connect_timeout": 10,
@@ -130,29 +130,32 @@ def _s3_options(storage: StorageConfig, anonymous: bool) -> dict[str, Any]:
 
 
 def is_local(fs: AbstractFileSystem) -> bool:
-    """Tell whether ``fs`` is this machine's own filesystem."""
+    """Return whether ``fs`` is the local filesystem of this machine."""
     return isinstance(fs, LocalFileSystem)
 
 
 def is_s3(fs: AbstractFileSystem) -> bool:
-    """Tell whether ``fs`` is s3fs, whose ``call_s3`` speaks the S3 API itself."""
+    """Return whether ``fs`` is s3fs, whose method ``call_s3`` makes requests of the S3 API."""
     return "s3" in fs.protocol and hasattr(fs, "call_s3")
 
 
 def is_http(fs: AbstractFileSystem) -> bool:
-    """Tell whether ``fs`` is fsspec's client of web servers."""
+    """Return whether ``fs`` is fsspec's client of web servers."""
     return "http" in fs.protocol
 
 
 def read_object(fs: AbstractFileSystem, path: str) -> bytes:
-    """Return an object's bytes, on S3 by one request; raises what the filesystem raises."""
-    # s3fs would ask for the size first, to read what is large in several requests.
+    """Return an object's bytes, on S3 by one request; raises the errors of the filesystem."""
+    # By default s3fs asks for the size first and reads a large object in several requests.
     data: bytes = fs.cat_file(path, max_concurrency=1) if is_s3(fs) else fs.cat_file(path)
     return data
 
 
 def canonical_url(url: str) -> str:
-    """Return the spelling of ``url`` that ids are made of: without secrets; a local path absolute, without protocol."""
+    """Return the spelling of ``url`` that ids are made from.
+
+    It has no secrets; a local path is absolute and has no protocol.
+    """
     protocol = protocol_of(url)
     if protocol == "file":
         return _absolute(url)
@@ -161,7 +164,7 @@ def canonical_url(url: str) -> str:
 
 
 def read_url(url: str, storage: StorageConfig) -> bytes:
-    """Return the bytes of one small file, such as weights or labels; raises InputError where it can't be read."""
+    """Return the bytes of one file, such as weights or labels; raises InputError where the file can't be read."""
     fs, path = connect(url, storage)
     with store_errors(f"{safe_url(url)} can't be read", InputError):
         return read_object(fs, path)

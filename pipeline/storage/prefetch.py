@@ -1,4 +1,4 @@
-"""Iterators whose threads work ahead of the consumer. Results keep their order, and memory is bounded."""
+"""Iterators with threads that work ahead of the consumer; results keep their order, and memory is bounded."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TypeVar
 
 CHUNK = 10_000
-"""Items that ``chain_ahead`` reads of a source in advance: a usual shard has no more images."""
+"""Most items of a source that ``chain_ahead`` reads in advance; a usual shard has no more images."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -16,8 +16,8 @@ _Result = TypeVar("_Result")
 def map_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[_Result]:
     """Yield ``function(item)`` of each item, in the items' order.
 
-    At most ``threads`` calls run at once; results that nobody has taken yet count as running calls. An exception of a
-    call is raised in the place of its result, and calls that have not begun by then are not made.
+    At most ``threads`` calls run at once; a result that the caller has not taken yet counts as a running call. The
+    exception of a call is raised when its result is due, and calls that have not begun by then are cancelled.
     """
     remaining = iter(items)
     with ThreadPoolExecutor(threads) as pool:
@@ -35,8 +35,8 @@ def map_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item], thre
 def chain_ahead(sources: Iterable[Iterable[_Item]], threads: int) -> Iterator[_Item]:
     """Yield all items of the first source, then all of the second, and so on, while threads read the next sources.
 
-    At most CHUNK items of each of ``threads`` sources are in memory. An exception of a source is raised when its items
-    are due.
+    At most CHUNK items of each of ``threads`` sources are in memory. The exception of a source is raised when the
+    items of the source are due.
     """
     remaining = iter(sources)
     with ThreadPoolExecutor(threads) as pool:

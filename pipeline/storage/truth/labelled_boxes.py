@@ -1,7 +1,7 @@
-"""The box that a labelled image is learned with: the largest one of its class, from the table of labels or a truth.
+"""Finds the box to learn for each labelled image: the largest box of its class in the table of labels or in a truth.
 
-A network with a box head learns one box an image. Where an image has several objects of its class, the largest one
-counts, because a box around all of them would fit none.
+A network with a box head learns one box for each image. Where an image has several objects of its class, the largest
+object counts, because a box around all objects would fit none of them.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,17 @@ from pipeline.storage.truth.truth import Truth
 from schemas.errors import UsageError
 
 BOX = pa.field("box", pa.list_(pa.float64()))
-"""Column of a plan beside those of PLAN: xmin ymin xmax ymax, pixels of the upright original; null where unknown."""
+"""A column that is added to PLAN: xmin ymin xmax ymax in pixels of the upright original; null where unknown."""
 Boxes = NDArray[np.float64]
-"""(R, 4) float64: xmin, ymin, xmax, ymax in pixels, half-open; a row of NaN is no box."""
+"""(R, 4) float64: xmin, ymin, xmax, ymax in pixels, half-open; a row of NaN stands for no box."""
 
 
 def box_rows(table: pa.Table, name: str, convention: Convention = "half-open") -> Boxes:
-    """Return the boxes in the columns xmin, ymin, xmax, ymax of a table, a row for each of its rows.
+    """Return the boxes in the columns xmin, ymin, xmax, ymax of a table, one for each row of the table.
 
-    ``convention`` says how the table means xmax and ymax. Four empty cells are no box. Raises UsageError, which begins
-    with ``name``, for some empty ones, for what is no number, and for a box without area.
+    ``convention`` tells whether xmax and ymax of the table are half-open or inclusive. Four empty cells stand for no
+    box. Raises UsageError, whose text begins with ``name``, for one to three empty cells, for a cell that is not a
+    finite number, and for a box without area.
     """
     cells = pd.DataFrame({column: pd.Series(table[column].to_pylist(), dtype=object) for column in BOX_COLUMNS})
     empty = (cells.isna() | (cells == "")).to_numpy()
@@ -41,23 +42,23 @@ def box_rows(table: pa.Table, name: str, convention: Convention = "half-open") -
             f" ymax with xmin {less} xmax and ymin {less} ymax, or four empty cells"
         )
     known = np.where(empty, np.nan, boxes)
-    if convention == "half-open":  # The others have one added already.
+    if convention == "half-open":  # 1 has been added to inclusive boxes already.
         refuse_fractions(known, name)
     return known
 
 
 def half_open(boxes: Boxes, convention: Convention) -> Boxes:
-    """Return boxes (R, 4) whose xmax and ymax are meant as ``convention`` says as half-open ones."""
+    """Return boxes (R, 4) as half-open boxes; ``convention`` is the convention of the given boxes."""
     return half_open_pixels(boxes) if convention == "inclusive" else boxes
 
 
 def true_boxes(
     truth: Truth, plan: pa.Table, labels: Sequence[str], convention: Convention = "half-open"
 ) -> tuple[list[str], Boxes]:
-    """Return uris of ``plan`` and the boxes that a truth has of each image's class, as ``with_boxes`` takes both.
+    """Return the R boxes that a truth has of the classes of the images in ``plan``, with the uri of each box's image.
 
-    A truth's class is the one of ``labels`` by its name, else the one by its ids; ``convention`` says how it means xmax
-    and ymax. Raises UsageError as ``Truth.match``.
+    Where the label of a true box is among ``labels``, the label is its class; else its class ids count. ``convention``
+    tells whether xmax and ymax of the truth are half-open or inclusive. Raises UsageError as ``Truth.match`` does.
     """
     uris, classes = plan["uri"].to_pylist(), plan["classes"].to_pylist()
     ids_of = {label: [class_id] for class_id, label in enumerate(labels)}
@@ -73,9 +74,10 @@ def true_boxes(
 
 
 def with_boxes(plan: pa.Table, uris: Sequence[str], boxes: Boxes) -> pa.Table:
-    """Return ``plan`` with the column BOX: of the ``boxes`` (R, 4) of the images ``uris`` (R,) each image's largest.
+    """Return ``plan`` with the column BOX, the largest of the ``boxes`` (R, 4) that belong to an image.
 
-    Of equally large ones the first counts.
+    ``uris`` (R,) names the image of each box. The first of equally large boxes counts. The column is null for an image
+    without a box.
     """
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     largest: dict[str, int] = {}

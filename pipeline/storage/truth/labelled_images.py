@@ -1,4 +1,4 @@
-"""Labelled images for training: a folder for each class, or a table of uris and labels, as a plan with class ids."""
+"""Reads labelled images for training, from a folder for each class or from a table, as a plan with class ids."""
 
 import hashlib
 import json
@@ -31,39 +31,39 @@ from schemas.tables import PLAN
 from schemas.url_secrets import safe_url
 
 SEPARATOR = ";"
-"""Between several labels in one cell."""
+"""Separates several labels in one cell."""
 TABLES_OF_LABELS = TABLE_SUFFIXES
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with what is on them."""
+    """Images with their labels and, where boxes are learned, their boxes."""
 
     plan: pa.Table
-    """Of the schema PLAN, ordered by image_id; ``classes`` holds the ids of the labels, ascending.
+    """A table of the schema PLAN, ordered by image_id; ``classes`` holds the ascending ids of an image's labels.
 
-    Where boxes are learned too it has the column BOX.
+    Where boxes are learned, the table also has the column BOX.
     """
     labels: tuple[str, ...]
     """Names of the C classes."""
     multi_label: bool
-    """Whether an image may have several labels, or none."""
+    """Whether an image may have several labels or no label."""
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.plan)
 
     def counts(self) -> NDArray[np.int64]:
-        """Return (C,) the number of images of each class."""
+        """Return (C,): the number of images of each class."""
         return np.bincount(self.plan["classes"].combine_chunks().flatten().to_numpy(), minlength=len(self.labels))
 
     @property
     def n_boxes(self) -> int:
-        """How many images have a box."""
+        """The number of images that have a box."""
         return len(self.plan) - self.plan[BOX.name].null_count if BOX.name in self.plan.column_names else 0
 
     def digest(self) -> str:
-        """Return a SHA-256, 64 hex digits: another one where uris, versions, labels, classes or boxes changed."""
+        """Return the SHA-256, 64 hex digits, of the images' uris, versions, classes and boxes and of the labels."""
         columns = ["uri", "etag", "size_bytes", "modified_at", "classes"]
         columns += [BOX.name] * (BOX.name in self.plan.column_names)
         digest = hashlib.sha256(json.dumps([self.labels, self.multi_label]).encode())
@@ -72,9 +72,10 @@ class LabelledImages:
         return digest.hexdigest()
 
     def with_boxes_of(self, truth: Truth, convention: Convention = "half-open") -> Self:
-        """Return the images with the boxes that a truth has of their classes; raises UsageError as ``Truth.match``.
+        """Return the images with the boxes that a truth has of the images' classes.
 
-        ``convention`` says how the truth means xmax and ymax.
+        ``convention`` tells whether xmax and ymax of the truth are half-open or inclusive. Raises UsageError as
+        ``Truth.match`` does.
         """
         return replace(self, plan=with_boxes(self.plan, *true_boxes(truth, self.plan, self.labels, convention)))
 
@@ -84,9 +85,10 @@ class LabelledImages:
 
 
 def read_label_names(url: str, storage: StorageConfig) -> tuple[str, ...]:
-    """Return the class names of a file, one a line or a JSON list.
+    """Return the class names of a file, which has one name on each line or a JSON list.
 
-    Raises InputError where it can't be read, UsageError for a name that stands twice, no name, or another content.
+    Raises InputError where the file can't be read. Raises UsageError for a repeated name, a file without names, and
+    other content.
     """
     labels = read_label_text(url, storage)
     twice = [label for label, count in Counter(labels).items() if count > 1]
@@ -105,15 +107,17 @@ def read_labelled(
 ) -> LabelledImages:
     """Return the labelled images at ``url``: a folder with a folder for each class, or a CSV or Parquet file.
 
-    The file has a column uri (or url, path, file, image_path; relative ones lie beside it) and label (or class_name).
-    Several labels in one cell, separated by ``;``, or a list make all images multi-label: then a cell may be empty. A
-    class of a folder is the first folder's name below ``url``. ``known`` gives the classes, as names or as the training
-    data of a validation set; None: all labels found, sorted, by value where all are whole numbers. With ``boxes`` the
-    images have the boxes in the file's columns xmin, ymin, xmax and ymax, as far as there are any; it says how the file
-    means xmax and ymax.
+    The label of an image in a folder is the name of the first folder below ``url``. A file has a column uri (or url,
+    path, file, image_path; relative to the file's folder) and a column label (or class_name). If a cell has several
+    labels, as a list or separated by ``;``, all images are multi-label, and a cell may be empty.
 
-    Raises InputError where nothing can be read, and UsageError, which names ``option``, for a missing column, an image
-    without a label or with two, and a label that is not in ``known``.
+    ``known`` gives the classes, as names or as the training data that a validation set belongs to. With None the
+    classes are all labels, sorted; labels that are all whole numbers are sorted by value. With ``boxes`` the images get
+    the boxes in the columns xmin, ymin, xmax and ymax of the file, if it has them; ``boxes`` tells whether xmax and
+    ymax are half-open or inclusive.
+
+    Raises InputError where nothing can be read. Raises UsageError, which names ``option``, for a missing column, for an
+    image with no label or two labels unless the images are multi-label, and for a label that is not in ``known``.
     """
     name = f"{option} {safe_url(url)}"
     is_table = suffix_of(url) in TABLES_OF_LABELS
@@ -123,7 +127,7 @@ def read_labelled(
         raise UsageError(f"{name}: {listing.kind}; {allowed}")
     plan = pa.Table.from_batches(listing.batches, schema=PLAN)
     uris: list[str] = plan["uri"].to_pylist()
-    own_boxes: Boxes | None = None  # Of each row.
+    own_boxes: Boxes | None = None  # One box for each row.
     if is_table:
         cells, own_boxes = _label_table(url, storage, name, boxes)
     else:
@@ -138,7 +142,7 @@ def read_labelled(
 
 
 def _list_folder(url: str, storage: StorageConfig) -> Listing:
-    """Return the listing of a folder's images, whatever archives lie beside them; else of what it holds instead."""
+    """Return the listing of a folder's images, without its archives; a folder without images is listed as it is."""
     try:
         return list_inputs(url, storage, how=InputOptions(kind="images"))
     except InputError:
@@ -146,8 +150,8 @@ def _list_folder(url: str, storage: StorageConfig) -> Listing:
 
 
 def split_by_hash(images: LabelledImages, share: float) -> tuple[LabelledImages, LabelledImages]:
-    """Return the images without and with a ``share`` of them, chosen by their ids: always the same ones."""
-    # The other half of the id than --sample goes by.
+    """Return the images in two parts, the second with about a ``share`` of them; the image ids alone decide."""
+    # The second half of the id, because --sample uses the first half.
     chosen = pa.array([int(image_id[16:], 16) < share * 2**64 for image_id in images.plan["image_id"].to_pylist()])
     inverse = pc.invert(chosen)
     return replace(images, plan=images.plan.filter(inverse)), replace(images, plan=images.plan.filter(chosen))
@@ -156,7 +160,7 @@ def split_by_hash(images: LabelledImages, share: float) -> tuple[LabelledImages,
 def _label_table(
     url: str, storage: StorageConfig, name: str, boxes: Convention | None
 ) -> tuple[list[tuple[str, ...]], Boxes | None]:
-    """Return each row's labels, as the listing of manifests counts rows, and its box, where asked for and there."""
+    """Return the labels of each row, in the order of the listing, and the boxes, or None where they are not wanted."""
     fs, path = connect(url, storage, anonymous=storage.anonymous)
     with store_errors(f"{name} can't be read", InputError):
         if suffix_of(path) in PARQUET_SUFFIXES:
@@ -177,7 +181,7 @@ def _label_table(
 
 
 def _choose(names: Sequence[str], name: str, boxes: bool) -> list[str]:
-    """Return the column of labels, and where asked for and there those of boxes."""
+    """Return the column of labels, and with ``boxes`` the four columns of boxes where all four exist."""
     try:
         label = first_column(names, LABEL_COLUMNS)
     except ColumnError as error:
@@ -187,7 +191,7 @@ def _choose(names: Sequence[str], name: str, boxes: bool) -> list[str]:
 
 
 def _folders(uris: Sequence[str], url: str, name: str) -> list[tuple[str, ...]]:
-    """Return for each image the folder below ``url`` that it lies in."""
+    """Return for each image the name of its folder below ``url``, as its only label."""
     root = canonical_url(url).rstrip("/") + "/"
     names = [uri.removeprefix(root).split("/") for uri in uris]
     loose = next((uri for uri, parts in zip(uris, names, strict=True) if len(parts) < 2), None)
@@ -219,7 +223,7 @@ def _labelled(
 
 
 def _check_single(uris: Sequence[str], cells: Sequence[tuple[str, ...]], name: str) -> None:
-    """Raise UsageError for the first image that has not one label."""
+    """Raise UsageError for the first image that does not have exactly one label."""
     label_of: dict[str, str] = {}
     for uri, cell in zip(uris, cells, strict=True):
         if len(cell) != 1:

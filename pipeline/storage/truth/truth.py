@@ -1,4 +1,4 @@
-"""The truth that scores are made against: pairs of an image and what fits an object in it, with boxes."""
+"""Reads the truth that outputs are scored against: pairs of an image and a class of an object in it, with boxes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,34 +17,34 @@ from schemas.url_secrets import safe_url
 
 @dataclass(frozen=True)
 class Truth:
-    """P pairs of an image and what fits one kind of object in it, with the G boxes of these objects.
+    """P pairs of an image and a class of objects in it, with the G boxes of these objects.
 
-    There is a box for every pair, or, where only masks tell where objects are, none at all.
+    Every pair has a box; a truth that has masks only has no boxes at all.
     """
 
     keys: tuple[str, ...]
-    """(P,) what the images are called: a uri, or the end of one after a ``/``."""
+    """(P,) name of the pair's image: a uri, or the end of a uri after a ``/``."""
     class_ids: tuple[tuple[int, ...], ...]
-    """(P,) the network's classes that fit; empty where only ``labels`` says what it is."""
+    """(P,) ids of the network's classes that fit the pair; empty where the pair has a label only."""
     labels: tuple[str, ...]
-    """(P,) name of the class; empty where the truth gives none."""
+    """(P,) name of the pair's class; empty where the truth has no name."""
     boxes_xyxy: NDArray[np.float64]
-    """(G, 4) pixels of the upright original."""
+    """(G, 4) xmin, ymin, xmax, ymax in pixels of the upright original, in the convention of the truth."""
     owner: NDArray[np.int64]
-    """(G,) the pair of each box, ascending."""
+    """(G,) index of the pair of each box, ascending."""
     without_class: int
-    """Objects left out because no class of the network fits them: their class id is empty or their label lacking."""
+    """Number of objects that are left out because they have no class id, or a label that the network does not have."""
     lacking: tuple[str, ...] = ()
     """Labels that the list of the network's classes does not have."""
     skipped: tuple[str, ...] = ()
-    """Annotations that can't be used, each named with the reason."""
+    """Annotations that can't be used, each with the reason."""
 
     def match(self, uris: Sequence[str]) -> NDArray[np.int64]:
-        """Return (P,) int64: the index in ``uris`` of each pair's image, -1 where there is none.
+        """Return (P,) int64: the index in ``uris`` of each pair's image; -1 where the image is not among them.
 
-        A key fits the uri that equals it or ends with ``/`` and it, as ``pipeline.storage.names`` compares names; of
-        several keys that fit a uri, the longest does.
-        Raises UsageError for a key that fits several uris.
+        A key fits a uri that is equal to the key or ends with ``/`` and the key; ``pipeline.storage.names`` compares
+        the names. Where several keys fit a uri, the longest key counts. Raises UsageError for a key that fits several
+        uris.
         """
         known = {plain_name(key): key for key in self.keys}
         found: dict[str, int] = {}
@@ -64,9 +64,9 @@ class Truth:
 def read_truth(url: str, storage: StorageConfig, names: ClassNames | None = None) -> Truth:
     """Return the truth at ``url``: a .csv, .tsv, .parquet or .json file, or a folder, as ``truth_files`` reads it.
 
-    ``names`` gives the labels of a truth without class ids those of the network. Raises InputError where nothing can be
-    read there, UsageError where it is of no known format, lacks a column, has a coordinate that is no number, no box at
-    all, or with ``names`` no label that is one of them.
+    ``names`` maps the labels of a truth without class ids to the network's class ids. Raises InputError where nothing
+    can be read. Raises UsageError for an unknown format, a missing column, a coordinate that is not a number, a truth
+    without an object of a class, and with ``names`` a truth without any of these labels.
     """
     skipped: list[str] = []
     rows = true_objects(url, storage, anonymous=storage.anonymous, skipped=skipped)
@@ -77,7 +77,7 @@ def read_truth(url: str, storage: StorageConfig, names: ClassNames | None = None
 
 
 def _named(objects: Iterable[TrueBox], names: ClassNames, lacking: dict[str, None]) -> Iterator[TrueBox]:
-    """Yield objects with the class ids of their labels; one whose label is not there loses it to ``lacking``."""
+    """Yield objects with the class ids of their labels; an unknown label is removed and added to ``lacking``."""
     for each in objects:
         ids = each.class_ids or names.ids(each.label)
         if each.label and not ids:
@@ -86,7 +86,10 @@ def _named(objects: Iterable[TrueBox], names: ClassNames, lacking: dict[str, Non
 
 
 def _grouped(boxes: Iterable[TrueBox], path: str, lacking: dict[str, None], skipped: list[str]) -> Truth:
-    """Return the pairs of ``boxes`` in the order they first appear; raises UsageError for a turned-over box or none."""
+    """Return the pairs of ``boxes`` in the order of their first objects.
+
+    Raises UsageError for a box with xmax < xmin or ymax < ymin, and where there is no pair.
+    """
     pairs: dict[tuple[str, tuple[int, ...], str], list[tuple[float, float, float, float]]] = {}
     labels: list[str] = []
     without_class = 0

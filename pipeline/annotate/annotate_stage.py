@@ -1,6 +1,6 @@
-"""The annotate stage: tables of decoded images in, tables with classes, boxes, maps and features out.
+"""The annotate stage: turns tables of decoded images into tables with classes, boxes, maps and features.
 
-Ray or a plain loop runs it. No single image makes it raise: an image that can't be localized becomes a row with a
+Ray or a plain loop runs it. A single image never makes it raise: an image that can't be localized becomes a row with a
 reason.
 """
 
@@ -37,21 +37,21 @@ from schemas.reasons import Reason
 from schemas.tables import TIMESTAMP, FeatureType, network_types
 
 FEATURE_BITS = 11
-"""Significant bits that are stored of the features of a network in bf16 or fp16, which compute with 8 and 11 bits.
+"""Significant bits of stored features, for a network that computes in bf16 (8 bits) or fp16 (11 bits).
 
-The further bits of a float32 would be noise; they would be a third of the whole output of MobileNetV2.
+The other bits of a float32 would be noise, and a third of all output bytes of MobileNetV2.
 """
 
 
 @dataclass(frozen=True)
 class AnnotateSpec:
-    """How the network is made and what it shall compute; small, because a copy goes to every actor."""
+    """How to load the network and what it computes; small, because every actor gets a copy."""
 
     load: Callable[[dict[str, Tensor]], CamNetwork]
     """Builds the network from a state dict."""
     labels: tuple[str, ...]
     image_size: int
-    """Side in pixels of the square in which decoded pictures arrive."""
+    """S, the side in pixels of the square inputs in a decoded table."""
     rule: CamRule
     runtime: Runtime
     outputs: tuple[str, ...]
@@ -60,31 +60,31 @@ class AnnotateSpec:
     multi_label: bool
     """Whether a class's probability is the sigmoid of its logit; otherwise it is the softmax over all classes."""
     calibration: Calibration | None
-    """Computes ``box_score``; with None it is the class's probability times the share of right boxes."""
+    """Computes ``box_score``; with None the score is the class's probability times ``right_share``."""
     method: Method = "cam"
     views: tuple[View, ...] | None = None
     """The parts of each picture that the network runs on; None: one view, the whole picture."""
     foreground: Foreground | None = None
-    """The direction whose maps the class maps are fused with before boxes are cut; None: boxes of the class maps."""
+    """The direction whose maps are fused with the class maps before boxes are cut; None: no fusion."""
 
     @property
     def right_share(self) -> float:
-        """Share of boxes of a true class that are right."""
+        """Share of right boxes among the boxes of true classes."""
         return self.foreground.card.right_share if self.foreground else RIGHT_SHARE
 
     @property
     def every_map_has_a_box(self) -> bool:
-        """Whether a map without a positive value has a box too: scaled maps always reach 1."""
+        """Whether a map without a positive value has a box too, because maps are scaled to a maximum of 1."""
         return self.foreground is not None or self.rule.boxes.name == "auto"
 
     @property
     def box_method(self) -> str:
-        """What the column ``method`` of the boxes says."""
+        """The value of the column ``method`` of the boxes."""
         return f"{self.method}*foreground" if self.foreground else self.method
 
 
 class BusyClock:
-    """Measures for how long at least one thread was working; each thread works inside a ``with`` block of the clock."""
+    """Measures how long at least one thread was working; a thread works inside a ``with`` block of the clock."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -122,7 +122,7 @@ class AnnotateStage:
     """
 
     def __init__(self, spec: AnnotateSpec, state: dict[str, Tensor]) -> None:
-        """Load the network once, on the device of ``spec``, and compile it if ``spec`` says so.
+        """Load the network with the weights ``state`` on the device of ``spec``; compile it if ``spec`` asks for it.
 
         Raises ModelError, which fails the run, where CUDA is missing or the network can't be compiled.
         """
@@ -146,17 +146,17 @@ class AnnotateStage:
         self._labels = pa.array(spec.labels, pa.string())
         self._schema = row_schema(network_types(network.channels, spec.feature_type))
         self.busy = BusyClock()
-        """Runs while the network runs and while its results are brought to main memory."""
+        """Runs while the network runs and while its results are copied to main memory."""
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         """Return one wide row for each row of ``decoded``, in order."""
         return self.annotate(decoded)
 
     def annotate(self, decoded: pa.Table, pixels: Tensor | None = None) -> pa.Table:
-        """Return one wide row for each row of ``decoded``, in order.
+        """Return one wide row for each row of ``decoded``, in order; an image with NaN or infinity is NON_FINITE.
 
-        ``pixels``: (B, S, S, 3) uint8 on the network's device, the pictures of the B rows that are not rejected, where
-        they do not stand in the column ``pixels``.
+        ``pixels``: (B, S, S, 3) uint8 on the network's device, the inputs of the B rows that are not rejected; None
+        where the column ``pixels`` of ``decoded`` holds the inputs.
         """
         reasons, details = _combined(decoded["reason_code"]), _combined(decoded["detail"])
         good = np.flatnonzero(reasons.is_null())
@@ -187,7 +187,7 @@ class AnnotateStage:
         return self._localizer(inputs, sizes_hw, self.spec.resize.valid_hw(sizes_hw), named)
 
     def _results(self, localized: Localized) -> dict[str, pa.Array]:
-        """Return the columns of the wide rows of localized images; boxes and heatmaps are nested, a list an image."""
+        """Return the columns of the wide rows of localized images; boxes and heatmaps have a list for each image."""
         maps, boxes = localized.maps, localized.boxes
         per_map = {
             "rank": pa.array(maps.rank),
@@ -221,7 +221,7 @@ class AnnotateStage:
         return columns | {"box_score": scores, "method": pa.repeat(self.spec.box_method, len(map_row))}
 
     def _spread(self, results: dict[str, pa.Array], good: NDArray[np.int64], accepted: pa.Array) -> dict[str, pa.Array]:
-        """Return ``results``, whose rows are those numbered ``good``, for all rows; null where a row is rejected."""
+        """Return ``results``, which has the rows numbered ``good``, for all rows, with null for rejected rows."""
         if not results or not accepted.false_count:
             return results
         position = np.zeros(len(accepted), np.int64)
@@ -236,7 +236,7 @@ def _combined(column: pa.ChunkedArray) -> pa.Array:
 
 
 def input_pixels(column: pa.ChunkedArray, side: int) -> Tensor:
-    """Return (n, S, S, 3) uint8 of a column of n large binaries; a column of one chunk is not copied."""
+    """Return the inputs (n, S, S, 3) uint8 in a column of n large binaries; a column of one chunk is not copied."""
     binaries = _combined(column)
     offsets = np.frombuffer(binaries.buffers()[1], np.int64)[binaries.offset :][: len(binaries) + 1]
     start, end = offsets[[0, -1]].tolist()
@@ -245,10 +245,10 @@ def input_pixels(column: pa.ChunkedArray, side: int) -> Tensor:
 
 
 def _stored_maps(name: str, maps: NDArray[np.float32], valid_hw: NDArray[np.int64]) -> dict[str, Any]:
-    """Return the columns of the table heatmaps (``name`` heat) or foreground (fg): maps quantized, without padding.
+    """Return the columns of the table heatmaps (``name`` heat) or foreground (fg): quantized maps without padding.
 
-    ``maps`` (N, h, w), of which ``valid_hw`` (N, 2) rows and columns show the picture. Values that are not finite, of
-    images that are rejected, become the lowest.
+    ``valid_hw`` (N, 2) rows and columns of ``maps`` (N, h, w) show the picture. Values of padding become the lowest
+    value of the map. NaN and infinity, which only rejected images have, become 0.
     """
     rows, columns = valid_hw[:, :1, None], valid_hw[:, 1:, None]
     height, width = maps.shape[1:]

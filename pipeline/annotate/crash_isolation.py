@@ -1,7 +1,7 @@
-"""Finds an image that kills every process that works on it, and rejects it instead of trying for ever.
+"""Finds an image that kills every process that works on it, and rejects the image instead of trying without end.
 
-Ray restarts a dead worker and gives it the same table again. That is right when a machine was lost, and wrong when a
-decoder crashes on one of the images. So an object outside of the worker counts the work that began and did not finish.
+Ray restarts a dead worker and gives the same table to the new one. This is right after the loss of a machine, and wrong
+where a decoder crashes on one of the images. So an object outside of the worker counts work that did not finish.
 """
 
 import threading
@@ -14,7 +14,7 @@ import pyarrow as pa
 from schemas.reasons import Reason
 
 TRIES = 3
-"""A table may kill this many processes, and after that each of its images alone may."""
+"""Most processes that a table may kill; after that, most processes that each of its images alone may kill."""
 
 
 class Attempts(Protocol):
@@ -24,14 +24,14 @@ class Attempts(Protocol):
         """Return how often the work ``key`` has begun since it last finished, this time included."""
 
     def finish(self, key: str, *, wait: bool = False) -> None:
-        """Set the count of the work ``key`` to 0; with ``wait`` return only when that is done."""
+        """Set the count of the work ``key`` to 0; with ``wait`` return only when the count is 0."""
 
 
 class CrashIsolation:
     """Runs a stage on tables; a table that has killed TRIES processes is run image by image.
 
-    Several threads may use one object at the same time. While one of them runs a single image, the others wait, so
-    that no image is blamed for the crash of another.
+    Several threads may use one object at the same time. While one thread runs a single image, the other threads wait,
+    so that a crash is counted for the image that caused it.
     """
 
     def __init__(self, attempts: Attempts) -> None:
@@ -58,7 +58,7 @@ class CrashIsolation:
                 rows = work(_rejected(image))
             else:
                 rows = work(image)
-            # Wait, so that the next image begins after this: only the count of an image that crashes keeps rising.
+            # Wait, so that the next image begins after this call: then only the count of a crashing image rises.
             self._attempts.finish(key, wait=True)
         return rows
 

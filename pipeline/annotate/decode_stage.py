@@ -1,7 +1,7 @@
-"""The decode stage: tables of encoded images in, tables of the network's inputs out. Ray or a plain loop runs it.
+"""The decode stage: turns tables of encoded images into tables of the network's inputs.
 
-No single image makes it raise: an image that can't be decoded becomes a row with a reason. This module does not import
-torch, which would take seconds and hundreds of megabytes in every worker that only decodes.
+Ray or a plain loop runs it. A single image never makes it raise: an image that can't be decoded becomes a row with a
+reason. This module does not import torch, which would cost every decoding worker seconds and hundreds of megabytes.
 """
 
 import functools
@@ -30,7 +30,7 @@ class DecodeSpec:
     resize: ResizePlan
     jpeg_scaling: JpegScaling = "auto"
     alpha: Alpha = "white"
-    """What transparent pictures are laid on."""
+    """How transparent pixels are converted; see ``rgb8``."""
 
 
 DECODED = pa.schema(
@@ -42,7 +42,7 @@ DECODED = pa.schema(
         pa.field("pixels", pa.large_binary()),
     ]
 )
-"""A decoded image: ``pixels`` are S·S·3 bytes of RGB, none where the row is rejected."""
+"""The schema of decoded images: ``pixels`` has S·S·3 bytes of RGB, and no bytes where the row is rejected."""
 
 Original = tuple[tuple[int, int], str]
 """(height, width) in pixels of an upright original, and the name of its format."""
@@ -58,17 +58,17 @@ class DecodeStage:
         self._decoder = DecodePool(spec.limits, threads, least_hw, spec.alpha)
 
     def __call__(self, fetched: pa.Table) -> pa.Table:
-        """Return one row for each row of ``fetched``, in order."""
+        """Return one row (DECODED) for each row of ``fetched`` (FETCHED), in order."""
         present = present_rows(fetched)
         results, pixels = self.decode([fetched["data"][row].as_py() for row in present])
         kept = [row for row, result in zip(present, results, strict=True) if not isinstance(result, RejectedImage)]
         return decoded_table(fetched, present, results, binary_rows(pixels, kept, len(fetched)))
 
     def decode(self, blobs: Sequence[bytes | None]) -> tuple[list[Original | RejectedImage], NDArray[np.uint8]]:
-        """Return the original of each blob or its rejection, and the inputs (n, S, S, 3) uint8 of the n good blobs.
+        """Return the original or the rejection of each blob, and the inputs (n, S, S, 3) uint8 of the n good blobs.
 
-        The threads resize into the rows of one array. It is copied only where an image is rejected, and must be then,
-        because a thread that ran out of time may still write to its row.
+        The threads resize into the rows of one array. If an image is rejected, the good rows are copied, because a
+        thread that ran out of time may still write to its row.
         """
         side = self._resize.image_size
         inputs = np.empty((len(blobs), side, side, 3), np.uint8)
@@ -83,7 +83,7 @@ class DecodeStage:
 
 
 def decode_in_task(spec: DecodeSpec, attempts: Attempts, fetched: pa.Table) -> pa.Table:
-    """Return ``fetched`` decoded by a DecodeStage; a Ray task calls this, and the process keeps the stage."""
+    """Return the decoded table of ``fetched``; Ray tasks call this function, and a process keeps its DecodeStage."""
     return CrashIsolation(attempts).run(fetched, _stage(spec))
 
 
@@ -116,7 +116,7 @@ def decoded_table(
 
 
 def binary_rows(values: NDArray[np.uint8], rows: Sequence[int], n_rows: int) -> pa.Array:
-    """Return n_rows binaries without copying: row rows[i] holds the bytes of values[i], all other rows are empty."""
+    """Return n_rows binaries without a copy: row rows[i] has the bytes of values[i], all other rows are empty."""
     lengths = np.zeros(n_rows, np.int64)
     lengths[list(rows)] = values[0].size if len(values) else 0
     offsets = np.concatenate([[0], np.cumsum(lengths)])

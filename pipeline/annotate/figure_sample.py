@@ -1,4 +1,4 @@
-"""What a network computes of a sample of images, in this process, to learn a figure/ground direction from it."""
+"""Runs a network on a sample of images in this process and learns a figure/ground direction from the results."""
 
 import hashlib
 from collections.abc import Iterator
@@ -25,16 +25,16 @@ from pipeline.models.localize.runtime import Runtime
 from schemas.options.annotate import AnnotateConfig, Method
 
 BATCH = 16
-"""Images fetched, decoded and run at a time."""
+"""Images that are fetched, decoded and run at a time."""
 
 
 @dataclass(frozen=True)
 class Looked:
-    """I images that could be decoded, as tensors on the CPU."""
+    """The results of the network for I images that could be decoded; the tensors are on the CPU."""
 
     uris: tuple[str, ...]
     versions: tuple[str, ...]
-    """What each image was when it was read: etag, or size and time."""
+    """The version of each image when it was read: the etag, or size and time."""
     sizes_hw: NDArray[np.int64]
     """(I, 2) pixels of the upright originals."""
     logits: Tensor
@@ -42,17 +42,17 @@ class Looked:
     features: Tensor
     """(I, K, h, w) the last feature maps, float32."""
     stride16: Tensor
-    """(I, K', h', w') float16: half the memory, and a direction differs by 1e-6."""
+    """(I, K', h', w') float16, to save half of the memory; this changes a direction by 1e-6."""
     class_maps: Tensor
-    """(I, h, w) the map of each image's most probable class."""
+    """(I, h, w) the class activation map of each image's most probable class."""
 
 
 @torch.no_grad()
 def look_at(config: AnnotateConfig, model: Model, reader: ImageReader, plan: pa.Table, name: str) -> Looked:
-    """Return what the network computes of planned inputs (PLAN), squashed to its input size, in float32.
+    """Return the network's results for planned inputs (PLAN), squashed to the input size, in float32.
 
-    ``name`` is that of the tensor of stride 16. Images that can't be fetched, decoded or computed are left out. Raises
-    ModelError where the network can't run here.
+    ``name`` is the name of the tensor of stride 16. Images that can't be fetched or decoded, or whose results are not
+    finite, are left out. Raises ModelError where the network can't run here.
     """
     network = model.network.eval()
     side = network.preprocessing.image_size
@@ -93,7 +93,7 @@ def look_at(config: AnnotateConfig, model: Model, reader: ImageReader, plan: pa.
 
 
 def _decoded(reader: ImageReader, decode: DecodeStage, plan: pa.Table) -> Iterator[pa.Table]:
-    """Yield the decoded rows (DECODED) of the inputs that can be decoded, some at a time."""
+    """Yield the decoded rows (DECODED) of the inputs that can be decoded, at most BATCH at a time."""
     for start in range(0, len(plan), BATCH):
         rows = decode(reader.fetch(plan.slice(start, BATCH)))
         rows = rows.filter(rows["reason_code"].is_null())
@@ -106,7 +106,7 @@ def _versions(rows: pa.Table) -> Iterator[tuple[str | None, int | None, object]]
 
 
 def learn(looked: Looked, model: Model, name: str) -> tuple[Foreground, Direction]:
-    """Return the direction of at least FOLDS images, with the default rule on its card, and how stable it is."""
+    """Return the direction learned from at least FOLDS images: with the default rule on its card, and its stability."""
     parts = [
         moments(looked.stride16[start : start + BATCH].float(), looked.class_maps[start : start + BATCH], start)
         for start in range(0, len(looked.uris), BATCH)

@@ -1,6 +1,6 @@
-"""Which figure/ground direction a run uses: one that was given, kept, installed, or learned from the run's own images.
+"""Chooses the figure/ground direction of a run: a given, stored or installed one, or one learned from the run's images.
 
-The direction of an output's rows is kept in the output, so that every later run, and ``rebox``, cuts boxes with it.
+The direction of an output's rows is stored in the output, so that every later run and ``rebox`` use the same one.
 """
 
 from collections.abc import Sequence
@@ -33,22 +33,22 @@ from schemas.options.annotate import AnnotateConfig
 from schemas.url_secrets import safe_url
 
 LEAST_IMAGES = 100
-"""A run of fewer images learns no direction: from 10 photographs half of the gain was lost, from 30 hardly any."""
+"""A run of fewer images learns no direction: with 10 photographs half of the gain was lost, with 30 almost nothing."""
 MOST_IMAGES = 300
-"""Images that a direction is learned from: more photographs changed nothing."""
+"""Most images from which a direction is learned: more photographs changed nothing."""
 
 
 @dataclass(frozen=True)
 class ForegroundChoice:
-    """The direction that a run uses, and why."""
+    """The direction that a run uses, and the reason."""
 
     foreground: Foreground | None
     said: str
-    """In words, for the user; empty where nothing needs saying."""
+    """The reason in words for the user; empty where the user needs no message."""
 
 
 def choose(config: AnnotateConfig, model: Model, run: OpenRun, slices: Sequence[PlanSlice]) -> ForegroundChoice:
-    """Return the direction for the planned inputs of an open run, and keep it in the output.
+    """Return the direction for the planned inputs of an open run, and store it in the output.
 
     Raises ModelError or InputError for a file that can't be used, StoreError where the output can't be read.
     """
@@ -72,7 +72,7 @@ def choose(config: AnnotateConfig, model: Model, run: OpenRun, slices: Sequence[
 
 
 def _of_rows(fs: AbstractFileSystem, root: str, model: Model, digest: str) -> ForegroundChoice:
-    """Return the direction that the rows of an output were made with."""
+    """Return the stored direction of the output's rows; raises StoreError where it is missing or was changed."""
     if digest == "off":
         return ForegroundChoice(None, "")
     path = LakePaths(root).foreground_file(model.partition)
@@ -87,7 +87,7 @@ def _of_rows(fs: AbstractFileSystem, root: str, model: Model, digest: str) -> Fo
 
 
 def _learned(config: AnnotateConfig, model: Model, run: OpenRun, slices: Sequence[PlanSlice]) -> ForegroundChoice:
-    """Learn the direction from a sample of the planned inputs."""
+    """Return the direction learned from a sample of the planned inputs; None, with the reason, where that fails."""
     planned = sum(one.rows for one in slices)
     name = stride16_name(model.network)
     if name is None:
@@ -116,7 +116,7 @@ def _learned(config: AnnotateConfig, model: Model, run: OpenRun, slices: Sequenc
 
 
 def sample(slices: Sequence[PlanSlice], fs: AbstractFileSystem, root: str, count: int) -> pa.Table:
-    """Return up to ``count`` planned inputs (PLAN), evenly from all over the plan."""
+    """Return up to ``count`` planned inputs (PLAN), evenly distributed over the plan."""
     ends = np.cumsum([one.rows for one in slices])
     wanted = np.unique(np.linspace(0, ends[-1] - 1, min(count, int(ends[-1]))).round().astype(np.int64))
     owner = np.searchsorted(ends, wanted, side="right")
@@ -128,7 +128,7 @@ def sample(slices: Sequence[PlanSlice], fs: AbstractFileSystem, root: str, count
 
 
 def with_foreground(config: AnnotateConfig, foreground: Foreground | None) -> AnnotateConfig:
-    """Return ``config`` with what the direction decides where the user left it open: threshold and outputs."""
+    """Return ``config`` with the threshold and the outputs that a direction needs, unless the user chose them."""
     changed: dict[str, object] = {}
     if foreground and config.box_rule == "auto" and "threshold" not in config.model_fields_set:
         changed["threshold"] = (foreground.card.threshold,)

@@ -39,7 +39,7 @@ LEAST_PAIRS = 20
 
 @dataclass(frozen=True)
 class Learned:
-    """A direction, and what it was learned from."""
+    """A direction and the images that it was learned from."""
 
     foreground: Foreground
     direction: Direction
@@ -48,21 +48,21 @@ class Learned:
 
 @dataclass(frozen=True)
 class Check:
-    """What a direction gains: each half of the pairs is scored by the rules that were chosen on the other half."""
+    """The gain of a direction: each half of the pairs is scored with the rule that was chosen on the other half."""
 
     foreground: Foreground
-    """With the rule on its card that all pairs choose."""
+    """The direction; its card has the rule that is best for all pairs."""
     plain_threshold: float
-    """The threshold of plain maps that all pairs choose."""
+    """The threshold of plain maps that is best for all pairs."""
     pairs: int
     comparisons: tuple[Comparison, ...]
-    """Against plain class maps; the first is GT-known."""
+    """Comparisons with plain class maps; the first one is of GT-known."""
     against_centre: Comparison
-    """GT-known against maps that are fused with a centre prior in the place of the image's own map."""
+    """Comparison of GT-known with maps that are fused with a centre prior instead of the image's figure map."""
 
     @property
     def verdict(self) -> str:
-        """Whether to use the direction, in a sentence."""
+        """A sentence that says whether to use the direction."""
         low, high = self.comparisons[0].interval
         if low > 0 and self.against_centre.interval[0] > 0:
             return "use it: it gains here, and more than a centre prior does"
@@ -74,10 +74,10 @@ class Check:
 
 
 def learn_from(config: AnnotateConfig, model: Model, count: int, *, stable: bool = True) -> Learned:
-    """Return the direction of up to ``count`` images of the input, those with the lowest image ids.
+    """Return the direction learned from the ``count`` images of the input with the lowest image ids.
 
-    With ``stable`` false a direction that is not stable comes back too. Raises ModelError where the network has no
-    tensor of stride 16 or the direction is not stable, InputError where too few images can be read.
+    Raises ModelError where the network has no tensor of stride 16 and, if ``stable``, where the direction is not
+    stable. Raises InputError where too few images can be read.
     """
     name = stride16_name(model.network)
     if name is None:
@@ -109,7 +109,7 @@ def _sample(config: AnnotateConfig, count: int) -> pa.Table:
 
 
 def area_matched_rule(learned: Learned, combination: Combination) -> Foreground:
-    """Return the direction with the threshold at which boxes cover as much as the best ones do elsewhere."""
+    """Return the direction with the threshold at which the boxes' mean area is that of the best boxes elsewhere."""
     looked, thresholds = learned.looked, torch.tensor(THRESHOLDS[1:], dtype=torch.float32)
     areas = torch.cat([box_areas(maps, thresholds) for maps in _fused(learned, combination)])
     threshold = round(area_matched(areas, thresholds), 2)
@@ -126,9 +126,9 @@ def _fused(learned: Learned, combination: Combination, at_once: int = 32) -> Ite
 
 
 def check(learned: Learned, model: Model, truth: Truth, combinations: tuple[Combination, ...] = COMBINATIONS) -> Check:
-    """Return what the direction gains: rule and threshold chosen on half of the pairs, scored on the other, both ways.
+    """Return the gain of the direction: each half of the pairs chooses a rule and a threshold for the other half.
 
-    Raises UsageError where the truth knows too few of the images.
+    Raises UsageError where the truth has fewer than LEAST_PAIRS pairs in one of the halves.
     """
     pairs, class_ids, image = known_pairs(learned.looked, model, truth)
     first = in_first_half([learned.looked.uris[place] for place in image])
@@ -175,7 +175,7 @@ def _facts(
 
 
 def known_pairs(looked: Looked, model: Model, truth: Truth) -> tuple[Pairs, list[tuple[int, ...]], Ints]:
-    """Return the P pairs of the truth on the images, the classes that fit each, and (P,) the image of each."""
+    """Return the P pairs of the truth on the images, the classes that fit each pair, and (P,) each pair's image."""
     place = truth.match(looked.uris)
     named: dict[str, tuple[int, ...]] = {}
     for class_id, label in enumerate(model.weights.labels):
@@ -198,7 +198,7 @@ def known_pairs(looked: Looked, model: Model, truth: Truth) -> tuple[Pairs, list
 
 
 def maps_of_pairs(looked: Looked, model: Model, class_ids: list[tuple[int, ...]], image: Ints) -> Tensor:
-    """Return (P, h, w): the map of each pair's best-scoring class."""
+    """Return (P, h, w): for each pair the map of the fitting class with the highest logit."""
     own = torch.from_numpy(image)
     chosen = best_fitting(class_ids, looked.logits[own])[:, None]
     with torch.no_grad():
@@ -206,6 +206,6 @@ def maps_of_pairs(looked: Looked, model: Model, class_ids: list[tuple[int, ...]]
 
 
 def in_first_half(uris: list[str]) -> Bools:
-    """Return (I,) which half each image is in, by its file name alone."""
+    """Return (I,): whether each image is in the first half, which depends on its file name only."""
     digests = [hashlib.sha256(uri.rsplit("/", 1)[-1].encode()).digest() for uri in uris]
     return np.array([digest[0] % 2 == 0 for digest in digests], dtype=np.bool_)

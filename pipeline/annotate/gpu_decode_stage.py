@@ -17,23 +17,24 @@ from pipeline.models.localize.engine import ThreadStream
 from schemas.errors import RejectedImage
 
 DEVICE_PIXELS = 2**25
-"""Pixels of pictures and inputs on a device at once: some 180 photographs of 500×375, which take about 1 GB."""
+"""Most pixels of pictures and inputs on a device at once: about 180 photographs of 500×375, which take about 1 GB."""
 
 
 class GpuDecodeStage:
     """Decodes JPEGs on a device and leaves their pixels there; a ``DecodeStage`` decodes all other images.
 
-    On CUDA nvJPEG decodes the usual JPEGs: 8-bit gray or YCbCr in one baseline scan, in no wide-gamut colours. It can't
-    decode at a smaller scale, so no image is decoded at a smaller scale here, and it rounds colours in another way than
-    libjpeg. It does not say where blocks are missing: a picture that ends in the gray of missing blocks is left to the
-    CPU, which asks libjpeg. The limits of pixels, bytes and scans bound its work; ``timeout_s`` bounds the CPU's only.
+    On CUDA nvJPEG decodes the usual JPEGs: 8-bit gray or YCbCr in one baseline scan, without wide-gamut colours. nvJPEG
+    can't decode at a smaller scale, so this stage decodes no image at a smaller scale. It rounds colours in another way
+    than libjpeg. It does not report missing blocks, so a picture that ends in the gray of missing blocks is decoded
+    again on the CPU by libjpeg. The limits of pixels, bytes and scans apply to both; ``timeout_s`` applies to the CPU.
 
-    Several threads may use one object at the same time, each on a CUDA stream of its own: nvJPEG ignores streams, and
-    this way it never writes to memory that another thread has freed. nvJPEG takes one batch at a time.
+    Several threads may use one object at the same time, and each thread has a CUDA stream. nvJPEG ignores streams; with
+    a stream for each thread it never writes to memory that another thread has freed. nvJPEG decodes one batch at a
+    time.
     """
 
     def __init__(self, spec: DecodeSpec, device: str, threads: int = 1, device_pixels: int = DEVICE_PIXELS) -> None:
-        """``device``: "cuda", or "cpu" for tests; ``threads``: images that the CPU decodes at the same time.
+        """``device``: "cuda", or "cpu" in tests; ``threads``: images that the CPU decodes at the same time.
 
         Raises ModelError, which fails the run, where ``device`` is "cuda" and nvJPEG does not work.
         """
@@ -46,10 +47,10 @@ class GpuDecodeStage:
         self._cpu_stage = DecodeStage(replace(spec, jpeg_scaling="off"), threads)
 
     def __call__(self, fetched: pa.Table) -> tuple[pa.Table, Tensor]:
-        """Return one row for each row of ``fetched``, in order (DECODED, ``pixels`` empty), and the network's inputs.
+        """Return one row (DECODED, with empty ``pixels``) for each row of ``fetched``, in order, and the inputs.
 
-        The inputs are (n, S, S, 3) uint8 RGB on the device, of the n rows that are not rejected, in order. On CUDA the
-        current stream waits until they are complete.
+        The inputs are (n, S, S, 3) uint8 RGB on the device, for the n rows that are not rejected, in order. On CUDA the
+        current stream waits until the inputs are complete.
         """
         with self._on_stream():
             return self._decoded(fetched)
@@ -85,7 +86,7 @@ class GpuDecodeStage:
     def _usual_jpegs(
         self, blobs: Sequence[bytes | None], results: dict[int, Original | RejectedImage]
     ) -> Iterator[tuple[int, Jpeg]]:
-        """Yield index and header of each JPEG for the device; add the rejections by header to ``results``."""
+        """Yield index and header of each JPEG for the device; add images that the header rejects to ``results``."""
         for index, blob in enumerate(blobs):
             try:
                 jpeg = examine(blob, self._limits) if blob is not None else None
@@ -96,7 +97,7 @@ class GpuDecodeStage:
                     yield index, jpeg
 
     def _on_device(self, jpegs: dict[int, Jpeg], inputs: Tensor) -> dict[int, Original]:
-        """Decode JPEGs into ``inputs``; return the originals of those that came out whole, in their header's size."""
+        """Decode JPEGs into ``inputs``; return the originals of the complete pictures that have their header's size."""
         pictures = decode_jpegs([jpeg.data for jpeg in jpegs.values()], self._device)
         gray_ends = ends_are_gray(pictures)
         decoded = {

@@ -1,4 +1,4 @@
-"""The read stage: planned inputs in, their encoded bytes out. This module imports no torch."""
+"""The read stage: fetches the encoded bytes of planned inputs. This module does not import torch."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,18 +15,18 @@ from schemas.options.config import StorageConfig
 from schemas.tables import PLAN
 
 FETCHED = pa.schema([*PLAN, pa.field("data", pa.large_binary())])
-"""A planned input with its encoded bytes; where they are null, ``reason_code`` and ``detail`` say why."""
+"""The schema of planned inputs with their encoded bytes; null bytes have a ``reason_code`` and a ``detail``."""
 UNKNOWN_BYTES = 4 * 2**20
 """An object of unknown size counts as this many bytes."""
 FETCH_BYTES = 64 * 2**20
-"""Encoded bytes that a read task holds at a time; a slice of large photographs becomes several tables."""
+"""Most encoded bytes that a read task holds at a time; a slice of large photographs becomes several tables."""
 
 STREAM_ROWS = 128
-"""Rows of a table of a long slice, which a Parquet file makes: so few that every actor gets some of the work."""
+"""Most rows of a table: a Parquet file gives a long slice, and small tables distribute its rows over all actors."""
 
 
 def count_tables(slices: Sequence[PlanSlice]) -> int:
-    """Return about how many tables the slices become; a table is the unit of work that an actor takes."""
+    """Return about how many tables the slices become; an actor works on one table at a time."""
     return sum(max(1, math.ceil(one.rows / STREAM_ROWS)) for one in slices)
 
 
@@ -46,7 +46,7 @@ class ImageReader:
             yield _table(part, fetched)
 
     def fetch(self, plan: pa.Table) -> pa.Table:
-        """Return planned inputs (PLAN) with their encoded bytes, or the reason why these can't be fetched (FETCHED)."""
+        """Return planned inputs (PLAN) with their encoded bytes, or the reason why they can't be fetched (FETCHED)."""
         return _table(plan, Fetcher(self.storage, self.max_bytes).fetch(plan))
 
 

@@ -1,4 +1,4 @@
-"""Loads the network that a configuration names, with its weights and its resize plan; once, before the run starts."""
+"""Loads the network of a configuration with its weights and its resize plan, once, before the run starts."""
 
 import functools
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ from schemas.options.annotate import AnnotateConfig
 from schemas.options.box_rules import HEURISTIC_CLASSES
 
 GREATEST_SIDE_PX = 4096
-"""Greatest side of the square in which a picture travels to the network; it takes 48 MiB."""
+"""Greatest side in pixels of the square input of the network; such an input takes 48 MiB."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network with its weights and how pictures are resized for it."""
+    """A network with its weights and its resize plan."""
 
     network: CamNetwork
     weights: Weights
     digest: str
-    """Hash of all that shapes the network's results: architecture, weights, preprocessing, resizing."""
+    """Hash of the architecture, weights, preprocessing and resizing, which determine the network's results."""
     resize: ResizePlan
     foreground: Foreground | None = None
-    """The figure/ground direction that boxes are cut with."""
+    """The figure/ground direction for the boxes; None without one."""
 
     @property
     def partition(self) -> str:
@@ -38,7 +38,7 @@ class Model:
 
 
 def load_model(config: AnnotateConfig) -> Model:
-    """Return the network that ``config`` names; raises ModelError, which fails the run, where it can't be used."""
+    """Return the network of ``config``; raises ModelError, which fails the run, where the network can't be used."""
     read, exact_maps = functools.partial(read_url, storage=config), METHODS[config.method].exact
     weights = load_weights(
         config.model, config.weights, config.labels, read, key=config.weights_key, exact_maps=exact_maps
@@ -56,7 +56,7 @@ def load_model(config: AnnotateConfig) -> Model:
 
 
 def fit_topk(config: AnnotateConfig, network: CamNetwork) -> AnnotateConfig:
-    """Return ``config`` with ``topk`` cut to the number of classes; raises UsageError where a larger one was given."""
+    """Return ``config`` with ``topk`` of at most the number of classes; raises UsageError where the user gave more."""
     if config.topk <= network.classes:
         return config
     allowed = f"allowed: up to the {network.classes} classes of {network.name}"

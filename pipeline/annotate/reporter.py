@@ -1,4 +1,4 @@
-"""Who is told how a run goes: the terminal, a log, or a test."""
+"""Reports the progress of a run to the terminal, a log or a test."""
 
 import logging
 import time
@@ -7,21 +7,21 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 LINE_EVERY_S = 5.0
-"""Without a terminal, progress is a line this often."""
+"""Seconds between two lines of progress where there is no terminal."""
 
 
 class Advance(Protocol):
     """Reports progress: how many inputs are done so far, and how many of them were rejected."""
 
     def __call__(self, done: int, rejected: int = 0) -> None:
-        """Show it."""
+        """Show the progress."""
 
 
 class Reporter(Protocol):
-    """What a run needs of whoever follows it; ``jobs.console.Screen`` is the one of the commands."""
+    """The interface through which a run reports; the commands use ``jobs.console.Screen``."""
 
     def say(self, text: str, **facts: Any) -> None:
-        """Report a step; ``facts`` say the same in numbers."""
+        """Report a step; ``facts`` are the numbers in ``text`` by name."""
 
     def progress(self, what: str, total: int) -> AbstractContextManager[Advance]:
         """Show the progress of ``total`` inputs while the block runs."""
@@ -34,17 +34,17 @@ class LogReporter:
         self._logger = logging.getLogger(logger_name)
 
     def say(self, text: str, **facts: Any) -> None:
-        """Log a step; its numbers are in ``text`` already."""
+        """Log a step; ``facts`` are not logged, because ``text`` contains them."""
         self._logger.info(text)
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:
-        """Log the progress of ``total`` inputs now and then while the block runs."""
+        """Log the progress of ``total`` inputs every LINE_EVERY_S while the block runs."""
         yield progress_lines(self.say, what, total)
 
 
 def progress_lines(say: Callable[..., None], what: str, total: int) -> Advance:
-    """Return a reporter of progress that calls ``say`` with a line, and the same in numbers, every LINE_EVERY_S."""
+    """Return a function that calls ``say`` with a line and its numbers at most every LINE_EVERY_S."""
     started = last = time.monotonic()
 
     def advance(done: int, rejected: int = 0) -> None:

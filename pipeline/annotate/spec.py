@@ -1,4 +1,4 @@
-"""Turns a configuration into what the stages and the run need: specifications, the plan, the request for a run."""
+"""Turns a configuration into the specifications of the stages, the plan of the inputs and the request for a run."""
 
 import functools
 import hashlib
@@ -67,7 +67,7 @@ def annotate_spec(
 
 
 def row_bytes(config: AnnotateConfig, model: Model) -> int:
-    """Return about how many bytes the rows of one image take in memory, in all tables together."""
+    """Return about how many bytes the rows of one image take in memory, all tables together."""
     cells = model.resize.map_hw[0] * model.resize.map_hw[1]
     boxes = 100 * len(config.threshold) * (4 if config.box_rule == "all-components" else 1)
     cells_of_figure = 200 if model.foreground else 0
@@ -85,8 +85,8 @@ def plan_inputs(
 ) -> Plan:
     """List the inputs, write the inputs that are not done to ``root``/``plan_dir``, and return the plan.
 
-    ``done``: the images that the output holds already. ``rows_per_slice``: from the number of planned inputs to the
-    number that one read task fetches.
+    ``done``: the images that the output already has. ``rows_per_slice`` returns, for the number of planned inputs, the
+    number of inputs that one read task fetches.
     """
     return make_plan(
         list_inputs(config.input, config, out=config.out, how=config.input_options),
@@ -102,10 +102,10 @@ def plan_inputs(
 
 
 def continued(config: AnnotateConfig, model: Model) -> tuple[AnnotateConfig, str]:
-    """Return ``config`` with the box options of the output's rows where the user gave none, and what to say of it.
+    """Return ``config`` with the box options of the output's rows, and a message for the user, empty without a change.
 
-    So an output that an earlier version began, whose defaults were others, goes on as it was begun. An option that was
-    given stays, and ``open_run`` refuses it where the rows were made with another value.
+    So an output of an earlier version, which had other defaults, goes on with the options of its rows. An option that
+    the user gave stays; ``open_run`` refuses it where the rows have another value.
     """
     fs, root = connect(config.out, config)
     committed = committed_settings(fs, root, model.partition)
@@ -129,7 +129,7 @@ def continued(config: AnnotateConfig, model: Model) -> tuple[AnnotateConfig, str
 def run_request(config: AnnotateConfig, model: Model, *, decided: bool = True) -> RunRequest:
     """Return the request that ``open_run`` takes.
 
-    ``decided``: whether ``model`` has its figure/ground direction and ``config`` what follows from it.
+    ``decided``: whether the figure/ground direction of ``model`` and the options that depend on it are known already.
     """
     foreground = model.foreground.digest if model.foreground else "off"
     labels = "digest " + hashlib.sha256("\n".join(model.weights.labels).encode()).hexdigest()[:8]

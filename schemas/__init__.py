@@ -1,1 +1,1 @@
-"""Tables, run documents, configuration, reasons and errors: what every other level agrees on."""
+"""The lowest level, which every other level uses: tables, run documents, configurations, reason codes and errors."""

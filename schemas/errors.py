@@ -1,11 +1,11 @@
 """All errors that camlake raises, in one tree.
 
-CamlakeError             anything camlake itself reports; exit status 1
-├── UsageError           an option, file or combination that can't be meant; exit status 2
+CamlakeError             any error that camlake reports; exit status 1
+├── UsageError           an option, file or combination that is not allowed; exit status 2
 │   └── ModelError       an unknown network, a head that has no exact CAM, weights that don't fit
 ├── InputError           the listing can't be made: no such folder, an unreadable manifest
-├── StoreError           the output store failed or holds something camlake did not write
-├── LeaseError           another run holds this output, or took it over
+├── StoreError           the output store failed, or holds something that camlake did not write
+├── LeaseError           another run holds the lease of this output, or took it over
 └── RejectedShareError   the run is complete, but more inputs than allowed were rejected; exit status 3
 
 RejectedImage is not part of the tree: it never fails a run. The image becomes a row of ``quarantine``.
@@ -39,11 +39,11 @@ class InputError(CamlakeError):
 
 
 class StoreError(CamlakeError):
-    """The output store refused, lost or contradicts something."""
+    """The output store refused a request, or objects of the output are lost or contradict each other."""
 
 
 class LeaseError(CamlakeError):
-    """The output belongs to another run."""
+    """Another run holds the lease of the output."""
 
 
 class RejectedShareError(CamlakeError):
@@ -53,9 +53,10 @@ class RejectedShareError(CamlakeError):
 
 
 class RejectedImage(Exception):  # noqa: N818 (an ending of an image, not a failure of the run)
-    """One image can't be annotated. ``reason`` and ``detail`` are what its row of quarantine shows.
+    """One image can't be annotated; ``reason`` and ``detail`` go to the image's row in ``quarantine``.
 
-    It is raised where an image is read or decoded, and returned in the place of that image by whoever works on many.
+    Functions that read or decode one image raise it. Functions that work on many images return it in the place of the
+    image.
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:

@@ -1,11 +1,11 @@
-"""The text that lists the names of classes in the order of their ids: how every verb reads one."""
+"""Parse the texts that list the names of classes in the order of their ids; every verb uses this module."""
 
 import json
 from typing import Any
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what a JSON text says; raises ValueError for any other text, also for one that is nested too deeply."""
+    """Return the value of a JSON text; raises ValueError for any other text and for too deep nesting."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -16,9 +16,9 @@ def parse_labels(content: bytes) -> tuple[str, ...]:
     """Return the names in a file's bytes: UTF-8 text with one name a line, a JSON list of texts, or a JSON object.
 
     The object is Keras's ``imagenet_class_index.json``, a ``config.json`` of Hugging Face with ``id2label``, or another
-    one between numbers and names. Spaces around a name and empty lines at the end don't count. Raises ValueError for
-    any other content, for no name at all, for a number that is missing, and for an empty name between others, because
-    it would move all that follow to another class.
+    object that maps numbers to names or names to numbers. Spaces around a name and empty lines at the end are ignored.
+    Raises ValueError for any other content, for a file without names, for a missing number, and for an empty name
+    between others, because without it all later names would move to another class.
     """
     try:
         text = content.decode("utf-8-sig")
@@ -53,6 +53,6 @@ def _names_in(listed: Any) -> list[Any]:
     missing = [number for number in range(len(pairs)) if str(number) not in named]
     if missing:
         raise ValueError(f"a JSON object of {len(pairs)} names without the number {missing[0]}")
-    # Keras has a WordNet id in front of each name.
+    # Keras's file has a pair for each class: a WordNet id and the name.
     names = [named[str(number)] for number in range(len(pairs))]
     return [name[-1] if isinstance(name, list) and len(name) == 2 else name for name in names]

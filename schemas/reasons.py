@@ -1,10 +1,10 @@
-"""Why an image was rejected: the reason codes of ``quarantine``, the stage each belongs to, and whether it lasts."""
+"""The reason codes of ``quarantine``, each with its stage and whether the rejection is permanent."""
 
 from enum import StrEnum
 
 
 class Stage(StrEnum):
-    """Where on its way an image was rejected."""
+    """The stage of the job at which an image was rejected."""
 
     LIST = "list"
     FETCH = "fetch"
@@ -14,10 +14,10 @@ class Stage(StrEnum):
 
 
 class Reason(StrEnum):
-    """A reason code: a string, as it stands in ``reason_code``.
+    """A reason code: the string in the column ``reason_code``.
 
-    Each belongs to one ``stage``. A ``permanent`` one holds until the image changes; after any other the next run tries
-    the image again. ``meaning`` explains it to the user.
+    Each code belongs to one ``stage``. A ``permanent`` rejection holds until the image changes; after any other
+    rejection the next run tries the image again. ``meaning`` explains the code to the user.
     """
 
     stage: Stage

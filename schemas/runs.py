@@ -11,7 +11,7 @@ _RULE_OF_COMPONENTS = {"largest": "paper", "all": "all-components"}
 
 
 def say_kinds(skipped: Mapping[str, int], most: int = 5) -> str:
-    """Return kinds of skipped files with their numbers for people, the most frequent ones first: "3 .txt, 1 .json"."""
+    """Return kinds of skipped files and their numbers as text, the most frequent kinds first: "3 .txt, 1 .json"."""
     by_number = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     shown = [f"{count} {kind}" for kind, count in by_number[:most]]
     more = len(skipped) - len(shown)
@@ -33,7 +33,7 @@ class DataFile(Record):
 
     table: str
     path: str
-    """Relative to the output, with ``/``."""
+    """Path of the file relative to the output, with ``/``."""
     rows: int
     size_bytes: int
     digest: str | None = None
@@ -41,7 +41,7 @@ class DataFile(Record):
 
 
 class CommitRecord(Record):
-    """Makes the files of one write task part of the dataset. It is written after the files."""
+    """The record that makes the files of one write task part of the dataset. It is written after the files."""
 
     run_id: str
     task: str
@@ -62,28 +62,28 @@ class Lineage(Record):
     packages: dict[str, str]
     model: str
     model_digest: str
-    """SHA-256 over architecture, weights and preprocessing; its first 8 digits stand in the partition."""
+    """SHA-256 over architecture, weights and preprocessing; the name of the partition has its first 8 digits."""
     weights: str
     weights_sha256: str
     parameters: int
     classes: int
     preprocessing: dict[str, Any]
     foreground: str | None = None
-    """Digest of the figure/ground direction that boxes are cut with; null: boxes of the class maps alone."""
+    """Digest of the figure/ground direction with which the maps were fused; null: boxes come from class maps alone."""
     source: str | None = None
-    """The output whose stored maps the boxes were cut from; only for a run of rebox."""
+    """URL of the output from whose stored maps a run of rebox cut the boxes; null for other runs."""
     source_runs: tuple[str, ...] = ()
     """The runs of that output, oldest first."""
 
 
 class Counts(Record):
-    """The numbers of a run: listed = left_out + already_done + planned; at its end planned = annotated + rejected."""
+    """The counts of a run: listed = left_out + already_done + planned; at its end planned = annotated + rejected."""
 
     listed: int = 0
     duplicates: int = 0
     """Inputs that repeat the uri of another input; ``listed`` does not count them."""
     skipped_files: int = 0
-    """Files of the input that are no images by their names: see ``skipped_by_kind``."""
+    """Files of the input that are not images by their names; see ``skipped_by_kind``."""
     skipped_by_kind: dict[str, int] = {}
     """These files by kind: an extension, ``hidden file``, ``hidden folder``, ``no extension``, ``special file``, ..."""
     left_out: int = 0
@@ -98,7 +98,7 @@ class Counts(Record):
 
     @property
     def skipped_sentence(self) -> str:
-        """Return what listing skipped, by kind and number, in one line; an empty text where it skipped nothing."""
+        """Return a line with the kinds and numbers of skipped files; empty where no file was skipped."""
         files = f"{self.skipped_files} {'file' if self.skipped_files == 1 else 'files'}"
         return f"skipped {files} as no images: {say_kinds(self.skipped_by_kind)}" if self.skipped_by_kind else ""
 
@@ -119,12 +119,12 @@ class RunManifest(Record):
     lineage: Lineage
     counts: Counts = Counts()
     files: tuple[DataFile, ...] = ()
-    """Every committed file. It is filled at the end, so that later runs need not read the commit records."""
+    """All committed files. They are added when the run ends, so that later runs need not read the commit records."""
 
     @field_validator("settings")
     @classmethod
     def _by_todays_names(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        """Return the settings with ``box_rule``; an older version called it ``components``."""
+        """Return the settings with the key ``box_rule``, which an older version called ``components``."""
         if "components" not in settings:
             return settings
         rest = {name: value for name, value in settings.items() if name != "components"}

@@ -37,7 +37,7 @@ CLASS_METRICS = (
 """The figures that are computed for each class, too."""
 CurveKind = Literal["accuracy", "precision"]
 CURVE_FILES: dict[CurveKind, str] = {"accuracy": "curves.png", "precision": "precision_recall.png"}
-"""The files of the page's pictures; they lie beside the page."""
+"""Names of the files with the curves; the files are in the same folder as the page."""
 _MARKUP = str.maketrans({sign: "\\" + sign for sign in "\\`*_[]|"})
 
 
@@ -47,7 +47,7 @@ class Figure:
 
     metric: str
     threshold: float | None
-    """Threshold that cut the box: the stored share of the maximum, or the best one of a sweep over min–max maps."""
+    """Threshold of the box: the stored share of the maximum, or the best threshold of a sweep over min–max maps."""
     value: float
     low: float
     high: float
@@ -66,7 +66,7 @@ class Figure:
         }
 
     def as_error(self, metric: str) -> "Figure":
-        """Return the figure 1 − this one under the name ``metric``, as an error is 1 − an accuracy."""
+        """Return the figure with 1 − the scores under the name ``metric``, such as an error for an accuracy."""
         full_image, central = (None if each is None else 1 - each for each in (self.full_image, self.central_70))
         return Figure(metric, self.threshold, 1 - self.value, 1 - self.high, 1 - self.low, full_image, central)
 
@@ -82,7 +82,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class CalibrationScore:
-    """How reliable a calibrated box score is on the half of the images that it was not fitted on."""
+    """The reliability of a calibrated box score on the half of the images that did not fit it."""
 
     boxes_fitted: int
     boxes_tested: int
@@ -91,9 +91,9 @@ class CalibrationScore:
     ece: float
     """Expected calibration error, ten bins of equal width."""
     ece_of_class_prob: float
-    """The same error where the probability of the class is taken for the score."""
+    """The same error with the probability of the class as the score."""
     reliability: tuple[tuple[int, float, float], ...]
-    """(boxes, mean score, share of right boxes) of each bin that holds boxes, by ascending score."""
+    """(boxes, mean score, share of right boxes) of each bin with boxes, by ascending score."""
 
     def sentence(self) -> str:
         """Return the result in one line."""
@@ -143,7 +143,7 @@ class Scores:
     images: int
     """Annotated images that are in the truth."""
     pairs: int
-    """Their pairs of image and class."""
+    """Pairs of such an image and a true class."""
     missing_images: int
     """Images of the truth that the output does not have."""
     pairs_without_rows: int
@@ -153,12 +153,12 @@ class Scores:
     """Curves of MaxBoxAcc and the parts of MaxBoxAccV2, and of PxAP where there are masks; empty without heatmaps."""
     classes: tuple[ClassScore, ...]
     notes: tuple[str, ...]
-    """Which figures are left out and why, and what the other figures count."""
+    """Sentences: the figures that are left out with the reason, and what the other figures count."""
     calibration: CalibrationScore | None = None
     """Null where no calibration was asked for."""
 
     def figure(self, metric: str, threshold: float | None = None) -> Figure:
-        """Return the figure of ``metric``, at ``threshold`` where it has several; raises KeyError where none is."""
+        """Return the figure of ``metric``, at ``threshold`` if given; raises KeyError where there is none."""
         for figure in self.figures:
             if figure.metric == metric and threshold in {None, figure.threshold}:
                 return figure
@@ -193,7 +193,7 @@ def _text(value: float | None, digits: int) -> str:
 
 
 def _cell(value: str | float) -> str:
-    """Return a value as the text of one table cell, without markup, whatever characters it holds."""
+    """Return a value as the text of one table cell; characters that are markup are escaped."""
     text = f"{value:.3f}" if isinstance(value, float) else " ".join(str(value).split())
     return html.escape(text, quote=False).translate(_MARKUP)
 

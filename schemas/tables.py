@@ -131,24 +131,24 @@ FeatureType = Literal["float32", "float16"]
 
 @dataclass(frozen=True)
 class TableSpec:
-    """All that the program needs to know of one output table."""
+    """The columns and rules of one output table."""
 
     name: Table
     row: Literal["image", "map", "box"]
-    """What a row is. A table with one row an image stands in the wide rows (pipeline.storage.lake.rows) with its own
-    columns; maps and boxes are nested there, as a list an image under the name of the table."""
+    """The thing that a row describes. In the wide rows (pipeline.storage.lake.rows), a table with a row for each image
+    has its columns; tables of maps and boxes are nested: one column with a list for each image."""
     columns: pa.Schema
-    """The columns. A column of ``open_columns`` stands here with a list of any length."""
+    """The columns. A column of ``open_columns`` has the type of a list of any length here."""
     optional: bool = True
-    """Whether ``--outputs`` chooses the table. The two others, images and quarantine, hold one ending an input."""
+    """Whether ``--outputs`` chooses the table. Images and quarantine together have one row for each input."""
     open_columns: Mapping[str, tuple[pa.DataType, ...]] = field(default_factory=lambda: MappingProxyType({}))
     """Columns whose type each run chooses: a list of a fixed size that holds one of these types."""
     complete: str = ""
-    """SQL condition on ``n``, the number of rows that an annotated image has here; it may name columns of images."""
+    """SQL condition on ``n``, the number of an annotated image's rows in the table; it may name columns of images."""
     complete_as: str = ""
-    """The same condition in words: what each image has."""
+    """The same condition in words, such as the number of rows of each image."""
     sound: str = ""
-    """SQL condition that each row fulfils. In an optional table it may name width_px and height_px of the image."""
+    """SQL condition for each row. In an optional table it may name width_px and height_px of the image."""
     order: tuple[str, ...] = ("image_id",)
     """Columns by which the rows of a file are sorted."""
     repeated: frozenset[str] = frozenset()
@@ -163,7 +163,7 @@ class TableSpec:
         return pa.schema(columns, {"camlake.table": self.name, "camlake.schema_version": str(SCHEMA_VERSION)})
 
     def odd_columns(self, schema: pa.Schema) -> list[str]:
-        """Return the names of the columns that ``schema`` lacks or has with another type; new columns are no fault."""
+        """Return the names of the columns that ``schema`` lacks or has with another type; new columns are allowed."""
         return [
             one.name
             for one in self.columns
@@ -253,9 +253,9 @@ def network_types(channels: int, dtype: FeatureType) -> dict[str, pa.DataType]:
 
 
 def say_score(schemas: Mapping[Table, pa.Schema], right_share: float | None) -> dict[Table, pa.Schema]:
-    """Return ``schemas`` in which the metadata of ``box_score`` says how it was made.
+    """Return ``schemas`` with a sentence in the metadata of ``box_score`` on how the score was made.
 
-    ``right_share`` is what class_prob was multiplied with; None: a calibration made the score.
+    ``right_share`` is the factor of class_prob in the score; None: a calibration made the score.
     """
     kind = "by the calibration of this output" if right_share is None else f"class_prob × {right_share:g}, uncalibrated"
     found = dict(schemas)
@@ -270,9 +270,9 @@ def say_score(schemas: Mapping[Table, pa.Schema], right_share: float | None) -> 
 def written_schemas(
     outputs: Collection[Table], types: Mapping[str, pa.DataType] = MappingProxyType({})
 ) -> dict[Table, pa.Schema]:
-    """Return the schemas of the tables that a run writes whose ``--outputs`` are ``outputs``, in the order of TABLES.
+    """Return the schemas of the tables that a run with ``--outputs`` ``outputs`` writes, in the order of TABLES.
 
-    ``types`` gives the types of their open columns, as ``network_types`` does.
+    ``types`` has the types of the tables' open columns, as ``network_types`` returns them.
     """
     return {spec.name: spec.schema(types) for spec in TABLES.values() if not spec.optional or spec.name in outputs}
 
@@ -289,4 +289,4 @@ PLAN = pa.schema(
         _field("classes", pa.list_(pa.int32()), "classes that --classes names for this image", nullable=True),
     ]
 )
-"""One input of a run: what the planner hands to the readers. ``offset`` is null for a file that is the image itself."""
+"""A planned input, as the planner passes it to the readers. ``offset`` is null for a file that is one image."""

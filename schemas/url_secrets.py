@@ -1,4 +1,4 @@
-"""What counts as a secret in a URL or in a text, and how it is taken out before anything is shown, logged or stored."""
+"""Find secrets in URLs and texts, and remove them before anything is shown, logged or stored."""
 
 import hashlib
 import re
@@ -10,7 +10,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LOCAL = {"file", "local"}
 _HTTP = {"http", "https"}
 _BUCKETS = {"s3", "s3a", "gs", "gcs"}
-"""Protocols whose URLs begin with a bucket; they know no user and no password."""
+"""Protocols whose URLs begin with a bucket; such URLs have no user and no password."""
 
 _SECRET = re.compile(
     r"x-(?:amz|goog|ms)-[\w-]+|x-(?:oss|tos|cos|obs|bce)-(?!process)[\w-]+|q-(?:ak|sign|key|header|url)[\w-]*"
@@ -21,16 +21,19 @@ _SECRET = re.compile(
 )
 """Names of the parameters whose values are secrets or belong to a signature, in lower case."""
 _UNMISTAKABLE = re.compile(r"x-(?:amz|goog)-[\w-]+|sig|signature")
-"""Such names in the key of an object store, where ``?`` is an ordinary character."""
+"""The names of this kind that count in an object store's key, where ``?`` is an ordinary character."""
 _BESIDE_A_SIGNATURE = {
     frozenset({"sig"}): re.compile(r"s[eprstv]|srt|ss|spr|sip?|sk(?:oid|tid|t|e|s|v)|s[au]oid|scid|sdd|ses"),
     frozenset({"hm", "ex", "is"}): re.compile("hm|ex|is"),
     frozenset({"md5", "expires"}): re.compile("md5"),
 }
-"""Names that belong to a signature where all names of the key stand in the same query: those of Azure's shared access
-signatures, of Discord, of nginx. Alone they may tell one image from another."""
+"""For each set of names: a query that has all of them is signed, and the pattern matches the signature's names.
+
+The sets are those of Azure's shared access signatures, of Discord and of nginx. In a query without the set, a name that
+fits the pattern may distinguish one image from another.
+"""
 _MAY_NAME_AN_IMAGE = {"key", "code"}
-"""Names of secrets in some services, and of the image itself in others: a digest takes the place of the value."""
+"""Names of secrets in some services and of images in others; their values are replaced by digests."""
 _DIGEST = re.compile(r"~[0-9a-f]{8}")
 _PARAMETER = re.compile(r"(^|[&;])([^&;=]*)(=[^&;]*)?")
 _PATH_PARAMETER = re.compile(r";([\w.%-]+)=[^/;]*")
@@ -47,16 +50,17 @@ _SETTING_IN_TEXT = re.compile(
 _KEY_PAIR_IN_TEXT = re.compile(r"\bA[KS]IA[A-Z0-9]{8,}:[^\s'\"]*@")
 
 MOST_CHARACTERS = 32
-"""Of an option's wrong value in a message: no number and no choice is longer, a key or a password may be."""
+"""The longest wrong value that a message shows: no number and no choice is longer, but a key or a password may be."""
 
 
 def safe_url(url: str) -> str:
     """Return ``url`` without user and password, and without the query's signatures, tokens and keys.
 
-    Every URL that is shown, logged or stored passes through here; images are known by the URL that comes back. The
-    values of ``key`` and ``code``, which may be secrets or names of images, become digests, so that two images stay
-    two. In the key of an object store ``?`` and ``#`` are ordinary characters: there only the values of unmistakable
-    signatures become digests. A path without protocol is returned as it is. Nothing is raised for a URL that is wrong.
+    Every URL that is shown, logged or stored passes through this function; an image's uri is the URL that it returns.
+    The values of ``key`` and ``code``, which may be secrets or names of images, become digests, so that two images
+    keep different URLs. In an object store's key ``?`` and ``#`` are ordinary characters, so only the values of
+    unmistakable signatures become digests. A path without protocol is returned unchanged. A malformed URL raises
+    nothing.
     """
     match = _SCHEME.match(url)
     scheme = match[1].lower() if match else "file"
@@ -67,14 +71,14 @@ def safe_url(url: str) -> str:
 
 
 def safe_path(path: str) -> str:
-    """Return a path on a file system without secrets: of HTTP it is the URL, of an object store the bucket and key."""
+    """Return a path on a file system without secrets; for HTTP a path is a URL, for an object store bucket and key."""
     if path.startswith("/"):
         return path
     return safe_url(path) if _SCHEME.match(path) else without_signatures(path)
 
 
 def has_credentials(url: str) -> bool:
-    """Tell whether a URL of an object store begins with ``key:secret@``, which no such store takes."""
+    """Return whether an object store's URL begins with ``key:secret@``, which no such store accepts."""
     match = _SCHEME.match(url)
     if match is None or match[1].lower() not in _BUCKETS:
         return False
@@ -82,7 +86,7 @@ def has_credentials(url: str) -> bool:
 
 
 def without_signatures(key: str) -> str:
-    """Return an object's key, the values of unmistakable signatures in it as digests."""
+    """Return an object's key, with digests in place of the values of unmistakable signatures."""
     if "?" not in key:
         return key
     name, query = key.split("?", 1)
@@ -106,7 +110,7 @@ def without_secrets(text: str) -> str:
 
 
 def shown_value(value: Any) -> str:
-    """Return an option's wrong value for a message: short ones without secrets, of others only what they are."""
+    """Return a text for an option's wrong value: a short value without its secrets, else only its type or length."""
     if isinstance(value, dict | list | tuple | set):
         return f"(a {'mapping' if isinstance(value, dict) else 'list'} of {len(value)})"
     text = without_secrets(str(value))
@@ -116,9 +120,9 @@ def shown_value(value: Any) -> str:
 
 
 def _without_user(scheme: str, rest: str) -> str:
-    """Return what stands behind ``scheme://`` without ``user:password@``; the password may have ``/`` and ``@`` in it.
+    """Return ``rest``, the URL behind ``scheme://``, without ``user:password@``; the password may contain / and @.
 
-    A user without password stays where it may be part of the place, as in ``abfs://container@account``.
+    A user without password stays if it may be part of the address, as in ``abfs://container@account``.
     """
     host = re.split(r"[/?#]" if scheme in _HTTP else "/", rest, maxsplit=1)[0]
     sure = _BUCKET if scheme in _BUCKETS else _DOTTED_HOST
@@ -131,13 +135,13 @@ def _without_user(scheme: str, rest: str) -> str:
     user, colon, word = host.partition(":")
     if not colon or "@" not in rest or host.startswith(("[", "arn:")):
         return rest
-    if word.isdecimal() or not word:  # a port, or the beginning of a password
+    if word.isdecimal() or not word:  # ``word`` is a port, or the beginning of a password
         return rest if sure.fullmatch(user) else _behind_user(rest, sure, rest)
     return _behind_user(rest, _HOST, rest.rpartition("@")[2])
 
 
 def _behind_user(rest: str, host: re.Pattern[str], otherwise: str) -> str:
-    """Return what follows the first ``@`` that a host and a slash follow; ``otherwise`` where there is none."""
+    """Return the part of ``rest`` behind the first ``@`` before a host and a slash; ``otherwise`` without such an @."""
     for place in re.finditer("@", rest):
         name, slash, _ = rest[place.end() :].partition("/")
         if slash and host.fullmatch(name):
@@ -154,7 +158,7 @@ def _without_parameters(rest: str) -> str:
 
 
 def _public(query: str) -> str:
-    """Return a query without the parameters that hold secrets."""
+    """Return a query without the parameters whose values are secrets."""
     drops = _drops(found[2] for found in _PARAMETER.finditer(query))
 
     def kept(found: re.Match[str]) -> str:
@@ -166,7 +170,7 @@ def _public(query: str) -> str:
 
 
 def _drops(names: Iterable[str]) -> Callable[[str], bool]:
-    """Return the function that tells whether a parameter is left out of a query that has the parameters ``names``."""
+    """Return a function from a parameter's name to whether the parameter is removed; ``names`` are all in the query."""
     present = {_plain(name) for name in names}
     patterns = [_SECRET, *(beside for needed, beside in _BESIDE_A_SIGNATURE.items() if needed <= present)]
     return lambda name: any(pattern.fullmatch(_plain(name)) for pattern in patterns)
@@ -188,7 +192,7 @@ def _as_digest(parameter: re.Match[str]) -> str:
 
 
 def _requoted(value: str | None) -> str:
-    """Return a parameter's value; a URL in it, percent-encoded, loses its secrets as any other does."""
+    """Return a parameter's value; if it is a percent-encoded URL, the URL's secrets are removed."""
     value = value or ""
     plain = unquote(value)
     if "://" not in plain:

@@ -1,1 +1,1 @@
-"""What each command takes: a field is an option, a key of the YAML file and a line of the help."""
+"""The options of each command: a field is an option, a key of the YAML file and a line of the help."""

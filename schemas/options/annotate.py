@@ -20,9 +20,9 @@ DecodePlace = Literal["auto", "local", "remote", "gpu"]
 Switch = Literal["auto", "on", "off"]
 
 FIRST_LOCALIZATION: dict[str, Any] = {"method": "cam", "tta": "none", "scales": [1.0]}
-"""How maps are made by default. Outputs of versions before these options existed were made so."""
+"""The default settings of the maps. Outputs of versions without these options have maps of the same kind."""
 MOST_SCALES = 6
-"""Most values of ``--scales``: torch.compile gives up after eight sizes of the input."""
+"""The most values of ``--scales``, because torch.compile stops compiling after eight sizes of the input."""
 
 
 def _actor_range(value: Any) -> Any:
@@ -235,11 +235,11 @@ class AnnotateConfig(BoxConfig):
 
     @property
     def input_options(self) -> InputOptions:
-        """Return what the user says of how the input is read."""
+        """Return the options that choose how the input is read."""
         return InputOptions(self.input_kind, self.uri_column, self.image_column, self.id_column)
 
     def settings(self) -> dict[str, Any]:
-        """Return the options that shape the rows: all runs of one output and one model must have the same."""
+        """Return the options that affect the rows; all runs of one output and one model must have the same values."""
         shaping = {"topk", "box_rule", "threshold", "min_area", "min_prob", "alpha", "jpeg_scaling"}
         shaping |= {"outputs", "feature_type"}
         if self.method == "regress":

@@ -1,4 +1,4 @@
-"""What ``camlake benchmark`` measures."""
+"""The configuration of ``camlake benchmark`` and of other measurements."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ Suite = Literal["stages", "memory", "gpu"]
 
 
 class MeasureConfig(JobConfig):
-    """The photographs and the network that a measurement works on, and how often it is repeated."""
+    """The photographs, the network and the repetitions of a measurement."""
 
     images: str | None = option(None, "folder of photographs; default: rendered pictures of 500×375", "Options")
     model: str = option("squeezenet1_1", "network by name", "Options")
@@ -22,7 +22,7 @@ class MeasureConfig(JobConfig):
 
 
 class BenchmarkConfig(MeasureConfig):
-    """One suite of ``camlake benchmark`` and what it works on."""
+    """The options of ``camlake benchmark``."""
 
     suite: Suite = required(
         "stages (each alone, and which one limits this machine), memory (of the driver as inputs grow), or gpu"

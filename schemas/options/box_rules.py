@@ -1,4 +1,4 @@
-"""The options of every job that cuts boxes from maps."""
+"""The options of the jobs that cut boxes from maps."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -8,34 +8,36 @@ from schemas.options.config import COMMA_SEPARATED, StorageConfig, option
 
 BoxRuleName = Literal["auto", "paper", "heuristic", "all-components"]
 Combination = Literal["sumprod", "product", "sum"]
-"""How a class map N and a figure/ground map P, both in [0, 1], become one: (N + P) / 2 + N·P, N·P, or (N + P) / 2."""
+"""The formula that fuses a class map N and a figure/ground map P in [0, 1]: (N + P) / 2 + N·P, N·P, (N + P) / 2."""
 
 AUTO_THRESHOLD = 0.36
-"""Where ``--box-rule auto`` cuts a map scaled to [0, 1], plain or fused, unless a network's file says better.
+"""Threshold of ``--box-rule auto`` for a map scaled to [0, 1], plain or fused, if a network's file has no other one.
 
-Measured with MobileNetV2 and SqueezeNet on photographs of ImageNet and with fused maps of three networks on others.
+It was measured with MobileNetV2 and SqueezeNet on photographs of ImageNet, and with fused maps of three networks on
+other photographs.
 """
 RIGHT_SHARE = 0.7
-"""Share of boxes of a true class that have an IoU of 0.5 or more, of networks for which nobody measured it."""
+"""Assumed share of boxes of a true class with an IoU of at least 0.5, for networks without a measured share."""
 MIN_PROB = 0.05
-"""Under --box-rule auto classes of a lower probability have no box, except the most probable class of an image.
+"""With --box-rule auto, classes of a lower probability have no box, except the most probable class of an image.
 
-Of 1,500 boxes of the five most probable classes on 300 photographs (MobileNetV2) 70 % were of classes under 0.1.
+Of 1,500 boxes of the five most probable classes on 300 photographs (MobileNetV2), 70 % were boxes of classes with a
+probability under 0.1.
 """
 PAPER_THRESHOLD = 0.2
-"""Zhou et al. 2016: 20 % of the map's maximum."""
+"""The threshold of Zhou et al. 2016: 20 % of the map's maximum."""
 FIRST_BOXES: dict[str, Any] = {"min_prob": 0.0, "foreground": "off"}
-"""Settings of the boxes of every output that was written before they could be chosen."""
+"""The values of these settings in outputs of versions that did not have them as options."""
 HEURISTIC_THRESHOLDS = (0.2, 0.5)
-"""Thresholds of the loose box, as in the paper, and of the tight box, for which the paper names none."""
+"""Thresholds of the loose box, from the paper, and of the tight box, for which the paper gives no value."""
 NO_CUT = (0.0,)
-"""The thresholds of boxes that a box head predicts and that are cut from no map."""
+"""The thresholds of boxes that a box head predicts, because these boxes are not cut from maps."""
 HEURISTIC_CLASSES = 3
-"""The heuristic's five boxes are of this many classes."""
+"""Number of classes of the heuristic's five boxes."""
 
 
 class BoxConfig(StorageConfig):
-    """How boxes are cut from maps."""
+    """The options that choose how boxes are cut from maps."""
 
     threshold: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], COMMA_SEPARATED] = option(
         (AUTO_THRESHOLD,),

@@ -1,4 +1,4 @@
-"""What the user's files say of a cluster for a dry run: its node types, as in a Ray cluster file, and its prices."""
+"""The user's files about a cluster for a dry run: a Ray cluster file with node types, and a file with prices."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
@@ -84,7 +84,7 @@ class ClusterFile(BaseModel):
         return cluster
 
     def counts(self) -> dict[str, int]:
-        """Return the number of machines of each node type when all workers are up; the head counts too."""
+        """Return the number of machines of each node type when all workers run; the head node counts too."""
         head = self.head_node_type
         counts = {name: node.max_workers + (name == head) for name, node in self.available_node_types.items()}
         return {name: count for name, count in counts.items() if count}
@@ -95,7 +95,7 @@ class ClusterFile(BaseModel):
         return sum(types[name].resources.get(resource, 0) * count for name, count in self.counts().items())
 
     def instances(self) -> dict[str, int]:
-        """Return the number of machines of each instance type: AWS's InstanceType, or else the node type."""
+        """Return the number of machines of each instance type, which is AWS's InstanceType or else the node type."""
         instances: dict[str, int] = {}
         for name, count in self.counts().items():
             kind = str(self.available_node_types[name].node_config.get("InstanceType", name))
@@ -104,7 +104,7 @@ class ClusterFile(BaseModel):
 
 
 def _problem(error: ValidationError, document: Any) -> str:
-    """Name what is wrong and its value."""
+    """Return a text with the first problem of a document and the wrong value."""
     if not isinstance(document, dict):
         return f"{shown_value(document)} is no mapping"
     problem = error.errors(include_url=False)[0]

@@ -1,4 +1,4 @@
-"""The base of every job's configuration: each field is an option, a YAML key and a help text at once."""
+"""The base of every job's configuration: each field is an option, a YAML key and a help text."""
 
 import difflib
 from typing import Any, Literal, Self
@@ -13,18 +13,18 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def _split(value: Any) -> Any:
-    """Turn "a,b" into ("a", "b"), and one number into a tuple of it: the command line gives lists so."""
+    """Turn "a,b" into ("a", "b") and one number into a tuple, because the command line passes lists as such values."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return (value,) if isinstance(value, int | float) else value
 
 
 COMMA_SEPARATED = BeforeValidator(_split)
-"""Belongs on the type of an option that takes a list."""
+"""Annotation for the type of an option that takes a list."""
 
 
 def option(default: Any, about: str, group: str, **limits: Any) -> Any:
-    """Declare a configuration field with its help text and the heading it stands under in ``--help``."""
+    """Declare a configuration field with its default, its help text and its heading in ``--help``."""
     return Field(default, description=about, json_schema_extra={"group": group}, **limits)
 
 
@@ -39,15 +39,15 @@ def argument(default: Any, about: str) -> Any:
 
 
 class JobConfig(BaseModel):
-    """A frozen, strict configuration: unknown keys are refused, and the message names the nearest known one."""
+    """A frozen, strict configuration: unknown keys are errors, and the message names the nearest known key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def resolve(cls, values: dict[str, Any]) -> Self:
-        """Return the configuration of ``values``.
+        """Return the configuration with ``values``.
 
-        Raises UsageError, one line, for the first value that is wrong, or for all options that are missing.
+        Raises UsageError, with a message of one line, for the first wrong value, or for all missing options.
         """
         try:
             return cls.model_validate(values)
@@ -56,7 +56,7 @@ class JobConfig(BaseModel):
 
     @classmethod
     def is_argument(cls, name: str) -> bool:
-        """Return whether the command takes this field by position."""
+        """Return whether the field is a positional argument of the command."""
         extra = cls.model_fields[name].json_schema_extra
         return isinstance(extra, dict) and extra.get("flag") is False
 
@@ -79,12 +79,12 @@ class JobConfig(BaseModel):
 
     @classmethod
     def _shown(cls, name: str) -> str:
-        """Return a field as the command line names it: INPUT, or --image-size."""
+        """Return the field's name on the command line, such as INPUT or --image-size."""
         return name.upper() if cls.is_argument(name) else "--" + name.replace("_", "-")
 
 
 class StorageConfig(JobConfig):
-    """How camlake reaches object storage; credentials themselves come from the usual places, never from here."""
+    """The options for access to object storage; credentials come from the usual places, never from options."""
 
     endpoint_url: str | None = option(None, "URL of an S3-compatible store", "Storage")
     profile: str | None = option(None, "profile of the AWS credentials file", "Storage")
@@ -92,5 +92,5 @@ class StorageConfig(JobConfig):
 
     @property
     def storage(self) -> "StorageConfig":
-        """Return only the fields of StorageConfig, which every worker needs of a job's configuration."""
+        """Return only the fields of StorageConfig, the part of a job's configuration that every worker needs."""
         return StorageConfig(**{name: getattr(self, name) for name in StorageConfig.model_fields})

@@ -1,4 +1,4 @@
-"""How an input is read: what the options ``--input-kind`` and ``--*-column`` choose."""
+"""The choices of the options ``--input-kind`` and ``--*-column``: how an input is read."""
 
 from typing import Literal, NamedTuple
 
@@ -6,16 +6,16 @@ InputKind = Literal["images", "parquet", "shards", "manifest"]
 
 
 class InputOptions(NamedTuple):
-    """What the user says of the input; null where the input itself decides."""
+    """The user's choices for an input; None where the input's content decides."""
 
     kind: InputKind | None = None
-    """What a folder, a prefix or a file is read as."""
+    """Kind of input as which a folder, a prefix or a file is read."""
     uri_column: str | None = None
-    """Column of a manifest that names the images."""
+    """Column of a manifest with the images' uris."""
     image_column: str | None = None
-    """Column of a Parquet file that holds the images' bytes."""
+    """Column of a Parquet file with the images' bytes."""
     id_column: str | None = None
-    """Column whose text the image_id is made of, in the place of the uri."""
+    """Column whose text replaces the uri in the digest that is the image_id."""
 
 
 AS_IT_IS = InputOptions()

@@ -1,9 +1,9 @@
-"""What ``camlake models`` lists."""
+"""The configuration of ``camlake models``."""
 
 from schemas.options.config import JobConfig, option
 
 
 class ModelsConfig(JobConfig):
-    """What ``camlake models`` lists."""
+    """The options of ``camlake models``."""
 
     name: str = option("", "only networks whose name contains this", "Options")

@@ -1,4 +1,4 @@
-"""Configurations of the verbs that read an output: ``camlake verify``, ``report`` and ``evaluate``."""
+"""The configurations of the verbs that read an output: ``camlake verify``, ``report`` and ``evaluate``."""
 
 from typing import Literal
 

@@ -1,14 +1,14 @@
-"""What ``camlake rebox`` does."""
+"""The configuration of ``camlake rebox``."""
 
 from schemas.options.box_rules import BoxConfig
 from schemas.options.config import option, required
 
 MAPS_OF = "maps_of"
-"""The setting that names the source of a run of rebox; runs of annotate do not have it."""
+"""Name of the setting with the source of a run of rebox; runs of annotate do not have this setting."""
 
 
 class ReboxConfig(BoxConfig):
-    """What ``camlake rebox`` does."""
+    """The options of ``camlake rebox``."""
 
     labels: str = required("An output of `camlake annotate` with boxes and heatmaps: any fsspec URL")
     out: str = required("where images, boxes and quarantine go: any fsspec URL", flag=True)

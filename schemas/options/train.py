@@ -116,6 +116,6 @@ class TrainConfig(StorageConfig):
         return self
 
     def settings(self) -> dict[str, Any]:
-        """Return the options that decide the outcome, by name; a training goes on only with equal ones."""
+        """Return the options that affect the result, by name; a training continues only with equal options."""
         aside = {*StorageConfig.model_fields, "out", "workers", "address", "device", "max_rejected"}
         return self.model_dump(mode="json", exclude=aside)

@@ -51,11 +51,12 @@ class BoxRule:
         ``wanted`` (N,) bool: only these maps are cut; None: all of them. Under auto a constant map gives the whole
         image; under the other rules a map without a positive value gives no box.
         """
-        scaled = min_max(maps) if self.name == "auto" else maps
+        index = None if wanted is None or wanted.all() else wanted.nonzero().flatten()
+        chosen = maps if index is None else maps[index]
+        scaled = min_max(chosen) if self.name == "auto" else chosen
         levels = foreground_levels(scaled, torch.tensor(self.thresholds, device=maps.device))
-        if wanted is not None:
-            levels = torch.where(wanted[:, None], levels, torch.inf)
-        return level_boxes(scaled, levels, components=self.components)
+        boxes = level_boxes(scaled, levels, components=self.components)
+        return boxes if index is None else boxes._replace(map_index=index[boxes.map_index])
 
 
 class Boxes(NamedTuple):

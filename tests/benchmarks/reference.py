@@ -55,6 +55,7 @@ def _scores(
         classes=config.truth,
         precision="fp32" if config.precision == "auto" else config.precision,
         jpeg_scaling=scaling,
+        box_rule="paper",
     )
     manifest = annotate(job, SilentReporter())
     reporter.say(f"{manifest.counts.annotated} images annotated")

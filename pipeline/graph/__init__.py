@@ -1,1 +1,1 @@
-"""Level 4: the Ray graph. The only imports of ray in pipeline/."""
+"""Level 4: the Ray graph. No other folder of pipeline/ imports ray."""

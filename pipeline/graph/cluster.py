@@ -1,4 +1,4 @@
-"""Connecting to Ray: a running cluster, or one started here for this run."""
+"""Connects to Ray: to a running cluster, or to a Ray that is started here for this run."""
 
 import logging
 import os
@@ -17,19 +17,19 @@ from pipeline.graph.resources import Machine
 from schemas.errors import UsageError
 
 LOGICAL_PER_CORE = 2
-"""Logical CPUs of each core of a Ray started here: networks fill the cores, fetching and committing mostly wait."""
+"""Logical CPUs for each core of a Ray started here; networks keep the cores busy, fetching and committing wait."""
 
 
 @contextmanager
 def ray_cluster(address: str | None) -> Iterator[Machine]:
-    """Connect to the Ray cluster at ``address``, or to one that is started here and stopped at the end; yield its size.
+    """Connect to the Ray cluster at ``address`` and yield its size; without an address start a Ray here and stop it.
 
-    A Ray that this process is already connected to is used and left running. Raises UsageError for an address where
+    A Ray to which this process is already connected is used and left running. Raises UsageError for an address where
     no cluster answers, and for a folder that hides camlake's packages from the workers of a running Ray.
     """
     cores = os.cpu_count() or 1
     ours = not ray.is_initialized()
-    # Ray reports workers that died on standard output, which is for results.
+    # Ray reports dead workers on standard output, which is only for results.
     with redirect_stdout(sys.stderr):
         if ours:
             _connect(address, cores)
@@ -72,21 +72,21 @@ def _connect(address: str | None, cores: int) -> None:
 
 
 def _runtime_env() -> dict[str, Any] | None:
-    """Return what makes every worker import ``camlake`` first, where it would import other packages of the same names.
+    """Return Ray's setting that makes every worker import ``camlake`` first; None where no other package is in the way.
 
-    The import alone makes a worker take camlake's own packages; ``use_own`` without a name does nothing more.
+    The import makes a worker use camlake's packages; ``use_own`` without a name does nothing more.
     """
     return {"worker_process_setup_hook": "camlake.own_packages.use_own"} if _shadowing_folder() else None
 
 
 def _shadowing_folder() -> Path | None:
-    """Return what Ray's workers would import in the place of ``pipeline`` or ``schemas``; None where they are ours.
+    """Return the folder that Ray's workers would import as ``pipeline`` or ``schemas``; None if it is camlake's.
 
-    Ray puts the driver's working folder first on the path of its workers.
+    Ray puts the driver's working folder first on the import path of its workers.
     """
     for name in ("pipeline", "schemas"):
         spec = PathFinder.find_spec(name, [str(Path.cwd()), *sys.path])
-        # Without a spec the package comes from the import hook of an editable install, and nothing stands before it.
+        # Without a spec the import hook of an editable install finds the package, and no other folder hides it.
         found = list(spec.submodule_search_locations or [spec.origin or ""]) if spec else []
         ours = Path(sys.modules[name].__path__[0]).resolve()
         others = [Path(place) for place in found if Path(place).resolve() != ours]
@@ -97,7 +97,7 @@ def _shadowing_folder() -> Path | None:
 
 @contextmanager
 def _quiet_core() -> Iterator[None]:
-    """Keep the core of Ray quiet, also about its log level: it prints that on standard error when it starts."""
+    """Hide standard error during the block, because the core of Ray prints its log level there when it starts."""
     set_environment()
     stderr = os.dup(2)
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device

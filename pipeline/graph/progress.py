@@ -1,4 +1,4 @@
-"""The progress of a run: an actor that adds up what the others report, and how the driver follows it."""
+"""The progress of a run: an actor adds up the reports of the other actors, and the driver reads the sums."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 POLL_S = 0.5
 ANSWERS_WITHIN_S = 10
-"""Longest wait for an answer, after which the next poll asks again: nobody waits for a machine that is gone."""
+"""Longest wait for an answer in seconds; then the next poll asks again, so that a lost machine stops nothing."""
 
 T = TypeVar("T")
 
@@ -21,28 +21,28 @@ class RunProgress(NamedTuple):
     images: int
     rejected: int
     busy_s: float
-    """Seconds that actors spent in the network and on its results, added up."""
+    """Sum of the seconds that the actors spent in the network and on its results."""
 
 
 @ray.remote(num_cpus=0)
 class ProgressActor:
-    """Adds up the actors' reports; takes no CPU of the plan."""
+    """Adds up the actors' reports; it takes none of the planned CPUs."""
 
     def __init__(self) -> None:
         self._done = RunProgress(0, 0, 0.0)
         self._begun: dict[str, int] = {}
 
     def begin(self, key: str) -> int:
-        """Return how often the work ``key`` was begun without being finished, this time included."""
+        """Return how often the work ``key`` has begun since it last finished, this time included."""
         self._begun[key] = self._begun.get(key, 0) + 1
         return self._begun[key]
 
     def finish(self, key: str) -> None:
-        """Forget the work ``key``."""
+        """Set the count of the work ``key`` to 0."""
         self._begun.pop(key, None)
 
     def add(self, images: int, rejected: int, busy_s: float) -> None:
-        """Add a table that an actor has finished."""
+        """Add the numbers of a table that an actor has finished."""
         images_so_far, rejected_so_far, busy_so_far_s = self._done
         self._done = RunProgress(images_so_far + images, rejected_so_far + rejected, busy_so_far_s + busy_s)
 
@@ -57,25 +57,25 @@ def start_progress() -> Any:
 
 
 class ActorAttempts:
-    """The Attempts of ``pipeline.annotate.crash_isolation``, counted by a ProgressActor; travels to every worker."""
+    """The Attempts of ``pipeline.annotate.crash_isolation``, counted by a ProgressActor; every worker gets a copy."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
     def begin(self, key: str) -> int:
-        """Return how often the work ``key`` was begun without being finished, this time included."""
+        """Return how often the work ``key`` has begun since it last finished, this time included."""
         count: int = ray.get(self._actor.begin.remote(key))
         return count
 
     def finish(self, key: str, *, wait: bool = False) -> None:
-        """Forget the work ``key``; with ``wait`` return only when it is forgotten."""
+        """Set the count of the work ``key`` to 0; with ``wait`` return only when the count is 0."""
         forgotten = self._actor.finish.remote(key)
         if wait:
             ray.get(forgotten)
 
 
 def beside_driver(kind: Any) -> Any:
-    """Return a new actor of this class on the driver's own machine, which lives as long as the run."""
+    """Return a new actor of the class ``kind`` on the driver's machine, which is there as long as the run."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return kind.options(scheduling_strategy=here).remote()
 
@@ -87,11 +87,11 @@ def answer(method: Any, *arguments: Any) -> Any:
 
 @contextmanager
 def following(read: Callable[[], T], show: Callable[[T], None]) -> Iterator[None]:
-    """Pass what ``read`` returns to ``show``, twice a second and once more when the body has ended without an error.
+    """Pass the result of ``read`` to ``show`` twice a second, and once more when the body has ended without an error.
 
-    There is one call of ``show`` at a time, and none after the block, as the screen may be gone by then: the end of the
-    block waits for a call that is under way. An error of Ray in ``read`` skips one call: whether the work itself is
-    lost, the body finds out.
+    There is one call of ``show`` at a time and none after the block, because the screen may be closed then; the end of
+    the block waits for a running call. After an error of Ray in ``read`` one call of ``show`` is left out; if the work
+    itself is lost, the body raises the error.
     """
     ended = threading.Event()
 

@@ -1,16 +1,16 @@
-"""Settings that Ray reads from the environment alone; ``tests/test_ray_private.py`` fails where Ray changes a name."""
+"""Settings that Ray reads from the environment only; ``tests/test_ray_private.py`` fails where Ray changes a name."""
 
 import os
 
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray ends the idle workers beyond one for each CPU after a second. As a task of camlake takes half a CPU, it would
+    # After a second Ray ends idle workers, except one for each CPU. A task of camlake takes half a CPU, so Ray would
     # start new workers again and again: measured, 7 times the CPU seconds of all tasks and a third of the speed.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     # Below this level the core of Ray prints an error for every actor pool of Ray Data. Errors that matter are raised.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
-"""For a Ray that this process starts; the log level also for a process that joins a running one."""
+"""Values for a Ray that this process starts; the log level also applies where the process joins a running Ray."""
 
 
 def set_environment() -> None:

@@ -1,8 +1,8 @@
-"""The first cause of a failure inside Ray, which wraps exceptions several times and reports some as text alone.
+"""Finds the first cause of a failure inside Ray, which wraps exceptions several times and reports some as text only.
 
-Ray Data reports what a stage raised as the text of a traceback; its class survives there by name alone. Private parts
-of Ray Data used here: that text, ``SystemException`` and the attribute ``cause``; ``tests/test_ray_private.py`` fails
-where one of them changes.
+Ray Data reports the exception of a stage as the text of a traceback, which contains only the name of its class. This
+module uses private parts of Ray Data: this text, ``SystemException`` and the attribute ``cause``.
+``tests/test_ray_private.py`` fails where one of them changes.
 """
 
 import re
@@ -14,7 +14,7 @@ from schemas.errors import CamlakeError
 
 
 def in_one_line(error: Exception) -> CamlakeError:
-    """Return the first cause of a failure inside Ray as an error of camlake's, with one line of text."""
+    """Return the first cause of a failure inside Ray as a CamlakeError with one line of text."""
     cause: BaseException = error
     while (inner := getattr(cause, "cause", None) or cause.__cause__) and not isinstance(inner, SystemException):
         cause = inner

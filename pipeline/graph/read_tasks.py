@@ -1,4 +1,4 @@
-"""A source of Ray Data whose read tasks are given, whatever the number of blocks that Ray would choose."""
+"""A source of Ray Data with given read tasks; Ray does not choose the number of blocks."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -8,14 +8,14 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 Read = Callable[[], Iterable[pa.Table]]
-"""What a read task does: it returns the tables of its rows."""
+"""The function of a read task: it returns the tables of the task's rows."""
 
 
 class ReadTasks(Datasource):
-    """Reads tables: one task of Ray for each pair of a function and its number of rows."""
+    """Reads tables: Ray runs one task for each pair of a function and the function's number of rows."""
 
     def __init__(self, tasks: Sequence[tuple[Read, int]], schema: pa.Schema | None = None) -> None:
-        """``schema`` is that of all tables, where it is known before they are read."""
+        """``schema``: the schema of all tables; None where it is not known before they are read."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._tasks, self._schema = tasks, schema
 

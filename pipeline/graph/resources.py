@@ -1,4 +1,4 @@
-"""How an annotation uses a cluster: the actors, their shares of the CPUs, and the sizes of slices and commits."""
+"""Plans how an annotation uses a cluster: the actors, their shares of the CPUs, the sizes of slices and commits."""
 
 import math
 from collections.abc import Callable
@@ -11,27 +11,28 @@ from schemas.options.annotate import AnnotateConfig
 from schemas.options.config import Device
 
 CPU_BATCH = 32
-"""Images a forward pass on CPU; larger ones leave the caches."""
+"""Images of one forward pass on a CPU; larger batches do not fit into the caches."""
 GPU_BATCH = 256
+"""Images of one forward pass on a GPU."""
 GPU_CALLS = 2
 """Tables that an actor with a GPU works on at the same time, each in a thread.
 
-The copies, small kernels and Python of one table run beside the forward pass of the other. On a CPU a second table
-would only take the core away from the first.
+The copies, small kernels and Python code of one table run during the forward pass of the other table. On a CPU both
+tables would only share the same core.
 """
 MIN_CPUS = 0.05
-"""Least CPUs that a network may be planned with; whoever asks for less has mistaken the number of processes."""
+"""Least CPUs of a network in a plan; a smaller share means that the user asked for too many processes by mistake."""
 MAX_DECODE_THREADS = 16
-"""Threads of one actor's decoding; more would wait for Python's lock."""
+"""Most decoding threads of one actor; more threads would wait for Python's lock."""
 COMMIT_BYTES = 256 * 2**20
-"""Bytes of rows that one commit holds in memory."""
+"""Most bytes of rows in one commit, which are held in memory."""
 IMAGES_PER_SLICE = 128
-"""Images that one read task fetches: blocks of about 12 MB, measured as fast as a plain loop."""
+"""Images that one read task fetches: a block of about 12 MB, measured to be as fast as a plain loop."""
 MAX_SLICES = 2_000
-"""Read tasks of a run: each costs the driver some 15 ms and stays in its memory, so large runs get larger slices.
+"""Most read tasks of a run: each task costs the driver about 15 ms and some memory, so large runs get larger slices.
 
-The cost is that of a block, whatever its size: at 128 images a slice one driver core sustains about 8,000 images/s
-(`python -m tests.benchmarks.scale`), and more with larger slices.
+The cost of a block does not depend on its size: with 128 images in a slice one driver core is enough for about 8,000
+images/s (`python -m tests.benchmarks.scale`), and for more with larger slices.
 """
 
 
@@ -43,7 +44,7 @@ class Machine:
     """Logical CPUs that Ray hands out."""
     gpus: float
     cores: int | None
-    """Cores of this machine where Ray was started here for this run; None on a cluster, which others may share."""
+    """Cores of this machine, if Ray was started here for this run; None for a cluster, which others may use too."""
 
     @property
     def spare_cpus(self) -> float:
@@ -51,15 +52,15 @@ class Machine:
         return max(0.5, self.cpus / 4)
 
     def uses_gpu(self, device: Device) -> bool:
-        """Return whether ``--device`` means a GPU here; raises UsageError for ``cuda`` on a cluster without one."""
+        """Return whether ``device`` means a GPU here; raises UsageError for ``cuda`` on a cluster without a GPU."""
         if device == "cuda" and self.gpus == 0:
             raise UsageError("--device cuda: this Ray cluster has no GPU; allowed here: cpu, auto")
         return device != "cpu" and self.gpus > 0
 
     def share_cpus(self, networks: int, problem: str) -> float:
-        """Return the CPUs that each of so many networks may have beside ``spare_cpus``.
+        """Return the CPUs for each of so many ``networks``, which leave ``spare_cpus`` free.
 
-        Raises UsageError with the text ``problem`` where that is less than ``MIN_CPUS``.
+        Raises UsageError with the text ``problem`` for a share of less than ``MIN_CPUS``.
         """
         share = (self.cpus - self.spare_cpus) / networks
         if share < MIN_CPUS:
@@ -86,18 +87,18 @@ class Compute:
     read_cpus: float
     write_cpus: float
     why: str = "defaults"
-    """How the values were chosen that the user left open, in a few words for people."""
+    """In a few words for the user: how the values were chosen that the user left open."""
 
 
 def plan_compute(config: AnnotateConfig, machine: Machine, n_tables: int | None = None) -> Compute:
     """Return where every stage runs, by rules without measurement.
 
-    There are never more actors than ``n_tables``, the tables that the run annotates. What the user left open gets the
-    value that is safe everywhere; ``pipeline.graph.tuning.autotune`` measures better values where a run repays that.
+    There are never more actors than ``n_tables``, the tables that the run annotates. An option that the user left open
+    gets a value that is safe everywhere; ``pipeline.graph.tuning.autotune`` measures better values for long runs.
 
-    On CPU each actor has one core and one thread: side by side they keep all cores at work while another one decodes,
-    which a single network with many threads does not. A quarter of the logical CPUs stays free for reading and
-    committing, so that a cluster of one CPU does not wait for itself.
+    On CPU each actor has one core and one thread. So all cores work while one of the actors decodes; a single network
+    with many threads would leave cores idle then. A quarter of the logical CPUs stays free for reading and committing,
+    so that a cluster of one CPU does not wait for itself.
 
     Raises UsageError for CUDA or nvJPEG where no GPU is used, and for more actors than the CPUs can hold.
     """
@@ -115,7 +116,7 @@ def plan_compute(config: AnnotateConfig, machine: Machine, n_tables: int | None 
     share = machine.share_cpus(actors[0], f"--actors {actors[0]}:{actors[1]}: {too_few}")
     actors = (min(actors[0], n_tables or actors[0]), min(actors[1], n_tables or actors[1]))
     decode = config.decode if config.decode != "auto" else ("remote" if cuda else "local")
-    # On a cluster the share is no guide: it counts the CPUs of nodes without a GPU, which hold no actor.
+    # On a cluster the share is not used, because it counts the CPUs of nodes without a GPU, which have no actor.
     alone = cuda and decode != "remote" and machine.cores is not None
     decode_threads = max(1, min(MAX_DECODE_THREADS, math.floor(share))) if alone else 1
     return Compute(
@@ -147,21 +148,21 @@ def decoders(compute: Compute, machine: Machine) -> int:
 
 
 def images_per_commit(config: AnnotateConfig, n_images: int, actors: int, row_bytes: int) -> int:
-    """Return how many images one commit has, where the rows of an image take ``row_bytes``.
+    """Return the number of images of one commit, where the rows of an image take ``row_bytes``.
 
-    About 16 commits for each actor, so that a crash costs little of a small run. At most 32,768 images: their light
-    tables make files of several MB, and a crash loses a minute or two of one GPU. Never more than COMMIT_BYTES, which a
-    write task holds in memory a few times over.
+    There are about 16 commits for each actor, so that a crash costs little of a small run. A commit has at most 32,768
+    images: its small tables make files of several MB, and a crash loses a minute or two of one GPU. It has at most
+    COMMIT_BYTES, because a write task holds a few copies of the rows in memory.
     """
     wanted = config.images_per_commit or min(32_768, max(256, math.ceil(n_images / (16 * actors))))
     return max(1, min(wanted, COMMIT_BYTES // row_bytes))
 
 
 def images_per_slice(config: AnnotateConfig) -> Callable[[int], int]:
-    """Return a function that says how many of n images one read task fetches: whole batches, fewer in a small run."""
+    """Return a function from the number of planned images to the images that one read task fetches: whole batches."""
 
     def size(n_images: int) -> int:
-        batch = config.batch_size or CPU_BATCH  # GPU_BATCH is a multiple, so a GPU's batch is whole slices.
+        batch = config.batch_size or CPU_BATCH  # GPU_BATCH is a multiple, so a GPU's batch has whole slices.
         few = min(round(IMAGES_PER_SLICE / batch), math.ceil(n_images / (8 * batch)))
         return batch * max(1, few, math.ceil(n_images / (MAX_SLICES * batch)))
 

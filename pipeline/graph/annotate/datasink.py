@@ -1,4 +1,4 @@
-"""The end of the Ray Data graph: tasks that commit wide rows as tables. These tasks load no network."""
+"""The last step of the Ray Data graph: tasks commit wide rows as tables. These tasks load no network."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -22,11 +22,11 @@ class LakeSink(Datasink[CommitRecord | None]):
 
     @property
     def min_rows_per_write(self) -> int:
-        """Images of one commit."""
+        """The number of images of one commit."""
         return self._images_per_commit
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> CommitRecord | None:
-        """Write one commit and return its record, None without rows; a retried task writes the same names again."""
+        """Write one commit and return its record; None without rows. A task that Ray retries writes the same names."""
         parts = [block for block in blocks if len(block)]
         if not parts:
             return None

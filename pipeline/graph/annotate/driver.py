@@ -1,7 +1,6 @@
-"""The whole of ``camlake annotate`` on Ray: list → plan → read → decode → annotate → commit.
+"""All of ``camlake annotate`` on Ray: list → plan → read → decode → annotate → commit.
 
-The module is called after Ray's word for the process that starts the work, because ``run`` is what
-``pipeline.storage.lake.run`` opens and closes.
+Ray calls the process that starts the work the driver. The name ``run`` belongs to ``pipeline.storage.lake.run``.
 """
 
 import time
@@ -31,8 +30,8 @@ from schemas.url_secrets import safe_url
 def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_FROM) -> RunManifest:
     """Annotate every listed input that is not done yet, and return the final manifest of the run.
 
-    From ``tune_from`` images on, a few seconds of trials choose what the configuration leaves open. Raises CamlakeError
-    for whatever fails the run; commits made before that stay. A rejected image does not fail the run.
+    For ``tune_from`` images or more, a few seconds of trials choose the values that the configuration leaves open.
+    Raises CamlakeError for every failure of the run; earlier commits stay. A rejected image does not fail the run.
     """
     model = load_model(config)
     config = fit_topk(config, model.network)
@@ -85,7 +84,7 @@ def _on_ray(
 
 
 def refuse_unmatched_classes(config: AnnotateConfig, plan: Plan) -> None:
-    """Raise UsageError where ``--classes`` names none of the images that are to be annotated."""
+    """Raise UsageError where ``--classes`` names none of the planned images."""
     if config.classes and plan.counts.planned and not plan.with_classes:
         raise UsageError(
             f"--classes {safe_url(config.classes)}: names none of the {plan.counts.planned} images to annotate; "

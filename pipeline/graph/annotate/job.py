@@ -16,7 +16,7 @@ from schemas.tables import network_types, say_score, written_schemas
 
 @dataclass(frozen=True)
 class Job:
-    """All that the stages need, in plain values that Ray can send to every worker."""
+    """All values that the stages need; Ray can send each of them to every worker."""
 
     reader: ImageReader
     images_per_commit: int

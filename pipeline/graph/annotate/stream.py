@@ -31,7 +31,7 @@ def run_stream(
     """Annotate the planned slices on the connected Ray and return the sums over all actors.
 
     ``state`` has the network's weights. ``advance`` gets the numbers of images done and of rejected images, twice a
-    second. Raises CamlakeError with one line for a failure that outlasts Ray's retries; earlier commits stay.
+    second. Raises CamlakeError with one line where Ray's retries do not help; earlier commits stay.
     """
     compute = job.compute
     progress = start_progress()
@@ -94,10 +94,10 @@ class Annotator:
             self._annotate = AnnotateStage(job.annotate, ray.get(state[0]))
             self._decode = _decoding_beside_the_network(job)
         except CamlakeError as error:
-            self._failure = error  # For the first call: of a failed constructor Ray reports only that the actor died.
+            self._failure = error  # The first call raises it; Ray reports a failed constructor only as a dead actor.
 
     def __call__(self, images: pa.Table) -> pa.Table:
-        """Annotate one table of images, fetched or decoded; raises the error of a network that could not be loaded."""
+        """Return wide rows for a table of fetched or decoded images; raises the error of a network that can't load."""
         if self._failure:
             raise self._failure
         rows = self._isolation.run(images, self._stages)
@@ -110,9 +110,9 @@ class Annotator:
 
 
 def _decoding_beside_the_network(job: Job) -> Callable[[pa.Table], tuple[pa.Table, Tensor | None]]:
-    """Return the function with which an actor decodes a table: it returns the decoded table, and pixels on the GPU.
+    """Return the function with which an actor decodes a table; it returns the decoded table and pixels on the GPU.
 
-    The pixels are None where they are not on the GPU. Where tasks decode, the table comes back as it is.
+    The pixels are None where they are not on the GPU. Where tasks decode, the function returns the table unchanged.
     """
     compute = job.compute
     if compute.decode == "gpu":

@@ -1,4 +1,4 @@
-"""What the cluster has now, and what the processes of a training need of it."""
+"""Compares the present resources of the cluster with the needs of the processes of a training."""
 
 import ray
 
@@ -7,17 +7,17 @@ from pipeline.graph.train.plan import WorkerPlan, counted
 
 
 def machine_now() -> Machine:
-    """Return all that the cluster has, free or not."""
+    """Return all CPUs and GPUs of the cluster, free or not."""
     return _machine(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
 def free_now() -> Machine:
-    """Return what of the cluster is free."""
+    """Return the free CPUs and GPUs of the cluster."""
     return _machine(ray.available_resources())  # type: ignore[no-untyped-call]
 
 
 def nodes_now() -> list[Machine]:
-    """Return what each machine of the cluster has, free or not."""
+    """Return the CPUs and GPUs of each machine of the cluster, free or not."""
     return [_machine(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
@@ -31,13 +31,13 @@ def fits_a_node(plan: WorkerPlan) -> bool:
 
 
 def in_words(plan: WorkerPlan) -> str:
-    """Return the number of processes and what each of them takes, in words."""
+    """Return in words the number of processes and the CPUs and GPUs of each process."""
     each = counted(plan.worker_cpus, "CPU") + " and a GPU" * plan.cuda
     return f"{counted(plan.workers, 'process')} with {each}{' each' * (plan.workers > 1)}"
 
 
 def no_room(plan: WorkerPlan) -> str:
-    """Return in words that the processes find no room, with what the cluster has and what of it is free."""
+    """Return in words that the processes find no room, with all and the free CPUs and GPUs of the cluster."""
     machine, free = machine_now(), free_now()
     offered = f"{counted(machine.cpus, 'CPU')}, {free.cpus:g} free"
     if plan.cuda:

@@ -1,9 +1,9 @@
-"""The files that a training writes at its output. One process writes them, the resume state last: it makes them count.
+"""Writes the files of a training to its output. One process writes them; the resume state comes last and completes them.
 
 last.safetensors, best.safetensors   weights with their card, for --weights
 metrics.jsonl, curves.png            one line, and one point of the curves, for each epoch
 rejected.jsonl                       images that could not be used, with the reason
-resume.pt                            settings, weights, optimizer, history: all that another start needs to go on
+resume.pt                            settings, weights, optimizer and history: the state from which a training goes on
 """
 
 import io
@@ -29,7 +29,7 @@ from schemas.options.config import StorageConfig
 from schemas.url_secrets import safe_url
 
 Epoch = dict[str, float]
-"""The figures of an epoch by name, as in metrics.jsonl."""
+"""The figures of an epoch by name, as they are in metrics.jsonl."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Progress:
         return self.history[self.best_epoch - 1] if self.best_epoch else None
 
     def add(self, epoch: Epoch) -> bool:
-        """Add an epoch and return whether it is the best so far; of equally good epochs the first is the best."""
+        """Add an epoch; return whether it is the best so far, which means better than all epochs before it."""
         self.history.append(epoch)
         better = math.isfinite(epoch["train_loss"]) and (self.best is None or _goodness(epoch) > _goodness(self.best))
         if better:
@@ -56,7 +56,7 @@ class Progress:
         return better
 
     def ended(self, epochs: int, patience: int | None) -> bool:
-        """Return whether all ``epochs`` are done, the loss is not finite, or ``patience`` epochs were no better."""
+        """Return whether all ``epochs`` are done, the last loss is not finite, or ``patience`` epochs gave no gain."""
         done = len(self.history)
         diverged = bool(done) and not math.isfinite(self.history[-1]["train_loss"])
         return done >= epochs or diverged or (patience is not None and done - self.best_epoch >= patience)
@@ -77,10 +77,10 @@ class TrainingFiles:
     out: str
     storage: StorageConfig
     settings: dict[str, Any]
-    """The options that decide the outcome, by name, in types of JSON."""
+    """The options that affect the result, by name, in types of JSON."""
 
     def write(self, progress: Progress, learner: dict[str, Any], card: Card, better: bool) -> None:
-        """Write all files after an epoch, the best so far if ``better``; raises StoreError where a write fails."""
+        """Write all files after an epoch; with ``better`` also the best weights. Raises StoreError if a write fails."""
         weights = checkpoint_bytes(learner["network"], card)
         if better:
             self._write("best.safetensors", weights)
@@ -98,9 +98,10 @@ class TrainingFiles:
         self._write("resume.pt", buffer.getvalue())
 
     def resume(self) -> tuple[Progress, dict[str, Any] | None]:
-        """Return the progress of the training and the state of its learner, which is None where nothing was written.
+        """Return the progress of the training and the state of its learner; the state is None where none was written.
 
-        Raises UsageError where the state belongs to a training with other settings, StoreError where it is unreadable.
+        Raises UsageError where the resume state is from a training with other settings, StoreError where it can't be
+        read.
         """
         content = self._read("resume.pt")
         if content is None:

@@ -1,14 +1,17 @@
-"""Runs the processes of a training through Ray Train, and starts them again on the cluster that a loss leaves.
+"""Runs the processes of a training through Ray Train, and starts them again on the rest of the cluster after a loss.
 
-Ray Train 2.60 has elasticity of its own, ``ScalingConfig(num_workers=(least, most))`` with ``FailureConfig``. Tried in
-the place of this loop, it restarted two processes after the loss of a machine and finished all epochs, but four things
-are missing. It tells the driver nothing: the training case of ``tests/test_multinode.py`` failed at "going on after
-epoch". It has one limit for all failures and never starts its count again: an exception of the code and a lost lease
-each got 4 starts, where ``tests/test_controller.py`` allows 2 and 1, and a process that was killed right at its start
-got no other try (ControllerError). It waits in silence for processes that no machine can hold: after 40 s a process of
-5 CPUs on a machine of 4 had neither begun nor failed. And by its source (``ElasticScalingPolicy``) it takes any number
-of processes between the limits, also one that does not divide ``batch_size``, and never changes the CPUs of each, so
-that a smaller cluster may keep none for the tasks that feed them.
+Ray Train 2.60 has its own elasticity, ``ScalingConfig(num_workers=(least, most))`` with ``FailureConfig``. It was tried
+in place of this loop: it restarted two processes after the loss of a machine and finished all epochs. Four things are
+missing:
+
+- It gives the driver no message: the training case of ``tests/test_multinode.py`` failed at "going on after epoch".
+- It has one limit for all failures and never resets its count. An exception of the code and a lost lease each got 4
+  starts, where ``tests/test_controller.py`` allows 2 and 1. A process that was killed at its start got no other try.
+- It waits without a message for processes that no machine can hold: after 40 s a process with 5 CPUs on a machine with
+  4 CPUs had neither begun nor failed.
+- By its source (``ElasticScalingPolicy``) it takes any number of processes between the limits, even one that does not
+  divide ``batch_size``, and never changes the CPUs of a process. So a smaller cluster may have no CPU for the tasks
+  that feed the processes.
 """
 
 import tempfile
@@ -36,17 +39,17 @@ from pipeline.storage.truth.labelled_images import LabelledImages
 from schemas.errors import CamlakeError, InputError, LeaseError, UsageError
 
 RETRIES = 3
-"""Times in a row that processes, machines or connections may be lost without a new epoch.
+"""Most losses of processes, machines or connections in a row without a new epoch.
 
-Ray notices some 15 s late that a machine is gone, so that one lost machine can cost two starts.
+Ray notices about 15 s late that a machine is lost, so one lost machine can cost two starts.
 """
 CODE_RETRIES = 1
-"""Times in a row that the code itself may fail without a new epoch: most such errors come again."""
+"""Most failures of the code in a row without a new epoch; most such errors occur again."""
 ROOM_WITHIN_S = 30
-"""How long a start waits for room on the cluster before it is planned anew with what the cluster has by then."""
+"""Seconds that a start waits for room on the cluster; then it is planned again for the cluster as it is then."""
 MACHINES_WITHIN_S = 600
 MACHINES_EVERY_S = 10
-"""How long, and how often, a training looks for machines without which it can't be planned at all."""
+"""How long and how often, in seconds, a training looks for machines while the cluster is too small for any plan."""
 
 
 def fit(
@@ -61,12 +64,12 @@ def fit(
     """Train until the training has ended, from the resume state at the output where there is one; return the progress.
 
     Twice a second ``advance`` gets the numbers of images done and of rejected images. ``on_epoch`` gets the figures of
-    each epoch that ends. ``say`` gets a line whenever the processes start again or wait; while others use the cluster,
-    the training waits for room without end.
+    each epoch that ends. ``say`` gets a line whenever the processes start again or wait. While other work uses the
+    cluster, the training waits for room without a limit.
 
     Raises CamlakeError where the processes failed more often in a row than ``RETRIES`` or ``CODE_RETRIES`` allow, where
-    machines stayed away for ``MACHINES_WITHIN_S``, where no machine could hold even one process, or where the progress
-    actor is lost.
+    the cluster was too small for ``MACHINES_WITHIN_S``, where no machine can hold even one process, and where the
+    progress actor is lost.
     """
     limit_start(ROOM_WITHIN_S)
     progress = start_train_progress()
@@ -87,14 +90,14 @@ def fit(
 
 
 class _Tries:
-    """Counts the failures in a row, losses and errors of the code apart; each new epoch sets both counts to zero."""
+    """Counts failures in a row, losses and errors of the code separately; each new epoch sets both counts to 0."""
 
     def __init__(self) -> None:
         self._failed: Counter[bool] = Counter()
         self._known: int | None = None
 
     def count(self, problem: CamlakeError, done: int | None) -> None:
-        """Count why the processes ended after ``done`` epochs; raises CamlakeError where no other try is allowed."""
+        """Count a failure after ``done`` epochs; raises CamlakeError where no other try is allowed."""
         if done is not None and done != self._known:
             self._failed.clear()
             self._known = done
@@ -112,7 +115,7 @@ class _Tries:
 
 
 def _say_wait(workers: WorkerPlan, last_wait: str, say: Callable[[str], None]) -> str:
-    """Say that the training waits for room, unless ``last_wait`` is the same text; return the text.
+    """Report that the training waits for room, unless ``last_wait`` is the same text; return the text.
 
     Raises CamlakeError where no machine could hold even one process, so that the wait would never end.
     """
@@ -128,14 +131,14 @@ def _say_wait(workers: WorkerPlan, last_wait: str, say: Callable[[str], None]) -
 
 
 def _attempt(job: TrainJob, refs: SharedRefs) -> CamlakeError | None:
-    """Run the processes; return None where the training has ended, else why the processes ended before that.
+    """Run the processes; return None where the training has ended, else the failure that ended the processes.
 
     Raises CamlakeError for problems that no other try can solve.
     """
     workers, ended, starved = job.workers, threading.Event(), threading.Event()
 
     def starving() -> list[Any]:
-        """Return the processes where too few CPUs are left to feed them: they would wait for ever."""
+        """Return the processes if too few CPUs are left to feed them, because they would wait without end."""
         return answer(refs.progress.processes) if machine_now().cpus < workers.least_cpus - 1e-6 else []
 
     def end(processes: list[Any]) -> None:
@@ -172,7 +175,7 @@ def _trainer(job: TrainJob, refs: SharedRefs, folder: str) -> QuietTrainer:
             num_workers=workers.workers,
             use_gpu=workers.cuda,
             resources_per_worker=resources,
-            # GPUs exchange gradients fastest within a machine; on CPU each process gains a machine's caches and memory.
+            # GPUs exchange gradients fastest inside a machine. On CPUs a process gains a machine's caches and memory.
             placement_strategy="PACK" if workers.cuda else "SPREAD",
         ),
         run_config=ray.train.RunConfig(name="train", storage_path=folder, failure_config=no_retries()),
@@ -180,9 +183,9 @@ def _trainer(job: TrainJob, refs: SharedRefs, folder: str) -> QuietTrainer:
 
 
 def _replanned(job: TrainJob, say: Callable[[str], None]) -> WorkerPlan:
-    """Return where the processes run on the cluster as it is now; wait for machines where it has become too small.
+    """Return a plan of the processes for the present cluster; wait for machines where the cluster is too small.
 
-    Raises CamlakeError where it is still too small after ``MACHINES_WITHIN_S``.
+    Raises CamlakeError where the cluster is still too small after ``MACHINES_WITHIN_S``.
     """
     deadline, said = time.monotonic() + MACHINES_WITHIN_S, ""
     while True:

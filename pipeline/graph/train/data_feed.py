@@ -1,8 +1,8 @@
-"""Feeds pictures to a process that trains: tasks of Ray Data fetch and decode them in a given order, without a network.
+"""Feeds pictures to a process that trains: tasks of Ray Data fetch and decode images in a given order.
 
-Each process runs a dataset of its own over its share of the images. One dataset for all processes, split while it
-streams, would hand out blocks in the order of their arrival. The images of a step would then depend on timing and on
-the number of processes, so that a resumed training, or one on more processes, would not repeat a curve.
+Each process runs one dataset over its share of the images. One dataset for all processes, split while it streams, would
+give out blocks in the order of their arrival. The images of a step would then depend on timing and on the number of
+processes, so that a resumed training, or a training with more processes, would not repeat a curve.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ PREFETCHED_BATCHES = 2
 
 @dataclass(frozen=True)
 class Pictures:
-    """A batch: the n images that could be used, in order, and the reasons why others could not."""
+    """A batch: the n images that could be used, in order, and the reasons for the images that could not be used."""
 
     numbers: NDArray[np.int64]
     """(n,) the images' rows in the table of images."""
@@ -44,14 +44,14 @@ class Pictures:
 
 @dataclass(frozen=True)
 class PictureReader:
-    """Fetches and decodes images; its plain values travel to tasks of Ray."""
+    """Fetches and decodes images; it has plain values only, which Ray copies to tasks."""
 
     storage: StorageConfig
     limits: DecodeLimits
     resize: ResizePlan
 
     def read_numbers(self, rows: Any, images: Any) -> dict[str, NDArray[Any]]:
-        """Return ``read`` for the column number of ``rows``; ``images`` is a reference to Ray's object store."""
+        """Return ``read`` of the column number of ``rows``; ``images`` is a reference into Ray's object store."""
         return self.read(ray.get(images), rows["number"])
 
     def read(self, images: pa.Table, numbers: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -71,7 +71,7 @@ class PictureReader:
 
         blobs = [item if isinstance(item, bytes) else None for item in fetched]
         decoded = DecodePool(self.limits, 1, self.resize.least_hw).map(blobs, resized)
-        # An image that was not fetched has a reason already; the decoder only knows that it got no bytes.
+        # The reason of an image that was not fetched comes from the fetcher; the decoder only got no bytes.
         rejected = [
             not_fetched if isinstance(not_fetched, RejectedImage) else not_decoded
             for not_fetched, not_decoded in zip(fetched, decoded, strict=True)
@@ -100,7 +100,7 @@ class Feed:
         """Yield the rows ``order`` of the table of images in batches; the last batch may be shorter."""
         if not len(order):
             return
-        # ray.data.range asks for a whole CPU for each of its tasks, which would wait for ever where no machine has one.
+        # ray.data.range asks for a whole CPU for each task, and would wait without end where no machine has one free.
         parts = [order[start : start + PICTURES_PER_TASK] for start in range(0, len(order), PICTURES_PER_TASK)]
         reads = [(partial(_numbers, part), len(part)) for part in parts]
         dataset = ray.data.read_datasource(ReadTasks(reads), num_cpus=self.task_cpus, override_num_blocks=len(reads))

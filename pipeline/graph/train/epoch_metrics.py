@@ -1,4 +1,4 @@
-"""The figures of an epoch in metrics.jsonl, from sums over the images of all processes."""
+"""Computes the figures of an epoch in metrics.jsonl from sums over the images of all processes."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from pipeline.models.learn.learner import StepResult
 
 
 class EpochMetrics:
-    """Sums over the images of an epoch, of its training or of its validation, which can be added up over processes."""
+    """Sums over the training or the validation images of an epoch; the sums of several processes can be added."""
 
     def __init__(self, part: str, multi_label: bool) -> None:
         """``part`` is train or val; the names of the figures begin with it."""
@@ -21,7 +21,7 @@ class EpochMetrics:
     def add(self, result: StepResult, targets: Tensor, true_boxes: Tensor | None) -> None:
         """Add a batch with ``targets`` (B, C), and ``true_boxes`` (B, 4) as shares of the picture, NaN where unknown.
 
-        A result may have fewer rows than B; the rows of both are those of the first images.
+        ``result`` may have fewer rows than B; its rows belong to the first images of the batch.
         """
         images = len(result.losses)
         right = result.logits.argmax(1) == targets[:images].argmax(1)
@@ -37,8 +37,8 @@ class EpochMetrics:
     def figures(self, reduced: Callable[[Tensor], Tensor]) -> Epoch:
         """Return the mean loss, the accuracy where images have one label, mean IoU and top-1 localization of boxes.
 
-        Top-1 localization is the share, among the images with a true box, of those whose top class is right and whose
-        box has IoU >= 0.5. ``reduced`` adds up the sums of all processes. A mean over no image is NaN.
+        Top-1 localization is the share of the images with a true box whose top class is right and whose box has
+        IoU >= 0.5. ``reduced`` adds up the sums of all processes. A mean over no image is NaN.
         """
         loss, right, images, iou, localized, boxed = reduced(self._sums).tolist()
         part, nothing = self._part, float("nan")

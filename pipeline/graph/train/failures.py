@@ -1,4 +1,4 @@
-"""Why the processes of a training ended: one line for each reason, and whether another try may help."""
+"""Finds why the processes of a training ended: one line for each reason, and whether another try may help."""
 
 import re
 
@@ -9,7 +9,7 @@ from pipeline.graph.train.ray_train_private import failures_of, start_problem
 from schemas.errors import CamlakeError
 
 LINE_CHARS = 300
-"""Most characters that are shown of an error that is not camlake's own."""
+"""Most characters that are shown of an error that is not a CamlakeError."""
 
 
 class NoRoomError(CamlakeError):
@@ -17,23 +17,23 @@ class NoRoomError(CamlakeError):
 
 
 class CodeError(CamlakeError):
-    """An exception of the code itself, which most likely comes again."""
+    """An exception of the code, which most likely occurs again."""
 
 
 class LostError(CamlakeError):
-    """Processes, machines or connections were lost, so that another try may well succeed."""
+    """Processes, machines or connections were lost; another try may succeed."""
 
     def __init__(self, text: str, detail: str = "") -> None:
-        """``detail`` is what Ray knows of the loss; it is shown where no other try follows."""
+        """``detail``: Ray's description of the loss, which is shown where no other try follows."""
         super().__init__(text)
         self.detail = detail
 
 
 def reason(error: Exception) -> CamlakeError:
-    """Return why the processes ended, from what ``fit`` of Ray Train raised; its ``__cause__`` is that error.
+    """Return why the processes ended; ``error`` is the error of Ray Train's ``fit`` and becomes the ``__cause__``.
 
-    An error of camlake's own comes back as it is. Where one process failed, the others only lose their connections to
-    it; the reason is then the failure of the first one.
+    A CamlakeError comes back as it is. Where one process failed, the other processes lose their connections to it; the
+    reason is then the failure of the one process.
     """
     problem = _reason(error)
     problem.__cause__ = error
@@ -70,15 +70,15 @@ def _at_work(failures: list[BaseException]) -> CamlakeError:
 
 
 def _own_error(failure: BaseException) -> BaseException:
-    """Return the error of camlake's that a task of Ray ended with; every other failure comes back as it is."""
+    """Return the CamlakeError that ended a task of Ray; every other failure comes back as it is."""
     cause = failure.cause if isinstance(failure, RayTaskError) else None
     return cause if isinstance(cause, CamlakeError) else failure
 
 
 def _lost_a_peer(failure: BaseException) -> bool:
-    """Return whether the process lost its connection to another one; a store that it could not reach does not count.
+    """Return whether the process lost its connection to another process; a lost connection to a store does not count.
 
-    Torch has no error class for the loss of a connection with Gloo, so the text decides.
+    Torch has no error class for a lost connection of Gloo, so the text decides.
     """
     if isinstance(failure, RayTaskError):
         return False
@@ -87,16 +87,16 @@ def _lost_a_peer(failure: BaseException) -> bool:
 
 
 def _may_pass(failure: BaseException, line: str) -> bool:
-    """Return whether another try may help: a loss of Ray's own, or an error whose name is that of a lost connection.
+    """Return whether another try may help: after a loss inside Ray, or an error named like a lost connection.
 
-    The failure of a task comes as a text, so ``line``, its error line, is all that there is to judge.
+    The failure of a task is a text, so only ``line``, its error line, can decide.
     """
     own_loss = isinstance(failure, RayError) and not isinstance(failure, RayTaskError)
     return own_loss or bool(re.match(r"[\w.]*(Connect|Timeout|BrokenPipe)\w*:", line))
 
 
 def _error_line(failure: BaseException) -> str:
-    """Return the name and the message of an error; the text of a failed task is a traceback, with both in one line."""
+    """Return the name and the message of an error; in the traceback of a failed task both are in one line."""
     if isinstance(failure, RayTaskError):
         lines = [line.strip() for line in str(failure).splitlines()]
         named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
@@ -106,13 +106,13 @@ def _error_line(failure: BaseException) -> str:
 
 
 def _detail(error: RayActorError) -> str:
-    """Return what Ray knows of the death of a process, without the lines that name the process."""
+    """Return Ray's description of the death of a process, without the lines that identify the process."""
     lines = str(error).splitlines()
     return one_line(" ".join(line for line in lines[1:] if not line.startswith("\t")) or str(error))
 
 
 def one_line(text: str) -> str:
-    """Return the text in one line without a dot at its end; a text of more than ``LINE_CHARS`` loses its middle."""
+    """Return the text in one line without a dot at the end; the middle of a text over ``LINE_CHARS`` is cut out."""
     line = " ".join(text.split()).rstrip(". ")
     half = (LINE_CHARS - 5) // 2
     return line if len(line) <= LINE_CHARS else f"{line[:half]} ... {line[-half:]}"

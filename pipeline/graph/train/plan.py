@@ -1,4 +1,4 @@
-"""The plan of a training: where its processes run, its first weights, and all that the processes need to know."""
+"""Plans a training: where its processes run, its first weights, and the values that the processes need."""
 
 import functools
 import math
@@ -35,11 +35,11 @@ class WorkerPlan:
 
     workers: int
     workers_given: bool
-    """Whether the user chose the number of processes; else it follows the number of GPUs."""
+    """Whether the user chose the number of processes; else it depends on the number of GPUs."""
     cuda: bool
     worker_cpus: float
     threads: int
-    """Threads of torch in each process, on CPU."""
+    """Threads of torch in each process on a CPU."""
     task_cpus: float
     """CPUs of a task that fetches and decodes."""
     feed_cpus: float
@@ -47,13 +47,13 @@ class WorkerPlan:
 
     @property
     def least_cpus(self) -> float:
-        """CPUs of the cluster below which the processes leave none to the tasks that feed them."""
+        """Least CPUs of the cluster: for all processes, and for one task that feeds them."""
         return self.workers * self.worker_cpus + self.task_cpus
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """All that the processes of a training need to know, except the images and the first weights."""
+    """All values that the processes of a training need, except the images and the first weights."""
 
     card: Card
     """The card of the weights; each epoch adds its figures to ``facts``."""
@@ -92,8 +92,8 @@ def plan_workers(config: TrainConfig, machine: Machine) -> WorkerPlan:
 def replan_workers(before: WorkerPlan, batch_size: int, machine: Machine) -> WorkerPlan:
     """Return where the processes run after the cluster has changed; raises UsageError where it has become too small.
 
-    There are as many processes as ``before`` on CPU, and where the user chose their number. Else there is one for each
-    GPU, as far as their number divides ``batch_size``.
+    On CPUs, and where the user chose the number of processes, the number stays as in ``before``. Otherwise it is the
+    largest number up to the number of GPUs that divides ``batch_size``.
     """
     workers = before.workers
     if before.cuda and not before.workers_given:
@@ -105,7 +105,7 @@ def replan_workers(before: WorkerPlan, batch_size: int, machine: Machine) -> Wor
 def divide_cpus(workers: int, workers_given: bool, cuda: bool, threads: int, machine: Machine) -> WorkerPlan:
     """Return a plan that divides the CPUs of ``machine``; raises UsageError for too few GPUs or CPUs.
 
-    A process gets at most one CPU. The CPUs that the processes leave, at least a quarter, fetch and decode.
+    A process gets at most one CPU. The remaining CPUs, at least a quarter, fetch and decode.
     """
     who = f"--workers {workers}" if workers_given else counted(workers, "process")
     if cuda and workers > machine.gpus:
@@ -124,10 +124,11 @@ def counted(number: float, noun: str) -> str:
 
 
 def first_weights(config: TrainConfig, images: LabelledImages) -> tuple[Architecture, Pretrained]:
-    """Return the architecture and its first weights; random values follow from ``config.seed``.
+    """Return the architecture and its first weights; ``config.seed`` determines random values.
 
-    Raises ModelError as ``load_pretrained`` does, for a network that can't learn several labels an image, or boxes, and
-    for an input that is too small for the network. Raises UsageError for ``--train head`` without pretrained layers.
+    Raises ModelError as ``load_pretrained`` does, for a network that can't learn several labels for an image or can't
+    learn boxes, and for an input that is too small for the network. Raises UsageError for ``--train head`` without
+    pretrained layers.
     """
     architecture = Architecture(config.model, config.pooling, config.width, len(images.labels))
     entry = registry.check(architecture)
@@ -169,7 +170,7 @@ def make_job(
     files: TrainingFiles,
     lease: int,
 ) -> TrainJob:
-    """Return what the processes need to know; ``start`` has the first weights, ``lease`` is the output's generation."""
+    """Return the values for the processes; ``start`` has the first weights, ``lease`` is the lease's generation."""
     steps = config.epochs * len(epoch_order(len(train), config.batch_size, config.seed, 0))
     facts = {
         "camlake": camlake_version(),
@@ -195,12 +196,12 @@ def _described(part: str, images: LabelledImages) -> dict[str, Any]:
 
 
 def training_files(config: TrainConfig, train: LabelledImages, val: LabelledImages) -> TrainingFiles:
-    """Return the files of this training, under a form of the URL ``config.out`` that every process understands."""
+    """Return the files of this training; a local ``config.out`` becomes absolute, so that every process finds it."""
     out = canonical_url(config.out) if protocol_of(config.out) == "file" else config.out
     data = f"{train.digest()[:16]} {val.digest()[:16]}"
     return TrainingFiles(out, config.storage, shown_settings(config) | {"data": data})
 
 
 def shown_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that decide the outcome, without the secrets in their URLs."""
+    """Return the settings that affect the result, without the secrets in their URLs."""
     return {key: safe_url(value) if isinstance(value, str) else value for key, value in config.settings().items()}

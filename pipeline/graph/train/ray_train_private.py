@@ -1,7 +1,6 @@
-"""What camlake uses of Ray Train beyond its stable interface, with the reason for each; checked for Ray 2.60.
+"""The private parts of Ray Train that camlake uses, with the reason for each part; checked for Ray 2.60.
 
-``tests/test_ray_private.py`` fails where an installed Ray no longer has one of these parts, or has it with another
-meaning.
+``tests/test_ray_private.py`` fails where the installed Ray has no such part, or where the part has another meaning.
 """
 
 import os
@@ -26,9 +25,9 @@ UNUSED_CALLBACK = "PlacementGroupCleanerCallback"
 class QuietTrainer(TorchTrainer):
     """Ray Train without its actor that cleans up placement groups, and without its handler of Ctrl-C.
 
-    The actor asks the dashboard for the state of the controller. Where no dashboard runs it waits for an answer:
-    measured on one machine, 12 s at the end of every training. ``remove_own_placement_groups`` does its work.
-    The handler of Ctrl-C would stay installed after the training.
+    The actor asks the dashboard for the controller's state. Without a dashboard it waits for an answer: measured on
+    one machine, 12 s at the end of every training. ``remove_own_placement_groups`` does the work of this actor. The
+    handler of Ctrl-C would stay installed after the training.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -36,7 +35,7 @@ class QuietTrainer(TorchTrainer):
         return [callback for callback in callbacks if type(callback).__name__ != UNUSED_CALLBACK]
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Leave Ctrl-C as it is everywhere else."""
+        """Do not install a handler of Ctrl-C."""
 
 
 def no_retries() -> FailureConfig:
@@ -45,9 +44,9 @@ def no_retries() -> FailureConfig:
 
 
 def limit_start(seconds: int) -> None:
-    """Let Ray Train give up a start that finds no room within ``seconds``, unless the user's environment says more.
+    """Make Ray Train end a start that finds no room within ``seconds``; a limit in the user's environment stays.
 
-    Ray Train reads this limit from the environment alone.
+    Ray Train reads this limit from the environment only.
     """
     os.environ.setdefault(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, str(seconds))
 
@@ -55,7 +54,7 @@ def limit_start(seconds: int) -> None:
 def remove_own_placement_groups() -> None:
     """Remove the placement groups that lost processes of this driver still hold.
 
-    Ray Train leaves a group behind where a process is lost while it starts, or where the controller is lost; Ray would
+    Ray Train does not remove a group where a process is lost at its start, or where the controller is lost. Ray would
     keep the group until the driver ends. The id of a group ends with the id of its job, which Ray does not document.
     """
     job_id = ray.get_runtime_context().get_job_id()
@@ -65,7 +64,7 @@ def remove_own_placement_groups() -> None:
 
 
 def start_problem(error: BaseException) -> Literal["no room", "lost at the start", "preempted"] | None:
-    """Return which of Ray Train's own problems an error is; None for every other error."""
+    """Return the problem that an error class of Ray Train stands for; None for every other error."""
     if isinstance(error, WorkerGroupStartupTimeoutError):
         return "no room"
     if isinstance(error, WorkerGroupStartupFailedError):
@@ -74,7 +73,7 @@ def start_problem(error: BaseException) -> Literal["no room", "lost at the start
 
 
 def failures_of(error: Exception) -> Mapping[int, BaseException]:
-    """Return the failure of each process by its rank, from what ``fit`` raised; else the one failure at rank 0."""
+    """Return the failure of each process by its rank, from the error of ``fit``; one failure alone has rank 0."""
     if isinstance(error, ControllerError):
         return {0: error.controller_failure}
     failures = error.worker_failures if isinstance(error, WorkerGroupError) and error.worker_failures else {0: error}
@@ -82,5 +81,5 @@ def failures_of(error: Exception) -> Mapping[int, BaseException]:
 
 
 def _cause_of_death(failure: BaseException) -> BaseException:
-    """Return why a process is dead, where a failure is only that it did not answer."""
+    """Return why a process is dead; a failure of Ray Train's health check contains the cause."""
     return failure.health_check_failure if isinstance(failure, WorkerHealthCheckFailedError) else failure

@@ -1,4 +1,4 @@
-"""Reports a training to experiment trackers: TensorBoard and MLflow, each where it is installed."""
+"""Reports a training to the experiment trackers TensorBoard and MLflow, where they are installed."""
 
 import importlib
 import importlib.util
@@ -25,11 +25,11 @@ def tracking(
     history: Sequence[Epoch],
     say: Callable[[str], None],
 ) -> Iterator[Track]:
-    """Yield a function that reports the figures of an epoch to every tracker; ``history`` has the epochs before.
+    """Yield a function that reports the figures of an epoch to every tracker; ``history`` has the earlier epochs.
 
-    TensorBoard's files go to ``out``/tensorboard where that is a folder of this machine. MLflow is used where its
-    tracking URI is set, as by MLFLOW_TRACKING_URI; without it MLflow would make a database in the current folder. A
-    training that goes on is a new run of MLflow, with all of its epochs.
+    TensorBoard's files go to ``out``/tensorboard where ``out`` is a folder of this machine. MLflow is used where its
+    tracking URI is set, for example by MLFLOW_TRACKING_URI; without a URI MLflow would make a database in the current
+    folder. A resumed training is a new run of MLflow that has all epochs.
 
     Raises CamlakeError where MLflow does not answer at the beginning. Where it fails later, ``say`` gets one line, and
     the training goes on without MLflow.
@@ -51,7 +51,7 @@ def _tensorboard(out: str, storage: StorageConfig, history: Sequence[Epoch]) -> 
     if not isinstance(fs, LocalFileSystem) or not importlib.util.find_spec("tensorboard"):
         yield _nothing
         return
-    # A training that was killed may have reported epochs from purge_step on, which it did not write to its output.
+    # A killed training may have reported epochs that it did not write to its output; purge_step removes them.
     writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(
         f"{root}/tensorboard", purge_step=len(history) + 1
     )
@@ -107,4 +107,4 @@ def _problem(mlflow: Any, error: Exception) -> str:
 
 
 def _nothing(epoch: Epoch) -> None:
-    """Report nothing, in the place of a tracker that is not there."""
+    """Report nothing; used in place of a tracker that is not used."""

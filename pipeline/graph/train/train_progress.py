@@ -1,4 +1,4 @@
-"""The progress of a training: an actor that its processes report to, and the driver reads while they learn."""
+"""The progress of a training: its processes report to an actor, and the driver reads the actor while they learn."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,12 +12,12 @@ from pipeline.graph.train.checkpoints import Epoch
 from schemas.errors import CamlakeError
 
 _News = tuple[int, int, list[Epoch]]
-"""The numbers of images that could be used and of rejected images so far, and the epochs since the last look."""
+"""The numbers of images that could be used and of rejected images so far, and the epochs since the last read."""
 
 
 @ray.remote(num_cpus=0)
 class TrainProgressActor:
-    """Keeps what the processes of a training report; takes no CPU of the plan."""
+    """Keeps the reports of the processes of a training; it takes none of the planned CPUs."""
 
     def __init__(self) -> None:
         self._counts: dict[int, tuple[int, int]] = {}
@@ -34,10 +34,10 @@ class TrainProgressActor:
         return self._processes
 
     def begin(self, history: list[Epoch]) -> None:
-        """Go on after the epochs ``history``, all of this training, at every start of its processes.
+        """Go on after the epochs ``history`` of this training; called at every start of the processes.
 
-        Processes that died may have reported images of an epoch that is now done again, whose counts are dropped. They
-        may also have written an epoch without reporting it, which is therefore taken from ``history``.
+        Dead processes may have reported images of an epoch that is now done again; these counts are dropped. They may
+        also have written an epoch without a report; this epoch is taken from ``history``.
         """
         self._before = len(history) if self._before is None else self._before
         self._epochs = history[self._before :]
@@ -63,14 +63,14 @@ class TrainProgressActor:
 
 
 def start_train_progress() -> Any:
-    """Return a new TrainProgressActor on the machine of the driver, so that it outlives every other machine."""
+    """Return a new TrainProgressActor on the driver's machine, so that the loss of another machine does not end it."""
     return beside_driver(TrainProgressActor)
 
 
 def epochs_done(progress: Any) -> int | None:
-    """Return how many epochs are done; None where that is not known now.
+    """Return how many epochs are done; None where the progress actor does not know it or does not answer.
 
-    Raises CamlakeError where the progress actor is dead, as nothing else knows what it knew.
+    Raises CamlakeError where the progress actor is dead, because nothing else has its state.
     """
     try:
         done: int | None = answer(progress.epochs_done)
@@ -86,7 +86,7 @@ def epochs_done(progress: Any) -> int | None:
 def following_epochs(
     progress: Any, advance: Callable[[int, int], None], on_epoch: Callable[[Epoch], None]
 ) -> AbstractContextManager[None]:
-    """Pass on what the progress actor knows, twice a second and once more when the body has ended without an error.
+    """Pass on the progress actor's state twice a second, and once more when the body has ended without an error.
 
     ``advance`` gets the numbers of images done and of rejected images, ``on_epoch`` the figures of each epoch once.
     """

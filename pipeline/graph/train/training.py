@@ -1,4 +1,4 @@
-"""The whole of ``camlake train`` on Ray: list → label → split → train → weights with their card."""
+"""All of ``camlake train`` on Ray: list → label → split → train → weights with their card."""
 
 from collections.abc import Sequence
 
@@ -50,7 +50,10 @@ def labelled_images(config: TrainConfig, reporter: Reporter) -> tuple[LabelledIm
 def _with_true_boxes(
     config: TrainConfig, train: LabelledImages, val: LabelledImages
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Return both with their true boxes; raises UsageError where there is none, and for several labels an image."""
+    """Return ``train`` and ``val`` with true boxes.
+
+    Raises UsageError where no training image has a box, and for images with several labels.
+    """
     if train.multi_label:
         raise UsageError("--supervision boxes: a box belongs to an image's one label, and these have several")
     if config.boxes:
@@ -76,7 +79,7 @@ def _refuse_missing(images: LabelledImages, where: str) -> None:
 def train_network(config: TrainConfig, train: LabelledImages, val: LabelledImages, reporter: Reporter) -> Progress:
     """Train while this process holds the lease on the output, and return the progress.
 
-    A training that stopped goes on from its resume state; a training that has ended is only looked up.
+    A training that stopped goes on from its resume state. For a training that has ended, the progress is only read.
     """
     files = training_files(config, train, val)
     fs, root = connect(files.out, config)

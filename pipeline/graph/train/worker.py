@@ -1,4 +1,4 @@
-"""What each process of a training does: it learns and validates epoch after epoch; the first one writes and reports."""
+"""The work of each process of a training: it learns and validates each epoch; the first process writes and reports."""
 
 import time
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class SharedRefs(NamedTuple):
-    """What all processes share: references to Ray's object store, and the actor that follows the training."""
+    """References that all processes share: to Ray's object store, and to the actor that keeps the progress."""
 
     state: Any
     """Reference to the first weights (State)."""
@@ -45,7 +45,7 @@ class SharedRefs(NamedTuple):
     val: Any
     """Reference to the table of the validation images, which may be empty."""
     progress: Any
-    """The actor ``pipeline.graph.train.train_progress.TrainProgressActor``."""
+    """The ``TrainProgressActor`` of the training."""
 
 
 def learn(config: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ class _Process:
         ray.get(self._progress_actor.join.remote(ray.get_runtime_context().current_actor))
         if self.rank == 0:
             ray.get(self._progress_actor.begin.remote(self._progress.history))
-        # All processes meet here, so that the first one has begun before any other counts images of the next epoch.
+        # All processes wait for each other here: no process reports images before the first one has called ``begin``.
         self._nodes = len(set(self._gathered(ray.get_runtime_context().get_node_id())))
         if learner_state is not None:
             self._learner.restore(learner_state)
@@ -88,7 +88,7 @@ class _Process:
         if job.config.train == "head":
             freeze(network, job.new)
         if job.workers.cuda and self._world > 1:
-            # Batch normalization over all processes exists on CUDA alone; on CPU each process normalizes by its images.
+            # Batch normalization over all processes exists on CUDA only; on CPU a process normalizes by its own images.
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         card = job.card
         return Learner(
@@ -116,7 +116,7 @@ class _Process:
         while not progress.ended(config.epochs, config.patience):
             number = len(progress.history)
             started_s = time.monotonic()
-            # All random numbers follow from seed, epoch and process, so that an epoch done again is the same one.
+            # Seed, epoch and process determine all random numbers, so that a repeated epoch gives the same result.
             torch.manual_seed(int(np.random.SeedSequence((config.seed, number, self.rank)).generate_state(1)[0]))
             epoch: Epoch = {"epoch": number + 1, **self._train_epoch(number), **self._validate()}
             for rejected in self._gathered(self._rejected):
@@ -124,7 +124,7 @@ class _Process:
             epoch |= {"rejected": len(progress.rejected), "seconds": round(time.monotonic() - started_s, 3)}
             epoch |= {"processes": self._world, "nodes": self._nodes}
             better = progress.add(epoch)
-            # ray.train.report would wait for Ray Train's next look at its processes: two seconds for each epoch.
+            # ray.train.report would wait until Ray Train polls its processes again: two seconds for each epoch.
             if self.rank == 0:
                 self._write(epoch, better)
 
@@ -146,7 +146,7 @@ class _Process:
         if not len(self._val):
             return {}
         if self._world > 1:
-            # The statistics of batch normalization in the weights that are written are those of the first process.
+            # The weights that are written contain the batch normalization statistics of the first process.
             for buffer in self._learner.network.buffers():
                 dist.broadcast(buffer, 0)
         metrics = EpochMetrics("val", self._job.card.multi_label)
@@ -167,7 +167,7 @@ class _Process:
         return figures
 
     def _pictures(self, feed: Feed, images: pa.Table, order: NDArray[np.int64]) -> Iterator[Pictures]:
-        """Yield batches of the rows ``order``, note the rejected images, and report the numbers of both."""
+        """Yield batches of the rows ``order``; keep the rejected images, and report the numbers of both kinds."""
         for pictures in feed.batches(order, self._batch_size):
             uris = images["uri"].take(pa.array(pictures.rejected, pa.int64())).to_pylist()
             self._rejected.update(zip(uris, pictures.rejected.values(), strict=True))
@@ -176,27 +176,27 @@ class _Process:
             self._progress_actor.add_batch.remote(epoch, len(pictures.numbers), len(pictures.rejected))
 
     def _targets(self, images: pa.Table, numbers: NDArray[np.int64]) -> Tensor:
-        """Return (n, C) float32: 1 for each label of the image, else 0."""
+        """Return (n, C) float32: 1 for the labels of an image, else 0."""
         targets = torch.zeros(len(numbers), self._job.card.architecture.classes)
         for row, ids in enumerate(images["classes"].take(numbers).to_pylist()):
             targets[row, ids] = 1
         return targets
 
     def _boxes(self, images: pa.Table, pictures: Pictures) -> Tensor | None:
-        """Return the true boxes (n, 4) as shares of the pictures, NaN where unknown; None where no box is learned."""
+        """Return the true boxes (n, 4) as shares of the pictures, NaN where unknown; None if boxes are not learned."""
         if self._job.card.supervision == "labels":
             return None
         return box_shares(images[BOX.name].take(pictures.numbers).to_pylist(), pictures.sizes_hw)
 
     def _summed(self, sums: Tensor) -> Tensor:
-        """Return the sums over all processes."""
+        """Return the sums of all processes added up."""
         if self._world > 1:
             sums = sums.to(self._device)
             dist.all_reduce(sums)
         return sums
 
     def _gathered(self, value: T) -> list[T]:
-        """Return the values of all processes by their ranks."""
+        """Return the values of all processes, in the order of their ranks."""
         if self._world == 1:
             return [value]
         values: list[Any] = [None] * self._world

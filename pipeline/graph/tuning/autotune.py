@@ -1,6 +1,6 @@
-"""Chooses by trials what the user left open: batch size, actors and threads, compilation, place of decoding.
+"""Chooses by trials the options that the user left open: batch size, actors, threads, compilation, place of decoding.
 
-The choice is a configuration that the user could have written too, so that ``plan_compute`` is the only way to a plan.
+The result of the trials is a configuration that the user could have written, and ``plan_compute`` makes every plan.
 """
 
 import time
@@ -21,9 +21,9 @@ from pipeline.storage.lake.planning import PlanSlice
 from schemas.options.annotate import AnnotateConfig
 
 TUNE_FROM = 20_000
-"""Planned images from which tuning repays: it takes about ten seconds and gains about a tenth of the run's time."""
+"""Least planned images for which trials are worth it: they take about ten seconds and save a tenth of the run."""
 BUDGET_S = 5.0
-"""Seconds of trials after which no further trial begins, except that of compilation."""
+"""Seconds of trials after which no other trial begins, except the trial of compilation."""
 TRIAL_S = 0.4
 """Seconds that a trial takes, unless its first batch takes longer."""
 STAGES_S = 2.0
@@ -31,11 +31,11 @@ STAGES_S = 2.0
 CPU_BATCHES = (16, 32, 64, 128)
 GPU_BATCHES = (16, 32, 64, 128, 256, 512, 1024)
 MIN_GAIN = 1.03
-"""How many times as fast a choice must be that takes more memory or moves more bytes."""
+"""Least speed, relative to the speed before, of a choice that takes more memory or moves more bytes."""
 COMPILE_FROM_S = 120.0
-"""Seconds of work from which compilation is tried: it takes 5 to 20 s, and makes SqueezeNet on CPU twice as fast."""
+"""Least seconds of work for a trial of compilation: it takes 5 to 20 s, and makes SqueezeNet on CPU twice as fast."""
 COMPILE_REPAYS = 3.0
-"""How many times its own duration compilation must save."""
+"""Least ratio of the time that compilation saves to the time that it takes."""
 
 
 class Choice(NamedTuple):
@@ -46,7 +46,7 @@ class Choice(NamedTuple):
 
 
 def worth_tuning(config: AnnotateConfig, planned: int, tune_from: int = TUNE_FROM) -> bool:
-    """Return whether a run is long enough to repay trials, and leaves anything open."""
+    """Return whether a run is long enough for trials and leaves an option open."""
     all_chosen = config.batch_size and config.actors and config.compile != "auto" and config.decode != "auto"
     return planned >= tune_from and not all_chosen
 
@@ -76,7 +76,7 @@ def tune(
 
 
 def _uncompiled(config: AnnotateConfig) -> AnnotateConfig:
-    """Return the configuration for trials of batch sizes: to compile for each of them would take minutes."""
+    """Return the configuration without compilation, which would take minutes for trials of all batch sizes."""
     return config.model_copy(update={"compile": "off"})
 
 
@@ -88,7 +88,7 @@ def resolve_compute(
     read_sample: Callable[[], pa.Table],
     tune_from: int = TUNE_FROM,
 ) -> Compute:
-    """Return where the stages of a run of these slices run: by trials where they repay, else by ``plan_compute``.
+    """Return the plan for a run of these slices: by trials where the run is long enough, else by ``plan_compute``.
 
     ``read_sample`` returns planned inputs (PLAN) for the trials.
     """
@@ -121,8 +121,9 @@ def measure_run(
 ) -> Measured:
     """Choose a plan as ``resolve_compute`` does, time every stage on the connected Ray, and predict the run.
 
-    ``machine`` is the connected Ray. ``offered`` is another cluster to predict for: its plan follows ``plan_compute``
-    alone, since trials on this machine tell nothing about others, and GPUs stay unmeasured where this machine has none.
+    ``machine`` is the connected Ray. ``offered`` is another cluster to predict for. ``plan_compute`` makes its plan
+    without trials, because trials on this machine are not valid for other machines. Where this machine has no GPU, the
+    speed of GPUs stays unknown.
     """
     planned, n_tables = sum(one.rows for one in slices), count_tables(slices)
     tuned = offered is None and worth_tuning(config, planned, tune_from)
@@ -164,7 +165,7 @@ class _Tuner:
         return self._climb(Choice(candidates[0], first), candidates[1:])
 
     def threads(self, best: Choice) -> Choice:
-        """Try half as many actors with twice the threads, on a CPU that is this run's alone."""
+        """Try half as many actors with twice as many threads, on CPUs that only this run uses."""
         compute = self.plan(best.config)
         if best.config.actors or compute.runtime.device != "cpu" or not self._machine.cores:
             return best
@@ -186,7 +187,7 @@ class _Tuner:
     def decoding(self, config: AnnotateConfig) -> AnnotateConfig:
         """Choose where to decode on a machine with GPUs: remote moves more bytes, so it must be faster by MIN_GAIN.
 
-        On CPU both places share the same cores, so there is nothing to choose.
+        On CPU both places use the same cores, so ``config`` comes back unchanged.
         """
         if config.decode != "auto" or self.plan(config).runtime.device != "cuda" or not self._machine.cores:
             return config
@@ -200,7 +201,7 @@ class _Tuner:
         return config.model_copy(update={"decode": place})
 
     def _climb(self, best: Choice, candidates: Iterable[AnnotateConfig]) -> Choice:
-        """Try the candidates in turn while each is faster than the one before by MIN_GAIN; return the last such one."""
+        """Try the candidates in turn while each is faster than the best before by MIN_GAIN; return the best one."""
         for config in candidates:
             if time.monotonic() > self._end_s:
                 break

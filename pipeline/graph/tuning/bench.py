@@ -1,6 +1,6 @@
 """Times the stages on a sample of a run's images, in actors and tasks with the same resources as those of the run.
 
-As many actors work side by side as the run starts with, so that the figures include how they slow each other down.
+As many actors work at the same time as at the start of the run, so the figures include how actors slow each other down.
 """
 
 import math
@@ -38,13 +38,13 @@ from schemas.options.annotate import AnnotateConfig
 from schemas.tables import Table
 
 SAMPLE = 128
-"""Images of a measurement: four batches of the default size on CPU."""
+"""Images of a sample: four batches of the default size on CPU."""
 SAMPLE_SLICES = 8
-"""Slices of the plan that these images come from."""
+"""Slices of the plan from which the images of a sample come."""
 
 
 def sample_plan(slices: Sequence[PlanSlice], fs: AbstractFileSystem, root: str) -> pa.Table:
-    """Return up to SAMPLE planned inputs (PLAN) from all over the plan, shuffled, of at most FETCH_BYTES together."""
+    """Return up to SAMPLE planned inputs (PLAN) from the whole plan, shuffled, with at most FETCH_BYTES together."""
     chosen = slices[:: max(1, math.ceil(len(slices) / SAMPLE_SLICES))]
     each = math.ceil(SAMPLE / len(chosen))
     sample = pa.concat_tables(read_plan_slice(fs, root, one).slice(0, each) for one in chosen)
@@ -55,14 +55,14 @@ def sample_plan(slices: Sequence[PlanSlice], fs: AbstractFileSystem, root: str) 
 
 def fetch_sample(reader: ImageReader, sample: pa.Table) -> tuple[pa.Table, StageTiming]:
     """Return a sample (PLAN) with its encoded bytes (FETCHED), and the time that fetching took."""
-    reader.fetch(sample.slice(0, 1))  # Connects.
+    reader.fetch(sample.slice(0, 1))  # Connects to the store, so that the time below has no connecting in it.
     started, cpu_started = time.perf_counter(), time.process_time()
     fetched = reader.fetch(sample)
     return fetched, StageTiming(len(sample), time.perf_counter() - started, time.process_time() - cpu_started)
 
 
 def encode_rows(rows: pa.Table, outputs: Sequence[str]) -> tuple[StageTiming, dict[Table, SizeModel]]:
-    """Return the time that it takes to write wide rows as Parquet, and the sizes of each table's files."""
+    """Return the time for writing wide rows as Parquet, and for each table a model of its files' sizes."""
 
     def sizes(part: pa.Table) -> dict[Table, int]:
         return {
@@ -77,7 +77,7 @@ def encode_rows(rows: pa.Table, outputs: Sequence[str]) -> tuple[StageTiming, di
 
 
 def _size(images: int, half_bytes: int, whole_bytes: int) -> SizeModel:
-    """Return a file's size by its number of images, from the sizes for the whole sample and for half of it."""
+    """Return a file's size as a function of its images, from the sizes for the whole and for half of the sample."""
     per_image = (whole_bytes - half_bytes) / (images - images // 2)
     if not half_bytes:
         return SizeModel(0.0, whole_bytes / images)
@@ -85,7 +85,7 @@ def _size(images: int, half_bytes: int, whole_bytes: int) -> SizeModel:
 
 
 class Bench:
-    """Actors that hold the sample and the network, and the driver's methods that time them."""
+    """Actors with the sample and the network, and methods of the driver that measure their times."""
 
     def __init__(self, config: AnnotateConfig, model: Model, compute: Compute, sample: pa.Table) -> None:
         """Start the actors of ``compute`` and wait until they are warm; ``sample`` has planned inputs (PLAN)."""
@@ -105,7 +105,7 @@ class Bench:
 
     @property
     def compiles(self) -> bool:
-        """Return whether torch.compile finds its compiler on every machine that has an actor."""
+        """Return whether torch.compile finds a compiler on every machine that has an actor."""
         return all(machine.compiles for machine in self._machines)
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class Bench:
             ray.kill(actor)
 
     def _decode(self, compute: Compute, workers: int, seconds: float) -> list[StageTiming]:
-        """Return the timing of each of so many decoders: the actors, or tasks where ``compute`` decodes remotely."""
+        """Return the timing of each of ``workers`` decoders: actors, or tasks where ``compute`` decodes remotely."""
         if compute.decode != "remote":
             actors = self._actors[:workers]
             paces: list[StageTiming] = ray.get([one.decode.remote(compute, seconds) for one in actors])
@@ -122,19 +122,19 @@ class Bench:
         task: Any = ray.remote(num_cpus=compute.decode_cpus)(decode_sample)
         rounds = [
             ray.get([task.remote(self._decode_spec, self._fetched, compute, part_s) for _ in range(workers)])
-            for part_s in (0.0, seconds)  # The first one starts their processes.
+            for part_s in (0.0, seconds)  # The first round starts the processes of the tasks.
         ]
         return rounds[-1]
 
     def network(self, compute: Compute, seconds: float) -> Speed | str:
-        """Return how fast the actors of ``compute`` run its network together, or the reason why they can't."""
+        """Return the speed of all actors of ``compute`` together, or the reason why they can't run the network."""
         timings = self._networks(compute, seconds)
         if isinstance(timings, str):
             return timings
         return Speed(sum(1 / one.pace.image_s for one in timings), max(one.ready_s for one in timings))
 
     def stages(self, compute: Compute, machine: Machine, seconds: float) -> RunTiming:
-        """Time every stage as ``compute`` would run it; raises UsageError where its network can't run by that plan."""
+        """Return the times of all stages under the plan ``compute``; raises UsageError where the network can't run."""
         decode = self._decode(compute, decoders(compute, machine), seconds / 2)
         timings = self._networks(compute, seconds)
         if isinstance(timings, str):
@@ -168,7 +168,7 @@ class Bench:
 
 
 def cannot_run(compute: Compute, reason: str) -> UsageError:
-    """Return the error for a network that can't run by the plan ``compute``."""
+    """Return the error for a network that can't run under the plan ``compute``."""
     if compute.runtime.compile:
         return UsageError(reason)
     size = compute.runtime.batch_size

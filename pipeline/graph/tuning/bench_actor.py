@@ -1,7 +1,7 @@
-"""The actor that times the stages: it runs them over a sample again and again.
+"""The actor that measures the times of the stages: it runs each stage over a sample again and again.
 
-Ray keeps the class of an actor, and so all that its module imports, until the process ends. DuckDB would report that as
-an error on standard error, so nothing here imports DuckDB.
+Ray keeps the class of an actor, and with it all imports of this module, until the process ends. DuckDB would report
+this on standard error, so this module does not import DuckDB.
 """
 
 import itertools
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class StageTiming(NamedTuple):
-    """The work of one worker in a stage, while other workers did the same."""
+    """The work and the time of one worker in a stage, while the other workers did the same work."""
 
     images: int
     wall_s: float
@@ -58,7 +58,7 @@ class Speed(NamedTuple):
 
     images_per_s: float
     ready_s: float
-    """Seconds until the network was ready: loaded and, where asked for, compiled."""
+    """Seconds until the network was loaded and, if the plan asks for it, compiled."""
 
 
 class NetworkTiming(NamedTuple):
@@ -80,7 +80,7 @@ class SizeModel(NamedTuple):
 
 @dataclass(frozen=True)
 class RunTiming:
-    """The times of all stages on the sample; in each stage all workers work side by side."""
+    """The times of all stages on the sample; in each stage all workers work at the same time."""
 
     device: str
     """Device of the network: cpu or cuda."""
@@ -94,9 +94,9 @@ class RunTiming:
     encode: StageTiming
     sizes: dict[Table, SizeModel]
     actors: int
-    """Actors that worked side by side."""
+    """Actors that worked at the same time."""
     decoders: int
-    """Workers that decoded side by side: the actors, or tasks."""
+    """Workers that decoded at the same time: actors or tasks."""
     cores: int
     """Cores of the machines on which the stages were timed."""
     cpus: float
@@ -125,10 +125,10 @@ class MachineFacts(NamedTuple):
 
 
 class BenchActor:
-    """An actor as in a run, which decodes and annotates the same images again and again to time itself."""
+    """An actor as in a run; it measures itself while it decodes and annotates the same images again and again."""
 
     def __init__(self, decode: DecodeSpec, annotate: AnnotateSpec, state: Sequence[Any]) -> None:
-        """``state`` holds the reference to the network's weights, as for the actors of a run."""
+        """``state`` holds the reference to the network's weights, as in the actors of a run."""
         self._decode_spec, self._spec = decode, annotate
         self._state: dict[str, Tensor] = ray.get(state[0])
         self._stage: tuple[Runtime, AnnotateStage] | None = None
@@ -179,7 +179,7 @@ class BenchActor:
     def _network(self, runtime: Runtime) -> tuple[AnnotateStage, pa.Table]:
         """Return a warm stage for ``runtime``, and the decoded sample, repeated until it fills a batch.
 
-        A first batch allocates memory, chooses kernels and compiles. The memory of the stage before is freed first.
+        A first batch allocates memory, chooses kernels and compiles. The memory of the previous stage is freed before.
         """
         decoded = self._decoded
         while len(decoded) < runtime.batch_size:

@@ -1,6 +1,6 @@
-"""What a dry run finds out: the plan of a run, its stages measured on a sample, and its duration and cost.
+"""A dry run: it plans a run, measures the stages on a sample, and predicts the duration and the cost of the run.
 
-Nothing is written to the output; the plan goes to a temporary folder.
+It writes nothing to the output; the plan goes to a temporary folder.
 """
 
 import tempfile
@@ -32,27 +32,27 @@ class Offer(NamedTuple):
     """The cluster that the user's files describe, and its price."""
 
     machine: Machine | None
-    """None: the cluster that the run would connect to or start."""
+    """None stands for the cluster to which the run would connect, or which it would start."""
     per_hour: float | None
     currency: str
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run whose inputs are listed and planned, and nothing more."""
+    """A run whose inputs are listed and planned, but not annotated."""
 
     config: AnnotateConfig
-    """The configuration with all that the network decides."""
+    """The configuration, with ``topk`` fitted to the network."""
     model: Model
     plan: Plan
     sample: pa.Table | None
-    """Planned inputs (PLAN) to measure on; None where nothing is to do."""
+    """Planned inputs (PLAN) for the measurement; None where no input is planned."""
     planning_s: float
-    """Seconds that listing and planning took, with the network's load."""
+    """Seconds for loading the network, listing and planning."""
 
 
 class Estimate(NamedTuple):
-    """What a run would take."""
+    """The time and the cost that a run would take."""
 
     measured: Measured
     before_s: float
@@ -88,7 +88,7 @@ def plan_run(config: AnnotateConfig) -> PlannedRun:
 
 
 def estimate_run(run: PlannedRun, offer: Offer, reporter: Reporter, tune_from: int = TUNE_FROM) -> Estimate:
-    """Measure the stages on the sample of a run that has one, and return what the whole run would take."""
+    """Measure the stages on the sample of a run, which must have one, and return the estimate for the whole run."""
     started = time.monotonic()
     reporter.say("starting Ray and the networks, and measuring for a few seconds")
     with ray_cluster(run.config.address) as machine:
@@ -100,7 +100,7 @@ def estimate_run(run: PlannedRun, offer: Offer, reporter: Reporter, tune_from: i
 
 
 def read_offer(config: AnnotateConfig) -> Offer:
-    """Return what the files ``--cluster`` and ``--prices`` say; raises UsageError for a file in a bad form."""
+    """Return the offer in the files ``--cluster`` and ``--prices``; raises UsageError for a file that is not valid."""
     cluster = prices = None
     if config.cluster:
         where = f"--cluster {config.cluster!r}"

@@ -1,4 +1,4 @@
-"""Predicts what a run takes from the times of its stages, and from how these share the actors and CPUs of a cluster."""
+"""Predicts the duration and output of a run from the times of its stages and the CPUs and actors that they share."""
 
 import math
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from pipeline.graph.tuning.bench_actor import RunTiming
 from schemas.tables import Table
 
 RAY_CORES = 0.12
-"""Cores that Ray's own processes and the driver keep busy, whatever the images."""
+"""Cores that Ray's own processes and the driver keep busy, for all kinds of images."""
 RAY_START_S = 1.5
-"""Seconds that Ray Data takes to plan a run and to start its own actors, besides the start of the networks.
+"""Seconds that Ray Data takes to plan a run and to start its own actors, without the start of the networks.
 
-Measured on two cores, where Ray Data uses about 3 CPU seconds for it.
+Measured on two cores, where Ray Data uses about 3 CPU seconds.
 """
 
 
@@ -26,17 +26,17 @@ class StageLimit:
     """Seconds that one worker takes for an image."""
     workers: float
     unit: str
-    """What a worker is: actors, tasks or cores."""
+    """The kind of the workers: actors, tasks or cores."""
 
     @property
     def images_per_s(self) -> float:
-        """Return the speed of all workers while nothing else slows them down."""
+        """Return the speed of all workers if nothing else slows them down; infinite for a stage without cost."""
         return self.workers / self.image_s if self.image_s else math.inf
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run of ``planned`` images takes."""
+    """The predicted speed, duration and output of a run of ``planned`` images."""
 
     planned: int
     whole: bool
@@ -45,7 +45,7 @@ class Prediction:
     start_s: float
     """Seconds until the actors have loaded their networks."""
     drain_s: float
-    """Seconds that the last tables take after all others are done."""
+    """Seconds for the last tables after all other tables are done."""
     sizes: Mapping[Table, float]
     """Bytes of each output table."""
     cores: float
@@ -54,12 +54,12 @@ class Prediction:
 
     @property
     def limit(self) -> StageLimit:
-        """Return the lowest of the limits, which is the limit of the run."""
+        """Return the stage with the lowest speed, which limits the run."""
         return min(self.stages, key=lambda stage: stage.images_per_s)
 
     @property
     def images_per_s(self) -> float:
-        """Return the speed while all actors work; rejected images count."""
+        """Return the speed while all actors work; rejected images are counted too."""
         return self.limit.images_per_s
 
     @property
@@ -76,9 +76,9 @@ class Prediction:
 def stages(compute: Compute, machine: Machine, timed: RunTiming) -> tuple[StageLimit, ...]:
     """Return the speed limits of a run: of each stage, of the actors and of all cores together.
 
-    An actor with a GPU decodes one table while its network works on another; where both need the GPU, or the same core,
-    one follows the other. A network that was timed on another device than that of the run gets no limit, because the
-    speed of a CPU does not tell the speed of a GPU or of nvJPEG.
+    An actor with a GPU decodes one table while its network works on another table. Where both need the GPU, or the same
+    core, they work one after the other. A network that was measured on another device than the run's device gets no
+    limit, because the speed of a CPU does not show the speed of a GPU or of nvJPEG.
     """
     actors, cores = compute.actors[1], cores_of(machine, timed)
     free_cpus = machine.cpus - actors * compute.actor_cpus
@@ -106,8 +106,8 @@ def stages(compute: Compute, machine: Machine, timed: RunTiming) -> tuple[StageL
 def core_s(compute: Compute, timed: RunTiming) -> float:
     """Return the core seconds that an image takes in all stages together.
 
-    Where workers keep their cores busy, the time on the clock counts, as it includes how they slow each other down.
-    Where they wait for a store or a GPU, the CPU time of their processes counts.
+    Where workers keep their cores busy, the wall time counts, because it includes how workers slow each other down.
+    Where workers wait for a store or a GPU, the CPU time of their processes counts.
     """
     if timed.device != compute.runtime.device:
         network = 0.0
@@ -129,19 +129,19 @@ def _cores_each(timed: RunTiming, workers: int, threads: int) -> float:
 
 
 def cores_of(machine: Machine, timed: RunTiming) -> float:
-    """Return the cores of a cluster: its CPUs, scaled down where Ray hands out more CPUs than there are cores."""
+    """Return the cores of a cluster: its CPUs, reduced where the measured machines have more CPUs than cores."""
     return machine.cores or machine.cpus * min(1.0, timed.cores / timed.cpus)
 
 
 def predict_images_per_s(compute: Compute, machine: Machine, timed: RunTiming) -> float:
-    """Return the speed of a run: that of its lowest limit."""
+    """Return the speed of a run, which is its lowest limit."""
     return min(stage.images_per_s for stage in stages(compute, machine, timed))
 
 
 def predict(
     compute: Compute, machine: Machine, timed: RunTiming, planned: int, per_slice: int, per_commit: int
 ) -> Prediction:
-    """Return what a run of ``planned`` images takes that fetches ``per_slice`` and commits ``per_commit`` at a time."""
+    """Return the prediction for ``planned`` images, ``per_slice`` in each read task, ``per_commit`` in each commit."""
     commits = math.ceil(planned / per_commit)
     last = min(per_slice, planned / compute.actors[1])
     return Prediction(

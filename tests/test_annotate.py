@@ -97,7 +97,7 @@ class TestOneRun:
         assert np.mean(overlaps) > 0.97
 
     def test_ray_gives_what_a_plain_loop_gives(self, annotated, corpus):
-        options = {"model": "camlake_demo", "topk": 2, "batch_size": 8, "precision": "fp32"}
+        options = {"model": "camlake_demo", "topk": 2, "batch_size": 8, "precision": "fp32", "box_rule": "paper"}
         config = AnnotateConfig(input=str(corpus / "images"), out="unused", **options)
         model, compute = load_model(config), plan_compute(config, Machine(4, 0, 1))
         plan = pa.Table.from_batches(list_inputs(config.input, config).batches).sort_by("uri")

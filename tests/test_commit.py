@@ -101,7 +101,7 @@ def test_the_same_task_again_gives_the_same_files(local):
         first = local.commit("r1", lease.generation, "000000", rows)
         contents = {path: local.fs.cat_file(local.path(path)) for path in list_data_files(local.fs, local.root)}
         local.fs.rm_file(local.path("_runs/r1/commits/000000.json"))
-        shuffled = {table: part.take(list(reversed(range(len(part))))) for table, part in rows.items()}
+        shuffled = {table: part.take(pa.array(range(len(part))[::-1], pa.int64())) for table, part in rows.items()}
         assert local.commit("r1", lease.generation, "000000", shuffled) == first
         assert contents == {path: local.fs.cat_file(local.path(path)) for path in contents}
         other = local.commit("r1", lease.generation, "000000", rows_of("r1", {"z": "v1"}))

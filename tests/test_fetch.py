@@ -161,7 +161,7 @@ def test_keys_that_obstore_has_no_path_for_are_read_by_s3fs(counting):
 def test_s3_objects_of_unknown_size_are_bounded(s3):
     bucket = s3.bucket()
     for size in (0, MAX_BYTES, MAX_BYTES + 1, 100 * MAX_BYTES):
-        s3.client.put_object(Bucket=bucket, Key=f"{size:06d}", Body=b"x" * size)
+        s3.client.put_object(Bucket=bucket, Key=f"{size:06d}.jpg", Body=b"x" * size)
     plan = plan_of(f"s3://{bucket}", s3.storage)
     plan = plan.set_column(3, PLAN.field("size_bytes"), pa.nulls(len(plan), pa.int64()))
     found = fetch(plan, s3.storage)

@@ -38,6 +38,8 @@ IMAGES = 20_480
 MOST_ANNOTATED = 2_000
 """The most pictures that go through the network; the other rows are variations of the rows of these pictures."""
 LOOKUPS = 5
+OUTPUTS = tuple(table for table in optional_tables() if table != "foreground")
+"""The rows that are varied come from a network without a figure/ground direction, so they have no such map."""
 SETTINGS: dict[str, tuple[Encoding, int]] = {
     "default": (Encoding(), IMAGES),
     "zstd 1": (Encoding(level=1), IMAGES),
@@ -166,16 +168,14 @@ def _write(rows: pa.Table, encoding: Encoding, images_per_file: int, folder: Pat
     """Write all tables as commits of ``images_per_file`` would; return µs of CPU an image to encode, and the files."""
     encoding_s = 0.0
     for start in range(0, len(rows), images_per_file):
-        for table, part in split_rows(rows.slice(start, images_per_file), "run", optional_tables()).items():
+        for table, part in split_rows(rows.slice(start, images_per_file), "run", OUTPUTS).items():
             if len(part):
                 started_s = time.process_time()
                 data = to_parquet(part, encoding)
                 encoding_s += time.process_time() - started_s
                 (folder / table).mkdir(parents=True, exist_ok=True)
                 (folder / table / f"{start}.parquet").write_bytes(data)
-    return encoding_s / len(rows) * 1e6, {
-        table: f"{folder / table}/*.parquet" for table in ("images", *optional_tables())
-    }
+    return encoding_s / len(rows) * 1e6, {table: f"{folder / table}/*.parquet" for table in ("images", *OUTPUTS)}
 
 
 def _bytes_an_image(folder: Path) -> dict[str, float]:
@@ -206,7 +206,7 @@ def _query_ms(files: Files, ids: list[str]) -> dict[str, float]:
 
 def _against_float_maps(rows: pa.Table) -> Figures:
     """Return the bytes of the default tables, divided by the bytes of tables with plain float32 values in snappy."""
-    tables = {name: part for name, part in split_rows(rows, "run", optional_tables()).items() if len(part)}
+    tables = {name: part for name, part in split_rows(rows, "run", OUTPUTS).items() if len(part)}
     ours = {name: len(to_parquet(part)) for name, part in tables.items()}
     floats = tables | {
         "heatmaps": _with_float_maps(tables["heatmaps"]),

@@ -208,7 +208,7 @@ def bootstrap_intervals(values: Floats, images: Ints, seed: int = 0) -> Floats:
 
 
 def _bootstrap_means(values: Floats | Bools, images: Ints, seed: int) -> Floats:
-    """Return (RESAMPLES, …) means of ``values`` (N, …) over images (N,) drawn anew."""
+    """Return (RESAMPLES, …): means of ``values`` (N, …) over ``images`` (N,) drawn with replacement."""
     if not len(values):
         raise ValueError("interval of no value")
     _, image = np.unique(images, return_inverse=True)
@@ -221,7 +221,7 @@ def _bootstrap_means(values: Floats | Bools, images: Ints, seed: int) -> Floats:
 
 
 def _resampled_means(sums: Floats, counts: Floats, rng: np.random.Generator) -> Floats:
-    """Return (RESAMPLES, C) means of rows drawn image-wise, from each image's sums (I, C) and row counts (I,)."""
+    """Return (RESAMPLES, C): means over drawn images, from each image's sums (I, C) and numbers of rows (I,)."""
     n_images = len(counts)
     at_once = max(1, _CELLS_AT_ONCE // n_images)
     parts = []

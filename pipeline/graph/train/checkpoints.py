@@ -1,4 +1,4 @@
-"""Writes the files of a training to its output. One process writes them; the resume state comes last and completes them.
+"""Writes the files of a training to its output. One process writes them, the resume state last; it completes an epoch.
 
 last.safetensors, best.safetensors   weights with their card, for --weights
 metrics.jsonl, curves.png            one line, and one point of the curves, for each epoch

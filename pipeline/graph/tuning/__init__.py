@@ -1,1 +1,1 @@
-"""Times the stages on a sample of a run, chooses the fastest plan, and predicts what the run takes."""
+"""Measures the stages on a sample of a run, chooses the fastest plan, and predicts the duration of the run."""

@@ -9,7 +9,7 @@ from pipeline.graph.tuning.bench_actor import RunTiming
 from schemas.tables import Table
 
 RAY_CORES = 0.12
-"""Cores that Ray's own processes and the driver keep busy, for all kinds of images."""
+"""Cores that Ray's own processes and the driver keep busy; this does not depend on the images."""
 RAY_START_S = 1.5
 """Seconds that Ray Data takes to plan a run and to start its own actors, without the start of the networks.
 

@@ -27,7 +27,7 @@ STYLES = tuple(BackgroundStyle(index % 4, index / len(CLASSES)) for index in ran
 
 
 class ClutteredScene(NamedTuple):
-    """A rendered square picture, the object it is labelled with, and the hints it gives."""
+    """A rendered square picture with its labelled object, its background and the classes of its other objects."""
 
     pixels: Pixels
     """(S, S, 3) uint8, RGB."""

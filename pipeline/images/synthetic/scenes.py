@@ -28,7 +28,7 @@ Pixels = NDArray[np.uint8]
 
 
 class Scene(NamedTuple):
-    """A rendered picture and what is on it."""
+    """A rendered picture with its label and its true boxes."""
 
     pixels: Pixels
     """(H, W, 3) uint8, RGB."""

@@ -11,7 +11,7 @@ How to add a network:
   from, if anyone publishes them.
 - Networks of another library are a module beside those two that makes entries, and a line in ``get`` and ``entries``.
 
-Nothing else asks where an entry comes from. Commands, options, conversion of weights and training then know the
+No other module depends on the origin of an entry. Commands, options, conversion of weights and training then know the
 network; ``tests/test_models.py`` compares its maps with its logits.
 """
 

@@ -1,1 +1,1 @@
-"""How a network learns: losses and steps, learning rates, and and the layers it keeps of a trained network."""
+"""How a network learns: losses and steps, learning rates, and the layers it keeps of a trained network."""

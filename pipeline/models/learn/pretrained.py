@@ -1,4 +1,4 @@
-"""What a training starts from: the layers of a network that was trained before, and a last layer of random values."""
+"""The first values of a training: the layers of a network that was trained before, and a random last layer."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class Pretrained:
     """Values that training starts from."""
 
     state: State
-    """A whole state for exactly the architecture that was asked for."""
+    """A complete state for exactly the requested architecture."""
     new: tuple[str, ...]
     """Keys of the parameters that have random values."""
     source: str
@@ -26,7 +26,7 @@ class Pretrained:
     sha256: str
     """SHA-256 of the file's bytes, 64 hex digits."""
     preprocessing: Preprocessing
-    """What the trained layers expect of the input."""
+    """The preprocessing that the trained layers expect."""
 
 
 def load_pretrained(

@@ -20,7 +20,7 @@ WARM_UP = 0.05
 
 @dataclass(frozen=True)
 class Recipe:
-    """The schedule of the learning rate and what else the optimizer and the loss need."""
+    """The schedule of the learning rate and the other settings of the optimizer and the loss."""
 
     schedule: Schedule
     steps: int

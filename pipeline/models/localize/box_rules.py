@@ -33,8 +33,8 @@ class BoxRule:
 
     name: BoxRuleName
     thresholds: tuple[float, ...]
-    """Shares of a map's maximum, in (0, 1): two for the heuristic; the single value 0 where no map is cut. With auto
-    shares of the way from the map's minimum to its maximum."""
+    """Shares of a map's maximum, in (0, 1): two for the heuristic; the single value 0 where no map is cut. For auto
+    they are shares of the range from the map's minimum to its maximum."""
     min_area: float
     """Boxes under this share of the image's area, in [0, 1), are left out after all other choices."""
     min_prob: float = 0.0

@@ -1,6 +1,6 @@
-"""Runs a network's trunk fast: batch norms folded, its number type and memory layout chosen, compiled if asked for.
+"""Runs a network's trunk fast: it folds batch norms, chooses number type and memory layout, and compiles on request.
 
-Nothing here changes what a network computes, except for rounding.
+The results of the network stay the same, except for rounding.
 """
 
 import copy
@@ -26,8 +26,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Engine:
     """Computes the feature maps of uint8 pixels on the runtime's device, in the runtime's number type.
 
-    The engine copies the trunk; the network that it is made of stays as it is. The copy's weights have the number type,
-    autocast is not used: on CPU that is up to a third faster (ConvNeXt 1.3 ×, MobileNetV2 1.05 ×), and the features
+    The engine copies the trunk and leaves the given network unchanged. The copy's weights have the number type, and
+    autocast is not used: on CPU this is up to a third faster (ConvNeXt 1.3 ×, MobileNetV2 1.05 ×), and the features
     are as close to those of float32.
 
     A compiled trunk is compiled for one batch size and for tensors made outside of inference mode: call it under
@@ -48,7 +48,7 @@ class Engine:
         if runtime.device == "cpu":
             keep_freed_memory()
         precision = resolve_precision(runtime.precision, runtime.device)
-        # By default PyTorch runs float32 convolutions on CUDA in TF32, those of a trunk and of some heads.
+        # By default PyTorch runs float32 convolutions on CUDA in TF32; trunks and some heads have convolutions.
         torch.backends.cudnn.allow_tf32 = False
         features = _Features(network, DTYPES[precision], stride16)
         features.to(self.device).to(memory_format=torch.channels_last).requires_grad_(False)
@@ -64,7 +64,7 @@ class Engine:
         return self.trunk_maps(pixels).features
 
     def trunk_maps(self, pixels: Tensor) -> TrunkMaps:
-        """Return all that one forward pass gives of ``pixels`` (B, S, S, 3) uint8, on the device.
+        """Return the results of one forward pass on ``pixels`` (B, S, S, 3) uint8, on the device.
 
         A compiled trunk runs whole batches; black pictures fill up the last batch, and their maps are dropped.
         """
@@ -82,7 +82,7 @@ class Engine:
         return self._eager.inputs(pixels)
 
     def trunk_maps_of(self, inputs: Tensor) -> TrunkMaps:
-        """Return as ``trunk_maps`` does those of ``inputs`` (see ``inputs``); gradients can flow; never compiled."""
+        """Return the trunk's results for normalized ``inputs`` (see ``inputs``), with gradients, never compiled."""
         return self._eager.features(inputs)
 
     def warm_up(self, sides_px: Sequence[int] | None = None) -> None:
@@ -161,7 +161,7 @@ class _Features(nn.Module):
         self._dtype = dtype
 
     def forward(self, pixels: Tensor) -> TrunkMaps:
-        """Return what the trunk gives of ``pixels`` (B, S, S, 3) uint8."""
+        """Return the trunk's results for ``pixels`` (B, S, S, 3) uint8."""
         return self.features(self.inputs(pixels))
 
     def inputs(self, pixels: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class _Features(nn.Module):
         return normalized.to(self._dtype)
 
     def features(self, inputs: Tensor) -> TrunkMaps:
-        """Return what the trunk gives of its ``inputs``."""
+        """Return the trunk's results for normalized ``inputs`` (B, 3, S, S)."""
         features, stride16 = self._trunk(inputs) if self._both else (self._trunk(inputs), None)
         return TrunkMaps(features.float(), stride16)
 

@@ -1,4 +1,4 @@
-"""A network's figure/ground direction as a file: what was learned, of which weights, and how boxes are cut with it.
+"""A network's figure/ground direction as a file: its values, the weights it belongs to, and the rule for its boxes.
 
 A file is a safetensors file with μ and v and a card, as JSON under the key ``camlake.foreground`` of its header. Files
 for some published weights are installed with camlake, in ``pipeline/models/weights/foreground_*.safetensors``. They
@@ -30,10 +30,10 @@ from schemas.options.box_rules import AUTO_THRESHOLD, RIGHT_SHARE, Combination
 CARD_KEY = "camlake.foreground"
 """Key of the card in the file's metadata."""
 SHIPPED = Path(pipeline.models.weights.__path__[0])
-"""Where the installed files are.
+"""The folder of the installed files.
 
-They were learned by these commands, R being a folder with 300 photographs of ILSVRC-2012 val and torchvision's weights,
-S rendered scenes (200 of ``write_corpus``, seed 77). N·P was the better rule for MobileNetV2 on 914 other photographs:
+These commands made them. R is a folder with 300 photographs of ILSVRC-2012 val and torchvision's weights, S has 200
+rendered scenes of ``write_corpus`` with seed 77. N·P was the better rule for MobileNetV2 on 914 other photographs:
 
     camlake foreground R/ilsvrc300/images --model mobilenet_v2 --weights R/weights/mobilenet_v2.safetensors \\
         --truth R/ilsvrc300/annotations.csv --combination product --out foreground_mobilenet_v2.safetensors
@@ -46,22 +46,22 @@ S rendered scenes (200 of ``write_corpus``, seed 77). N·P was the better rule f
 
 @dataclass(frozen=True)
 class ForegroundCard:
-    """What must be known of a direction to use it."""
+    """The facts that are needed to use a direction."""
 
     network: str
     """Name of the network."""
     weights: str
     """``values_sha256`` of the network's state."""
     tensor: str
-    """Name of the tensor, as ``find_stride16`` gives it."""
+    """Name of the tensor, as ``find_stride16`` returns it."""
     grid_hw: tuple[int, int]
     """Rows and columns of the tensor at the input size that the direction was learned with."""
     combination: Combination = "sumprod"
-    """How the class's map and the figure/ground map become one."""
+    """The formula that fuses a class map and a figure/ground map."""
     threshold: float = AUTO_THRESHOLD
-    """Where ``--box-rule auto`` cuts the fused map, in (0, 1)."""
+    """Threshold of ``--box-rule auto`` for the fused map, in (0, 1)."""
     right_share: float = RIGHT_SHARE
-    """Share of boxes of a true class that are right, in (0, 1]: measured where there was truth."""
+    """Share of boxes of a true class that are right, in (0, 1]; it is measured if truth was given."""
     data: str = ""
     """Digest of the images that the direction was learned from."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -111,7 +111,7 @@ def foreground_bytes(foreground: Foreground) -> bytes:
 
 
 def foreground_of(content: bytes, name: str) -> Foreground:
-    """Return the direction in a file's bytes; raises ModelError, which says ``name``, for anything else."""
+    """Return the direction in a file's bytes; raises ModelError, which names the file ``name``, for other content."""
     try:
         tensors = safetensors.torch.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -139,7 +139,7 @@ def values_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def refuse_unfit(foreground: Foreground, network: CamNetwork, state: Mapping[str, Tensor], name: str) -> None:
-    """Raise ModelError, which says ``name``, where the direction was learned of another network or other weights."""
+    """Raise ModelError, which names the file ``name``, where the direction is for another network or other weights."""
     card = foreground.card
     if card.network != network.name:
         raise ModelError(f"{name} was learned of {card.network}, not of {network.name}; learn it anew")
@@ -161,8 +161,8 @@ def _shipped() -> tuple[Foreground, ...]:
 
 
 def stride16_name(network: CamNetwork) -> str | None:
-    """Return the name of the network's last tensor of stride 16, as its registry entry says or found by its shape.
+    """Return the name of the network's last tensor of stride 16, from the registry entry or else found by its shape.
 
-    None where it has none.
+    Returns None where the network has no such tensor.
     """
     return network.stride16 or find_stride16(network.trunk, network.preprocessing.image_size)

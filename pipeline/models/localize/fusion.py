@@ -18,13 +18,13 @@ class FigureMaps(NamedTuple):
     """The figure/ground maps of B images, in main memory."""
 
     maps: NDArray[np.float32]
-    """(B, h, w) with their padding; those of images that are not finite mean nothing."""
+    """(B, h, w) with their padding; the values of images that are not finite are undefined."""
     valid_hw: NDArray[np.int64]
     """(B, 2) rows and columns that show the picture, from the top left."""
 
 
 class Fusion:
-    """A direction at work on a device, for the views of each picture. Several threads may use one object."""
+    """Computes figure/ground maps of one direction on a device and fuses class maps with them; safe with threads."""
 
     def __init__(self, foreground: Foreground, network: CamNetwork, views: tuple[View, ...], device: str) -> None:
         """``views`` are those of the class maps."""
@@ -33,7 +33,7 @@ class Fusion:
         self._canvas = Canvas(plan_views(views, map_hw), map_hw, device)
 
     def maps(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """Return the figure/ground maps (B, H, W) float32 on a canvas, of each view's tensor of stride 16."""
+        """Return figure/ground maps (B, H, W) float32 on a canvas, from the stride-16 tensor of each view."""
         maps = [self._foreground.maps(tensor)[:, None] for tensor in tensors if tensor is not None]
         return self._canvas.lay(maps)[:, 0]
 

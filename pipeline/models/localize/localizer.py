@@ -1,7 +1,7 @@
 """From pixels to classes, maps, boxes and features: a forward pass for each view, maps and boxes on the same device.
 
-The maps themselves are made by the method (``methods.py``); those of the default method, cam, by the network's head:
-``class_maps`` in ``networks/heads.py``.
+The method (``methods.py``) makes the maps; for the default method, cam, the network's head makes them: ``class_maps``
+in ``networks/heads.py``.
 """
 
 import functools
@@ -65,7 +65,7 @@ class Localized(NamedTuple):
     maps: Maps
     boxes: Boxes
     figure: FigureMaps | None
-    """None where the localizer has no figure/ground direction; the maps of images that are not finite mean nothing."""
+    """None where the localizer has no figure/ground direction; maps of images that are not finite are undefined."""
 
 
 class Localizer:
@@ -91,8 +91,8 @@ class Localizer:
 
         ``multi_label``: the probability of a class is the sigmoid of its logit instead of the softmax over all classes.
         ``views``: the parts of each picture that the network runs on; by default one view, the whole picture.
-        ``foreground``: the network's figure/ground direction, whose maps the class maps are fused with before boxes are
-        cut; the class maps themselves stay as they are. Not for the method regress, which has no maps.
+        ``foreground``: the network's figure/ground direction. Its maps are fused with the class maps before boxes are
+        cut; the class maps in the result stay unchanged. Not for the method regress, which has no maps.
         """
         self._multi_label = multi_label
         tensor = foreground.card.tensor if foreground else None
@@ -174,7 +174,7 @@ class Localizer:
         has_map = finite[:, None] & (ranks < logits.shape[1])
         maps = self._canvas.lay([self._method.maps(one, class_ids) for one in passes])
         figure = self._fusion.maps([one.stride16 for one in passes]) if self._fusion else None
-        # A gradient can overflow the number type where no logit does.
+        # A gradient can overflow the number type although no logit does.
         finite = finite & (torch.isfinite(maps).flatten(2).all(dim=2) | ~has_map).all(dim=1)
         if figure is not None:
             finite = finite & torch.isfinite(figure).flatten(1).all(dim=1)
@@ -242,7 +242,7 @@ class _Prediction(NamedTuple):
     has_map: Tensor
     """(B, n) false in unused slots and for images that are not finite."""
     has_box: Tensor
-    """(B, n) which maps boxes are cut from: the rule's ``min_prob`` leaves some out."""
+    """(B, n) false where no box is cut from the map, because of the rule's ``min_prob``."""
     maps: Tensor
     """(B, n, h, w) on the views' canvas."""
     figure: Tensor | None

@@ -16,12 +16,12 @@ _LEAST_SHARE = 0.85
 
 
 class TrunkMaps(NamedTuple):
-    """What a trunk computes of B images in one forward pass."""
+    """A trunk's results for B images in one forward pass."""
 
     features: Tensor
     """(B, K, h, w) the last feature maps, float32."""
     stride16: Tensor | None
-    """(B, K', h', w') the last tensor of stride 16, in the trunk's number type; None where nobody asked for it."""
+    """(B, K', h', w') the last tensor of stride 16, in the trunk's number type; None where it was not requested."""
 
 
 def find_stride16(trunk: nn.Module, side_px: int) -> str | None:
@@ -46,7 +46,7 @@ def stride16_hw(trunk: nn.Module, name: str, side_px: int) -> tuple[int, int]:
 
 
 def _shapes_only(module: nn.Module, side_px: int) -> Any:
-    """Return what ``module`` gives of one square input, without values, on the meta device."""
+    """Return the result of ``module`` for one square input, without values, on the meta device."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
     inputs = torch.empty(1, 3, side_px, side_px, device="meta")

@@ -12,10 +12,10 @@ GREATEST_WIDTH = 4.0
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is needed to build a network; ``pipeline.models.registry.check`` says which values can be combined."""
+    """The values that build a network; ``pipeline.models.registry.check`` refuses values that can't be combined."""
 
     name: str
-    """As ``--model`` takes it."""
+    """Name of the network, as for ``--model``."""
     pooling: Pooling = "gap"
     width: float = 1.0
     """Factor of the channels of every layer, which are then rounded to multiples of 8."""

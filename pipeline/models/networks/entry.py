@@ -1,4 +1,4 @@
-"""``NetworkEntry``: what camlake knows of one network before it has weights, and how it is built and cut."""
+"""``NetworkEntry``: the description of one network before it has weights; it builds and cuts the network."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ from schemas.errors import ModelError
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """A file of trained weights that can be asked for by name."""
+    """A file of trained weights that has a name."""
 
     source: str
-    """What an output's lineage calls the weights, such as ``ResNet50_Weights.IMAGENET1K_V2``."""
+    """Name of the weights in an output's lineage, such as ``ResNet50_Weights.IMAGENET1K_V2``."""
     location: str
     """URL of the file, or the local path of a file that is installed with camlake."""
     preprocessing: Preprocessing
-    """What the weights expect of the input."""
+    """The preprocessing that the weights expect."""
     labels: tuple[str, ...] | None = None
-    """Names of the C classes, in the order of the logits; None where only the file itself can tell them."""
+    """Names of the C classes, in the order of the logits; None where only the file itself has them."""
     whole: bool = True
     """Whether the file has values for the classifier too."""
 
@@ -38,11 +38,11 @@ class PublishedWeights:
 class NetworkEntry:
     """One network: its names of layers, its weights by name, and how to build and cut it.
 
-    An entry knows nothing of where it is listed. ``pipeline.models.registry`` says how to add one.
+    An entry does not depend on the list that contains it. ``pipeline.models.registry`` explains how to add one.
     """
 
     name: str
-    """As ``--model`` takes it."""
+    """Name of the network, as for ``--model``."""
     construct: Callable[[Architecture], nn.Module]
     """Builds the network with random values from torch's generator: normalized (B, 3, H, W) to logits (B, C)."""
     families: Mapping[Pooling, Family]
@@ -52,22 +52,22 @@ class NetworkEntry:
     list_weights: Callable[[], Mapping[str, PublishedWeights]] = dict
     """Returns the published weights of ``source`` by name, with the key DEFAULT first."""
     source_prefix: str = ""
-    """What this network's names of layers have in front of the source's names."""
+    """Prefix that this network's names of layers have before the source's names."""
     last_channels: int | None = None
     """Inputs of the last layer at width 1, of a network that is built at any width; None: at width 1 alone."""
     own_preprocessing: Preprocessing = IMAGENET_INPUT
-    """What the network expects of its input where there are no published weights."""
+    """The preprocessing that the network expects where there are no published weights."""
     default_classes: int = 1000
-    """Number of classes where nothing else says it: ImageNet's."""
+    """Number of classes where nothing else determines it: ImageNet's."""
 
     @property
     def family(self) -> Family:
-        """How the network is cut under its default pooling."""
+        """The cut of the network with its default pooling."""
         return next(iter(self.families.values()))
 
     @property
     def poolings(self) -> tuple[Pooling, ...]:
-        """What ``Architecture.pooling`` may be."""
+        """The allowed values of ``Architecture.pooling``."""
         return tuple(self.families)
 
     @property
@@ -87,14 +87,14 @@ class NetworkEntry:
 
     @property
     def official_weights(self) -> Mapping[str, PublishedWeights]:
-        """The weights by name of just this network with its classifier, with the key DEFAULT first."""
+        """The published weights of this network itself, with its classifier, by name; the key DEFAULT comes first."""
         if self.source != self.name:
             return {}
         return {key: weights for key, weights in self.published.items() if weights.whole}
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What the network expects of its input, as its default weights or those of its source do."""
+        """The preprocessing that the network's default weights, or those of its source, expect."""
         return self.published["DEFAULT"].preprocessing if self.published else self.own_preprocessing
 
     @property
@@ -156,7 +156,7 @@ class NetworkEntry:
 
 
 class _EmptyTensors(TorchFunctionMode):
-    """Lets layers allocate no memory for their weights; small tables that networks compute from stay real."""
+    """Makes layers allocate no memory for their weights; small tables of constants still get values."""
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -10,7 +10,7 @@ the logit depends on the greatest value of each feature map alone, whose positio
     logit_c = Σ_k w_k^c max_xy f_k(x, y) + b_c
 
 Shapes: B images, K feature maps of h×w cells, C classes, n chosen classes an image. ``features`` have the number type
-of the head's weights. A NaN in an image's features makes its logits and maps NaN, and those of no other image.
+of the head's weights. A NaN in an image's features makes only the logits and maps of the same image NaN.
 """
 
 from abc import ABC, abstractmethod

@@ -80,7 +80,7 @@ OWN_NETWORKS: dict[str, NetworkEntry] = {
                     "classifier",
                     "classifier",
                     "GAP + linear; maps after the last block's sum and ReLU",
-                    # Its maps have stride 8; as in the other networks the tensor is one halving finer.
+                    # The demo's maps have stride 8; as in the other networks, this tensor has half of that stride.
                     stride16="features.3.relu",
                 )
             },

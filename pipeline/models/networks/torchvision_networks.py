@@ -73,7 +73,7 @@ applies this one. camlake applies this one directly.
 
 @cache
 def torchvision_names() -> tuple[str, ...]:
-    """Return the names of all classification networks of torchvision, by the alphabet."""
+    """Return the names of all classification networks of torchvision, in alphabetical order."""
     return tuple(torchvision.models.list_models(module=torchvision.models))
 
 

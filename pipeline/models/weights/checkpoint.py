@@ -52,7 +52,7 @@ _NOT_TORCH_SAVE = (
     EOFError,
     struct.error,
 )
-"""What torch.load raised for cut and damaged files in tests, beside UnpicklingError."""
+"""Errors that torch.load raised for truncated and damaged files in tests, in addition to UnpicklingError."""
 
 
 _SCALAR: Callable[..., Any] = cast("Callable[..., Any]", np.float64(0).__reduce__()[0])
@@ -70,7 +70,7 @@ _PLAIN_VALUES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 @dataclass(frozen=True)
 class Card:
-    """What must be known of trained weights to use them."""
+    """The facts that are needed to use trained weights."""
 
     architecture: Architecture
     labels: tuple[str, ...]
@@ -79,7 +79,7 @@ class Card:
     multi_label: bool = False
     """Whether the probability of a class is the sigmoid of its logit; otherwise it is the softmax over all logits."""
     supervision: Supervision = "labels"
-    """What the network learned from: labels alone, or labels and boxes; with boxes the state has a box head."""
+    """The truth that the network learned: labels alone, or labels and boxes; with boxes the state has a box head."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Other facts about the training, in JSON's types: digest of the data, metrics, seed."""
 
@@ -93,16 +93,16 @@ _CARD = TypeAdapter(Card)
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a weights file holds."""
+    """The contents of a weights file."""
 
     state: State
     card: Card | None
     labels: tuple[str, ...] | None
     """Names of the C classes: those of the card or of the metadata key ``labels``, or those published with the file."""
     preprocessing: Preprocessing | None
-    """What the weights expect of the input, as the card or the publisher says; None where neither does."""
+    """The preprocessing that the weights expect, from the card or the publisher; None where neither has it."""
     source: str
-    """What an output's lineage calls the file: its URL without secrets, or the name of the weights."""
+    """Name of the file in an output's lineage: its URL without secrets, or the name of the weights."""
     sha256: str
     """SHA-256 of the file's bytes, 64 hex digits."""
     key: str | None = None
@@ -135,7 +135,7 @@ def checkpoint_bytes(state: Mapping[str, Tensor], card: Card) -> bytes:
 
 
 def read_checkpoint(url: str, read: Callable[[str], bytes] = read_local, key: str | None = None) -> WeightsFile:
-    """Return what a weights file holds, whose name ends in one of ``SUFFIXES``.
+    """Return the contents of a weights file, whose name ends in one of ``SUFFIXES``.
 
     ``read`` returns the bytes of the file at a URL; its exceptions pass through. ``key`` chooses among the state dicts
     of a file, see ``find_state``. Raises ModelError, which ends the run, where the file has another suffix, is damaged,
@@ -161,7 +161,7 @@ def read_checkpoint(url: str, read: Callable[[str], bytes] = read_local, key: st
 
 
 def _unpickled(content: bytes, url: str) -> Any:
-    """Return what torch.save wrote; nothing but tensors and plain values is unpickled."""
+    """Return the value that torch.save wrote; only tensors and plain values are unpickled."""
     if content.startswith(b"PK") and b"/constants.pkl" in content:  # torch.jit.save alone writes such a member.
         refusal = f"--weights {safe_url(url)} is a TorchScript program, and none is run; save model.state_dict()"
         raise ModelError(refusal)

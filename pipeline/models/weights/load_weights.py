@@ -40,7 +40,7 @@ class Weights:
     labels: tuple[str, ...]
     """Names of the C classes, in the order of the logits."""
     preprocessing: Preprocessing
-    """What these weights expect of the input."""
+    """The preprocessing that these weights expect."""
     multi_label: bool = False
     """Whether the probability of a class is the sigmoid of its logit; otherwise it is the softmax over all logits."""
 

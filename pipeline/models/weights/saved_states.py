@@ -1,7 +1,7 @@
-"""The state dict of a network inside what training scripts save: under which keys, and averaged or not.
+"""Find the state dict of a network in the files of training scripts, by its key; averaged weights are preferred.
 
-Scripts put the state dict beside the optimizer and the epoch, under a key of their own, and often a second state dict
-with the averages of the weights over the steps (EMA). The averages are taken, as timm does, and their key is reported.
+Scripts save the state dict beside the optimizer and the epoch, under various keys, and often a second state dict with
+the averages of the weights over the steps (EMA). The averages are used, as in timm, and their key is reported.
 """
 
 import re
@@ -59,7 +59,7 @@ class SavedState:
 
     state: State
     key: str | None
-    """Its key in the file; None where the file has no other state dict."""
+    """Key of the state dict in the file; None where the file has no other state dict."""
 
 
 def find_state(saved: Any, key: str | None, file: str) -> SavedState:

@@ -116,7 +116,7 @@ def with_values(architecture: Architecture, fitting: Mapping[str, Tensor]) -> nn
 
 
 def _renamed(entry: NetworkEntry, state: Mapping[str, Tensor]) -> State:
-    """Return ``state`` under the network's own key names, without what only training needs."""
+    """Return ``state`` under the network's own key names, without the values that only training needs."""
     if any(key.startswith("backbone.") for key in state) and "head.fc.weight" in state:
         state = {key.removeprefix("backbone.").removeprefix("head."): value for key, value in state.items()}
     prefix = _prefix(entry, state)
@@ -126,10 +126,10 @@ def _renamed(entry: NetworkEntry, state: Mapping[str, Tensor]) -> State:
 
 
 def _prefix(entry: NetworkEntry, state: Mapping[str, Tensor]) -> str:
-    """Return what stands before the network's own names of layers in all of its keys, often nothing.
+    """Return the prefix of the network's names of layers in ``state``, which is often empty.
 
-    The name of the last layer shows it. Keys without the prefix then belong to the training, such as a loss with
-    weights. Nothing is returned where two networks with such a layer stand side by side.
+    The name of the last layer shows the prefix. Keys without the prefix belong to the training, such as a loss with
+    weights. The result is empty where ``state`` has two networks with such a layer side by side.
     """
     lasts = tuple(f".{layer}.weight" for layer in entry.last_layers)
     prefixes = [key[: -len(last) + 1] for key in state for last in lasts if f".{key}".endswith(last)]
@@ -159,7 +159,7 @@ def _misfit(entry: NetworkEntry, fitting: Mapping[str, Tensor]) -> str | None:
 
 
 def _owner(state: Mapping[str, Tensor], asked: NetworkEntry) -> str | None:
-    """Return another network than ``asked`` that all of ``state`` fits; the nearest relatives are tried first."""
+    """Return the name of another network than ``asked`` that fits all of ``state``; close relatives are tried first."""
 
     def distance(entry: NetworkEntry) -> tuple[bool, bool, bool]:
         return entry.name != asked.source, entry.family != asked.family, entry.family.linear != asked.family.linear

@@ -1,4 +1,4 @@
-"""Commits rows, starts and finishes runs, clears up after dead runs, and knows which images are done.
+"""Commits rows, starts and finishes runs, clears up after dead runs, and lists the images that are done.
 
 Rows become part of the dataset in two steps: first the data files are written, each in one step and under a name made
 of the run, the task and its content, then the commit record that names them. A file that no record names does not

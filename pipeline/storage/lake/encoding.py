@@ -1,6 +1,6 @@
 """The tables as Parquet: compression, dictionaries and row groups.
 
-`python -m tests.benchmarks.encoding` measures what other choices would give.
+`python -m tests.benchmarks.encoding` measures other choices.
 """
 
 import io
@@ -15,22 +15,26 @@ from schemas.tables import TABLES
 
 @dataclass(frozen=True)
 class Encoding:
-    """How rows become a file.
+    """The settings with which rows become a Parquet file.
 
     The figures below were measured on 20,480 photographs with MobileNetV2: 7x7 maps, 1,280 features.
     """
 
     compression: Literal["zstd", "snappy"] = "zstd"
     level: int | None = 3
-    """Of zstd. Level 1 makes all 6 % larger, level 6 takes 1.8 times as long for 5 % less; queries don't differ."""
+    """Level of zstd. Level 1 makes all tables 6 % larger; level 6 makes them 5 % smaller but takes 1.8 times as long to
+    write. Queries take equally long."""
     dictionary: bool = True
-    """Whether repeated values and the bytes of lists go through a dictionary. Parquet stores a byte as a number of 32
-    bits, a place in a dictionary of 256 as 8: without, all tables are 2 % larger and maps take longer to read."""
+    """Whether repeated values and the bytes of lists are stored through a dictionary. Parquet stores a byte as 32 bits,
+    but its index in a dictionary of 256 values as 8 bits. Without dictionaries all tables are 2 % larger and maps take
+    longer to read."""
     row_group_bytes: int = 16 * 2**20
-    """A reader of one heavy row reads its whole row group: with 16 MiB DuckDB finds all rows of an image in 35 ms of
-    CPU, with 64 MiB in 86, with 4 MiB in 22; the size is the same, and object stores want requests of some MB."""
+    """Bytes of a row group of heavy rows; a reader of one row reads the whole row group. With 16 MiB DuckDB finds all
+    rows of an image in 35 ms of CPU, with 64 MiB in 86, with 4 MiB in 22. The size of the tables is the same, and
+    object stores are efficient with requests of some MB."""
     row_group_rows: int = 20_480
-    """Of light rows: with 5,000 all tables are 1 % larger and counts over all take longer; 65,536 win nothing."""
+    """Light rows in a row group. With 5,000 all tables are 1 % larger and counts of all rows take longer; 65,536 rows
+    bring no gain."""
 
 
 def to_parquet(rows: pa.Table, encoding: Encoding = Encoding()) -> bytes:

@@ -1,4 +1,4 @@
-"""Where everything of an output lies: the names of its folders, files and runs.
+"""The paths of an output's objects: the names of its folders, files and runs.
 
 <root>/<table>/model=<name>-<digest8>/date=<YYYY-MM-DD>/part-<run_id>-<task>-<digest of its content>.parquet
 <root>/_runs/<run_id>/{lineage.json, began.json, manifest.json, plan/*.parquet, commits/<task>.json}
@@ -88,7 +88,7 @@ class LakePaths:
 
     @property
     def secrets_dir(self) -> str:
-        """Return the folder of what must not outlive its run: a folder for each run."""
+        """Return the folder of files that are removed when their run ends; it has a folder for each run."""
         return f"{RUNS}/secrets"
 
     def secrets_path(self, plan_file: str) -> str:

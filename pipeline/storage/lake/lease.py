@@ -104,7 +104,7 @@ class Lease:
             self._write(self._holder.model_copy(update={"released": True}))
 
     def __enter__(self) -> Self:
-        """Return itself."""
+        """Return the lease."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -206,15 +206,15 @@ def _create_locally(path: Path, data: bytes) -> bool:
 
 
 def _create_in_store(fs: AbstractFileSystem, path: str, data: bytes, probe: bytes) -> bool:
-    """Do what ``_create`` says. A second write under the same condition shows whether the store heeds the condition.
+    """Do the work of ``_create``. A second write with the same condition shows whether the store obeys the condition.
 
-    On a store that does not heed it the last writer wins. So each writer waits until all writers that looked before it
-    have written, and then reads back who won.
+    On a store that ignores the condition the last writer wins. So each writer waits until all writers that checked
+    before it have written, and then reads back which writer won.
     """
     for content in (data, probe):
         try:
             fs.pipe_file(path, content, mode="create")
-        except OSError:  # stores name a failed condition in many ways; what stands there now says what happened
+        except OSError:  # Stores report a failed condition in many ways; the present object shows what happened.
             if not _stands(fs, path):
                 raise
     if bytes(fs.cat_file(path)) == probe:

@@ -1,6 +1,6 @@
-"""Plans a run: from all that is listed to what is not done yet, in slices that the readers take one by one.
+"""Plans a run: selects the listed inputs that are not done yet, and divides them into slices for the readers.
 
-The work is DuckDB's, in a temporary database that spills to disk, so memory does not grow with the number of images.
+DuckDB does the work in a temporary database that spills to disk, so memory does not grow with the number of images.
 """
 
 import io
@@ -33,12 +33,12 @@ from schemas.url_secrets import safe_path
 
 DONE_COLUMNS = ("image_id", "etag", "size_bytes", "modified_at")
 SLICES_PER_FILE = 16
-"""A reader takes a plan's file whole, by one request: this many slices are 1 % of the bytes of one slice's images."""
+"""Slices in a file of the plan. A reader reads the file by one request: 1 % of the bytes of one slice's images."""
 MAX_CHUNK_ROWS = 2_048
-"""Longest row group that is one slice's whole: of a longer one each slice reads again what stands before its rows."""
+"""Longest row group that stays in one slice. Each slice of a longer row group also reads the rows before its rows."""
 _WRITE_THREADS = 4
 _MEMORY_LIMIT = "256MB"
-"""Of DuckDB's buffers: what is beyond spills to disk."""
+"""Memory of DuckDB's buffers; other data spills to disk."""
 _READ_ROWS = 10_000
 
 
@@ -47,22 +47,22 @@ class PlanSlice:
     """The planned inputs of one read task: a row group of one of the plan's files."""
 
     file: str
-    """Relative to the output's root, with ``/``."""
+    """Path of the file relative to the output's root, with ``/``."""
     row_group: int
     rows: int
     has_secrets: bool = False
-    """Whether some of its paths have secrets, which stand in a file that is removed when the run ends."""
+    """Whether some paths of the slice have secrets, which are in a file that is removed when the run ends."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do."""
+    """The plan of a run."""
 
     slices: tuple[PlanSlice, ...]
     counts: Counts
-    """Without what only the run can know: annotated, rejected, boxes."""
+    """The counts, without those that only the run itself can give: annotated, rejected, boxes."""
     with_classes: int
-    """Planned inputs that ``classes`` names."""
+    """Number of planned inputs that have classes in ``classes``."""
 
 
 def make_plan(
@@ -81,12 +81,12 @@ def make_plan(
 
     The plan stays in the output and has no secrets. Paths with signatures or passwords in them, which readers need, go
     to ``LakePaths.secrets_dir``.
-    Inputs keep the listing's order (a folder's are sorted by path), so that containers are read from front to back. Of
-    inputs with the same id the first counts, of members of shards the last. ``sample`` keeps a share of the inputs by
-    their ids, always the same ones; ``limit`` then keeps the first so many, done or not, so that a second run with the
-    same limit finds nothing to do. ``done`` holds DONE_COLUMNS of the latest committed version of each image: an input
-    is done where both have an etag and it is the same, or else size and time are; an image of which neither is known is
-    never done. ``rows_per_slice`` may depend on the number of planned inputs.
+    Inputs keep the listing's order (a folder's inputs are sorted by path), so that containers are read from front to
+    back. Of inputs with the same id the first counts; of members of shards the last. ``sample`` keeps a share of the
+    inputs by their ids, always the same inputs. ``limit`` then keeps this number of first inputs, done or not, so that
+    a second run with the same limit has no work. ``done`` has DONE_COLUMNS of the latest committed version of each
+    image. An input is done where both have the same etag, or where an etag is missing and size and time are equal;
+    without etag, size and time it is never done. ``rows_per_slice`` may depend on the number of planned inputs.
 
     Raises InputError where the listing fails, StoreError where the plan can't be written.
     """
@@ -185,10 +185,10 @@ def _consider(
 ) -> tuple[int, int, int]:
     """Make ``considered``; return how many inputs were listed, how many of them differ, and how many are considered."""
     order = "seq" if listing.ordered else "path, seq"
-    # A member that stands in a shard twice was written anew: its last version counts, as for tar itself.
+    # A member that is in a shard twice was written again: its last version counts, as for tar itself.
     seq = 'coalesce(max(seq) FILTER (WHERE "offset" IS NOT NULL), min(seq))'
     con.execute(f"CREATE TABLE firsts AS SELECT {seq} AS seq FROM listed GROUP BY image_id")
-    # The id is uniform: its first 16 hex digits, which sort as numbers do, are below this for that share of all images.
+    # Ids are uniform: for this share of all images the first 16 hex digits, which sort like numbers, are below a limit.
     kept = "" if sample >= 1 else f"WHERE image_id < '{int(sample * 2**64):016x}'"
     most = "" if limit is None else f"ORDER BY {order} LIMIT {int(limit)}"
     con.execute(
@@ -265,7 +265,7 @@ def _without_secrets(table: pa.Table) -> pa.Table:
 def _in_slices(batches: Iterable[pa.RecordBatch], rows: int, chunk_starts: NDArray[np.int64]) -> Iterator[pa.Table]:
     """Yield the same rows, without ``seq``, in tables of ``rows`` each, the last one shorter.
 
-    A table is longer where it would else end inside of a chunk, unless that has more than MAX_CHUNK_ROWS rows.
+    A table is longer where it would otherwise end inside a chunk of at most MAX_CHUNK_ROWS rows.
     """
     waiting = pa.schema([pa.field("seq", pa.int64()), *PLAN]).empty_table()
     most = max(rows, MAX_CHUNK_ROWS) if len(chunk_starts) else rows

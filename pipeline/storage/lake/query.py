@@ -1,9 +1,9 @@
 """Committed Parquet files as DuckDB views, on any fsspec file system.
 
 ``all_<table>`` has every committed row of a table, with the partition columns ``model`` and ``date``. ``all_endings``
-has what each run decided about each input: the rows of images and of quarantine together. ``latest`` names for each
-model and image the run that decided last. ``<table>`` and ``endings`` have only the rows of that run; the rows that
-these supersede are hidden.
+has the ending of each input in each run: the rows of images and of quarantine together. ``latest`` has for each model
+and image the run with the last ending. ``<table>`` and ``endings`` have only the rows of that run; older rows are
+hidden.
 """
 
 import io
@@ -28,13 +28,13 @@ from schemas.tables import TABLES, Table, TableSpec
 
 PROTOCOL = "camlake"
 MEMORY_LIMIT = "1GB"
-"""For camlake's own queries: what does not fit is spilled. 24 million images need 18 s within 300 MB on two cores."""
+"""Memory of camlake's own queries; other data is spilled. 24 million images take 18 s with 300 MB on two cores."""
 
 TAIL_BYTES = 32 * 2**10
-"""Holds the footer of an ordinary file, which DuckDB reads in two or three steps."""
+"""Bytes that hold the footer of an ordinary file, which DuckDB reads in two or three steps."""
 
 THREADS = 4
-"""For camlake's own queries: each thread needs its share of MEMORY_LIMIT."""
+"""Threads of camlake's own queries; each thread needs a share of MEMORY_LIMIT."""
 
 _SOURCE = "model, image_id, run_id, uri, etag, size_bytes, modified_at"
 
@@ -43,19 +43,19 @@ SELECT {_SOURCE}, annotated_at AS decided_at, true AS annotated, true AS permane
 UNION ALL
 SELECT {_SOURCE}, rejected_at AS decided_at, false AS annotated, permanent FROM {{quarantine}}
 """
-"""What each input came to, in each run that decided about it. ``permanent``: it stays so until the input changes."""
+"""The ending of each input in each run that ended it. ``permanent``: the ending holds until the input changes."""
 
 LATEST_SQL = (
     f"SELECT model, image_id, max_by(run_id, decided_at) AS run_id FROM ({ENDINGS_SQL}) GROUP BY model, image_id"
 )
-"""The run that decided last about each image; plain SQL that DuckDB, Spark, Trino and Athena read alike."""
+"""The run with the last ending of each image; plain SQL that is the same for DuckDB, Spark, Trino and Athena."""
 
 
 class CommittedFiles(AbstractFileSystem):  # type: ignore[misc]  # fsspec is untyped
     """A read-only file system for DuckDB with the committed files of one output, named by their relative paths.
 
-    The commit records tell the sizes of the files, so that no request is needed to learn them. ``*`` and ``[`` in a
-    name have no special meaning.
+    The sizes of the files come from the commit records, without further requests. ``*`` and ``[`` in a name have no
+    special meaning.
     """
 
     protocol = PROTOCOL
@@ -148,8 +148,8 @@ def quote_list(texts: Sequence[str]) -> str:
 def same_version(listed: str, done: str) -> str:
     """Return SQL that says whether a listed input, a row of PLAN, is of the version in the table ``done``.
 
-    Where both have an etag, the etags are compared, else sizes and times. A version of which nothing is known is not
-    the same, unless the listing itself rejected the input.
+    Where both have an etag, the etags are compared, else sizes and times. A version without etag, size and time is
+    never the same, unless the listing itself rejected the input.
     """
     known = f"{listed}.size_bytes IS NOT NULL OR {listed}.modified_at IS NOT NULL"
     return (

@@ -1,7 +1,7 @@
-"""The JSON documents of an output's runs, commit records and manifests, and the files that they make part of it.
+"""Read and write the JSON documents of an output's runs, and list the files that they make part of the output.
 
-``load_runs`` raises at the first unreadable document. ``read_documents`` reads what it can and says what is wrong, for
-``verify`` and ``repair``.
+``load_runs`` raises at the first unreadable document. ``read_documents`` returns the readable documents and the
+problems, for ``verify`` and ``repair``.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ def write_record(fs: AbstractFileSystem, path: str, record: Record) -> None:
 
 
 def seal_of(values: Mapping[str, Any]) -> str:
-    """Return the BLAKE2b of a document without its seal; ``verify`` finds by it what was edited."""
+    """Return the BLAKE2b of a document without its seal, by which ``verify`` finds edited documents."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
 
@@ -106,7 +106,7 @@ class RunDocuments:
 
     run_id: str
     manifest: RunManifest | None = None
-    """None where it is missing or unreadable."""
+    """The manifest; None where it is missing or unreadable."""
     began: RunManifest | None = None
     """The manifest as it was when the run began; version 0.1 kept none."""
     lineage: Lineage | None = None
@@ -126,7 +126,7 @@ class RunDocuments:
         return self.manifest
 
     def committed(self) -> dict[str, CommitRecord]:
-        """Return the commit records that count: a record that came after its run was ended does not."""
+        """Return the commit records that count; a record that was written after the end of its run does not count."""
         if self.manifest is None or self.manifest.status == "running" or self.problems:
             return self.commits
         named = {file.path for file in self.manifest.files}
@@ -191,7 +191,7 @@ def _parsed(run: RunDocuments, kind: type[_RecordType], data: bytes | None, path
 
 
 def _contradictions(run: RunDocuments, manifest: RunManifest, lineage_path: str) -> list[str]:
-    """Return where the documents of a run contradict each other."""
+    """Return the contradictions between the documents of a run, one line each."""
     found = []
     if run.lineage is None:
         found.append(f"{lineage_path}: missing or unreadable")

@@ -1,4 +1,4 @@
-"""Opens and closes the runs of an output, for annotate, rebox and whatever else writes to one.
+"""Opens and closes the runs of an output, for annotate, rebox and other writers.
 
 A run is open while it holds the output's lease. This module knows neither Ray nor networks: a run is opened with the
 name of a partition, a lineage and plain values.
@@ -32,7 +32,7 @@ from schemas.url_secrets import safe_url
 
 @dataclass(frozen=True)
 class RunRequest:
-    """The values that a run is opened with."""
+    """The values with which a run is opened."""
 
     out: str
     storage: StorageConfig
@@ -59,9 +59,9 @@ class OpenRun:
     storage: StorageConfig
     manifest: RunManifest
     generation: int
-    """Of the lease."""
+    """Generation of the lease."""
     calibration: Calibration | None
-    """Gives ``box_score``; None where there is no calibration."""
+    """The calibration that gives ``box_score``; None where there is none."""
 
     def settled(self, request: RunRequest) -> Self:
         """Return the run with the settings and the lineage of ``request``, in which nothing is undecided.
@@ -76,7 +76,7 @@ class OpenRun:
     def begin(self, counts: Counts, resolved: Mapping[str, Any] | None = None) -> Self:
         """Write the lineage and the manifest of the run, and return the begun run.
 
-        ``counts`` tells how many inputs are listed and planned; ``resolved`` holds the values that were chosen for
+        ``counts`` has the numbers of listed and planned inputs; ``resolved`` has the values that were chosen for
         options which the user left open.
         """
         config = self.manifest.config | ({"resolved": dict(resolved)} if resolved else {})
@@ -100,7 +100,7 @@ class OpenRun:
 def open_run(request: RunRequest) -> Iterator[OpenRun]:
     """Take the output's lease and remove what dead runs left behind; then the caller plans and calls ``begin``.
 
-    At the end, however the run ends, the secrets that its plan needed are removed.
+    The secrets of the run's plan are removed at the end, also after an error.
 
     Raises LeaseError where another run holds the output, and what ``check_settings`` and ``find_calibration`` raise.
     """
@@ -152,7 +152,7 @@ def check_settings(request: RunRequest, fs: AbstractFileSystem, root: str) -> No
 
 
 def find_calibration(request: RunRequest, fs: AbstractFileSystem, root: str) -> Calibration | None:
-    """Return the calibration that ``--calibration`` names, else the output's own, None where it has none.
+    """Return the calibration from ``--calibration``, or else this output's calibration; None where there is none.
 
     Raises UsageError where ``--calibration`` has none for boxes made with these settings, and StoreError where a
     calibration can't be read or was fitted on other maps.
@@ -163,6 +163,6 @@ def find_calibration(request: RunRequest, fs: AbstractFileSystem, root: str) -> 
 
 
 def shown_config(config: JobConfig) -> dict[str, Any]:
-    """Return the resolved configuration without secrets that stand in URLs."""
+    """Return the resolved configuration without the secrets in URLs."""
     values = config.model_dump(mode="json")
     return {name: safe_url(value) if isinstance(value, str) else value for name, value in values.items()}

@@ -29,9 +29,9 @@ _BLOCK_BYTES = 8 * 2**20
 def damaged_files(
     fs: AbstractFileSystem, paths: LakePaths, files: Sequence[DataFile], listed: dict[str, int]
 ) -> dict[str, str]:
-    """Return the problem of each committed file that is gone or differs from its record, by its path.
+    """Return the problem of each committed file that is missing or differs from its record, by the file's path.
 
-    ``listed`` gives the size in bytes of each file that is there. Every file is read whole, for its digest.
+    ``listed`` has the size in bytes of each existing file. Every file is read completely, for its digest.
     """
 
     def problem(file: DataFile) -> str | None:
@@ -58,7 +58,7 @@ def _content_problem(fs: AbstractFileSystem, paths: LakePaths, file: DataFile) -
             rows, schema = footer.metadata.num_rows, footer.schema_arrow
         except pa.ArrowInvalid as error:
             return f"{file.path}: no readable Parquet file: {str(error).splitlines()[0]}"
-        except OSError:  # of Arrow where the footer is damaged, of the store where the content is what was committed
+        except OSError:  # Arrow raises it for a damaged footer; for unchanged content it is a failure of the store.
             if not changed:
                 raise
             return f"{file.path}: no readable Parquet file"
@@ -70,7 +70,7 @@ def _content_problem(fs: AbstractFileSystem, paths: LakePaths, file: DataFile) -
 
 
 def _is_changed(source: io.BufferedIOBase, file: DataFile) -> bool:
-    """Return whether the content has another digest than the record, or than the file's name where that has none."""
+    """Return whether the content's digest differs from the digest in the record, or else in the file's name."""
     named = _NAMED_DIGEST.search(file.path)
     recorded = file.digest or (named and named[1])
     if not recorded:

@@ -1,4 +1,4 @@
-"""Sets right what can be set right in a damaged output: what ``camlake verify --repair`` does.
+"""Repairs a damaged output as far as possible: the work of ``camlake verify --repair``.
 
 A commit counts whole or not at all. Where one of its files is lost or changed, or where its rows break a rule, its
 record is removed, and the next run of ``camlake annotate`` works on its images again. Manifests are rebuilt from the
@@ -40,10 +40,10 @@ Kept = dict[str, list[CommitRecord]]
 
 
 def repair(fs: AbstractFileSystem, root: str) -> list[str]:
-    """Repair an output under its lease and return what was done, one line each; ``verify`` says what remains.
+    """Repair an output under its lease and return the repairs, one line each; ``verify`` finds remaining problems.
 
     Raises StoreError where there is no output, where it is of a newer version and where the store refuses, LeaseError
-    while a run holds the output.
+    while a run holds the output's lease.
     """
     with Lease.acquire(fs, root, new_run_id()):
         documents = read_documents(fs, root)
@@ -60,11 +60,11 @@ def repair(fs: AbstractFileSystem, root: str) -> list[str]:
 
 
 def _sound_commits(fs: AbstractFileSystem, root: str, documents: Sequence[RunDocuments]) -> tuple[Kept, list[str]]:
-    """Return the commit records whose files are as they were committed, and why the others are dropped."""
+    """Return the commit records whose files are unchanged, and one line with the reason for each dropped record."""
     paths, listed, said = LakePaths(root), list_data_files(fs, root), []
     kept: Kept = {}
     for run in documents:
-        edited = set(run.changed) if run.manifest else set()  # Without a manifest there is nothing better.
+        edited = set(run.changed) if run.manifest else set()  # Without a manifest, edited records are the best source.
         commits = [
             record
             for path, record in run.committed().items()
@@ -88,7 +88,7 @@ def _dropped(record: CommitRecord, why: str) -> str:
 
 
 def _commits_of_manifest(run: RunDocuments, commits: Sequence[CommitRecord]) -> list[CommitRecord]:
-    """Return commit records, made of the manifest, for those of its files that no readable record names."""
+    """Return commit records, made from the manifest, for the manifest's files that no readable record names."""
     if run.manifest is None or run.manifest.status == "running":
         return []
     named = {file.path for record in commits for file in record.files}
@@ -115,7 +115,7 @@ def _record(run_id: str, task: str, files: Sequence[DataFile]) -> CommitRecord:
 
 
 def _bases(documents: Sequence[RunDocuments], kept: Kept) -> dict[str, RunManifest]:
-    """Return for each run a manifest to rebuild from: as it began, as it is, or that of another run of its model."""
+    """Return for each run the base of a new manifest: its first one, its present one, or one of the same model."""
     known = {run.run_id: base for run in documents if (base := run.began or run.manifest)}
     for run in documents:
         if run.run_id not in known and kept[run.run_id]:
@@ -136,7 +136,7 @@ def _remove_bad_plans(fs: AbstractFileSystem, root: str, runs: Sequence[RunManif
 
 
 def _drop_faulty(fs: AbstractFileSystem, root: str, runs: dict[str, RunManifest], kept: Kept) -> list[str]:
-    """Take back the commits with rows that break a rule, until there is none; then write the plans of what remains."""
+    """Remove commits with rows that break a rule until no row breaks one; then write the missing plans."""
     said: list[str] = []
     while True:
         files = committed_files(list(runs.values()))
@@ -191,7 +191,7 @@ def _complete_plans(fs: AbstractFileSystem, root: str, rows: pa.Table) -> list[s
 def _write_run(
     fs: AbstractFileSystem, root: str, run: RunDocuments, base: RunManifest | None, commits: Sequence[CommitRecord]
 ) -> list[str]:
-    """Bring the documents of one run to what remains of it; return what was done."""
+    """Rewrite the documents of one run so that they agree with its remaining commits; return the changes."""
     paths, said = LakePaths(root), []
     wanted = {paths.commit_path(run.run_id, record.task): record for record in commits}
     gone = [path for path in (*run.commits, *run.unreadable) if path not in wanted]
@@ -233,7 +233,7 @@ def _rebuilt(
     ended = run.manifest is None or run.manifest.status == "complete"
     complete = ended and planned == counts.annotated + counts.rejected
     ended_at = run.manifest.ended_at if run.manifest and _as_many(run.manifest, manifest) else None
-    ended_at = ended_at or datetime.now(UTC)  # Only a run that ends after this one knows what was taken back.
+    ended_at = ended_at or datetime.now(UTC)  # Runs that ended earlier counted the removed commits as done.
     status = "complete" if complete else "interrupted"
     return manifest.model_copy(update={"counts": counts, "status": status, "ended_at": ended_at})
 

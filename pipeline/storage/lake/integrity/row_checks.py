@@ -1,4 +1,4 @@
-"""What the rows of an output must fulfil, as SQL over its views and over the tables ``runs`` and ``plans``.
+"""The rules for the rows of an output, as SQL over its views and over the tables ``runs`` and ``plans``.
 
 ``runs`` has run_id, model, status and outputs; ``plans`` has run_id, image_id and uri of every planned input.
 """
@@ -20,9 +20,9 @@ class RowCheck(NamedTuple):
     """A rule that rows may break."""
 
     faults: str
-    """Query for the rows that break it: run_id, image_id and an example to show."""
+    """Query for the rows that break the rule: run_id, image_id and an example to show."""
     said: str
-    """What is wrong, behind the number of such rows."""
+    """The problem in words; the number of such rows stands before it."""
 
 
 class Fault(NamedTuple):
@@ -43,7 +43,7 @@ WHERE status = 'complete' OR NOT EXISTS (
     FROM all_endings AS later
     WHERE later.image_id = open.image_id AND later.model = open.model AND later.run_id > open.run_id)
 """
-"""Planned inputs without an ending. A complete run must end its inputs itself; a later run may end those of another."""
+"""Planned inputs without an ending. A complete run must end all its inputs; a later run may end those of a dead run."""
 
 PLANNED_TWICE = RowCheck(
     "SELECT run_id, image_id, min(uri) AS example FROM plans GROUP BY run_id, image_id HAVING count(*) > 1",
@@ -69,7 +69,7 @@ WHERE annotated_before AND run_before <> run_id AND version IS NOT DISTINCT FROM
 """,
     "images that were annotated before were worked on again",
 )
-"""A version that was annotated is done. Only where another version came in between is it annotated again."""
+"""Images that were annotated and then processed again. This is allowed only if another version came in between."""
 
 UNPLANNED = RowCheck(
     "SELECT run_id, image_id, uri AS example FROM all_endings ANTI JOIN plans USING (run_id, image_id)",

@@ -1,4 +1,4 @@
-"""Proves that an output is complete and whole: what ``camlake verify`` does.
+"""Checks that an output is complete and whole: the work of ``camlake verify``.
 
 The files are compared with the records of the runs, then the rows with the plans and with each other. DuckDB does this
 over the Parquet files, so that memory stays bounded for any number of images.
@@ -35,7 +35,7 @@ _COMPARISONS = {
     "changed since they were annotated": "SELECT count(*), min(listed.uri) FROM listed JOIN endings USING (image_id)"
     f" WHERE NOT {same_version('listed', 'endings')}",
 }
-"""What a listing has and the output does not."""
+"""Queries for the inputs in which a listing differs from the output."""
 
 _CURRENT_SQL = """
 SELECT count(*) FILTER (annotated), count(*) FILTER (NOT annotated), (SELECT count(*) FROM all_endings) FROM endings
@@ -46,22 +46,22 @@ _COUNTED = {"planned": "plans", "annotated": "all_images", "rejected": "all_quar
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was checked and what is wrong."""
+    """The result of a check."""
 
     problems: tuple[str, ...]
-    """One line each; empty for an output that is complete and whole."""
+    """The problems, one line each; empty for an output that is complete and whole."""
     facts: dict[str, int] = field(default_factory=dict)
-    """How much was checked, by name."""
+    """The numbers of checked things, by name."""
 
 
 def verify(fs: AbstractFileSystem, root: str) -> VerifyReport:
     """Check an output against everything that its runs recorded, and return what is wrong with it.
 
-    Every planned input of every run ends in exactly one of images and quarantine; a later run may end what a dead run
-    left open. No version of an image is annotated twice. Every committed file is there with the recorded content, and
-    there is no other file. Rows of the optional tables belong to annotated images and hold what can be. The documents
-    of the runs are unchanged, and all counts agree. Raises StoreError where there is no output and where the store
-    fails.
+    Every planned input of every run ends in exactly one of images and quarantine; a later run may end the open inputs
+    of a dead run. No version of an image is annotated twice. Every committed file exists with the recorded content, and
+    there is no other file. Rows of the optional tables belong to annotated images and have possible values. The
+    documents of the runs are unchanged, and all counts agree. Raises StoreError where there is no output and where the
+    store fails.
     """
     documents = read_documents(fs, root)
     if not documents:
@@ -91,7 +91,7 @@ def verify(fs: AbstractFileSystem, root: str) -> VerifyReport:
 
 
 def _sums(runs: Sequence[RunManifest]) -> list[str]:
-    """Return where the counts of a complete run contradict each other."""
+    """Return the contradictions between the counts of complete runs, one line each."""
     problems = []
     for run in runs:
         counts = run.counts
@@ -119,9 +119,9 @@ def _open_inputs(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest]) ->
 
 
 def _listed_since(run: RunManifest, runs: Sequence[RunManifest]) -> bool:
-    """Return whether a later complete run listed the same input in full: what is open after it is gone from there.
+    """Return whether a later complete run listed the same input in full; images still open are gone from the input.
 
-    It must have ended later too: what ``repair`` took back, it counted as done.
+    The later run must also have ended later: otherwise it counted commits that ``repair`` removed as done.
     """
     return any(
         later.run_id > run.run_id
@@ -135,7 +135,7 @@ def _listed_since(run: RunManifest, runs: Sequence[RunManifest]) -> bool:
 
 
 def _counted(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest]) -> Iterator[str]:
-    """Yield where a run has other numbers of rows than its manifest says; the plan of a dead run may be incomplete."""
+    """Yield a line for each run whose manifest has wrong numbers of rows; a dead run's plan may be incomplete."""
     for name, view in _COUNTED.items():
         found = dict(con.sql(f"SELECT run_id, count(*) FROM {view} GROUP BY run_id").fetchall())
         for run in runs:
@@ -152,7 +152,7 @@ def _counted(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest]) -> Ite
 
 
 def _facts(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest], files: Sequence[DataFile]) -> dict[str, int]:
-    """Return how much was checked; images are counted once for each model, rows of other tables as they stand."""
+    """Return the numbers of checked things; images are counted once for each model, all rows of other tables count."""
     annotated, rejected, rows = con.sql(_CURRENT_SQL).fetchall()[0]
     facts = {
         "runs": len(runs),
@@ -167,9 +167,9 @@ def _facts(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest], files: S
 
 
 def compare_input(fs: AbstractFileSystem, root: str, batches: Iterable[pa.RecordBatch]) -> VerifyReport:
-    """Compare an output with a listing of its input (PLAN), and return what was gained, changed and lost since.
+    """Compare an output with a listing of its input (PLAN), and return the new, changed and missing inputs.
 
-    Gained and changed inputs are problems: the next run annotates them. Inputs that are gone are only counted. The
+    New and changed inputs are problems: the next run annotates them. Missing inputs are only counted. The
     model is that of the newest run. Raises StoreError where there is no output.
     """
     runs = load_runs(fs, root)

@@ -1,4 +1,4 @@
-"""What all files that hold rows or images have in common: tar shards, Parquet files, manifests."""
+"""Functions for all files that contain rows or images: tar shards, Parquet files, manifests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from schemas.errors import RejectedImage
 from schemas.reasons import Reason
 
 READ_BYTES = 8 * 2**20
-"""One request of a sequential read: large enough that an object store's latency does not matter."""
+"""Bytes of one request of a sequential read, so many that an object store's latency does not matter."""
 
 CONTAINER_THREADS = 16
 """Shards or Parquet files that are listed at once: one connection to S3 brings 50 to 100 MB/s, a machine takes more."""
@@ -34,6 +34,6 @@ def open_parquet(fs: AbstractFileSystem, path: str, etag: str | None = None) -> 
 
 
 def unreadable(container: Container, detail: str) -> Entry:
-    """Return the entry that stands for what can't be listed of a container."""
+    """Return the rejected entry for the part of a container that can't be listed."""
     rejected = RejectedImage(Reason.UNREADABLE_CONTAINER, detail)
     return Entry(container.uri, container.path, *container.version, rejected=rejected)

@@ -1,4 +1,4 @@
-"""An entry is a listed input on its way to a row of the plan: resolves its URI and asks its store for its version."""
+"""Entries: listed inputs before they become rows of the plan. Resolves their URIs and asks stores for versions."""
 
 import os
 import posixpath
@@ -24,7 +24,7 @@ _STAT_CHUNK = 1024
 
 
 class Entry(NamedTuple):
-    """One listed input. ``uri`` is for people and ids; ``path`` is exact, and what the filesystem is asked for."""
+    """One listed input. ``uri`` is for people and ids; ``path`` is the exact path for the filesystem."""
 
     uri: str
     path: str
@@ -32,13 +32,13 @@ class Entry(NamedTuple):
     size_bytes: int | None = None
     modified_us: int | None = None
     offset: int | None = None
-    """Byte of a tar shard or row of a Parquet file; null for a file that is the image itself."""
+    """Byte of a tar shard or row of a Parquet file; None for a file that is one image."""
     rejected: RejectedImage | None = None
-    """Why the image can't be read; null for one that may be."""
+    """The reason why the image can't be read; None for an image that is not rejected."""
     begins_chunk: bool = False
-    """Whether it is the first of a row group, which can only be read from its beginning."""
+    """Whether the entry is the first of a row group, which can only be read from its beginning."""
     own_id: str | None = None
-    """The user's own id of the image, which image_id is made of in the place of the uri."""
+    """The user's id of the image; image_id is the digest of this id instead of the uri."""
 
 
 class Container(NamedTuple):
@@ -50,7 +50,7 @@ class Container(NamedTuple):
 
 
 def version_at(stores: Stores, uri: str, path: str) -> Version:
-    """Return the object's version, of nulls where the store has no such object or will not say."""
+    """Return the object's version; its fields are None where the store has no such object or does not answer."""
     try:
         fs = stores.filesystem(uri)
         if is_local(fs):
@@ -93,8 +93,8 @@ def _is_unknown(entry: Entry) -> bool:
 def named_entry(uri: str, base: Container, row: int, stores: Stores, version: Version = UNKNOWN) -> Entry:
     """Return the entry of a uri that row ``row`` of ``base`` names; a relative one lies in the folder of ``base``.
 
-    A uri that no filesystem here can read becomes an entry with its reason, not an error. It keeps its own uri where
-    only a package is missing, so that a later run with the package knows it again.
+    A uri that no filesystem here can read becomes a rejected entry, not an error. The entry keeps the uri where only a
+    package is missing, so that a later run with the package gives the image the same id.
     """
     name = f"{base.uri}#row={row}"
     try:
@@ -132,7 +132,7 @@ def _absolute_uri(uri: str, base: Container) -> str:
 
 
 def in_unicode(entry: Entry) -> Entry:
-    """Return the entry; one whose name is not UTF-8 is rejected, with the odd bytes written out."""
+    """Return the entry; an entry whose name is not UTF-8 is rejected, and the odd bytes in the name are escaped."""
     try:
         entry.uri.encode()
         entry.path.encode()

@@ -29,13 +29,13 @@ FETCH_THREADS = 64
 _TRIES = 3
 _FIRST_WAIT_S = 0.2
 _MERGE_GAP_BYTES = 128 * 2**10
-"""Members of a shard that lie closer than this are read in one request: cheaper than another one's latency."""
+"""Members of a shard with a smaller gap are read by one request: the gap takes less time than another request."""
 _MERGED_BYTES = 16 * 2**20
-"""Size at which a request takes no more members, so that several run side by side."""
+"""Size at which a request takes no more members, so that several requests run at the same time."""
 _TRIES_OF_A_CHANGED_OBJECT = 2
 """A store whose servers don't all know the newest version yet may send the listed one at the second try."""
 _EXPECTED = (ValueError, IndexError, OtherLengthError, OtherVersionError)
-"""What a read raises beside failures of a store."""
+"""Errors that a read raises in addition to a store's failures."""
 
 
 class _Row(NamedTuple):
@@ -56,13 +56,13 @@ class _Row(NamedTuple):
 
 
 _Read = Callable[[AbstractFileSystem, list[_Row]], Iterator[tuple[int, Fetched]]]
-"""Yields place and result of each of some rows; a failure ends it."""
+"""A function that yields place and result of each row and raises at the first failure."""
 
 
 class Fetcher:
-    """Reads planned images from wherever they lie, many at a time.
+    """Reads planned images from files, shards and Parquet files of any store, many at a time.
 
-    It connects where it is first used and travels between processes without connections.
+    It connects at its first use. A pickled copy has no connections.
     """
 
     def __init__(self, storage: StorageConfig, max_bytes: int, threads: int = FETCH_THREADS) -> None:
@@ -71,10 +71,10 @@ class Fetcher:
         self._max_bytes, self._threads, self._objects = max_bytes, threads, Objects(max_bytes)
 
     def fetch(self, plan: pa.Table) -> list[Fetched]:
-        """Return for each row of the plan its image's bytes or why there are none, in the plan's order.
+        """Return for each row of the plan the image's bytes or its rejection, in the plan's order.
 
-        A plain object is one request; members of one shard that lie side by side share one; of a Parquet file each
-        row group that is needed is read once. Objects listed as larger than allowed are not read.
+        A plain object takes one request. Neighbouring members of one shard share a request. Each needed row group of a
+        Parquet file is read once. Objects that are listed as larger than allowed are not read.
         """
         rows = _rows_of(plan)
         results: list[Fetched | None] = [self._known_rejection(row) for row in rows]
@@ -83,12 +83,12 @@ class Fetcher:
             for found in pool.map(lambda request: dict(request()), work):
                 for place, item in found.items():
                     results[place] = item
-        return cast(list[Fetched], results)  # every row has its own by now
+        return cast(list[Fetched], results)  # every row has a result now
 
     def fetch_in_parts(
         self, plan: pa.Table, part_bytes: int, unknown_bytes: int, part_rows: int
     ) -> Iterator[tuple[pa.Table, list[Fetched]]]:
-        """Yield the plan's rows with what ``fetch`` gives for them, in parts of about ``part_bytes`` bytes.
+        """Yield the plan's rows with the results of ``fetch`` for them, in parts of about ``part_bytes`` bytes.
 
         Rows of a Parquet file are streamed, at most ``part_rows`` in a part, because a slice of them may be long. Other
         objects of unknown size count as ``unknown_bytes``.
@@ -132,7 +132,7 @@ class Fetcher:
         return None
 
     def _requests(self, rows: Sequence[_Row]) -> Iterator[Callable[[], Iterator[tuple[int, Fetched]]]]:
-        """Yield the reads to do, each of which gives the results of one or several rows."""
+        """Yield the calls that read; each call yields the results of one or several rows."""
         containers: defaultdict[str, list[_Row]] = defaultdict(list)
         for row in rows:
             if row.offset is None:
@@ -147,7 +147,7 @@ class Fetcher:
                 yield from (self._request(part, _read_members) for part in _merge(inside))
 
     def _request(self, rows: list[_Row], read: _Read) -> Callable[[], Iterator[tuple[int, Fetched]]]:
-        """Return a call that gives a result for each of ``rows``; the store is connected here, by the caller."""
+        """Return a call that yields a result for each of ``rows``; the connection is made now, in this thread."""
         try:
             fs = self._stores.filesystem(rows[0].uri)
         except UsageError as error:
@@ -174,7 +174,7 @@ def _rows_of(plan: pa.Table) -> list[_Row]:
 
 
 def _by_bytes(plan: pa.Table, part_bytes: int, unknown_bytes: int) -> Iterator[pa.Table]:
-    """Yield the rows in parts of about so many bytes, as they were listed."""
+    """Yield the rows in parts of about ``part_bytes``, by their listed sizes."""
     before = np.cumsum(pc.fill_null(plan["size_bytes"], unknown_bytes).to_numpy()) // part_bytes
     starts = np.flatnonzero(np.diff(before, prepend=-1))
     for start, end in pairwise([*starts, len(plan)]):
@@ -182,7 +182,7 @@ def _by_bytes(plan: pa.Table, part_bytes: int, unknown_bytes: int) -> Iterator[p
 
 
 def _attempt(fs: AbstractFileSystem, rows: list[_Row], read: _Read) -> Iterator[tuple[int, Fetched]]:
-    """Let ``read`` give results until all rows have one; what is then left gets the reason of the failure."""
+    """Call ``read`` until all rows have a result or no try is left; rows without a result get the last rejection."""
     left = {row.place: row for row in rows}
     attempt = 0
     while left:
@@ -202,9 +202,9 @@ def _attempt(fs: AbstractFileSystem, rows: list[_Row], read: _Read) -> Iterator[
 
 
 def _why(error: Exception, fs: AbstractFileSystem) -> tuple[RejectedImage, int]:
-    """Return the rejection that a failed read means, and after how many tries it stands.
+    """Return the rejection for a failed read, and the number of tries after which the rejection is final.
 
-    Local files fail for good, and s3fs has tried again by itself; other stores get a few tries here.
+    A local file gets one try; so does S3, because s3fs repeats requests itself. Other stores get a few tries.
     """
     detail = describe_failure(error)
     if isinstance(error, OtherVersionError):
@@ -242,7 +242,7 @@ def _end(row: _Row) -> int:
 
 
 def _read_members(fs: AbstractFileSystem, rows: list[_Row]) -> Iterator[tuple[int, Fetched]]:
-    """Yield the bytes of members that lie side by side; raises OtherLengthError for the first that did not arrive."""
+    """Yield the bytes of neighbouring members; raises OtherLengthError at the first member that did not arrive."""
     start = _start(rows[0])
     data = read_span(fs, rows[0].path, start, _end(rows[-1]), rows[0].etag)
     for row in rows:

@@ -1,4 +1,4 @@
-"""What a file's name or its first bytes say of it: an image, something else, or nothing that holds data."""
+"""Tell images, other files and files without data apart, by a file's name or its first bytes."""
 
 import posixpath
 import re
@@ -10,7 +10,7 @@ _IMAGES = """
 .dng .nef .cr2 .cr3 .arw .orf .rw2 .raf .pef .srw .img .image .input
 """
 IMAGE_SUFFIXES = frozenset(_IMAGES.split())
-"""What names a member of a tar shard as an image; the decoder goes by the content. The last three are WebDataset's."""
+"""Extensions of images in a tar shard; the last three are WebDataset's. The decoder looks only at the content."""
 
 _SIDECARS = """
 .txt .csv .tsv .json .jsonl .ndjson .xml .md .rst .html .htm .yaml .yml .toml .ini .cfg .conf .log .lock .pdf .doc
@@ -19,7 +19,7 @@ _SIDECARS = """
 .sha512 .asc .sig .xmp .aae .mp3 .wav .flac .mp4 .mov .avi .mkv .webm .ds_store .crc .parquet .pq .tar
 """
 SIDECAR_SUFFIXES = frozenset(_SIDECARS.split())
-"""Files beside images that are no images by their extension: counted, not listed. Any other file is listed."""
+"""Extensions of files beside images that are counted as skipped, not listed. Files with other extensions are listed."""
 PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
 MANIFEST_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson"}) | PARQUET_SUFFIXES
 _ARCHIVE_SUFFIXES = frozenset({".zip", ".tgz", ".tbz2", ".txz", ".7z", ".rar"})
@@ -35,7 +35,7 @@ _EMR_FOLDER = "_$folder$"
 def suffix_of(path: str) -> str:
     """Return the last extension of a path with its dot, in lower case; empty where there is none.
 
-    Of a web address it is the extension before the query.
+    For a web address it is the extension before the query.
     """
     if path.lower().startswith(("http://", "https://")):
         path = urlsplit(path).path
@@ -43,19 +43,19 @@ def suffix_of(path: str) -> str:
 
 
 def kind_of(path: str) -> str:
-    """Return what a file is counted as where it is skipped: its extension, of a compressed tar with ``.tar`` before."""
+    """Return the kind under which a skipped file counts: its extension, for a compressed tar with ``.tar``."""
     name, suffix = posixpath.splitext(posixpath.basename(path).lower())
     return f".tar{suffix}" if name.endswith(".tar") and suffix in _COMPRESSED_SUFFIXES else suffix or "no extension"
 
 
 def is_archive(path: str) -> bool:
-    """Tell whether a file may hold images that nothing here reads, because none can be read without all before it."""
+    """Return whether a file is an archive that camlake can't read, because no image in it is readable by itself."""
     kind = kind_of(path)
     return kind in _ARCHIVE_SUFFIXES or kind.startswith(".tar.")
 
 
 def is_hidden(name: str, *, is_folder: bool = False) -> bool:
-    """Tell whether a file or a folder of this name is known to hold no data; ``name`` has no ``/``.
+    """Return whether a file or a folder of this name is known to contain no data; ``name`` has no ``/``.
 
     Such names begin with a dot, or are what Spark, Delta, camlake, EMR, macOS and Windows leave beside data.
     """
@@ -64,7 +64,7 @@ def is_hidden(name: str, *, is_folder: bool = False) -> bool:
 
 
 def hidden_part(path: str) -> str | None:
-    """Return the beginning of a relative path up to the first hidden folder or file in it; null where nothing is.
+    """Return the beginning of a relative path up to its first hidden folder or file; None where no part is hidden.
 
     A hidden folder ends with ``/``.
     """
@@ -85,9 +85,9 @@ _SIGNATURES = re.compile(
     rb"|\x01\xda[\0\x01][\x01\x02]|FUJIFILMCCD|SIMPLE  =|gimp xcf|\s*<svg[\s>]",
     re.DOTALL,
 )
-"""How files of the formats begin that ``pipeline.images.formats`` reads, or names as unsupported."""
+"""The first bytes of files in the formats that ``pipeline.images.formats`` reads or names as unsupported."""
 
 
 def looks_like_image(data: bytes) -> bool:
-    """Tell whether a file that begins with these bytes, at least SIGNATURE_BYTES of them or all, is an image."""
+    """Return whether a file is an image by its first bytes ``data``: at least SIGNATURE_BYTES, or the whole file."""
     return _SIGNATURES.match(data) is not None

@@ -1,7 +1,7 @@
-"""Finds out what a folder holds: images, or shards or Parquet files with images inside; its bytes decide, not one file.
+"""Finds the kind of a folder: images, or shards or Parquet files with images. The kind with nearly all bytes counts.
 
-What is not read because a folder is of another kind counts as skipped, by kind. A folder of which no kind has nearly
-all bytes is an error that names the kinds, and the option that chooses.
+Files of other kinds count as skipped, by kind. A folder in which no kind has nearly all bytes is an error, whose
+message names the kinds and the option that chooses one.
 """
 
 from collections import Counter
@@ -24,9 +24,9 @@ from schemas.options.input_options import InputKind
 from schemas.runs import say_kinds
 
 _CLEAR_SHARE = 0.9
-"""Of the bytes: a cover picture beside shards, or a small table beside photographs, has less than a tenth."""
+"""Share of the bytes of a clear kind: a cover picture beside shards, or a small table beside images, is under 10 %."""
 _HELD_UNNAMED = 256
-"""Files without extension whose first bytes are read at once, and tell whether they are the folder's images."""
+"""Number of files without extension whose first bytes show whether such files are the folder's images."""
 _LOOK_THREADS = 16
 
 Pile = Literal["images", "shards", "parquet", "manifest", "archives"]
@@ -43,19 +43,19 @@ UNPACK = (
 )
 
 LooksLikeImage = Callable[[Entry], bool]
-"""Tells by a file's first bytes whether it is an image."""
+"""A function that returns whether a file is an image, by its first bytes."""
 
 
 @dataclass
 class _Piles:
-    """How much there is of each kind, and the containers themselves."""
+    """The files of a folder by kind: their amounts, and the containers."""
 
     entries: dict[Pile, list[Entry]] = field(default_factory=lambda: {pile: [] for pile in _NAMES})
-    """Of images only those that are held back."""
+    """The entries of each kind; of the images only the entries that are held back."""
     files: Counter[Pile] = field(default_factory=Counter)
     size_bytes: Counter[Pile] = field(default_factory=Counter)
     kinds: dict[Pile, Counter[str]] = field(default_factory=lambda: {pile: Counter() for pile in _NAMES})
-    """Each pile's files as they count where they are skipped."""
+    """The numbers of each pile's files by the kind under which they count when they are skipped."""
 
     def add(self, pile: Pile, entry: Entry) -> None:
         self.files[pile] += 1
@@ -69,7 +69,7 @@ class _Piles:
 
 
 class Folder:
-    """The files of a folder, prefix or glob, sorted out as they are listed."""
+    """The files of a folder, prefix or glob, sorted by kind while they are listed."""
 
     def __init__(
         self,
@@ -80,11 +80,11 @@ class Folder:
         chosen: InputKind | None,
         most_held: int,
     ) -> None:
-        """Read nothing yet.
+        """Store the arguments; nothing is read yet.
 
-        ``url`` is what messages call the folder. ``looks_like_image`` is asked of files without extension; None for a
-        glob, which lists every file that it matches. ``chosen`` is the user's ``--input-kind``. ``most_held``
-        images are held back until the folder's kind is known; of a larger folder the later ones are streamed.
+        ``url`` is the folder's name in messages. ``looks_like_image`` decides on files without extension; None for a
+        glob, which lists every file that it matches. ``chosen`` is the user's ``--input-kind``. ``most_held`` images
+        are held back until the folder's kind is known; the later images of a larger folder are streamed.
         """
         self._url, self._skipped, self._chosen, self._most_held = url, skipped, chosen, most_held
         self._is_glob = looks_like_image is None
@@ -133,7 +133,7 @@ class Folder:
         return None if suffix in SIDECAR_SUFFIXES and not self._is_glob else "images"
 
     def _images(self) -> Iterator[Entry]:
-        """Yield the images; at the end it is known whether there was more of anything else."""
+        """Yield the images; raises InputError, at the end at the latest, where images are not the clear kind."""
         held = self._piles.entries["images"]
         if not held:
             raise InputError(self._nothing_usable())
@@ -150,7 +150,7 @@ class Folder:
         self._piles.skip_others("images", self._skipped)
 
     def _decide(self) -> Pile:
-        """Return the kind that has nearly all bytes; raises InputError where none has, or where nothing can be read."""
+        """Return the kind with nearly all bytes; raises InputError where no kind has, or where no file is usable."""
         files, sizes = self._piles.files, self._piles.size_bytes
         present: list[Pile] = [pile for pile in _NAMES if files[pile] and pile != "archives"]
         if not present:

@@ -1,4 +1,4 @@
-"""Walks folders, prefixes, globs and patterns in braces object by object, without ever holding the list of objects.
+"""Walks folders, prefixes, globs and patterns in braces object by object; the list of objects is never in memory.
 
 Patterns in braces are those of shells and of WebDataset: ``{00000..00009}.tar``, ``{train,val}/*.tar``.
 """
@@ -24,14 +24,14 @@ from schemas.errors import InputError
 from schemas.url_secrets import safe_url
 
 _STAT_CHUNK = 128
-"""Files whose versions one thread asks for in a row: fewer, and the threads would cost more than a local disk does."""
+"""Files whose versions one thread reads in a row. With fewer files, the threads cost more time than a local disk."""
 _FOLDER_THREADS = 8
 
 _MAGIC = re.compile(r"[*?\[]")
 _GROUP = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
 _MOST = 1_000_000
-"""Names of one pattern; the largest published sets have some 100,000 shards."""
+"""The most names of one pattern; the largest published sets have some 100,000 shards."""
 Found = tuple[str, Version]
 """Path and version of one file."""
 
@@ -41,20 +41,20 @@ class _Scope(NamedTuple):
 
     root: str
     begin: str = ""
-    """How the first name below ``root`` begins."""
+    """The beginning of the first name below ``root``."""
     depth: int | None = None
-    """Folders between ``root`` and a file, at most."""
+    """The most folders between ``root`` and a file; None: any number."""
     hidden: bool = False
-    """Whether names count that ``is_hidden`` knows to hold no data."""
+    """Whether hidden names, see ``is_hidden``, are included."""
 
 
 def is_glob(path: str) -> bool:
-    """Tell whether a path that names nothing itself is a pattern."""
+    """Return whether a path is a pattern; the caller knows that no object has this path as its name."""
     return _MAGIC.search(path) is not None
 
 
 def has_braces(path: str) -> bool:
-    """Tell whether a path is a pattern in braces."""
+    """Return whether a path is a pattern in braces."""
     return any("," in group or _RANGE.fullmatch(group) for group in _GROUP.findall(path))
 
 
@@ -80,7 +80,7 @@ def _expanded(path: str, left: list[int]) -> Iterator[str]:
 
 
 def _choices(group: str) -> Iterable[str]:
-    """Return what may stand in the place of a group's braces."""
+    """Return the texts that may replace a group in braces."""
     if match := _RANGE.fullmatch(group):
         first, last, step = int(match[1]), int(match[2]), int(match[3] or 1) or 1
         width = max(len(match[1]), len(match[2])) if match[1].startswith("0") or match[2].startswith("0") else 0
@@ -92,8 +92,8 @@ def _choices(group: str) -> Iterable[str]:
 def iter_objects(fs: AbstractFileSystem, uri: str, path: str, skipped: Counter[str]) -> Iterator[Entry]:
     """Yield every file below a folder that is not hidden, as ``is_hidden`` says.
 
-    Hidden files and folders, what is no regular file, and links to folders, which are not followed, count in
-    ``skipped``. The order is the store's. ``uri`` is the public name of ``path``.
+    ``skipped`` counts hidden files and folders, files that are not regular, and links to folders, which are not
+    followed. The order is the store's. ``uri`` is the public name of ``path``.
     """
     for name, version in _walk(fs, _Scope(path), skipped):
         yield _entry(uri, path, name, version)
@@ -139,7 +139,7 @@ def _walk_s3(fs: AbstractFileSystem, scope: _Scope, skipped: Counter[str]) -> It
                 skipped["hidden folder"] += 1
                 hidden_folders.add(hidden)
         elif name.endswith("/"):
-            if size_bytes:  # What consoles write for a folder is empty.
+            if size_bytes:  # The object that a web console writes for a folder is empty.
                 skipped["folder with bytes"] += 1
         elif hidden:
             skipped["hidden file"] += 1
@@ -152,9 +152,9 @@ def _walk_s3(fs: AbstractFileSystem, scope: _Scope, skipped: Counter[str]) -> It
 
 
 def _walk_local(scope: _Scope, skipped: Counter[str]) -> Iterator[Found]:
-    """List folder by folder, and ask for the versions in threads.
+    """List folder by folder, and read the versions in threads.
 
-    That costs nothing on a disk of this machine, and on a network drive with 1 ms an answer it is six times as fast.
+    Threads cost nothing on a local disk; on a network drive with 1 ms an answer they are six times as fast.
     """
     entries = _local_entries(scope, skipped)
     chunks = iter(lambda: list(islice(entries, _STAT_CHUNK)), [])
@@ -167,7 +167,7 @@ def _walk_local(scope: _Scope, skipped: Counter[str]) -> Iterator[Found]:
 
 
 def _local_entries(scope: _Scope, skipped: Counter[str]) -> Iterator[os.DirEntry[str]]:
-    """Yield what lies in the folders and is none itself; links to folders, too."""
+    """Yield the entries of the folders that are not folders themselves; links to folders are included."""
     pending = [(scope.root, 0)]
     while pending:
         folder, level = pending.pop()
@@ -183,9 +183,9 @@ def _local_entries(scope: _Scope, skipped: Counter[str]) -> Iterator[os.DirEntry
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """Return what a name leads to; None for a link to nothing or to itself, or a file that went away meanwhile.
+    """Return the status of a file; None for a broken link, a link to itself, or a file that no longer exists.
 
-    Reading it later says what is wrong, as the reason of this one input.
+    Reading such a file later gives the reason for which this one input is rejected.
     """
     try:
         return entry.stat()
@@ -194,7 +194,7 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 
 class _Pending(list[tuple[str, int]]):
-    """Folders to list, with their depth: an iterator that goes on when more folders are found."""
+    """Folders to list, with their depth: an iterator that continues when more folders are added."""
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         return self
@@ -206,7 +206,7 @@ class _Pending(list[tuple[str, int]]):
 
 
 def _walk_any(fs: AbstractFileSystem, scope: _Scope, skipped: Counter[str]) -> Iterator[Found]:
-    """List folder by folder, several at once where the filesystem is made for it; their names are in memory."""
+    """List folder by folder, several at once where the filesystem is asynchronous; folder names are in memory."""
     pending = _Pending([(scope.root, 0)])
 
     def list_one(place: tuple[str, int]) -> tuple[str, int, list[dict[str, Any]]]:
@@ -227,7 +227,7 @@ def _walk_any(fs: AbstractFileSystem, scope: _Scope, skipped: Counter[str]) -> I
 
 
 def _is_left_out(name: str, is_folder: bool, level: int, scope: _Scope, skipped: Counter[str]) -> bool:
-    """Tell whether a name lies outside of the scope, or is hidden, which counts in ``skipped``."""
+    """Return whether a name is outside of the scope or hidden; a hidden name counts in ``skipped``."""
     if level == 0 and not name.startswith(scope.begin):
         return True
     if scope.hidden or not is_hidden(name, is_folder=is_folder):

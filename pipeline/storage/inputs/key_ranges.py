@@ -17,7 +17,7 @@ _SURROGATES = range(0xD800, 0xE000)
 """Code points that are no characters and can't stand in a key."""
 
 Item = dict[str, Any]
-"""An object as the store describes it; its name under ``Key``."""
+"""The store's description of an object; ``Key`` has the object's name."""
 
 
 class Page(NamedTuple):
@@ -67,7 +67,7 @@ def list_ranges(first: Page, list_page: Callable[[str], Page], prefix: str, thre
 
 
 def is_ascending(items: list[Item], after: str = "") -> bool:
-    """Tell whether the keys ascend, and whether the first one follows ``after``."""
+    """Return whether the keys ascend and the first key follows ``after``."""
     keys = [after, *(item["Key"] for item in items)]
     return all(one < other for one, other in pairwise(keys))
 
@@ -100,7 +100,7 @@ def _agreeing(one: str, other: str) -> int:
 
 
 def _behind(head: str) -> str | None:
-    """Return the first key, of the length of ``head``, behind all keys that begin with ``head``; None for none."""
+    """Return the first key, of the length of ``head``, behind all keys that begin with ``head``; None without one."""
     code = ord(head[-1]) + 1
     return head[:-1] + chr(code) if code <= 0x10FFFF and code not in _SURROGATES else None
 

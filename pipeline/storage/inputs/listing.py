@@ -51,26 +51,26 @@ class Listing:
 
     kind: Kind
     batches: Iterator[pa.RecordBatch]
-    """Of the schema PLAN, ``classes`` null, at most BATCH_ROWS rows each."""
+    """Batches of the schema PLAN with at most BATCH_ROWS rows each; ``classes`` is null."""
     ordered: bool
-    """Whether the order is the input's own; a folder comes in whatever order its store lists it."""
+    """Whether the order is that of the input; a folder has the order in which its store lists it."""
     skipped_kinds: Counter[str] = field(default_factory=Counter)
-    """Files that are no images by their names, by kind: an extension, or such as ``hidden file``."""
+    """Numbers of files that are not images by their names, by kind: an extension, or for example ``hidden file``."""
     chunk_starts: "array[int]" = field(default_factory=lambda: array("q"))
-    """Places of the inputs that are the first of a row group, ascending: who reads one of its rows reads all before."""
+    """Indices, ascending, of the inputs that are the first of a row group; a row group is read from its beginning."""
     has_own_ids: bool = False
-    """Whether image_id is made of the user's own ids, not of the uris."""
+    """Whether image_id is the digest of the user's own ids instead of the uris."""
 
     @property
     def skipped_files(self) -> int:
-        """Files that are no images by their names."""
+        """Return the number of files that are not images by their names."""
         return self.skipped_kinds.total()
 
 
 def image_id(uri: str) -> str:
     """Return the stable id of a uri: 128 bits of BLAKE2b over its UTF-8 bytes, as 32 hex digits.
 
-    The uri is one without secrets, as ``safe_url`` makes it: a URL that is signed anew each night keeps its id.
+    The uri has no secrets, see ``safe_url``, so that a URL with a new signature each night keeps its id.
     """
     return hashlib.blake2b(uri.encode(), digest_size=16).hexdigest()
 
@@ -80,10 +80,10 @@ def list_inputs(
 ) -> Listing:
     """Return the listing of a folder, prefix, glob, manifest, Parquet file of images, tar shard or single image.
 
-    What the output at ``out`` holds is no input, where it lies inside the folder. ``how`` holds what the user says of
-    the input. Raises InputError, at once or while ``batches`` is read, where nothing is there, no kind fits, no image
-    is in it or the store fails; UsageError for a URL that no filesystem here understands, and for an option of ``how``
-    that an input of this kind can't follow.
+    Files of the output at ``out`` are not listed if it is inside the folder. ``how`` has the user's choices. Raises
+    InputError, at once or while ``batches`` is read, where the input is missing, has no known kind or no image, or the
+    store fails; UsageError for a URL that no filesystem here understands, and for an option of ``how`` that does not
+    apply to this kind of input.
     """
     opening = _Opening(input_url, Stores(storage, anonymous=storage.anonymous), how)
     with store_errors(f"can't list {opening.shown}", InputError):
@@ -132,7 +132,7 @@ class _Opening:
         raise InputError(f"no input at {self.shown}: neither a file nor a folder{hint}")
 
     def _named(self, uri: str, path: str) -> Iterator[Entry]:
-        """Yield what one name of a pattern in braces stands for; raises InputError where nothing is there."""
+        """Yield the entries of one name from a pattern in braces; raises InputError where the name does not exist."""
         found = _what_is(self.fs, path, path)
         if found == "file":
             yield Entry(uri, path, *version_at(self.stores, self.url, path))
@@ -175,7 +175,7 @@ class _Opening:
         return self._parquets(files)
 
     def _looks_like_image(self, entry: Entry) -> bool:
-        """Tell whether a file begins as an image does; one that can't be read counts as one, and is rejected later."""
+        """Return whether a file begins like an image; an unreadable file counts as an image and is rejected later."""
         if entry.size_bytes == 0:
             return False
         try:
@@ -197,7 +197,7 @@ class _Opening:
         return chain_ahead(map(list_one, shards), CONTAINER_THREADS)
 
     def _parquets(self, files: list[Container]) -> tuple[Kind, Iterator[Entry]]:
-        """Tell images from manifests by the first file that can be read; raises InputError where none can or fits."""
+        """Return kind and entries, by the first readable file; raises InputError where no file is readable or fits."""
         problem = "no file"
         for file in files:
             try:
@@ -223,7 +223,7 @@ class _Opening:
         raise InputError(problem)
 
     def _holds(self, parquet: pq.ParquetFile) -> InputKind | None:
-        """Return whether a Parquet file holds images or names them; None where it does neither."""
+        """Return the kind of a Parquet file, which holds images or names them; None where it does neither."""
         if self.how.kind in ("parquet", "manifest"):
             return self.how.kind
         if self.how.image_column or self.how.uri_column:
@@ -244,7 +244,7 @@ def _what_is(fs: AbstractFileSystem, path: str, url: str) -> Literal["file", "fo
 
 
 def _kind_of_name(file: Container) -> InputKind:
-    """Return what a file is by its extension; raises InputError for one that can't be an input."""
+    """Return the kind of a file by its extension; raises InputError for a file that can't be an input."""
     suffix = suffix_of(file.path)
     if suffix == ".tar":
         return "shards"

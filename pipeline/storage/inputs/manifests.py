@@ -25,7 +25,7 @@ _VERSION_COLUMNS = ("etag", "size_bytes", "modified_at")
 _BATCH_ROWS = 10_000
 
 Row = tuple[Any, ...]
-"""The cells of the columns in ``_Columns``, as the manifest has them; None where it has none."""
+"""The cells of a row in the columns of ``_Columns``; None for a column that the manifest does not have."""
 
 
 class _Columns(NamedTuple):
@@ -43,11 +43,11 @@ class _Columns(NamedTuple):
 
 
 def list_manifest(fs: AbstractFileSystem, manifest: Container, stores: Stores, how: InputOptions) -> Iterator[Entry]:
-    """Yield one entry a row, in order, with what the manifest does not say of its version filled in by the store.
+    """Yield one entry for each row, in order; the store completes versions that the manifest does not have.
 
-    Relative uris lie in the manifest's folder. A row without uri is an entry with the reason ``missing_uri``. Raises
-    InputError for a manifest that can't be parsed, in which no column or several could be the uri, or that has a cell
-    which can't be meant; the message names its row and column.
+    Relative uris are relative to the manifest's folder. A row without uri is an entry with the reason ``missing_uri``.
+    Raises InputError for a manifest that can't be parsed, in which no column or several columns could be the uri, or
+    that has an invalid cell; the message names the cell's row and column.
     """
     return with_versions(_named(fs, manifest, stores, how), stores)
 
@@ -83,7 +83,7 @@ def _entry_of(cells: Row, row: int, manifest: Container, stores: Stores, how: In
 
 
 def _size(cell: Any, where: str) -> int | None:
-    """Return the bytes in a cell: 12, "12" or "12.0"; raises ValueError for what is no whole number from 0 on."""
+    """Return the number of bytes in a cell (12, "12", "12.0"); raises ValueError unless it is a whole number >= 0."""
     if is_empty(cell):
         return None
     match = re.fullmatch(r"\s*(\d+)(\.0*)?\s*", str(cell))
@@ -93,7 +93,7 @@ def _size(cell: Any, where: str) -> int | None:
 
 
 def _time(cell: Any, where: str) -> int | None:
-    """Return the time in a cell as microseconds since 1970; raises ValueError for what is none."""
+    """Return the time in a cell as microseconds since 1970; raises ValueError for any other value."""
     try:
         return None if is_empty(cell) else microseconds(cell)
     except (ValueError, TypeError, AttributeError) as error:
@@ -102,7 +102,7 @@ def _time(cell: Any, where: str) -> int | None:
 
 
 def _choose(names: Sequence[str], how: InputOptions) -> _Columns:
-    """Return the columns to read; raises ColumnError where no column or several could be the uri."""
+    """Return the columns to read; raises ColumnError where no column or several columns could be the uri."""
     etag, size_bytes, modified_at = (next(iter(find_columns(names, [name])), None) for name in _VERSION_COLUMNS)
     own = chosen_column(names, how.id_column, "--id-column") if how.id_column else None
     return _Columns(image_column(names, how.uri_column, "uri"), etag, size_bytes, modified_at, own)

@@ -1,4 +1,4 @@
-"""Reads objects wherever they lie, never many more bytes than allowed, and never another version than was listed."""
+"""Reads objects of any store, at most a little more than the allowed bytes, and only in the listed version."""
 
 import os
 import stat
@@ -13,21 +13,21 @@ from schemas.errors import RejectedImage
 from schemas.reasons import Reason
 
 Fetched = bytes | RejectedImage
-"""An image's bytes, or why there are none."""
+"""An image's bytes, or the rejection with the reason why there are none."""
 
 
 class Objects:
-    """Reads objects of at most ``max_bytes`` bytes. It travels between processes without connections."""
+    """Reads objects of at most ``max_bytes`` bytes. A pickled copy has no connections."""
 
     def __init__(self, max_bytes: int) -> None:
-        """Connect nothing yet."""
+        """Store the limit; connections are made at the first use."""
         self._max_bytes, self._s3 = max_bytes, S3Objects()
 
     def read(self, fs: AbstractFileSystem, path: str, size_bytes: int | None, etag: str | None = None) -> Fetched:
         """Return the bytes of an object that was listed with ``size_bytes`` and the version tag ``etag``.
 
-        An object of more bytes than allowed is returned as its rejection. Raises OtherVersionError and OtherLengthError
-        where the object is not what was listed, and what its filesystem raises.
+        An object of more bytes than allowed gives a rejection. Raises OtherVersionError and OtherLengthError where the
+        object is not the listed one; errors of the filesystem pass through.
         """
         found = self._ask(fs, path, size_bytes, etag)
         check_version(found.etag, etag)
@@ -47,15 +47,15 @@ class Objects:
                 data = file.read(self._max_bytes + 1)
         else:
             data = read_object(fs, path)
-        tag = etag and version_of(fs.info(path)).etag  # Asked after the bytes, so that they are no newer.
+        tag = etag and version_of(fs.info(path)).etag  # It is read after the bytes, so that they are not newer.
         return ObjectRead(tag, len(data), data if len(data) <= self._max_bytes else None)
 
     def bounded(self, data: bytes) -> Fetched:
-        """Return what was read, or its rejection where that is more than allowed."""
+        """Return ``data``, or a rejection where it has more bytes than allowed."""
         return self.too_large(len(data)) if len(data) > self._max_bytes else data
 
     def too_large(self, size_bytes: int) -> RejectedImage:
-        """Return the rejection of an object of so many bytes."""
+        """Return the rejection of an object of ``size_bytes`` bytes."""
         detail = f"{size_bytes} bytes, more than the {self._max_bytes} that max_bytes allows"
         return RejectedImage(Reason.TOO_MANY_BYTES, detail)
 
@@ -63,8 +63,8 @@ class Objects:
 def read_span(fs: AbstractFileSystem, path: str, start: int, end: int, etag: str | None) -> bytes:
     """Return the bytes from ``start`` up to ``end`` of an object that was listed with the version tag ``etag``.
 
-    Fewer come back where the object ends earlier. Raises OtherVersionError where the store says that it has another
-    version, and what the filesystem raises.
+    The result is shorter where the object ends earlier. Raises OtherVersionError where the store has another version;
+    errors of the filesystem pass through.
     """
     if end <= start:
         return b""
@@ -85,7 +85,7 @@ def _read_local(path: str, max_bytes: int) -> ObjectRead:
     """
     if "\0" in path:
         raise FileNotFoundError(path)
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would wait for its writer
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # else a pipe would wait for its writer
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise FileNotFoundError(path)

@@ -21,17 +21,17 @@ from schemas.reasons import Reason
 
 _IMAGE_COLUMNS = ("image", "img", "image_bytes", "input", "bytes", "content", "data", "jpg", "jpeg", "png", "webp")
 _PEEK_ROWS = 1_000
-"""Rows that are looked at for a first text: a column without any in so many is none of images."""
+"""Rows in which the first text of a column is searched; a column without a text in these rows has no images."""
 _BASE64 = re.compile(r"(?:data:image/[\w.+-]+;base64,)?([A-Za-z0-9+/_\s-]{40,}={0,2})\s*")
 _BASE64_HEAD = 400
 """Characters that show whether a text is a picture in base64: a multiple of four."""
 
 Cell = bytes | RejectedImage | None
-"""The bytes of one row; null where there are none."""
+"""The image bytes of one row, or their rejection; None where the row has no bytes."""
 
 
 class ImageColumn(NamedTuple):
-    """Where a Parquet file keeps its images."""
+    """The column of a Parquet file that holds the images."""
 
     name: str
     kind: Literal["bytes", "struct", "list", "base64"]
@@ -45,11 +45,11 @@ class ImageColumn(NamedTuple):
 
 
 def find_image_column(parquet: pq.ParquetFile, chosen: str | None = None) -> ImageColumn | None:
-    """Return the column of images: the ``chosen`` one, or else one that can only be that.
+    """Return the column of images: the ``chosen`` one, or else the only one that fits.
 
-    That is a struct with bytes, else bytes or base64 texts with a usual name, else the only column of bytes. Returns
-    None where there is none; raises InputError where several could be meant, ColumnError where the chosen one is not
-    there, and InputError with its type where it holds no bytes.
+    A struct with bytes fits; else bytes or base64 texts with a usual name; else the only column of bytes. Returns None
+    where no column fits. Raises InputError where several fit, ColumnError where the chosen column does not exist, and
+    InputError, with the column's type, where it has no bytes.
     """
     schema = parquet.schema_arrow
     if chosen is not None:
@@ -72,7 +72,7 @@ _ALLOWED = "allowed: binary, struct<bytes, path>, a list of one of these, base64
 
 
 def has_usual_image_column(parquet: pq.ParquetFile) -> bool:
-    """Tell whether a column is surely one of images, by its struct or its name, not only because it holds bytes."""
+    """Return whether a column certainly holds images, by its struct or its name and not only because it holds bytes."""
     try:
         column = find_image_column(parquet)
     except InputError:
@@ -120,13 +120,13 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Tell whether a column's type is text, also a dictionary-encoded one."""
+    """Return whether a column's type is text, plain or dictionary-encoded."""
     plain = _stored(kind)
     return bool(pa.types.is_string(plain) or pa.types.is_large_string(plain) or pa.types.is_string_view(plain))
 
 
 def _holds_base64(parquet: pq.ParquetFile, name: str) -> bool:
-    """Tell whether the first text of a column is a picture in base64."""
+    """Return whether the first text of a column is a picture in base64."""
     seen = 0
     for batch in parquet.iter_batches(16, columns=[name]):
         text = next((value for value in batch.column(0).to_pylist() if value), None)
@@ -137,7 +137,7 @@ def _holds_base64(parquet: pq.ParquetFile, name: str) -> bool:
 
 
 def is_base64_image(text: str) -> bool:
-    """Tell whether a text is a picture in base64, with or without ``data:image/...;base64,`` before it."""
+    """Return whether a text is a picture in base64, with or without ``data:image/...;base64,`` before it."""
     match = _BASE64.match(text[: 2 * _BASE64_HEAD])
     head = "".join(match[1].split())[:_BASE64_HEAD] if match else ""
     return looks_like_image(_decoded(head[: len(head) // 4 * 4]))
@@ -187,13 +187,13 @@ def _row_entry(file: Container, mark: str, row: int, path: str | None, has_bytes
 
 
 def chosen_in(uri: str, row: int) -> str | None:
-    """Return the column that a row's uri names because the user chose it; None where nobody did."""
+    """Return the column that a row's uri names because the user chose it; None where the uri names none."""
     _, mark, rest = uri.rpartition(f"#{row}@")
     return rest.split("/")[0].replace("%2F", "/") if mark else None
 
 
 def _ids(parquet: pq.ParquetFile, group: int, file: Container, first: int, wanted: str | None) -> list[str | None]:
-    """Return the own id of each row of a row group; nulls where no column of ids is wanted."""
+    """Return the user's id of each row of a row group; all are None where ``wanted`` names no column."""
     if wanted is None:
         return [None] * parquet.metadata.row_group(group).num_rows
     name = chosen_column(parquet.schema_arrow.names, wanted, "--id-column")

@@ -1,4 +1,4 @@
-"""Which version of an object was listed, as far as its store says, and the failures where another one arrives."""
+"""The version of a listed object, as its store describes it, and the errors where another version arrives."""
 
 import os
 from datetime import UTC, datetime, timedelta
@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MODIFIED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
-"""What fsspec's filesystems call the time of an object's last change."""
+"""Names of the time of an object's last change in fsspec's filesystems."""
 
 
 _BY_SIZE = "size_bytes="
-"""How a tag begins that no store gave; only another one of its kind can be compared with it."""
+"""Beginning of a tag made from size and time, where the store gives none; it is compared only with such tags."""
 
 
 class Version(NamedTuple):
-    """What a store says of an object: its tag, its bytes and its last change in microseconds since 1970, UTC."""
+    """A store's description of an object: tag, size in bytes, last change in microseconds since 1970, UTC."""
 
     etag: str | None = None
     size_bytes: int | None = None
@@ -22,10 +22,10 @@ class Version(NamedTuple):
 
     @property
     def tag(self) -> str | None:
-        """Return the store's tag, or else size and time as one text; null where neither is known.
+        """Return the store's tag, or else size and time as one text; None where neither is known.
 
-        This is the version of what lies inside the object, such as a member of a tar shard: a shard that was written
-        anew within the same second or with its old time has another tag as soon as its size differs.
+        Images inside the object, such as members of a tar shard, have this version. A shard that was written again
+        within the same second, or with its old time, has another tag if its size differs.
         """
         if self.etag or self.size_bytes is None or self.modified_us is None:
             return self.etag
@@ -36,7 +36,7 @@ UNKNOWN = Version()
 
 
 class OtherLengthError(Exception):
-    """More bytes arrived than were listed, or fewer; another try may bring all of them."""
+    """More or fewer bytes arrived than were listed; another try may bring all of them."""
 
 
 class OtherVersionError(Exception):
@@ -59,7 +59,7 @@ def microseconds(value: Any) -> int | None:
 
 
 def version_of(info: dict[str, Any]) -> Version:
-    """Return the version in what ``fs.info`` or ``fs.ls`` gave for an object."""
+    """Return the version in a result of ``fs.info`` or ``fs.ls`` for an object."""
     etag = info.get("ETag") or info.get("etag")
     modified = next((info[key] for key in _MODIFIED_KEYS if info.get(key) is not None), None)
     return Version(str(etag).strip('"') if etag else None, info.get("size"), microseconds(modified))

@@ -22,19 +22,20 @@ from pipeline.storage.inputs.file_names import (
 )
 
 _MOST_DEEP = 8
-"""Tar files around a tar file; published sets have one, and a hostile one would have thousands."""
+"""The most tar files around a tar file; published sets have one, a hostile file could have thousands."""
 _SKIP_BYTES = 2**20
-"""Members of more bytes are skipped by a new request, smaller ones are read over: what S3 sends on one connection in
-the 10 to 30 ms that it takes to answer another request."""
+"""Larger members are skipped by a new request; smaller members are read and dropped. S3 sends about this many bytes on
+one connection in the 10 to 30 ms that another request takes."""
 _HEADER_BYTES = 16 * 2**10
-"""Read at first and after a skip; each request without a skip before it reads eight times as much, up to READ_BYTES."""
+"""Bytes of the first request and of a request after a skip. Each further request reads eight times as many, up to
+READ_BYTES."""
 
 
 def list_shard(fs: AbstractFileSystem, shard: Container, skipped: Counter[str]) -> Iterator[Entry]:
     """Yield the images of a tar shard, and of the tar files in it, reading its headers once from front to back.
 
     A member without an extension is an image where its first bytes say so. Other members count in ``skipped`` by kind.
-    What lies after damage can't be listed: one entry with the reason ``unreadable_container`` stands for it.
+    The part after damage can't be listed; one entry with the reason ``unreadable_container`` stands for it.
     """
     size_bytes = fs.size(shard.path) if shard.version.size_bytes is None else shard.version.size_bytes
     with _open_headers(fs, shard.path, size_bytes) as file:
@@ -42,18 +43,18 @@ def list_shard(fs: AbstractFileSystem, shard: Container, skipped: Counter[str]) 
 
 
 class _Tar(NamedTuple):
-    """A tar file: the shard itself, or one that lies in it."""
+    """A tar file: the shard itself, or a tar file inside the shard."""
 
     shard: Container
     uri: str
-    """Its public name."""
+    """Public name of the tar file."""
     mark: str
-    """What stands in a uri between its name and a member's."""
+    """Text in a uri between the tar file's name and a member's name."""
     start: int
-    """Its first byte in the shard."""
+    """Offset of the tar file's first byte in the shard."""
     size_bytes: int
     depth: int = 0
-    """How many tar files it lies in."""
+    """Number of tar files around this tar file."""
 
 
 def _list_tar(file: IO[bytes], tar: _Tar, skipped: Counter[str]) -> Iterator[Entry]:
@@ -86,7 +87,7 @@ def _list_tar(file: IO[bytes], tar: _Tar, skipped: Counter[str]) -> Iterator[Ent
 
 
 def _kind_of(file: IO[bytes], member: tarfile.TarInfo, name: str) -> str:
-    """Return "image", "tar" or "folder", or what a member that is none of them is counted as."""
+    """Return "image", "tar" or "folder", or else the kind under which the member counts as skipped."""
     if member.isdir():
         return "folder"
     if hidden_part(name):
@@ -117,7 +118,7 @@ def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
 
 
 class _Window(io.RawIOBase):
-    """A part of a file as a file of its own, without a copy."""
+    """A part of a file that can be read like a file, without a copy."""
 
     def __init__(self, file: IO[bytes], start: int, size: int) -> None:
         self._file, self._start, self._size, self._position = file, start, size, 0
@@ -144,12 +145,12 @@ class _Window(io.RawIOBase):
 
 
 def _open_headers(fs: AbstractFileSystem, path: str, size: int) -> IO[bytes]:
-    """Open a shard for reading little at many places, ever further on."""
+    """Open a shard for small reads at many ascending places."""
     return Path(path).open("rb") if is_local(fs) else cast(IO[bytes], _Headers(fs, path, size))
 
 
 class _Headers(io.RawIOBase):
-    """An object of ``size`` bytes in a store: read on in large requests, in small ones behind each long skip."""
+    """An object of ``size`` bytes in a store; sequential reads are large requests, reads after long skips small."""
 
     def __init__(self, fs: AbstractFileSystem, path: str, size: int) -> None:
         self._fs, self._path, self._size = fs, path, size

@@ -1,4 +1,4 @@
-"""Which classes of each image get maps: the most probable ones, and the classes that ``--classes`` names for it."""
+"""Select the classes of each image that get maps: the most probable classes, and the classes from ``--classes``."""
 
 from collections.abc import Sequence
 

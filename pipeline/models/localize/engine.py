@@ -41,7 +41,7 @@ class Engine:
     def __init__(self, network: CamNetwork, runtime: Runtime, stride16: str | None = None) -> None:
         """``network`` must be in evaluation mode, and the runtime's device must exist.
 
-        ``stride16``: name of the tensor that is wanted beside the feature maps (``stride16_name``); None: no tensor.
+        ``stride16``: name of a tensor to return with the feature maps, see ``stride16_name``; None: no tensor.
         """
         self._name, self._side = network.name, network.preprocessing.image_size
         self.device = torch.device(runtime.device)
@@ -201,7 +201,7 @@ def _cast(trunk: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class _InFloat32(nn.Module):
-    """Runs a layer in float32: one that sums squares, which PyTorch can do on CPU in no other number type."""
+    """Runs a layer in float32. It is for layers that sum squares, for which PyTorch has only float32 on CPU."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

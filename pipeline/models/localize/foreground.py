@@ -2,7 +2,7 @@
 
 A file is a safetensors file with μ and v and a card, as JSON under the key ``camlake.foreground`` of its header. Files
 for some published weights are installed with camlake, in ``pipeline/models/weights/foreground_*.safetensors``. They
-are found by the digest of the weights' values, which is the same whatever file the weights come in.
+are found by the digest of the weights' values, which does not depend on the file of the weights.
 """
 
 import hashlib

@@ -27,7 +27,7 @@ class Fusion:
     """Computes figure/ground maps of one direction on a device and fuses class maps with them; safe with threads."""
 
     def __init__(self, foreground: Foreground, network: CamNetwork, views: tuple[View, ...], device: str) -> None:
-        """``views`` are those of the class maps."""
+        """``views`` are the views of the class maps."""
         self._foreground = foreground.to(device)
         map_hw = functools.partial(stride16_hw, network.trunk, foreground.card.tensor)
         self._canvas = Canvas(plan_views(views, map_hw), map_hw, device)

@@ -200,7 +200,7 @@ class Regress(Localization):
         self._boxes = box_head
 
     def maps(self, forward_pass: ForwardPass, class_ids: Tensor) -> Tensor:
-        """Return ones (B, n, h, w): finite placeholders that no box is cut from and that no table stores."""
+        """Return ones (B, n, h, w): finite placeholders. No box is cut from them, and no table stores them."""
         return forward_pass.features.new_ones(()).expand(*class_ids.shape, *forward_pass.features.shape[2:])
 
     def regressed(self, forward_pass: ForwardPass) -> Tensor:

@@ -75,7 +75,7 @@ class FullyConnectedNetwork(nn.Module):
     """Convolutions, then three fully connected layers under torchvision's names; it has no exact class maps."""
 
     def __init__(self, features: nn.Sequential, channels: int, kind: Fully, architecture: Architecture) -> None:
-        """``features`` end in ``channels`` maps; ``kind`` says in which arrangement the last layers follow."""
+        """``features`` end in ``channels`` maps; ``kind`` is the arrangement of the last layers."""
         super().__init__()
         self.features = features
         side = 6 if kind == "alexnet" else 7

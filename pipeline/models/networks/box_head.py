@@ -54,7 +54,7 @@ class BoxHead(nn.Linear):
 
 
 class BoxedOutput(NamedTuple):
-    """What a network with a box head returns for B images."""
+    """The results of a network with a box head for B images."""
 
     logits: Tensor
     """(B, C)."""
@@ -68,8 +68,8 @@ class BoxedNetwork(nn.Module):
     def __init__(self, network: nn.Module, trunk: nn.Module) -> None:
         """``network`` has a box head; ``trunk`` has its layers up to the last feature maps, as ``cut`` returns them.
 
-        The network's own forward pass runs, with the dropout that ``cut`` leaves out, and a hook takes the feature maps
-        out of it.
+        The network's own forward pass runs, with the dropout that ``cut`` leaves out, and a hook stores the feature
+        maps.
         """
         super().__init__()
         self.network = network

@@ -27,7 +27,7 @@ Pooling = Literal["gap", "gmp"]
 
 
 class HeadOutput(NamedTuple):
-    """What one forward pass returns for B images."""
+    """The results of one forward pass for B images."""
 
     logits: Tensor
     """(B, C)."""
@@ -157,7 +157,7 @@ class NormedHead(LinearHead):
     """Global average pooling, layer normalization over the K averages, then one linear layer (ConvNeXt).
 
     With the averages p_k, their mean μ and their deviation σ = sqrt(var + ε), both of one image, the logit is
-    Σ_k w_k^c (γ_k (p_k − μ)/σ + β_k) + b_c. For one image that is affine in p, hence exactly
+    Σ_k w_k^c (γ_k (p_k − μ)/σ + β_k) + b_c. For one image the logit is affine in p, so that exactly
 
         M_c = Σ_k v_k^c f_k / σ,   v_k^c = w_k^c γ_k − mean_j(w_j^c γ_j),   bias_c = b_c + Σ_k w_k^c β_k
     """

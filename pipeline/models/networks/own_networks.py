@@ -1,4 +1,4 @@
-"""The networks that camlake builds itself: the demo's, and those of Zhou et al. 2016 and their ancestors.
+"""The networks that camlake builds itself: the demo's network, the networks of Zhou et al. 2016 and their ancestors.
 
 Names are the field's: the number of weighted layers, ``_bn`` for batch normalization, ``_gap`` for the CAM form, in
 which global pooling and one linear layer replace the fully connected layers.

@@ -31,8 +31,8 @@ OFFICIAL = ("A", "B", "D", "E")
 class LocalResponseNorm(nn.LocalResponseNorm):
     """The normalization of Krizhevsky et al. 2012: a / (2 + 1e-4 · sum of a² over 5 neighbouring maps)^0.75.
 
-    PyTorch takes the mean of a² where the paper takes the sum, hence 5e-4. On CPU PyTorch has no bf16 for this layer,
-    so the sums are float32.
+    PyTorch takes the mean of a² where the paper takes the sum, so alpha is 5e-4. PyTorch has no bf16 for this layer on
+    CPU, so the sums are float32.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Weights by name: the ones that a network's entry lists, downloaded where they are not on this machine."""
+"""Weights by name: the weights that a network's entry lists; they are downloaded if they are not on this machine."""
 
 import re
 import sys
@@ -22,10 +22,10 @@ def is_name(weights: str) -> bool:
 def read_published(
     model: str, offered: Mapping[str, PublishedWeights], weights: str, key: str | None = None
 ) -> WeightsFile:
-    """Return the weights called ``weights`` of those that are ``offered`` for ``model``.
+    """Return the weights with the name ``weights`` among the weights ``offered`` for ``model``.
 
-    A file that is not in torch's cache is downloaded into it. Raises ModelError, which ends the run, where nothing or
-    nothing of that name is offered, where the download fails, and for a ``key``, which only other files can have.
+    A file that is not in torch's cache is downloaded into it. Raises ModelError, which ends the run, where no weights
+    of this name are offered, where the download fails, and for a ``key``, which these files never have.
     """
     if key is not None:
         raise ModelError(f"--weights-key {key}: allowed where --weights is a file")

@@ -142,7 +142,7 @@ _DOTTED_LAYER = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 
 
 def _misfit(entry: NetworkEntry, fitting: Mapping[str, Tensor]) -> str | None:
-    """Return the first contradiction between a state and the network's architecture, None where all of it fits."""
+    """Return the first contradiction between a state and the network's architecture; None where the state fits."""
     lasts = [f"{layer}.weight" for layer in entry.last_layers]
     last = next((key for key in lasts if key in fitting), None)
     if last is None:

@@ -1,1 +1,1 @@
-"""What is read: how inputs are listed and their bytes are fetched."""
+"""The inputs: how they are listed, and how their bytes are fetched."""

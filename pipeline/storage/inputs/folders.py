@@ -90,7 +90,7 @@ def _choices(group: str) -> Iterable[str]:
 
 
 def iter_objects(fs: AbstractFileSystem, uri: str, path: str, skipped: Counter[str]) -> Iterator[Entry]:
-    """Yield every file below a folder that is not hidden, as ``is_hidden`` says.
+    """Yield every file below a folder that is not hidden, see ``is_hidden``.
 
     ``skipped`` counts hidden files and folders, files that are not regular, and links to folders, which are not
     followed. The order is the store's. ``uri`` is the public name of ``path``.

@@ -1,4 +1,4 @@
-"""Lists the sorted keys of a store by many requests at once, although the store only tells which keys follow a key.
+"""Lists the sorted keys of a store by many requests at once, although a store can only list the keys after a key.
 
 Each request gives one page. Where more keys follow a page and threads are idle, the rest of the range is cut into
 several ranges. The page's own keys suggest where to cut. A range without keys costs one empty answer.
@@ -38,8 +38,8 @@ def list_ranges(first: Page, list_page: Callable[[str], Page], prefix: str, thre
     """Yield every object whose key begins with ``prefix``, each once, in no order.
 
     ``list_page(key)`` returns the page after a key, and ``first`` is the first page of all. At most ``threads`` pages
-    are in memory. Raises InputError for a page whose keys do not ascend by code points from the key that was asked for,
-    and whatever ``list_page`` raises.
+    are in memory. Raises InputError for a page whose keys do not ascend by code points from the requested key; errors
+    of ``list_page`` pass through.
     """
     running: dict[Future[Page], _Range] = {}
     with ThreadPoolExecutor(threads, thread_name_prefix="list") as pool:
@@ -77,7 +77,7 @@ def find_cuts(start: str, last: str, until: str | None, shared: int, most: int) 
 
     A page went from ``start`` to ``last``, and all keys share their first ``shared`` characters. Half of the cuts each
     stand behind all keys that share a number of characters with ``last``; that number goes up to what the page's own
-    keys share. These cuts find at once how far the keys reach, whatever they look like. The other cuts divide evenly
+    keys share. These cuts find at once how far the keys reach, for keys of any form. The other cuts divide evenly
     the characters that may follow where the two ends of the range first differ. They find keys that begin in many
     ways.
     """

@@ -204,7 +204,7 @@ def _ids(parquet: pq.ParquetFile, group: int, file: Container, first: int, wante
 def _row_names(parquet: pq.ParquetFile, group: int, column: ImageColumn) -> Iterator[tuple[str | None, bool]]:
     """Yield for each row of a row group its path, and whether it has bytes."""
     rows = parquet.metadata.row_group(group).num_rows
-    # What a list holds is only known when it is read.
+    # The content of a list is only known when the list is read.
     nulls = 0 if column.kind == "list" else _null_count(parquet, group, column.bytes_column)
     if not column.has_path and nulls == 0:
         yield from ((None, True) for _ in range(rows))

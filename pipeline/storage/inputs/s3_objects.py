@@ -69,7 +69,7 @@ class S3Objects:
 
 
 def _open_bucket(fs: AbstractFileSystem, bucket: str) -> S3Store | None:
-    """Return obstore's view of a bucket; None where s3fs can't say where it lies or how to sign."""
+    """Return obstore's view of a bucket; None where s3fs has no region, no address or no way to sign requests."""
     try:
         regional = _in_region_of(fs, bucket)
         url = urlsplit(regional.url(f"{bucket}/-"))
@@ -83,7 +83,7 @@ def _open_bucket(fs: AbstractFileSystem, bucket: str) -> S3Store | None:
     return S3Store(
         bucket,
         endpoint=f"{url.scheme}://{url.netloc}{url.path.removesuffix('/-')}",
-        virtual_hosted_style_request=True,  # the endpoint is the bucket's own, whatever botocore makes of its name
+        virtual_hosted_style_request=True,  # the endpoint from botocore already contains the bucket
         region=regional.s3.meta.region_name,
         client_options={**_CLIENT, **trust},
         retry_config=_RETRIES,
@@ -92,7 +92,7 @@ def _open_bucket(fs: AbstractFileSystem, bucket: str) -> S3Store | None:
 
 
 def _in_region_of(fs: AbstractFileSystem, bucket: str) -> AbstractFileSystem:
-    """Return s3fs for the region in which the store says a bucket lies; ``fs`` where it is the same or unknown."""
+    """Return s3fs for the region of a bucket, as the store gives it; ``fs`` where it is the same or unknown."""
     try:
         answer = fs.call_s3("head_bucket", Bucket=bucket)
     except Exception as error:

@@ -12,14 +12,14 @@ from pipeline.storage.inputs.key_ranges import Item, Page, is_ascending, list_ra
 PAGE_KEYS = 1000
 """The most keys that S3 gives at once."""
 LIST_THREADS = 16
-"""Requests at once. Each takes 16 ms of CPU, so that these keep a core busy where an answer takes up to 200 ms."""
+"""Requests at once. Each takes 16 ms of CPU, so that 16 requests keep a core busy if an answer takes up to 200 ms."""
 
 
 def list_bucket(fs: AbstractFileSystem, bucket: str, prefix: str) -> Iterator[Item]:
     """Yield Key, ETag, Size and LastModified of each object whose key begins with ``prefix``, each once, in no order.
 
-    A store that sorts its keys (S3 by their UTF-8 bytes) is asked for many ranges of them at once; any other one page
-    by page. Raises InputError for a store that changes its order on the way.
+    Many ranges of keys are requested at once from a store that sorts its keys (S3 sorts by UTF-8 bytes); other stores
+    are listed page by page. Raises InputError for a store whose order changes during the listing.
     """
     fs.s3.meta.events.register(_PARSE_EVENT, _parse_contents, unique_id="camlake-contents")
     request = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE_KEYS}

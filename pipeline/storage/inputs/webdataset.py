@@ -34,7 +34,7 @@ READ_BYTES."""
 def list_shard(fs: AbstractFileSystem, shard: Container, skipped: Counter[str]) -> Iterator[Entry]:
     """Yield the images of a tar shard, and of the tar files in it, reading its headers once from front to back.
 
-    A member without an extension is an image where its first bytes say so. Other members count in ``skipped`` by kind.
+    A member without an extension is an image if its first bytes show it. Other members count in ``skipped`` by kind.
     The part after damage can't be listed; one entry with the reason ``unreadable_container`` stands for it.
     """
     size_bytes = fs.size(shard.path) if shard.version.size_bytes is None else shard.version.size_bytes

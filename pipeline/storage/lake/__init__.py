@@ -1,1 +1,1 @@
-"""What is written: runs, leases, commits and tables of an output, and how they are read back and verified."""
+"""The output: its runs, leases, commits and tables, and how they are written, read back and verified."""

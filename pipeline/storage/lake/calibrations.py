@@ -34,7 +34,7 @@ def write_calibration(
 ) -> None:
     """Write a calibration, over an earlier one; raises StoreError where the store refuses.
 
-    ``settings`` are those of the run whose boxes the calibration was fitted on.
+    ``settings`` are the settings of the run whose boxes fitted the calibration.
     """
     document = json.dumps(calibration.document() | {"localization": _localization(settings)}, indent=1)
     write_whole(fs, calibration_path(root, model), document.encode())

@@ -32,7 +32,7 @@ class LakePaths:
     root: str
 
     def full(self, path: str) -> str:
-        """Return the full path of a relative one; raises StoreError for a path that leads outside the output."""
+        """Return the full path of a relative path; raises StoreError for a path that leads outside the output."""
         if path.startswith("/") or ".." in PurePosixPath(path).parts:
             raise StoreError(f"{path!r} leaves the output {self.root}: this output was not written by camlake")
         return f"{self.root.rstrip('/')}/{path}"
@@ -77,7 +77,7 @@ class LakePaths:
         return f"{self.commits_dir(run_id)}/{task}.json"
 
     def foreground_file(self, model: str) -> str:
-        """Return the full path of the figure/ground direction of a model's rows; raises ValueError as above."""
+        """Return the full path of a model's figure/ground direction; raises ValueError for a name that is not plain."""
         _check_names(model)
         return self.full(f"_foreground/model={model}.safetensors")
 

@@ -3,7 +3,7 @@
 The lease has generations, ``_runs/lease/<generation>.json``. The run that created the highest generation holds the
 lease. A generation is created by a conditional write, which fails where the generation exists: of several runs that try
 at the same time only one succeeds. A run takes the lease over by creating the next generation. The former holder finds
-that generation and stops, whatever its clock says.
+that generation and stops, independent of its clock.
 """
 
 import json
@@ -57,7 +57,7 @@ class Lease:
     """The right to write to an output. ``acquire`` makes it, and a thread renews it until ``release``."""
 
     def __init__(self, fs: AbstractFileSystem, root: str, holder: _Holder, generation: int, ttl_s: float) -> None:
-        """``acquire`` calls this and starts the thread; ``generation`` is the one that it created."""
+        """``acquire`` calls this and starts the thread; ``generation`` is the generation that it created."""
         self.generation = generation
         self._fs, self._root, self._holder, self._ttl_s = fs, root, holder, ttl_s
         self._good_until = time.monotonic() + ttl_s

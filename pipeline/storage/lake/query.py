@@ -146,7 +146,7 @@ def quote_list(texts: Sequence[str]) -> str:
 
 
 def same_version(listed: str, done: str) -> str:
-    """Return SQL that says whether a listed input, a row of PLAN, is of the version in the table ``done``.
+    """Return an SQL condition: whether a listed input, a row of PLAN, has the same version as in the table ``done``.
 
     Where both have an etag, the etags are compared, else sizes and times. A version without etag, size and time is
     never the same, unless the listing itself rejected the input.

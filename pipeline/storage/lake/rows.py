@@ -47,8 +47,8 @@ def _nested(spec: TableSpec) -> pa.ListType:
 def nest(table: Table, columns: Mapping[str, Any], counts: NDArray[np.integer[Any]]) -> pa.Array:
     """Return the nested column of a table of maps or boxes.
 
-    ``columns`` holds the table's columns without those of the image, each with one value a map or box, image by image;
-    row i of the result takes the next ``counts[i]`` of them.
+    ``columns`` has the table's columns without the image's columns. Each column has one value for each map or box,
+    image by image; row i of the result takes the next ``counts[i]`` values.
     """
     kind = _nested(TABLES[table])
     fields = list(kind.value_type)

@@ -21,7 +21,7 @@ REQUESTS_AT_ONCE = 16
 
 
 def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:
-    """Write an object in one step, over an older one of that name; no reader ever sees a part of it.
+    """Write an object in one step and replace an older object of this name; no reader ever sees a part of it.
 
     An object store gets one PUT and shows the object when it is complete. A local file is written under a temporary
     name and renamed; file and folders are synced to the disk. Raises StoreError where the store refuses.
@@ -96,7 +96,7 @@ def read_many(fs: AbstractFileSystem, paths: Sequence[str]) -> list[bytes | None
 
 
 def remove_many(fs: AbstractFileSystem, paths: Sequence[str]) -> None:
-    """Remove objects; one that does not exist is no error. Raises StoreError where the store refuses."""
+    """Remove objects; a missing object is no error. Raises StoreError where the store refuses."""
 
     def remove(path: str) -> None:
         with store_errors(f"{path} can't be removed"), suppress(FileNotFoundError):

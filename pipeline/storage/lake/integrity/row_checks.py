@@ -114,7 +114,7 @@ def add_runs_and_plans(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifes
 
 
 def row_checks() -> list[RowCheck]:
-    """Return the rules that concern rows of one image each: a commit that breaks one can be taken back."""
+    """Return the rules that concern only rows of one image, so that a commit with wrong rows can be removed."""
     checks = [UNPLANNED, _OTHER_URI, _ENDED_TWICE]
     for spec in optional_tables().values():
         checks += [_orphans(spec), _incomplete(spec)]

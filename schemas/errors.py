@@ -16,7 +16,7 @@ from schemas.url_secrets import without_secrets
 
 
 class CamlakeError(Exception):
-    """An error whose message says in one line what was wrong, where, and what to do, without secrets."""
+    """An error whose message has one line without secrets: the problem, its place and what the user can do."""
 
     exit_status = 1
 
@@ -31,7 +31,7 @@ class UsageError(CamlakeError):
 
 
 class ModelError(UsageError):
-    """A network or its weights can't be used; the message names one that can."""
+    """A network or its weights can't be used; the message names a network that can be used."""
 
 
 class InputError(CamlakeError):

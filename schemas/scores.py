@@ -155,7 +155,7 @@ class Scores:
     notes: tuple[str, ...]
     """Sentences: the figures that are left out with the reason, and what the other figures count."""
     calibration: CalibrationScore | None = None
-    """Null where no calibration was asked for."""
+    """None where no calibration was requested."""
 
     def figure(self, metric: str, threshold: float | None = None) -> Figure:
         """Return the figure of ``metric``, at ``threshold`` if given; raises KeyError where there is none."""

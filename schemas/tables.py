@@ -1,6 +1,6 @@
 """The output tables: plain Arrow types that every engine reads, each column with its meaning in its field metadata.
 
-``TABLES`` lists them. A new table is one entry there and the code that fills its columns.
+``TABLES`` lists the tables. A new table is one entry in ``TABLES`` and the code that fills its columns.
 """
 
 from collections.abc import Collection, Mapping

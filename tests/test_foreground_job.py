@@ -4,6 +4,7 @@ import dataclasses
 import io
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from rich.console import Console
@@ -14,7 +15,12 @@ from jobs.foreground import ForegroundConfig, run
 from jobs.rebox import rebox
 from pipeline.annotate import foreground_choice as choosing
 from pipeline.annotate import foreground_learning
+from pipeline.annotate.annotate_stage import AnnotateStage
+from pipeline.annotate.decode_stage import DecodeStage
+from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import load_model
+from pipeline.annotate.spec import annotate_spec, decode_spec
+from pipeline.graph.resources import Machine, plan_compute
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.models.localize.foreground import (
     Foreground,
@@ -27,7 +33,9 @@ from pipeline.models.localize.foreground import (
 )
 from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
+from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.integrity.verify import verify
+from pipeline.storage.lake.rows import split_rows
 from schemas.errors import ModelError, StoreError, UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.config import StorageConfig
@@ -87,6 +95,24 @@ def test_the_rows_say_what_they_were_made_with(fused, file):
     assert manifest.settings["foreground"] == manifest.lineage.foreground == digest
     assert manifest.settings["outputs"] == ["boxes", "heatmaps", "features", "foreground"]
     assert verify(*connect(str(fused), StorageConfig())).problems == ()
+
+
+def test_ray_gives_what_a_plain_loop_gives(fused, corpus, file):
+    options = {"model": "camlake_demo", "topk": 2, "batch_size": 8, "precision": "fp32", "min_prob": 0.0}
+    config = AnnotateConfig(input=str(corpus / "images"), out="unused", **options)
+    model = dataclasses.replace(load_model(config), foreground=foreground_of(file.read_bytes(), "x"))
+    config, compute = choosing.with_foreground(config, model.foreground), plan_compute(config, Machine(4, 0, 1))
+    plan = pa.Table.from_batches(list_inputs(config.input, config).batches).sort_by("uri")
+    decode = DecodeStage(decode_spec(config, model))
+    annotate = AnnotateStage(annotate_spec(config, model, compute.runtime), model.weights.state)
+    wide = annotate(decode(ImageReader(config, "unused", config.max_bytes).fetch(plan)))
+    tables = split_rows(wide, "run", config.outputs)
+    boxes = tables["boxes"].to_pandas().sort_values(["uri", "rank"])
+    by_ray = rows_of(fused)
+    assert by_ray["class_id"].tolist() == boxes["class_id"].tolist()
+    assert np.allclose(by_ray[SIDES], boxes[SIDES], atol=0.05)
+    maps = tables["foreground"].to_pandas().sort_values("image_id")
+    assert np.allclose(rows_of(fused, "foreground")["fg_max"], maps["fg_max"], atol=1e-5)
 
 
 def test_a_later_run_takes_what_the_output_keeps(fused, corpus, file):

@@ -92,3 +92,24 @@ def test_a_failing_source_fails_in_its_turn(monkeypatch):
     assert next(items) == 0
     with pytest.raises(ValueError, match="one"):
         next(items)
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_dropped_iterator_waits_for_no_call(chained):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def call(number: int) -> int:
+        if number:
+            begun.set()
+            go_on.wait(60)
+        return number
+
+    def source(number: int) -> Iterator[int]:
+        yield call(number)
+
+    results = chain_ahead(map(source, range(4)), 2) if chained else map_ahead(call, range(4), 2)
+    assert next(results) == 0
+    assert begun.wait(60)
+    results.close()
+    assert not go_on.is_set(), "the second call goes on alone: a dropped generator may be closed while a thread starts"
+    go_on.set()

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -20,16 +21,13 @@ def map_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item], thre
     exception of a call is raised when its result is due, and calls that have not begun by then are cancelled.
     """
     remaining = iter(items)
-    with ThreadPoolExecutor(threads) as pool:
+    with _pool(threads) as pool:
         calls: deque[Future[_Result]] = deque()
-        try:
-            while True:
-                calls.extend(pool.submit(function, item) for item in islice(remaining, threads - len(calls)))
-                if not calls:
-                    return
-                yield calls.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while True:
+            calls.extend(pool.submit(function, item) for item in islice(remaining, threads - len(calls)))
+            if not calls:
+                return
+            yield calls.popleft().result()
 
 
 def chain_ahead(sources: Iterable[Iterable[_Item]], threads: int) -> Iterator[_Item]:
@@ -39,21 +37,35 @@ def chain_ahead(sources: Iterable[Iterable[_Item]], threads: int) -> Iterator[_I
     items of the source are due.
     """
     remaining = iter(sources)
-    with ThreadPoolExecutor(threads) as pool:
+    with _pool(threads) as pool:
 
         def ahead(items: Iterator[_Item]) -> tuple[Iterator[_Item], Future[list[_Item]]]:
             return items, pool.submit(lambda: list(islice(items, CHUNK)))
 
         begun: deque[tuple[Iterator[_Item], Future[list[_Item]]]] = deque()
-        try:
-            while True:
-                begun.extend(ahead(iter(source)) for source in islice(remaining, threads - len(begun)))
-                if not begun:
-                    return
-                items, taken = begun.popleft()
-                chunk = taken.result()
-                if len(chunk) == CHUNK:
-                    begun.appendleft(ahead(items))
-                yield from chunk
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while True:
+            begun.extend(ahead(iter(source)) for source in islice(remaining, threads - len(begun)))
+            if not begun:
+                return
+            items, taken = begun.popleft()
+            chunk = taken.result()
+            if len(chunk) == CHUNK:
+                begun.appendleft(ahead(items))
+            yield from chunk
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Give threads to a generator, and cancel the calls that have not begun when the generator ends.
+
+    The end of a generator waits for the running calls, except where the consumer closes or drops it: the garbage
+    collector may close a dropped generator while it starts a thread, and waiting for other threads there never ends.
+    """
+    pool, wait = ThreadPoolExecutor(threads), True
+    try:
+        yield pool
+    except GeneratorExit:
+        wait = False
+        raise
+    finally:
+        pool.shutdown(wait=wait, cancel_futures=True)

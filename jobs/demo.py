@@ -6,14 +6,21 @@ from pathlib import Path
 from jobs.console import Screen, main, verb
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
-from schemas.options.config import StorageConfig
-from schemas.options.demo import DemoConfig
+from schemas.options.config import JobConfig, StorageConfig, option
 from schemas.options.reading import ReportConfig
 
 BROKEN = 2
 """Number of damaged files among the pictures, so that quarantine has rows."""
 SHEET_PICTURES = 6
 """Number of pictures in ``sheet.jpg``, in two columns."""
+
+
+class DemoConfig(JobConfig):
+    """The options of ``camlake demo``."""
+
+    folder: str = option("camlake-demo", "where pictures, tables and the page go", "Options")
+    images: int = option(120, "pictures to render, beside two broken files", "Options", ge=10, le=10_000)
+    seed: int = option(0, "seed of the pictures", "Options", ge=0)
 
 
 def run(config: DemoConfig, screen: Screen) -> None:

@@ -3,10 +3,16 @@
 from typing import TYPE_CHECKING
 
 from jobs.console import Screen, main, verb
-from schemas.options.models import ModelsConfig
+from schemas.options.config import JobConfig, option
 
 if TYPE_CHECKING:
     from pipeline.models.networks.entry import NetworkEntry
+
+
+class ModelsConfig(JobConfig):
+    """The options of ``camlake models``."""
+
+    name: str = option("", "only networks whose name contains this", "Options")
 
 
 def run(config: ModelsConfig, screen: Screen) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from jobs import demo
 from jobs.console import Screen
+from jobs.demo import DemoConfig
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.integrity.verify import verify
 from schemas.errors import UsageError
 from schemas.options.config import StorageConfig
-from schemas.options.demo import DemoConfig
 
 
 @pytest.fixture(scope="module")

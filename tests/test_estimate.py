@@ -11,7 +11,7 @@ from jobs.dry_run import print_estimate
 from pipeline.graph.annotate.driver import annotate
 from pipeline.graph.resources import Machine, plan_compute
 from pipeline.graph.tuning.bench_actor import RunTiming, SizeModel, StageTiming
-from pipeline.graph.tuning.estimate import read_offer
+from pipeline.graph.tuning.estimate import plan_run, read_offer
 from pipeline.graph.tuning.prediction import RAY_CORES, RAY_START_S, predict
 from pipeline.images.synthetic.scenes import write_corpus
 from schemas.errors import UsageError
@@ -266,6 +266,20 @@ def idle_share(seconds=0.5):
     return (spent[3] + spent[4]) / max(1, sum(spent))  # Idle, and waiting for a disk.
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_a_dry_run_takes_the_figure_ground_direction_of_the_run(tmp_path):
+    write_corpus(tmp_path, 4, seed=5, size_hw=(96, 128), broken=0)
+    run = {"input": str(tmp_path / "images"), "out": str(tmp_path / "out"), "model": "camlake_demo"}
+    planned = plan_run(config(**run))
+    assert planned.model.foreground is not None
+    assert "foreground" in planned.config.outputs
+    annotate(config(**run), Screen())
+    again = plan_run(config(**run))
+    assert again.model.foreground.digest == planned.model.foreground.digest
+    assert again.plan.counts.already_done == 4
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_the_prediction_is_within_20_percent_of_the_run(tmp_path):
     """Other work on the machine between measurement and run moves either: one of three tries must agree."""

@@ -52,23 +52,31 @@ def choose(config: AnnotateConfig, model: Model, run: OpenRun, slices: Sequence[
 
     Raises ModelError or InputError for a file that can't be used, StoreError where the output can't be read.
     """
-    fs, root, state = run.fs, run.root, model.weights.state
+    choice = known(config, model, run.fs, run.root) or _learned(config, model, run, slices)
+    if choice.foreground:
+        path = LakePaths(run.root).foreground_file(model.partition)
+        write_whole(run.fs, path, foreground_bytes(choice.foreground))
+    return choice
+
+
+def known(config: AnnotateConfig, model: Model, fs: AbstractFileSystem, root: str) -> ForegroundChoice | None:
+    """Return the direction that a run takes without learning one; None where it would learn one from its images.
+
+    Raises ModelError or InputError for a file that can't be used, StoreError where the output can't be read.
+    """
+    state = model.weights.state
     if config.foreground not in ("auto", "off"):
         where = f"--foreground {safe_url(config.foreground)}"
         given = foreground_of(read_url(config.foreground, config), where)
         refuse_unfit(given, model.network, state, where)
-        choice = ForegroundChoice(given, f"foreground: {safe_url(config.foreground)}")
-    elif config.foreground == "off" or config.box_rule != "auto" or config.method == "regress":
+        return ForegroundChoice(given, f"foreground: {safe_url(config.foreground)}")
+    if config.foreground == "off" or config.box_rule != "auto" or config.method == "regress":
         return ForegroundChoice(None, "")
-    elif (committed := committed_settings(fs, root, model.partition)) is not None:
+    if (committed := committed_settings(fs, root, model.partition)) is not None:
         return _of_rows(fs, root, model, committed.get("foreground", "off"))
-    elif shipped := shipped_foreground(model.network, state):
-        choice = ForegroundChoice(shipped, f"foreground: the installed one of {model.network.name}")
-    else:
-        choice = _learned(config, model, run, slices)
-    if choice.foreground:
-        write_whole(fs, LakePaths(root).foreground_file(model.partition), foreground_bytes(choice.foreground))
-    return choice
+    if shipped := shipped_foreground(model.network, state):
+        return ForegroundChoice(shipped, f"foreground: the installed one of {model.network.name}")
+    return None
 
 
 def _of_rows(fs: AbstractFileSystem, root: str, model: Model, digest: str) -> ForegroundChoice:

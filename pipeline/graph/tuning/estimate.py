@@ -5,16 +5,17 @@ It writes nothing to the output; the plan goes to a temporary folder.
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import yaml
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.annotate.foreground_choice import known, with_foreground
 from pipeline.annotate.model import Model, fit_topk, load_model
 from pipeline.annotate.reporter import Reporter
-from pipeline.annotate.spec import plan_inputs, run_request
+from pipeline.annotate.spec import continued, plan_inputs, run_request
 from pipeline.graph.cluster import ray_cluster
 from pipeline.graph.resources import Machine, images_per_slice
 from pipeline.graph.tuning.autotune import TUNE_FROM, Measured, measure_run
@@ -74,9 +75,12 @@ def plan_run(config: AnnotateConfig) -> PlannedRun:
     """List and plan the inputs of a run as ``camlake annotate`` would; raises CamlakeError where it could not begin."""
     started = time.monotonic()
     model = load_model(config)
-    config = fit_topk(config, model.network)
+    config, _ = continued(fit_topk(config, model.network), model)
     fs, root = connect(config.out, config)
-    request = run_request(config, model)
+    choice = known(config, model, fs, root)
+    if choice:  # A direction that the run would learn is not in the estimate.
+        model, config = replace(model, foreground=choice.foreground), with_foreground(config, choice.foreground)
+    request = run_request(config, model, decided=choice is not None)
     check_settings(request, fs, root)
     find_calibration(request, fs, root)
     done = done_images(fs, root, model.partition, config.retry_rejected)

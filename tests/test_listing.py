@@ -17,7 +17,7 @@ from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.folders import iter_objects
 from pipeline.storage.inputs.listing import image_id, list_inputs
 from pipeline.storage.inputs.s3_pages import list_bucket
-from schemas.errors import InputError
+from schemas.errors import InputError, UsageError
 from schemas.options.config import StorageConfig
 from schemas.tables import PLAN
 from tests.listings import LOCAL, listed, rows, uris, write
@@ -283,4 +283,6 @@ def test_memory_does_not_grow_with_the_folder(tmp_path, monkeypatch):
 def test_a_denied_listing_is_one_line_without_secrets(s3, monkeypatch):
     storage = StorageConfig(endpoint_url="http://127.0.0.1:9", profile="no-such-profile")
     with pytest.raises(InputError, match=r"can't list s3://b/x: The config profile \(no-such-profile\)"):
+        list_inputs("s3://b/x", storage)
+    with pytest.raises(UsageError, match=r"^s3://b/x: a key and a secret can't stand in the URL of a bucket"):
         list_inputs("s3://key:hush@b/x", storage)

@@ -30,7 +30,7 @@ def test_a_killed_rebox_goes_on_where_its_commits_end(tmp_path):
         ).counts
 
     assert (again(whole).annotated, again(whole).planned) == (2 * COMMITS, 0)
-    words = command("rebox", source, "--out", killed, "--threshold", "0.5")
+    words = command("rebox", source, "--out", killed, "--threshold", "0.5", "--box-rule", "paper")
     maps, aside = max(source.glob("heatmaps/**/*.parquet")), tmp_path / "maps.parquet"
     maps.rename(aside)
     os.mkfifo(maps)  # Who reads it waits: nobody writes.

@@ -97,6 +97,7 @@ def trained(ray_session, corpus, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_two_processes_learn_boxes_as_one_does_with_twice_the_batch(trained, corpus, tmp_path):
     train(corpus / "train.csv", tmp_path / "two", workers=2, **WITH_BOXES)
     one, two = (json.loads((out / "metrics.jsonl").read_text()) for out in (trained, tmp_path / "two"))
@@ -109,6 +110,7 @@ def test_two_processes_learn_boxes_as_one_does_with_twice_the_batch(trained, cor
         torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_what_a_training_with_boxes_leaves(trained):
     epoch = json.loads((trained / "metrics.jsonl").read_text())
     assert 0 < epoch["train_iou"] < 1
@@ -121,6 +123,7 @@ def test_what_a_training_with_boxes_leaves(trained):
     assert 0 < data["val_boxes"] <= data["val_images"]
 
 
+@pytest.mark.slow
 def test_regressed_boxes_are_scored_in_the_same_table(trained, corpus, tmp_path):
     out, weights = tmp_path / "labels", str(trained / "best.safetensors")
     counts = run_annotate(corpus / "images", out, model=None, weights=weights, method="regress").counts

@@ -39,16 +39,23 @@ THREADS = 4
 _SOURCE = "model, image_id, run_id, uri, etag, size_bytes, modified_at"
 
 ENDINGS_SQL = f"""
-SELECT {_SOURCE}, annotated_at AS decided_at, true AS annotated, true AS permanent FROM {{images}}
+SELECT {_SOURCE}, annotated_at AS decided_at, true AS annotated, true AS permanent, run_id AS rows_of, false AS deleted
+FROM {{images}}
 UNION ALL
-SELECT {_SOURCE}, rejected_at AS decided_at, false AS annotated, permanent FROM {{quarantine}}
+SELECT {_SOURCE}, rejected_at AS decided_at, false AS annotated, permanent,
+    CASE WHEN reason_code = 'restored' THEN detail ELSE run_id END AS rows_of, reason_code = 'deleted' AS deleted
+FROM {{quarantine}}
 """
-"""What each input came to, in each run that decided about it. ``permanent``: it stays so until the input changes."""
+"""What each input came to, in each run that decided about it. ``permanent``: it stays so until the input changes.
+``rows_of``: the run whose rows count from then on; ``deleted``: the input was gone."""
 
 LATEST_SQL = (
-    f"SELECT model, image_id, max_by(run_id, decided_at) AS run_id FROM ({ENDINGS_SQL}) GROUP BY model, image_id"
+    f"SELECT model, image_id, max_by(rows_of, decided_at) AS run_id FROM ({ENDINGS_SQL}) GROUP BY model, image_id"
 )
-"""The run that decided last about each image; plain SQL that DuckDB, Spark, Trino and Athena read alike."""
+"""The run whose rows about each image count; plain SQL that DuckDB, Spark, Trino and Athena read alike.
+
+It is the run that decided last. Only where this run restored a deleted image, the older rows of that image count.
+"""
 
 
 class CommittedFiles(AbstractFileSystem):  # type: ignore[misc]  # fsspec is untyped

@@ -22,7 +22,7 @@ def run(config: AnnotateConfig, screen: Screen) -> None:
     manifest = annotate(config, screen)
     out, counts = safe_url(config.out), manifest.counts
     screen.result(
-        f"{counts.annotated} images annotated, {counts.boxes} boxes, {counts.rejected} rejected, "
+        f"{counts.annotated} images annotated, {counts.boxes} boxes, {sum(counts.refused.values())} rejected, "
         f"{counts.already_done} done before; run {manifest.run_id}",
         **counts.model_dump(),
     )

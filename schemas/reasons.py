@@ -39,6 +39,8 @@ class Reason(StrEnum):
     MISSING_URI = "missing_uri", Stage.LIST, True, "the manifest's row has no uri"
     BAD_NAME = "bad_name", Stage.LIST, True, "the file's name is not UTF-8 text"
     UNREADABLE_CONTAINER = "unreadable_container", Stage.LIST, True, "the shard or Parquet file can't be read"
+    DELETED = "deleted", Stage.LIST, False, "annotated before, but INPUT no longer has it (--on-deleted hide)"
+    RESTORED = "restored", Stage.LIST, False, "INPUT has the deleted image again; its old rows count (all_quarantine)"
 
     NOT_FOUND = "not_found", Stage.FETCH, False, "no object has this uri"
     ACCESS_DENIED = "access_denied", Stage.FETCH, False, "the store refused to hand the object out"

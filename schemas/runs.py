@@ -5,8 +5,11 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, field_validator
 
+from schemas.reasons import Reason
 from schemas.tables import SCHEMA_VERSION
 
+TOMBSTONES = (Reason.DELETED, Reason.RESTORED)
+"""Reasons of rows in ``quarantine`` that hide annotated rows, or show them again."""
 _RULE_OF_COMPONENTS = {"largest": "paper", "all": "all-components"}
 
 
@@ -77,7 +80,10 @@ class Lineage(Record):
 
 
 class Counts(Record):
-    """The counts of a run: listed = left_out + already_done + planned; at its end planned = annotated + rejected."""
+    """The counts of a run: listed + hidden = left_out + already_done + planned.
+
+    At the end of a run planned = annotated + rejected.
+    """
 
     listed: int = 0
     duplicates: int = 0
@@ -90,11 +96,30 @@ class Counts(Record):
     """Inputs that --limit and --sample left out."""
     already_done: int = 0
     planned: int = 0
+    missing: int = 0
+    """Annotated images of the output that INPUT no longer has."""
+    hidden: int = 0
+    """Those of them that --on-deleted hide hid: part of ``planned`` and ``rejected``, not of ``listed``."""
+    restored: int = 0
+    """Hidden images that INPUT has again as they were: part of ``listed``, ``planned`` and ``rejected``."""
     annotated: int = 0
     rejected: int = 0
     boxes: int = 0
     maps_without_box: int = 0
     rejected_by_reason: dict[str, int] = {}
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Return the listed inputs that could not be annotated, counted by reason; deleted images are none of them."""
+        return {code: rows for code, rows in self.rejected_by_reason.items() if code not in TOMBSTONES}
+
+    @property
+    def deleted_sentence(self) -> str:
+        """Return in one line which images INPUT lost and has again; an empty text where there are none."""
+        lost = f"{self.missing} annotated {'image is' if self.missing == 1 else 'images are'} no longer in INPUT"
+        said = [f"{lost}: {'now hidden' if self.hidden else 'kept (--on-deleted hide hides)'}"] if self.missing else []
+        said += [f"{self.restored} hidden before, now in INPUT again: shown"] if self.restored else []
+        return "; ".join(said)
 
     @property
     def skipped_sentence(self) -> str:

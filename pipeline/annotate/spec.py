@@ -25,6 +25,7 @@ from pipeline.storage.lake.commit import committed_settings
 from pipeline.storage.lake.lineage import software_versions
 from pipeline.storage.lake.planning import Plan, make_plan
 from pipeline.storage.lake.run import RunRequest, shown_config
+from pipeline.storage.lake.tombstones import images_in_scope
 from pipeline.storage.truth.image_classes import read_classes
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.box_rules import FIRST_BOXES, NO_CUT
@@ -86,10 +87,18 @@ def plan_inputs(
     """List the inputs, write the inputs that are not done to ``root``/``plan_dir``, and return the plan.
 
     ``done``: the images that the output already has. ``rows_per_slice`` returns, for the number of planned inputs, the
-    number of inputs that one read task fetches.
+    number of inputs that one read task fetches. The plan has also the images that the input no longer has.
     """
+    listing = list_inputs(config.input, config, out=config.out, how=config.input_options)
+    in_output = images_in_scope(
+        *connect(config.out, config),
+        model.partition,
+        safe_url(config.input),
+        listing.scope,
+        in_containers=listing.kind != "folder",
+    )
     return make_plan(
-        list_inputs(config.input, config, out=config.out, how=config.input_options),
+        listing,
         done,
         fs,
         root,
@@ -98,6 +107,8 @@ def plan_inputs(
         sample=config.sample,
         classes=read_classes(config.classes, config, model.weights.labels) if config.classes else None,
         rows_per_slice=rows_per_slice,
+        in_output=in_output,
+        hide_deleted=config.on_deleted == "hide",
     )
 
 

@@ -17,6 +17,7 @@ Resize = Literal["squash", "fit"]
 JpegScaling = Literal["auto", "off"]
 Alpha = Literal["white", "black", "drop"]
 DecodePlace = Literal["auto", "local", "remote", "gpu"]
+OnDeleted = Literal["keep", "hide"]
 Switch = Literal["auto", "on", "off"]
 
 FIRST_LOCALIZATION: dict[str, Any] = {"method": "cam", "tta": "none", "scales": [1.0]}
@@ -134,6 +135,12 @@ class AnnotateConfig(BoxConfig):
     )
     alpha: Alpha = option(
         "white", "lay transparent pictures on white or black, or drop: the colours that are stored under it", "Images"
+    )
+    on_deleted: OnDeleted = option(
+        "keep",
+        "rows of images that the output has and INPUT no longer has: keep and say how many, or hide from the current"
+        " rows until INPUT has them again",
+        "Images",
     )
     limit: int | None = option(None, "annotate at most this many images", "Images", ge=1)
     sample: float = option(1.0, "annotate this share of the images, always the same ones", "Images", gt=0, le=1)

@@ -21,6 +21,7 @@ from pipeline.storage.lake.commit import done_images
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.planning import Plan
 from pipeline.storage.lake.run import OpenRun, open_run
+from pipeline.storage.lake.tombstones import commit_tombstones
 from schemas.errors import RejectedShareError, UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.runs import RunManifest
@@ -46,9 +47,11 @@ def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_F
         plan_dir = LakePaths(run.root).plan_dir(run.manifest.run_id)
         plan = plan_inputs(config, model, done, run.fs, run.root, plan_dir, images_per_slice(config))
         counts = plan.counts
-        reporter.say(f"{counts.listed} listed, {counts.already_done} done, {counts.planned} to do")
+        reporter.say(f"{counts.listed} listed, {counts.already_done} done, {plan.to_do} to do")
         if counts.skipped_by_kind:
             reporter.say(counts.skipped_sentence, **counts.skipped_by_kind)
+        if counts.deleted_sentence:
+            reporter.say(counts.deleted_sentence)
         refuse_unmatched_classes(config, plan)
         choice = choose(config, model, run, plan.slices)
         if choice.said:
@@ -56,7 +59,9 @@ def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_F
         model, config = replace(model, foreground=choice.foreground), with_foreground(config, choice.foreground)
         run = run.settled(run_request(config, model))
         if not plan.slices:
-            return run.begin(counts).finish()
+            run = run.begin(counts)
+            commit_tombstones(run, plan.tombstones)
+            return run.finish()
         return _on_ray(config, model, run, plan, reporter, tune_from)
 
 
@@ -64,7 +69,7 @@ def _on_ray(
     config: AnnotateConfig, model: Model, run: OpenRun, plan: Plan, reporter: Reporter, tune_from: int
 ) -> RunManifest:
     """Annotate the planned inputs on a Ray cluster, and return the final manifest."""
-    planned = plan.counts.planned
+    planned = plan.to_do
     reporter.say("starting Ray and the networks")
     with ray_cluster(config.address) as machine:
         if worth_tuning(config, planned, tune_from):
@@ -73,6 +78,7 @@ def _on_ray(
         compute = resolve_compute(config, model, machine, plan.slices, sample, tune_from)
         reporter.say(describe(compute))
         run = run.begin(plan.counts, asdict(compute))
+        commit_tombstones(run, plan.tombstones)
         job = make_job(config, model, run, compute, planned)
         started = time.monotonic()
         with reporter.progress("annotating", planned) as advance:
@@ -84,10 +90,10 @@ def _on_ray(
 
 
 def refuse_unmatched_classes(config: AnnotateConfig, plan: Plan) -> None:
-    """Raise UsageError where ``--classes`` names none of the planned images."""
-    if config.classes and plan.counts.planned and not plan.with_classes:
+    """Raise UsageError where ``--classes`` names none of the images to annotate."""
+    if config.classes and plan.to_do and not plan.with_classes:
         raise UsageError(
-            f"--classes {safe_url(config.classes)}: names none of the {plan.counts.planned} images to annotate; "
+            f"--classes {safe_url(config.classes)}: names none of the {plan.to_do} images to annotate; "
             "its keys are uris or their ends after a /"
         )
 
@@ -95,10 +101,11 @@ def refuse_unmatched_classes(config: AnnotateConfig, plan: Plan) -> None:
 def refuse_rejected_share(manifest: RunManifest, config: AnnotateConfig) -> None:
     """Raise RejectedShareError where the run rejected more of all its inputs than ``max_rejected`` allows."""
     counts = manifest.counts
-    inputs = counts.already_done + counts.planned
-    if counts.rejected > config.max_rejected * inputs:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.rejected_by_reason.items()))
+    inputs = counts.already_done + counts.planned - counts.hidden
+    rejected = sum(counts.refused.values())
+    if rejected > config.max_rejected * inputs:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.refused.items()))
         raise RejectedShareError(
-            f"{counts.rejected} of {inputs} inputs were rejected ({reasons}), more than --max-rejected "
+            f"{rejected} of {inputs} inputs were rejected ({reasons}), more than --max-rejected "
             f"{config.max_rejected:g} allows; all other work is done, see {safe_url(config.out)}/quarantine"
         )

@@ -60,6 +60,8 @@ class Listing:
     """Indices, ascending, of the inputs that are the first of a row group; a row group is read from its beginning."""
     has_own_ids: bool = False
     """Whether image_id is the digest of the user's own ids instead of the uris."""
+    scope: str | None = None
+    """How the uris of all listed files begin; None for patterns and manifests, which name files of any place."""
 
     @property
     def skipped_files(self) -> int:
@@ -91,7 +93,8 @@ def list_inputs(
     _check_options(kind, how, opening.shown)
     chunk_starts = array("q")
     batches = _batches(entries, chunk_starts, f"{opening.shown}, read as {kind}", opening.skipped)
-    return Listing(kind, batches, kind != "folder", opening.skipped, chunk_starts, how.id_column is not None)
+    scope = None if kind == "manifest" else opening.scope
+    return Listing(kind, batches, kind != "folder", opening.skipped, chunk_starts, how.id_column is not None, scope)
 
 
 def _check_options(kind: Kind, how: InputOptions, shown: str) -> None:
@@ -113,16 +116,17 @@ class _Opening:
         self.skipped: Counter[str] = Counter()
         self.fs, self.path = connect(url, stores.storage, anonymous=stores.anonymous)
         self.uri = canonical_url(url).rstrip("/")
+        """As in Listing; set by ``open``."""
 
     def open(self, out: str | None) -> tuple[Kind, Iterator[Entry]]:
         """Return the input's kind and its entries."""
         found = _what_is(self.fs, self.path, self.url)
+        self.scope = f"{self.uri}{'#' if found == 'file' else '/'}" if found else None
         if found == "file":
             return self._file(Container(self.uri, self.path, version_at(self.stores, self.url, self.path)))
         if found == "folder":
-            return self._folder(
-                self._outside(out, iter_objects(self.fs, self.uri, self.path, self.skipped)), sniff=True
-            )
+            files = iter_objects(self.fs, self.uri, self.path, self.skipped)
+            return self._folder(self._outside(out, files), sniff=True)
         names = zip(expand_braces(self.uri), expand_braces(self.path), strict=True)
         if has_braces(self.path):
             return self._folder(self._outside(out, chain.from_iterable(self._named(*each) for each in names)))

@@ -4,6 +4,7 @@
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,3 +65,12 @@ def _dictionary_columns(schema: pa.Schema) -> list[str]:
     of_bytes = [f"{field.name}.list.element" for field in schema if field.type == pa.list_(pa.uint8())]
     repeated = {name for spec in TABLES.values() for name in spec.repeated}
     return [name for name in schema.names if name in repeated] + of_bytes
+
+
+def in_row_groups(tables: Sequence[pa.Table]) -> bytes:
+    """Return a Parquet file with a row group for each table."""
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, tables[0].schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=len(table))
+    return buffer.getvalue()

@@ -6,7 +6,7 @@ DuckDB does the work in a temporary database that spills to disk, so memory does
 import io
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -21,12 +21,15 @@ from fsspec import AbstractFileSystem
 from numpy.typing import NDArray
 
 from pipeline.storage.inputs.listing import Listing
+from pipeline.storage.lake.encoding import in_row_groups
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import same_version
+from pipeline.storage.lake.tombstones import compare_output, write_tombstones
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from pipeline.storage.prefetch import map_ahead
 from pipeline.storage.truth.image_classes import ClassTable, append_rows, join_classes
 from schemas.errors import InputError, StoreError
+from schemas.reasons import Reason
 from schemas.runs import Counts
 from schemas.tables import PLAN
 from schemas.url_secrets import safe_path
@@ -63,6 +66,13 @@ class Plan:
     """The counts, without those that only the run itself can give: annotated, rejected, boxes."""
     with_classes: int
     """Number of planned inputs that have classes in ``classes``."""
+    tombstones: tuple[str, ...] = ()
+    """The plan's files, relative to the output, of images to hide and of hidden images to show again."""
+
+    @property
+    def to_do(self) -> int:
+        """Return the number of inputs that are to be annotated."""
+        return sum(one.rows for one in self.slices)
 
 
 def make_plan(
@@ -76,6 +86,8 @@ def make_plan(
     limit: int | None = None,
     sample: float = 1.0,
     classes: ClassTable | None = None,
+    in_output: Iterable[pa.RecordBatch] = (),
+    hide_deleted: bool = False,
 ) -> Plan:
     """Write the inputs that are not done to ``<root>/<plan_dir>/`` as Parquet of the schema PLAN, and return the plan.
 
@@ -87,6 +99,8 @@ def make_plan(
     a second run with the same limit has no work. ``done`` has DONE_COLUMNS of the latest committed version of each
     image. An input is done where both have the same etag, or where an etag is missing and size and time are equal;
     without etag, size and time it is never done. ``rows_per_slice`` may depend on the number of planned inputs.
+    ``in_output`` is the result of ``images_in_scope``. Its images that are not listed are counted, unless ``limit`` or
+    ``sample`` leaves inputs out; ``hide_deleted`` hides them. Hidden images that are listed again are shown again.
 
     Raises InputError where the listing fails, StoreError where the plan can't be written.
     """
@@ -94,12 +108,15 @@ def make_plan(
         _load_listing(con, listing)
         _load_done(con, done)
         listed, firsts, considered = _consider(con, listing, limit, sample)
+        missing, restored = compare_output(con, in_output, listed_whole=limit is None and sample >= 1)
+        hidden = missing if hide_deleted else 0
         planned = _subtract_done(con)
         join_classes(con, classes)
         slices: tuple[PlanSlice, ...] = ()
         if planned:
             rows = rows_per_slice(planned) if callable(rows_per_slice) else rows_per_slice
             slices = tuple(_write_slices(con, fs, root, plan_dir, rows, listing.chunk_starts))
+        tombstones = tuple(write_tombstones(con, fs, root, plan_dir, deleted=hide_deleted))
         named = _number(con, "SELECT count(classes) FROM planned LEFT JOIN named USING (seq)")
     counts = Counts(
         listed=firsts,
@@ -107,10 +124,13 @@ def make_plan(
         skipped_files=listing.skipped_files,
         skipped_by_kind=dict(listing.skipped_kinds.most_common()),
         left_out=firsts - considered,
-        already_done=considered - planned,
-        planned=planned,
+        already_done=considered - planned - restored,
+        planned=planned + hidden + restored,
+        missing=missing,
+        hidden=hidden,
+        restored=restored,
     )
-    return Plan(slices, counts, named)
+    return Plan(slices, counts, named, tombstones)
 
 
 def read_plan_slice(fs: AbstractFileSystem, root: str, one: PlanSlice) -> pa.Table:
@@ -150,8 +170,7 @@ def _database() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def _number(con: duckdb.DuckDBPyConnection, query: str) -> int:
-    row = con.execute(query).fetchone()
-    return int(row[0]) if row else 0
+    return int(con.execute(query).fetchall()[0][0])
 
 
 def _load_listing(con: duckdb.DuckDBPyConnection, listing: Listing) -> None:
@@ -212,9 +231,12 @@ def _check_own_ids(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def _subtract_done(con: duckdb.DuckDBPyConnection) -> int:
+    """Make ``planned`` of the inputs that are not done and not to be shown again; return how many there are."""
     con.execute(
         "CREATE TABLE same AS SELECT seq FROM considered JOIN done USING (image_id)"
-        f" WHERE {same_version('considered', 'done')}"
+        f" WHERE {same_version('considered', 'done')} UNION ALL"
+        f" SELECT seq FROM considered SEMI JOIN (FROM tombstones WHERE reason_code = '{Reason.RESTORED}')"
+        " USING (image_id)"
     )
     con.execute("CREATE TABLE planned AS SELECT * FROM considered ANTI JOIN same USING (seq)")
     return _number(con, "SELECT count(*) FROM planned")
@@ -235,20 +257,11 @@ def _write_slices(
         has_secrets = any(public is not table for public, table in zip(group, whole, strict=True))
         if has_secrets:
             secrets = [table.select(["path"]) for table in whole]
-            write_whole(fs, paths.full(paths.secrets_path(file)), _in_row_groups(secrets))
-        write_whole(fs, paths.full(file), _in_row_groups(group))
+            write_whole(fs, paths.full(paths.secrets_path(file)), in_row_groups(secrets))
+        write_whole(fs, paths.full(file), in_row_groups(group))
         return [PlanSlice(file, number, len(table), has_secrets) for number, table in enumerate(group)]
 
     return chain.from_iterable(map_ahead(write, groups, _WRITE_THREADS))
-
-
-def _in_row_groups(tables: Sequence[pa.Table]) -> bytes:
-    """Return a Parquet file with a row group for each table."""
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, tables[0].schema, compression="zstd") as writer:
-        for table in tables:
-            writer.write_table(table, row_group_size=len(table))
-    return buffer.getvalue()
 
 
 def _without_secrets(table: pa.Table) -> pa.Table:

@@ -39,16 +39,23 @@ THREADS = 4
 _SOURCE = "model, image_id, run_id, uri, etag, size_bytes, modified_at"
 
 ENDINGS_SQL = f"""
-SELECT {_SOURCE}, annotated_at AS decided_at, true AS annotated, true AS permanent FROM {{images}}
+SELECT {_SOURCE}, annotated_at AS decided_at, true AS annotated, true AS permanent, run_id AS rows_of, false AS deleted
+FROM {{images}}
 UNION ALL
-SELECT {_SOURCE}, rejected_at AS decided_at, false AS annotated, permanent FROM {{quarantine}}
+SELECT {_SOURCE}, rejected_at AS decided_at, false AS annotated, permanent,
+    CASE WHEN reason_code = 'restored' THEN detail ELSE run_id END AS rows_of, reason_code = 'deleted' AS deleted
+FROM {{quarantine}}
 """
-"""The ending of each input in each run that ended it. ``permanent``: the ending holds until the input changes."""
+"""The ending of each input in each run that ended it. ``permanent``: the ending holds until the input changes.
+``rows_of``: the run whose rows count from then on. ``deleted``: whether the input was gone."""
 
 LATEST_SQL = (
-    f"SELECT model, image_id, max_by(run_id, decided_at) AS run_id FROM ({ENDINGS_SQL}) GROUP BY model, image_id"
+    f"SELECT model, image_id, max_by(rows_of, decided_at) AS run_id FROM ({ENDINGS_SQL}) GROUP BY model, image_id"
 )
-"""The run with the last ending of each image; plain SQL that is the same for DuckDB, Spark, Trino and Athena."""
+"""The run whose rows of each image count; plain SQL that is the same for DuckDB, Spark, Trino and Athena.
+
+It is the run with the last ending of the image. Where this run restored a deleted image, the older rows count.
+"""
 
 
 class CommittedFiles(AbstractFileSystem):  # type: ignore[misc]  # fsspec is untyped

@@ -228,7 +228,7 @@ def _rebuilt(
     plan_data = read_many(fs, [LakePaths(root).full(file.path) for file in plans])
     planned = sum(pq.read_metadata(pa.BufferReader(data)).num_rows for data in plan_data if data)
     counts = manifest.counts
-    listed = counts.left_out + counts.already_done + planned
+    listed = counts.left_out + counts.already_done + planned - counts.hidden
     counts = counts.model_copy(update={"planned": planned, "listed": listed})
     ended = run.manifest is None or run.manifest.status == "complete"
     complete = ended and planned == counts.annotated + counts.rejected

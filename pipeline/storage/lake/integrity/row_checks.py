@@ -57,7 +57,7 @@ WITH repeated AS (
     FROM (SELECT model, image_id FROM all_endings GROUP BY model, image_id, etag, size_bytes, modified_at
           HAVING count(*) > 1)
 ), sequence AS (
-    SELECT run_id, image_id, uri, (etag, size_bytes, modified_at) AS version,
+    SELECT run_id, image_id, uri, deleted, (etag, size_bytes, modified_at) AS version,
         lag((etag, size_bytes, modified_at)) OVER one_image AS version_before,
         lag(annotated) OVER one_image AS annotated_before,
         lag(run_id) OVER one_image AS run_before
@@ -65,7 +65,7 @@ WITH repeated AS (
     WINDOW one_image AS (PARTITION BY model, image_id ORDER BY decided_at, run_id)
 )
 SELECT run_id, image_id, uri AS example FROM sequence
-WHERE annotated_before AND run_before <> run_id AND version IS NOT DISTINCT FROM version_before
+WHERE annotated_before AND NOT deleted AND run_before <> run_id AND version IS NOT DISTINCT FROM version_before
 """,
     "images that were annotated before were worked on again",
 )

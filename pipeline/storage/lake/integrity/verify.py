@@ -33,12 +33,16 @@ from schemas.tables import PLAN, optional_tables
 _COMPARISONS = {
     "are not in the output": "SELECT count(*), min(uri) FROM listed ANTI JOIN endings USING (image_id)",
     "changed since they were annotated": "SELECT count(*), min(listed.uri) FROM listed JOIN endings USING (image_id)"
-    f" WHERE NOT {same_version('listed', 'endings')}",
+    f" WHERE NOT deleted AND NOT {same_version('listed', 'endings')}",
+    "are hidden in the output": "SELECT count(*), min(listed.uri) FROM listed JOIN endings USING (image_id)"
+    " WHERE deleted",
 }
 """Queries for the inputs in which a listing differs from the output."""
 
 _CURRENT_SQL = """
-SELECT count(*) FILTER (annotated), count(*) FILTER (NOT annotated), (SELECT count(*) FROM all_endings) FROM endings
+SELECT count(*) FILTER (annotated), count(*) FILTER (NOT annotated AND NOT deleted), count(*) FILTER (deleted),
+    (SELECT count(*) FROM all_endings WHERE NOT deleted AND rows_of = run_id)
+FROM endings
 """
 
 _COUNTED = {"planned": "plans", "annotated": "all_images", "rejected": "all_quarantine", "boxes": "all_boxes"}
@@ -98,10 +102,9 @@ def _sums(runs: Sequence[RunManifest]) -> list[str]:
         ended, by_reason = counts.annotated + counts.rejected, sum(counts.rejected_by_reason.values())
         if run.status == "complete" and counts.planned != ended:
             problems.append(f"run {run.run_id}: {counts.planned} images planned, but {ended} annotated or rejected")
-        if run.status == "complete" and counts.listed != counts.already_done + counts.planned + counts.left_out:
-            problems.append(
-                f"run {run.run_id}: already done, planned and left out don't add up to {counts.listed} listed"
-            )
+        inputs = counts.listed + counts.hidden
+        if run.status == "complete" and inputs != counts.already_done + counts.planned + counts.left_out:
+            problems.append(f"run {run.run_id}: already done, planned and left out don't add up to {inputs} listed")
         if run.status != "running" and by_reason != counts.rejected:
             problems.append(f"run {run.run_id}: {by_reason} rejections by reason, but {counts.rejected} rejected")
     return problems
@@ -153,15 +156,16 @@ def _counted(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest]) -> Ite
 
 def _facts(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest], files: Sequence[DataFile]) -> dict[str, int]:
     """Return the numbers of checked things; images are counted once for each model, all rows of other tables count."""
-    annotated, rejected, rows = con.sql(_CURRENT_SQL).fetchall()[0]
+    annotated, rejected, hidden, rows = con.sql(_CURRENT_SQL).fetchall()[0]
     facts = {
         "runs": len(runs),
         "runs interrupted": sum(run.status == "interrupted" for run in runs),
         "inputs planned": int(con.sql("SELECT count(*) FROM plans").fetchall()[0][0]),
         "images annotated": annotated,
         "images rejected": rejected,
-        "images superseded": rows - annotated - rejected,
+        "images superseded": rows - annotated - rejected - hidden,
     }
+    facts |= {"images hidden": hidden} if hidden else {}
     facts |= {table: sum(file.rows for file in files if file.table == table) for table in optional_tables()}
     return facts | {"files": len(files), "bytes": sum(file.size_bytes for file in files)}
 
@@ -181,7 +185,9 @@ def compare_input(fs: AbstractFileSystem, root: str, batches: Iterable[pa.Record
         con.execute("CREATE TABLE listed AS SELECT DISTINCT ON (image_id) * FROM batches")
         found = {name: con.sql(query).fetchall()[0] for name, query in _COMPARISONS.items()}
         listed = int(con.sql("SELECT count(*) FROM listed").fetchall()[0][0])
-        gone = int(con.sql("SELECT count(*) FROM endings ANTI JOIN listed USING (image_id)").fetchall()[0][0])
+        gone = int(
+            con.sql("SELECT count(*) FROM endings ANTI JOIN listed USING (image_id) WHERE NOT deleted").fetchall()[0][0]
+        )
     problems = [
         f"{count} inputs {what}, such as {example!r}: annotate again"
         for what, (count, example) in found.items()

@@ -51,6 +51,7 @@ class FakeGpu:
             state={},
             source="simulated",
             sha256="0" * 64,
+            key=None,
             labels=tuple(f"class {index}" for index in range(self.classes)),
             preprocessing=self.preprocessing,
         )

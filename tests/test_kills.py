@@ -35,6 +35,7 @@ def test_killed_runs_cost_nothing_but_their_last_commit(ray_session, tmp_path):
         "annotate",
         *(tmp_path / "images", "--out", killed, "--model", "camlake_demo", "--topk", "2", "--actors", "1"),
         *("--batch-size", "4", "--images-per-commit", "8", "--max-rejected", "1", "--precision", "fp32"),
+        *("--box-rule", "paper"),
     )
     # The first has a Ray of its own, which ends with it; the second's cluster lives on.
     for address in ((), ("--address", ray.get_runtime_context().gcs_address)):

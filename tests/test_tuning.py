@@ -175,7 +175,8 @@ def test_a_machine_without_a_gpu_is_timed_with_its_own_decoding_for_a_cluster_th
 
     bench = SimpleNamespace(stages=stages)
     monkeypatch.setattr("pipeline.graph.tuning.autotune.open_bench", lambda *how: nullcontext(bench))
-    model = SimpleNamespace(network=SimpleNamespace(channels=8), resize=SimpleNamespace(map_hw=(4, 4)))
+    resize = SimpleNamespace(map_hw=(4, 4))
+    model = SimpleNamespace(network=SimpleNamespace(channels=8), resize=resize, foreground=None)
     slices, cluster = [SimpleNamespace(rows=1000)], Machine(cpus=64, gpus=2, cores=None)
     measured = measure_run(config(decode="gpu"), model, LAPTOP, slices, None, offered=cluster)
     assert [(compute.decode, compute.runtime.device) for compute in planned] == [("local", "cpu")]

@@ -13,12 +13,13 @@ from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.commit import Committer, finish_run, remove_leftovers, start_run
+from pipeline.storage.lake.integrity.verify import verify
 from pipeline.storage.lake.layout import LakePaths, new_run_id
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.whole_objects import write_whole
 from schemas.options.config import StorageConfig
 from schemas.reasons import Reason
-from schemas.runs import CommitRecord, Counts, Lineage, RunManifest
+from schemas.runs import CommitRecord, Counts, DataFile, Lineage, RunManifest
 from schemas.tables import PLAN, TABLES, FeatureType, Table, network_types, written_schemas
 
 MODEL = "tiny-12345678"
@@ -178,3 +179,15 @@ def manifest_of(run_id: str, model: str = MODEL, planned: int = 0, at: datetime 
         lineage=lineage,
         counts=Counts(listed=planned, planned=planned),
     )
+
+
+def problems(lake: FakeLake) -> list[str]:
+    """Return what verify finds wrong with the output."""
+    found = verify(lake.fs, lake.root).problems
+    assert not any("\n" in line for line in found)
+    return list(found)
+
+
+def file_of(run: RunManifest, table: str) -> DataFile:
+    """Return the first file of a run's table."""
+    return next(file for file in run.files if file.table == table)

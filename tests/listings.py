@@ -1,11 +1,16 @@
 """Inputs for the tests of listing, and functions that read what a listing gave."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pipeline.storage.inputs.listing import Listing, list_inputs
 from schemas.options.config import StorageConfig
+from schemas.options.input_options import InputOptions
 
 LOCAL = StorageConfig()
 
@@ -37,3 +42,25 @@ def tar_bytes(members: dict[str, bytes], kind: int = tarfile.PAX_FORMAT) -> byte
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
+
+
+JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def found_in(url, how: InputOptions = InputOptions()) -> tuple[list[str], dict[str, int], str]:  # noqa: B008
+    """Return the uris below ``url``, what was skipped by kind, and the kind of the input."""
+    listing = list_inputs(str(url), LOCAL, how=how)
+    uris = sorted(row["uri"].removeprefix(f"{url}").lstrip("/") for row in rows(listing))
+    return uris, dict(listing.skipped_kinds), listing.kind
+
+
+def parquet_of(columns: dict | pa.Table, **options) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), buffer, **options)
+    return buffer.getvalue()
+
+
+PICTURE = JPEG + b"x" * 300
+IMAGES_INSIDE = parquet_of({"image": [PICTURE + os.urandom(5000), PICTURE + os.urandom(5000)]})
+SHARD = tar_bytes({"a.jpg": PICTURE * 30, "b.jpg": PICTURE * 30, "a.json": b"{}"})

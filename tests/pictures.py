@@ -4,8 +4,13 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
+import pytest
 from PIL import Image
+
+from pipeline.images.decode import DecodeLimits, decode
+from schemas.errors import RejectedImage
 
 ORIENTATION = 0x0112
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
@@ -30,3 +35,22 @@ def tiff(bits: int, kind: int, strip: bytes, width: int) -> bytes:
 
 def png_chunk(kind: bytes, payload: bytes) -> bytes:
     return struct.pack(">L", len(payload)) + kind + payload + struct.pack(">L", zlib.crc32(kind + payload))
+
+
+LIMITS = DecodeLimits(10_000_000, 10_000_000, 30.0)
+RNG = np.random.default_rng(5)
+PHOTO = cv2.resize(RNG.integers(0, 256, (12, 16, 3), np.uint8), (208, 152), interpolation=cv2.INTER_CUBIC)
+
+
+def picture(data, **options):
+    return decode(data, LIMITS, **options)
+
+
+def reason(data):
+    with pytest.raises(RejectedImage) as caught:
+        decode(data, LIMITS)
+    return caught.value.reason
+
+
+def jpeg(pixels=PHOTO, **options):
+    return encoded(Image.fromarray(pixels), "JPEG", quality=90, **options)

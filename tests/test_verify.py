@@ -1,39 +1,21 @@
 """verify finds each kind of damage, and nothing in a sound output."""
 
 import hashlib
-import io
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from jobs.console import Screen
-from jobs.verify import run as verify_job
-from pipeline.storage.lake.commit import remove_leftovers
 from pipeline.storage.lake.encoding import to_parquet
-from pipeline.storage.lake.integrity.verify import compare_input, verify
+from pipeline.storage.lake.integrity.verify import verify
 from pipeline.storage.lake.layout import LakePaths
-from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.records import load_commits, load_runs, write_record
 from schemas.errors import StoreError
-from schemas.options.reading import VerifyConfig
 from schemas.reasons import Reason
-from schemas.runs import DIGEST_BYTES, DataFile, RunManifest
-from schemas.tables import PLAN
-from tests.fake_lake import DATE, MODEL, FakeLake, rows_of, version
+from schemas.runs import DIGEST_BYTES, RunManifest
+from tests.fake_lake import DATE, MODEL, FakeLake, file_of, problems, rows_of
 
 OTHER = "other-87654321"
-
-
-def problems(lake: FakeLake) -> list[str]:
-    found = verify(lake.fs, lake.root).problems
-    assert not any("\n" in line for line in found)
-    return list(found)
-
-
-def file_of(run: RunManifest, table: str) -> DataFile:
-    return next(file for file in run.files if file.table == table)
 
 
 def rewrite(lake: FakeLake, run: RunManifest, table: str, rows: pa.Table) -> RunManifest:
@@ -278,53 +260,3 @@ def test_counts_that_do_not_agree(local, counts, said):
     run = local.run({"a": "v1"}, {"b": Reason.EMPTY})
     save(local, run.model_copy(update={"counts": run.counts.model_copy(update=counts)}))
     assert f"run {run.run_id}: {said}" in problems(local)
-
-
-def listed(versions) -> list[pa.RecordBatch]:
-    """Return a listing of uri → etag."""
-    rows = [version(uri, etag) | {"path": uri} for uri, etag in versions.items()]
-    return pa.Table.from_pylist(rows, schema=PLAN).to_batches()
-
-
-def test_what_came_changed_and_went_in_the_input(lake):
-    lake.run({"a": "v1", "b": "v1", "c": "v1"}, {"bad": Reason.EMPTY})
-    same = compare_input(lake.fs, lake.root, listed({"a": "v1", "b": "v1", "c": "v1", "bad": "v1"}))
-    assert (same.problems, same.facts) == ((), {"inputs listed now": 4, "inputs gone since": 0})
-    report = compare_input(lake.fs, lake.root, listed({"a": "v2", "b": "v1", "bad": "v1", "new": "v1"}))
-    assert report.problems == (
-        "1 inputs are not in the output, such as 'new': annotate again",
-        "1 inputs changed since they were annotated, such as 'a': annotate again",
-    )
-    assert report.facts == {"inputs listed now": 4, "inputs gone since": 1}
-    assert compare_input(lake.fs, lake.root, []).facts == {"inputs listed now": 0, "inputs gone since": 4}
-
-
-def test_the_verb_compares_repairs_and_says_what_remains(local, tmp_path, capsys):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    run = local.run({"a": "v1"})
-    (pictures / "new.jpg").write_bytes(b"some bytes")
-    with pytest.raises(StoreError, match="1 problems"):
-        verify_job(VerifyConfig.resolve({"out": local.out, "input": str(pictures)}), Screen())
-    assert "1 inputs are not in the output, such as" in capsys.readouterr().out
-    local.fs.rm_file(local.path(file_of(run, "boxes").path))
-    with pytest.raises(StoreError, match="problems"):
-        verify_job(VerifyConfig.resolve({"out": local.out, "repair": True}), Screen())
-    said = capsys.readouterr().out
-    assert "repaired: commit 000000" in said
-    assert "left 1 inputs unfinished, such as 'a': annotate again" in said
-    local.run({"a": "v1"})
-    verify_job(VerifyConfig.resolve({"out": local.out}), Screen())
-
-
-def test_an_interrupted_output_is_sound_after_the_leftovers_are_removed(local):
-    dead = local.run({"a": "v1", "b": "v1"}, tasks=2, finish=False)
-    local.fs.rm_file(local.path(f"_runs/{dead.run_id}/commits/000001.json"))
-    assert sum("no run committed this file" in line for line in problems(local)) == 4
-    with Lease.acquire(local.fs, local.root, "next"):
-        remove_leftovers(local.fs, local.root)
-    assert ["left 1 inputs unfinished" in line for line in problems(local)] == [True]
-    local.run({"b": "v1"})
-    assert problems(local) == []
-    with pq.ParquetFile(io.BytesIO(to_parquet(rows_of("r", {"a": "v1"})["images"]))) as file:
-        assert file.metadata.num_rows == 1

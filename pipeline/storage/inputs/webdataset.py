@@ -117,11 +117,11 @@ def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
         raise tarfile.ReadError(f"no header and no end mark at byte {tar.offset}")
 
 
-class _Window(io.RawIOBase):
-    """A part of a file that can be read like a file, without a copy."""
+class _SizedFile(io.RawIOBase):
+    """A readable file of a known size, with a position; a subclass reads."""
 
-    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
-        self._file, self._start, self._size, self._position = file, start, size, 0
+    def __init__(self, size: int) -> None:
+        self._size, self._position = size, 0
 
     def readable(self) -> bool:
         return True
@@ -135,6 +135,14 @@ class _Window(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         return self._position
+
+
+class _Window(_SizedFile):
+    """A part of a file that can be read like a file, without a copy."""
+
+    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
+        super().__init__(size)
+        self._file, self._start = file, start
 
     def read(self, size: int = -1) -> bytes:
         rest = max(0, self._size - self._position)
@@ -149,25 +157,13 @@ def _open_headers(fs: AbstractFileSystem, path: str, size: int) -> IO[bytes]:
     return Path(path).open("rb") if is_local(fs) else cast(IO[bytes], _Headers(fs, path, size))
 
 
-class _Headers(io.RawIOBase):
+class _Headers(_SizedFile):
     """An object of ``size`` bytes in a store; sequential reads are large requests, reads after long skips small."""
 
     def __init__(self, fs: AbstractFileSystem, path: str, size: int) -> None:
-        self._fs, self._path, self._size = fs, path, size
-        self._position, self._start, self._data, self._block = 0, 0, b"", _HEADER_BYTES
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        return self._position
+        super().__init__(size)
+        self._fs, self._path = fs, path
+        self._start, self._data, self._block = 0, b"", _HEADER_BYTES
 
     def read(self, size: int = -1) -> bytes:
         at = self._position

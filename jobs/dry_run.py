@@ -4,8 +4,8 @@ from datetime import timedelta
 from typing import Any
 
 from jobs.console import Screen
-from pipeline.graph.resources import describe
-from pipeline.graph.tuning.autotune import TUNE_FROM, Measured
+from pipeline.annotate.resources import TUNE_FROM, describe
+from pipeline.graph.tuning.autotune import Measured
 from pipeline.graph.tuning.estimate import Estimate, PlannedRun, estimate_run, plan_run, read_offer
 from pipeline.storage.lake.run import shown_config
 from schemas.options.annotate import AnnotateConfig

@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_annotate(input_, out, **options) -> RunManifest:
-    """Annotate with the demo network in one actor of this process's Ray, in float32, so that rows can be compared."""
+    """Annotate with the demo network in one process of the local engine, in float32, so that rows can be compared."""
     defaults = {"model": "camlake_demo", "actors": 1, "batch_size": 8, "precision": "fp32"}
-    defaults |= {"topk": 2, "max_rejected": 1.0, "box_rule": "paper"}
+    defaults |= {"engine": "local", "topk": 2, "max_rejected": 1.0, "box_rule": "paper"}
     return annotate(AnnotateConfig.resolve({"input": str(input_), "out": str(out), **defaults, **options}), Screen())
 
 

@@ -1,4 +1,4 @@
-"""The whole job on one Ray: every input in exactly one table, done means done, the same rows by every way."""
+"""The whole job on both engines: every input in exactly one table, done means done, the same rows by every way."""
 
 import io
 import os
@@ -16,9 +16,9 @@ from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.decode_stage import DecodeStage
 from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import load_model
+from pipeline.annotate.resources import Machine, plan_compute
 from pipeline.annotate.spec import annotate_spec, decode_spec
 from pipeline.graph.annotate.driver import refuse_rejected_share
-from pipeline.graph.resources import Machine, plan_compute
 from pipeline.images.synthetic.scenes import CLASSES, write_corpus
 from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
@@ -29,8 +29,8 @@ from schemas.errors import RejectedShareError, UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.config import StorageConfig
 from tests.jobs_on import run_annotate
+from tests.references.equal_rows import same_rows
 
-pytestmark = pytest.mark.usefixtures("ray_session")
 N_IMAGES, N_BROKEN = 24, 2
 
 
@@ -42,7 +42,7 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def annotated(corpus, tmp_path_factory, ray_session):
+def annotated(corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "labels"
     manifest = run_annotate(corpus / "images", out, images_per_commit=10)
     return out, manifest
@@ -96,7 +96,15 @@ class TestOneRun:
         assert len(overlaps) == len(joined) > N_IMAGES
         assert np.mean(overlaps) > 0.97
 
-    def test_ray_gives_what_a_plain_loop_gives(self, annotated, corpus):
+    def test_ray_gives_the_rows_of_the_local_engine(self, annotated, corpus, ray_session, tmp_path):
+        manifest = run_annotate(corpus / "images", tmp_path, images_per_commit=10, engine="ray")
+        assert manifest.counts == annotated[1].counts
+        assert manifest.settings == annotated[1].settings
+        for table in ("images", "boxes", "heatmaps", "features", "quarantine"):
+            assert same_rows(annotated[0], tmp_path, table) > 0, table
+        assert problems(tmp_path) == []
+
+    def test_the_engine_gives_what_a_plain_loop_gives(self, annotated, corpus):
         options = {"model": "camlake_demo", "topk": 2, "batch_size": 8, "precision": "fp32", "box_rule": "paper"}
         config = AnnotateConfig(input=str(corpus / "images"), out="unused", **options)
         model, compute = load_model(config), plan_compute(config, Machine(4, 0, 1))
@@ -106,12 +114,12 @@ class TestOneRun:
         wide = annotate(decode(ImageReader(config, "unused", config.max_bytes).fetch(plan)))
         by_hand = split_rows(wide, "run", config.outputs)
         with camlake.open(str(annotated[0])) as lake:
-            by_ray = lake.arrow("boxes").sort_by([("uri", "ascending"), ("rank", "ascending")])
+            by_engine = lake.arrow("boxes").sort_by([("uri", "ascending"), ("rank", "ascending")])
         boxes = by_hand["boxes"].sort_by([("uri", "ascending"), ("rank", "ascending")])
-        assert by_ray["uri"].to_pylist() == boxes["uri"].to_pylist()
-        assert by_ray["class_id"].to_pylist() == boxes["class_id"].to_pylist()
+        assert by_engine["uri"].to_pylist() == boxes["uri"].to_pylist()
+        assert by_engine["class_id"].to_pylist() == boxes["class_id"].to_pylist()
         for side in ("xmin", "ymin", "xmax", "ymax"):
-            assert np.allclose(by_ray[side], boxes[side], atol=0.05)
+            assert np.allclose(by_engine[side], boxes[side], atol=0.05)
 
     def test_parquet_has_plain_types_zstd_and_a_page_index(self, annotated):
         for path in annotated[0].glob("*/model=*/date=*/*.parquet"):
@@ -123,9 +131,9 @@ class TestOneRun:
 
 
 class TestDoneMeansDone:
-    def test_a_second_run_does_nothing_and_starts_no_ray(self, annotated, corpus, monkeypatch):
+    def test_a_second_run_does_nothing_and_starts_no_engine(self, annotated, corpus, monkeypatch):
         monkeypatch.setattr(
-            "pipeline.graph.annotate.driver.ray_cluster", lambda address: pytest.fail("nothing is to do")
+            "pipeline.graph.annotate.driver.run_local", lambda *arguments: pytest.fail("nothing is to do")
         )
         counts = run_annotate(corpus / "images", annotated[0]).counts
         assert (counts.listed, counts.already_done, counts.planned) == (N_IMAGES + N_BROKEN, N_IMAGES + N_BROKEN, 0)
@@ -203,9 +211,10 @@ class TestOptions:
         named = maps[maps.apply(lambda row: row["uri"].rpartition("/")[2].split("-")[0] == row["label"], axis=1)]
         assert named["image_id"].nunique() == maps["image_id"].nunique()
 
-    def test_fit_and_remote_decoding_and_fp16_features(self, corpus, tmp_path):
+    def test_fit_and_remote_decoding_and_fp16_features(self, corpus, tmp_path, ray_session):
         out = tmp_path / "out"
-        run_annotate(corpus / "images", out, resize="fit", decode="remote", feature_type="float16", limit=6)
+        options = {"resize": "fit", "decode": "remote", "feature_type": "float16", "limit": 6}
+        run_annotate(corpus / "images", out, engine="ray", **options)
         heat = rows(out, "heatmaps").to_pylist()[0]
         assert heat["heat_w"] > heat["heat_h"]
         assert len(heat["heat"]) == heat["heat_w"] * heat["heat_h"]

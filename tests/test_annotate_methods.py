@@ -20,8 +20,6 @@ from schemas.options.annotate import AnnotateConfig
 from schemas.options.config import StorageConfig
 from tests.jobs_on import run_annotate
 
-pytestmark = pytest.mark.usefixtures("ray_session")
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):

@@ -45,7 +45,7 @@ def test_options_that_cannot_be_meant_are_refused(options, said):
         camlake.annotate(**options)
 
 
-def test_annotate_returns_the_manifest_and_logs_its_steps(ray_session, tmp_path, caplog):
+def test_annotate_returns_the_manifest_and_logs_its_steps(tmp_path, caplog):
     write_corpus(tmp_path, 4, seed=3, size_hw=(64, 64), broken=1)
     where = {"input": str(tmp_path / "images"), "out": str(tmp_path / "labels")}
     with caplog.at_level(logging.INFO, "camlake"):

@@ -14,7 +14,7 @@ from jsonschema import ValidationError
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipeline.graph.resources import Compute, Machine, plan_compute
+from pipeline.annotate.resources import Compute, Machine, plan_compute
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 

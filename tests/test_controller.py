@@ -19,7 +19,7 @@ from ray.util.placement_group import placement_group_table
 from torch import OutOfMemoryError
 from torch.distributed import DistBackendError
 
-from pipeline.graph.resources import Machine
+from pipeline.annotate.resources import Machine
 from pipeline.graph.train import capacity, controller
 from pipeline.graph.train.checkpoints import Progress
 from pipeline.graph.train.failures import LINE_CHARS, CodeError, LostError, NoRoomError, one_line, reason

@@ -44,7 +44,7 @@ def test_damaged_variants_of_every_odd_file(shared: Path, tmp_path: Path) -> Non
     folder.mkdir()
     write_variants(shared / "real" / "odd", folder)
     started_s = time.monotonic()
-    counts = run_annotate(folder, out, batch_size=64).counts
+    counts = run_annotate(folder, out, batch_size=64, engine="ray").counts
     took_s = time.monotonic() - started_s
     assert counts.listed == counts.annotated + counts.rejected == VARIANTS
     with camlake.open(str(out)) as lake:

@@ -212,7 +212,7 @@ def test_on_an_object_store(s3):
 # -- the whole command -------------------------------------------------------------------------------------------------
 
 
-def test_annotate_hides_and_shows_again(tmp_path, ray_session, capsys):
+def test_annotate_hides_and_shows_again(tmp_path, capsys):
     write_corpus(tmp_path, 4, seed=3, size_hw=(64, 64), broken=0)
     photos, out = tmp_path / "images", tmp_path / "out"
     run_annotate(photos, out)

@@ -17,7 +17,7 @@ from schemas.options.config import StorageConfig
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, ray_session):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "camlake-demo"
     demo.run(DemoConfig(folder=str(folder), images=40), Screen())
     return folder

@@ -8,8 +8,8 @@ import pytest
 
 from jobs.console import Screen
 from jobs.dry_run import print_estimate
+from pipeline.annotate.resources import Machine, plan_compute
 from pipeline.graph.annotate.driver import annotate
-from pipeline.graph.resources import Machine, plan_compute
 from pipeline.graph.tuning.bench_actor import RunTiming, SizeModel, StageTiming
 from pipeline.graph.tuning.estimate import plan_run, read_offer
 from pipeline.graph.tuning.prediction import RAY_CORES, RAY_START_S, predict
@@ -244,7 +244,7 @@ class TestDryRun:
 @pytest.mark.usefixtures("ray_session")
 def test_a_tuned_run_says_what_it_chose_and_does_it(corpus, tmp_path):
     options = {"input": str(corpus), "out": str(tmp_path / "out"), "model": "camlake_demo", "max_rejected": 1.0}
-    manifest = annotate(config(**options), Screen(), tune_from=10)
+    manifest = annotate(config(**options, engine="ray"), Screen(), tune_from=10)
     assert (manifest.counts.annotated, manifest.counts.rejected) == (38, 2)
     resolved = manifest.config["resolved"]
     assert resolved["why"].startswith("measured, images/s of the networks alone: ")
@@ -266,7 +266,6 @@ def idle_share(seconds=0.5):
     return (spent[3] + spent[4]) / max(1, sum(spent))  # Idle, and waiting for a disk.
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_a_dry_run_takes_the_figure_ground_direction_of_the_run(tmp_path):
     write_corpus(tmp_path, 4, seed=5, size_hw=(96, 128), broken=0)
     run = {"input": str(tmp_path / "images"), "out": str(tmp_path / "out"), "model": "camlake_demo"}
@@ -291,7 +290,7 @@ def test_the_prediction_is_within_20_percent_of_the_run(tmp_path):
         run = {"input": str(tmp_path / "images"), "out": str(out), "model": "camlake_demo", "image_size": 224}
         found = print_estimate(config(**run, dry_run=True), Screen())
         started = time.monotonic()
-        annotate(config(**run), Screen())
+        annotate(config(**run, engine="ray"), Screen())
         ratios.append(found.prediction.duration_s / (time.monotonic() - started))
     agrees = abs(ratios[-1] - 1) <= 0.2
     if not agrees and max(idle) < 0.7:

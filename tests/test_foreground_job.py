@@ -19,8 +19,8 @@ from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.decode_stage import DecodeStage
 from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import load_model
+from pipeline.annotate.resources import Machine, plan_compute
 from pipeline.annotate.spec import annotate_spec, decode_spec
-from pipeline.graph.resources import Machine, plan_compute
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.models.localize.foreground import (
     Foreground,
@@ -70,7 +70,7 @@ def file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fused(corpus, file, tmp_path_factory, ray_session):
+def fused(corpus, file, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "fused"
     run_annotate(corpus / "images", out, foreground=str(file), **AUTO)
     return out
@@ -149,7 +149,7 @@ def test_rebox_without_it_gives_plain_boxes(fused, corpus, tmp_path):
         rebox(ReboxConfig.resolve(config), Screen())
 
 
-def test_an_output_of_other_defaults_goes_on_as_it_was(corpus, tmp_path, capsys, ray_session):
+def test_an_output_of_other_defaults_goes_on_as_it_was(corpus, tmp_path, capsys):
     run_annotate(corpus / "images", tmp_path, limit=4)
     config = {"input": str(corpus / "images"), "out": str(tmp_path), "model": "camlake_demo", "topk": 2}
     from pipeline.graph.annotate.driver import annotate
@@ -169,7 +169,7 @@ class TestLearned:
         monkeypatch.setattr(choosing, "stride16_name", lambda network: TENSOR)
         monkeypatch.setattr(foreground_learning, "stride16_name", lambda network: TENSOR)
 
-    def test_from_the_runs_own_images(self, corpus, tmp_path, monkeypatch, capsys, ray_session):
+    def test_from_the_runs_own_images(self, corpus, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(choosing, "LEAST_IMAGES", 40)
         monkeypatch.setattr("pipeline.arrays.figure_ground.LEAST_COSINE", 0.0)
         manifest = run_annotate(corpus / "images", tmp_path, **AUTO)
@@ -178,7 +178,7 @@ class TestLearned:
         assert manifest.settings["foreground"] == kept.digest
         assert kept.card.facts["images"] == 48
 
-    def test_not_from_few_images(self, corpus, tmp_path, capsys, ray_session):
+    def test_not_from_few_images(self, corpus, tmp_path, capsys):
         assert run_annotate(corpus / "images", tmp_path, limit=3, **AUTO).settings["foreground"] == "off"
         assert "foreground: none, for fewer than 100 images" in capsys.readouterr().err
 

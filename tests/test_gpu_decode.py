@@ -99,7 +99,7 @@ def test_a_device_whose_decoder_does_not_work_is_refused(
 def test_an_actor_says_so_at_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of a failed constructor Ray only says that the actor died.
     monkeypatch.setattr("pipeline.images.nvjpeg.decode_jpeg", missing)
-    monkeypatch.setattr("pipeline.graph.annotate.stream.AnnotateStage", lambda spec, state: None)
+    monkeypatch.setattr("pipeline.annotate.worker.AnnotateStage", lambda spec, state: None)
     monkeypatch.setattr("pipeline.graph.annotate.stream.ray.get", lambda reference: reference)
     compute = SimpleNamespace(decode="gpu", decode_threads=1, runtime=SimpleNamespace(device="cuda"))
     spec = DecodeSpec(LIMITS, ResizePlan("squash", 32, (4, 4)))

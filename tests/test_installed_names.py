@@ -59,12 +59,12 @@ def call(programs, elsewhere):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # two runs on Ray
+@pytest.mark.timeout(900)  # one run on each engine
 def test_both_forms_of_the_program_run_and_python_reads_the_tables(call):
     done = call("camlake", "demo", "--images", N_IMAGES, "--folder", "demo")
     assert done.returncode == 0, done.stderr
     assert f"{N_IMAGES} images" in done.stdout
-    options = ("--out", "labels", "--model", "camlake_demo", "--max-rejected", 1)
+    options = ("--out", "labels", "--model", "camlake_demo", "--max-rejected", 1, "--engine", "ray")
     done = call("python", "-m", "camlake", "annotate", "demo/pictures/images", *options)
     assert done.returncode == 0, done.stderr
     code = """

@@ -26,7 +26,8 @@ N_IMAGES = 160
 
 
 @pytest.mark.slow
-def test_killed_runs_cost_nothing_but_their_last_commit(ray_session, tmp_path):
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_killed_runs_cost_nothing_but_their_last_commit(ray_session, tmp_path, engine):
     write_corpus(tmp_path, N_IMAGES, seed=5, size_hw=(48, 64), broken=1)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = {"batch_size": 4, "images_per_commit": 8}
@@ -35,10 +36,11 @@ def test_killed_runs_cost_nothing_but_their_last_commit(ray_session, tmp_path):
         "annotate",
         *(tmp_path / "images", "--out", killed, "--model", "camlake_demo", "--topk", "2", "--actors", "1"),
         *("--batch-size", "4", "--images-per-commit", "8", "--max-rejected", "1", "--precision", "fp32"),
-        *("--box-rule", "paper"),
+        *("--box-rule", "paper", "--engine", engine),
     )
-    # The first has a Ray of its own, which ends with it; the second's cluster lives on.
-    for address in ((), ("--address", ray.get_runtime_context().gcs_address)):
+    # The first run on Ray has a Ray of its own, which ends with it; the second's cluster lives on.
+    second = ("--address", ray.get_runtime_context().gcs_address) if engine == "ray" else ()
+    for address in ((), second):
         done = len(commits(killed))
         kill_when([*words, *address], lambda done=done: len(commits(killed)) > done)
     counts = run_annotate(tmp_path / "images", killed, **options).counts
@@ -64,34 +66,39 @@ def commits(out):
     return list(out.glob("_runs/*/commits/*.json"))
 
 
-def annotators():
-    """Return the processes that annotate on this process's Ray: its raylet, their parent, is a child of ours."""
+NAME = {"local": "local_server", "ray": "MapWorker"}
+"""What the command line of an engine's workers has."""
+
+
+def annotators(engine):
+    """Return the processes that annotate for this process: their parent, a raylet or server, is a child of ours."""
     found = set()
     for process in psutil.Process().children(recursive=True):
         try:
-            raylet = process.parent()
-            if raylet and raylet.ppid() == os.getpid() and "MapWorker" in " ".join(process.cmdline()):
+            parent = process.parent()
+            if parent and parent.ppid() == os.getpid() and NAME[engine] in " ".join(process.cmdline()):
                 found.add(process.pid)
         except psutil.NoSuchProcess:
             continue
     return found
 
 
-def test_a_worker_killed_at_work_is_replaced(ray_session, tmp_path):
-    """SIGKILL to the actor's process: Ray starts it again, and every image has one ending."""
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_worker_killed_at_work_is_replaced(ray_session, tmp_path, engine):
+    """SIGKILL to a worker's process: the engine replaces it, and every image has one ending."""
     write_corpus(tmp_path, 96, seed=6, size_hw=(48, 64), broken=0)
-    out, of_others, killed = tmp_path / "out", annotators(), []
+    out, of_others, killed = tmp_path / "out", annotators(engine), []
 
     def kill_one():
         while not commits(out):
             time.sleep(LOOKS_EVERY_S)
-        (pid,) = annotators() - of_others
+        (pid,) = annotators(engine) - of_others
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
 
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
-    counts = run_annotate(tmp_path / "images", out, batch_size=4, images_per_commit=8).counts
+    counts = run_annotate(tmp_path / "images", out, batch_size=4, images_per_commit=8, engine=engine).counts
     killer.join()
     assert (len(killed), counts.annotated) == (1, 96)
     assert verify(*connect(str(out), StorageConfig())).problems == ()

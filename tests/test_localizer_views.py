@@ -14,8 +14,8 @@ from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.decode_stage import DecodeStage
 from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import load_model
+from pipeline.annotate.resources import Machine, plan_compute
 from pipeline.annotate.spec import annotate_spec, decode_spec, row_bytes
-from pipeline.graph.resources import Machine, plan_compute
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.models import registry
 from pipeline.models.localize import methods

@@ -65,7 +65,7 @@ def test_it_is_proven():
     assert report.facts["images superseded"] == 1
 
 
-def test_only_what_is_new_is_annotated(labels, s3, ray_session):
+def test_only_what_is_new_is_annotated(labels, s3):
     options = {"endpoint_url": s3.endpoint_url}
     done = run_annotate("s3://photos/", labels, **options).counts
     assert (done.listed, done.already_done, done.planned) == (8, 8, 0)
@@ -79,7 +79,7 @@ def test_only_what_is_new_is_annotated(labels, s3, ray_session):
     assert scores.null_count == 0, "the older calibration counts"
 
 
-def test_the_same_pictures_give_the_same_rows(labels, s3, ray_session, tmp_path):
+def test_the_same_pictures_give_the_same_rows(labels, s3, tmp_path):
     out = f"{labels}-anew"
     run_annotate("s3://photos/", out, endpoint_url=s3.endpoint_url)
     local = tmp_path / "anew"

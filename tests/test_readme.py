@@ -23,7 +23,7 @@ def block(marker):
 
 
 @pytest.fixture(scope="module")
-def labels(tmp_path_factory, ray_session):
+def labels(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     write_corpus(folder, 10, seed=4, size_hw=(64, 64), broken=0)
     run_annotate(folder / "images", folder / "labels")

@@ -58,7 +58,7 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def labels(corpus, tmp_path_factory, ray_session):
+def labels(corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "labels"
     run_annotate(corpus, out, topk=3, resize="fit", images_per_commit=5)
     return out

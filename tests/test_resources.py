@@ -2,7 +2,14 @@
 
 import pytest
 
-from pipeline.graph.resources import COMMIT_BYTES, Machine, decoders, images_per_commit, images_per_slice, plan_compute
+from pipeline.annotate.resources import (
+    COMMIT_BYTES,
+    Machine,
+    decoders,
+    images_per_commit,
+    images_per_slice,
+    plan_compute,
+)
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 

@@ -18,8 +18,6 @@ from schemas.options.config import StorageConfig
 from schemas.options.rebox import ReboxConfig
 from tests.jobs_on import run_annotate, run_command
 
-pytestmark = pytest.mark.usefixtures("ray_session")
-
 
 @pytest.fixture
 def photographs(object_store, tmp_path):

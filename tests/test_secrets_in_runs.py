@@ -128,7 +128,7 @@ class Store(QuietHandler):
     do_HEAD = do_GET  # noqa: N815
 
 
-def test_a_run_on_ray_leaves_no_secret(tmp_path):
+def test_a_run_leaves_no_secret(tmp_path):
     picture = encoded(np.full((48, 64, 3), 90, np.uint8), "JPEG")
     bodies = {"/1.jpg": picture, "/2.jpg": picture}
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (Store,), {"bodies": bodies}))) as host:
@@ -171,7 +171,7 @@ def test_a_run_on_ray_leaves_no_secret(tmp_path):
         wrong = run("annotate", "in", f"https://u:{SECRET}@h/x", "--out", out)
     for done in (first, second, verified, reported, wrong):
         assert FIRST_LETTERS not in done.stdout + done.stderr
-    assert not (out / "_runs/secrets").exists()
+    assert not [path for path in out.glob("_runs/secrets/**/*") if path.is_file()]
     assert FIRST_LETTERS not in everything_in(tmp_path)
     uris_kept = pq.read_table(out / "images", columns=["uri"])["uri"].to_pylist()
     assert sorted(set(uris_kept)) == [f"{host}/1.jpg", f"{host}/2.jpg"]

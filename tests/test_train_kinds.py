@@ -5,7 +5,7 @@ import pytest
 import ray
 import torch
 
-from pipeline.graph.resources import Machine
+from pipeline.annotate.resources import Machine
 from pipeline.graph.train.checkpoints import TrainingFiles
 from pipeline.graph.train.data_feed import Feed, PictureReader
 from pipeline.graph.train.plan import first_weights, plan_workers

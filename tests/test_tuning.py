@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.graph.resources import Machine
+from pipeline.annotate.resources import Machine
 from pipeline.graph.tuning.autotune import measure_run, tune, worth_tuning
 from pipeline.graph.tuning.bench_actor import RunTiming, Speed, StageTiming
 from schemas.errors import UsageError

@@ -30,11 +30,10 @@ from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.annotate.gpu_decode_stage import GpuDecodeStage
 from pipeline.annotate.model import Model, load_model
 from pipeline.annotate.reporter import Reporter
+from pipeline.annotate.resources import GPU_BATCH, GPU_CALLS, LOGICAL_PER_CORE, Machine, decoders, plan_compute
 from pipeline.annotate.spec import annotate_spec, decode_spec
 from pipeline.arrays.boxes import foreground_levels, level_boxes
 from pipeline.graph.annotate.driver import annotate
-from pipeline.graph.cluster import LOGICAL_PER_CORE
-from pipeline.graph.resources import GPU_BATCH, GPU_CALLS, Machine, decoders, plan_compute
 from pipeline.images.nvjpeg import decode_jpegs
 from pipeline.models.localize.engine import DTYPES, to_host
 from pipeline.models.localize.runtime import resolve_precision

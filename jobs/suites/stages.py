@@ -23,11 +23,11 @@ from jobs.suites.stage_parts import Timed, by_batch, network_parts
 from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.annotate.image_reader import count_tables
+from pipeline.annotate.job import make_job
 from pipeline.annotate.model import Model, load_model
 from pipeline.annotate.reporter import Reporter
+from pipeline.annotate.resources import Machine, images_per_slice, plan_compute
 from pipeline.annotate.spec import plan_inputs, run_request
-from pipeline.graph.annotate.job import make_job
-from pipeline.graph.resources import Machine, images_per_slice, plan_compute
 from pipeline.images.decode import decode
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.encoding import to_parquet

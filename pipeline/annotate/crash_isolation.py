@@ -11,6 +11,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from schemas.errors import CamlakeError
 from schemas.reasons import Reason
 
 TRIES = 3
@@ -40,7 +41,10 @@ class CrashIsolation:
         self._tables_at_work = 0
 
     def run(self, images: pa.Table, work: Callable[[pa.Table], pa.Table]) -> pa.Table:
-        """Return ``work(images)``; an image that kills TRIES processes is passed to ``work`` as rejected (CRASHED)."""
+        """Return ``work(images)``; an image that kills TRIES processes is passed to ``work`` as rejected (CRASHED).
+
+        Raises CamlakeError where processes go on dying although the image is rejected.
+        """
         if not len(images):
             return work(images)
         key = f"{len(images)} from {images['image_id'][0]}"
@@ -54,10 +58,11 @@ class CrashIsolation:
     def _run_alone(self, image: pa.Table, work: Callable[[pa.Table], pa.Table]) -> pa.Table:
         key = image["image_id"][0].as_py()
         with self._exclusive():
-            if self._attempts.begin(key) > TRIES and image["reason_code"][0].as_py() is None:
-                rows = work(_rejected(image))
-            else:
-                rows = work(image)
+            begun = self._attempts.begin(key)
+            if begun > 2 * TRIES:
+                raise CamlakeError(f"processes die again and again, also where they leave out the image {key}")
+            crashed = begun > TRIES and image["reason_code"][0].as_py() is None
+            rows = work(_rejected(image) if crashed else image)
             # Wait, so that the next image begins after this call: then only the count of a crashing image rises.
             self._attempts.finish(key, wait=True)
         return rows

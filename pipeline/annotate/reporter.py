@@ -4,10 +4,23 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 LINE_EVERY_S = 5.0
 """Seconds between two lines of progress where there is no terminal."""
+
+
+class RunProgress(NamedTuple):
+    """Sums over all workers since the start of the run."""
+
+    images: int = 0
+    rejected: int = 0
+    busy_s: float = 0.0
+    """Sum of the seconds that the workers spent in the network and on its results."""
+
+    def plus(self, more: "RunProgress") -> "RunProgress":
+        """Return the sums of both."""
+        return RunProgress(self.images + more.images, self.rejected + more.rejected, self.busy_s + more.busy_s)
 
 
 class Advance(Protocol):

@@ -12,12 +12,9 @@ from typing import Any
 import ray
 from ray.data import DataContext
 
+from pipeline.annotate.resources import LOGICAL_PER_CORE, Machine
 from pipeline.graph.ray_environment import set_environment
-from pipeline.graph.resources import Machine
 from schemas.errors import UsageError
-
-LOGICAL_PER_CORE = 2
-"""Logical CPUs for each core of a Ray started here; networks keep the cores busy, fetching and committing wait."""
 
 
 @contextmanager

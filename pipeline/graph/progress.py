@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.annotate.reporter import RunProgress
 
 POLL_S = 0.5
 ANSWERS_WITHIN_S = 10
@@ -15,21 +17,12 @@ ANSWERS_WITHIN_S = 10
 T = TypeVar("T")
 
 
-class RunProgress(NamedTuple):
-    """Sums over all actors since the start of the run."""
-
-    images: int
-    rejected: int
-    busy_s: float
-    """Sum of the seconds that the actors spent in the network and on its results."""
-
-
 @ray.remote(num_cpus=0)
 class ProgressActor:
     """Adds up the actors' reports; it takes none of the planned CPUs."""
 
     def __init__(self) -> None:
-        self._done = RunProgress(0, 0, 0.0)
+        self._done = RunProgress()
         self._begun: dict[str, int] = {}
 
     def begin(self, key: str) -> int:
@@ -43,8 +36,7 @@ class ProgressActor:
 
     def add(self, images: int, rejected: int, busy_s: float) -> None:
         """Add the numbers of a table that an actor has finished."""
-        images_so_far, rejected_so_far, busy_so_far_s = self._done
-        self._done = RunProgress(images_so_far + images, rejected_so_far + rejected, busy_so_far_s + busy_s)
+        self._done = self._done.plus(RunProgress(images, rejected, busy_s))
 
     def read(self) -> RunProgress:
         """Return the sums so far."""

@@ -30,17 +30,17 @@ def map_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item], thre
             yield calls.popleft().result()
 
 
-def chain_ahead(sources: Iterable[Iterable[_Item]], threads: int) -> Iterator[_Item]:
+def chain_ahead(sources: Iterable[Iterable[_Item]], threads: int, chunk_items: int = CHUNK) -> Iterator[_Item]:
     """Yield all items of the first source, then all of the second, and so on, while threads read the next sources.
 
-    At most CHUNK items of each of ``threads`` sources are in memory. The exception of a source is raised when the
-    items of the source are due.
+    At most ``chunk_items`` items of each of ``threads`` sources are in memory. The exception of a source is raised when
+    the items of the source are due.
     """
     remaining = iter(sources)
     with _pool(threads) as pool:
 
         def ahead(items: Iterator[_Item]) -> tuple[Iterator[_Item], Future[list[_Item]]]:
-            return items, pool.submit(lambda: list(islice(items, CHUNK)))
+            return items, pool.submit(lambda: list(islice(items, chunk_items)))
 
         begun: deque[tuple[Iterator[_Item], Future[list[_Item]]]] = deque()
         while True:
@@ -49,7 +49,7 @@ def chain_ahead(sources: Iterable[Iterable[_Item]], threads: int) -> Iterator[_I
                 return
             items, taken = begun.popleft()
             chunk = taken.result()
-            if len(chunk) == CHUNK:
+            if len(chunk) == chunk_items:
                 begun.appendleft(ahead(items))
             yield from chunk
 

@@ -19,6 +19,7 @@ Alpha = Literal["white", "black", "drop"]
 DecodePlace = Literal["auto", "local", "remote", "gpu"]
 OnDeleted = Literal["keep", "hide"]
 Switch = Literal["auto", "on", "off"]
+Engine = Literal["auto", "local", "ray"]
 
 FIRST_LOCALIZATION: dict[str, Any] = {"method": "cam", "tta": "none", "scales": [1.0]}
 """The default settings of the maps. Outputs of versions without these options have maps of the same kind."""
@@ -179,7 +180,13 @@ class AnnotateConfig(BoxConfig):
         "decode beside the network (local), in own tasks (remote) or by nvJPEG (gpu); auto: local on CPU",
         "Compute",
     )
-    address: str | None = option(None, "a running Ray cluster; default: start one here", "Compute")
+    engine: Engine = option(
+        "auto",
+        "run in a few processes of this machine (local), or on Ray; auto: Ray with --address or RAY_ADDRESS and on a"
+        " machine with a GPU, else local",
+        "Compute",
+    )
+    address: str | None = option(None, "a running Ray cluster; default with Ray: start one here", "Compute")
 
     dry_run: bool = option(False, "print the resolved plan and an estimate, write nothing", "Run")
     cluster: str | None = option(
@@ -236,6 +243,10 @@ class AnnotateConfig(BoxConfig):
             raise ValueError(f"--gpus-per-actor {self.gpus_per_actor:g}: allowed: up to 1, or a whole number")
         if self.actors and not 1 <= self.actors[0] <= self.actors[1]:
             raise ValueError(f"--actors {self.actors[0]}:{self.actors[1]}: allowed: 1 <= MIN <= MAX")
+        if self.engine == "local" and self.address:
+            raise ValueError(f"--engine local: allowed: without --address, here {self.address!r}")
+        if self.engine == "local" and self.decode == "remote":
+            raise ValueError("--decode remote: allowed with --engine local: auto, local, gpu")
         if self.cluster and (self.address or not self.dry_run):
             raise ValueError(f"--cluster {self.cluster!r}: allowed: with --dry-run, and without --address")
         return self

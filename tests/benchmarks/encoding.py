@@ -24,9 +24,9 @@ from pipeline.annotate.annotate_stage import FEATURE_BITS, AnnotateStage
 from pipeline.annotate.decode_stage import DecodeStage
 from pipeline.annotate.model import load_model
 from pipeline.annotate.reporter import Reporter
+from pipeline.annotate.resources import Machine, plan_compute
 from pipeline.annotate.spec import annotate_spec, decode_spec
 from pipeline.arrays.rounding import rounded
-from pipeline.graph.resources import Machine, plan_compute
 from pipeline.models.networks.demo_network import DEMO
 from pipeline.storage.lake.encoding import Encoding, to_parquet
 from pipeline.storage.lake.rows import split_rows

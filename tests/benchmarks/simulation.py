@@ -10,14 +10,14 @@ from ray.cluster_utils import Cluster
 
 from jobs.suites.steady_rate import SilentReporter
 from pipeline.annotate.image_reader import count_tables
+from pipeline.annotate.job import make_job
 from pipeline.annotate.model import Model
 from pipeline.annotate.reporter import Advance
+from pipeline.annotate.resources import images_per_slice, plan_compute
 from pipeline.annotate.spec import run_request
-from pipeline.graph.annotate.job import make_job
 from pipeline.graph.annotate.stream import run_stream
 from pipeline.graph.cluster import ray_cluster
 from pipeline.graph.ray_environment import set_environment
-from pipeline.graph.resources import images_per_slice, plan_compute
 from pipeline.images.resize import ResizePlan
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.layout import LakePaths

@@ -1,25 +1,30 @@
-"""All of ``camlake annotate`` on Ray: list → plan → read → decode → annotate → commit.
+"""All of ``camlake annotate``: list → plan → read → decode → annotate → commit.
 
-Ray calls the process that starts the work the driver. The name ``run`` belongs to ``pipeline.storage.lake.run``.
+Ray calls the process that starts the work the driver. Ray itself is imported only where it runs. The name ``run``
+belongs to ``pipeline.storage.lake.run``.
 """
 
+import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
 
 from pipeline.annotate.foreground_choice import choose, with_foreground
+from pipeline.annotate.image_reader import count_tables
+from pipeline.annotate.job import Job, make_job
+from pipeline.annotate.local_engine import run_local, this_machine
+from pipeline.annotate.local_server import worker_server
 from pipeline.annotate.model import Model, fit_topk, load_model
-from pipeline.annotate.reporter import Reporter
+from pipeline.annotate.reporter import Reporter, RunProgress
+from pipeline.annotate.resources import TUNE_FROM, Compute, describe, images_per_slice, plan_compute
 from pipeline.annotate.spec import continued, plan_inputs, run_request
-from pipeline.graph.annotate.job import make_job
-from pipeline.graph.annotate.stream import run_stream
-from pipeline.graph.cluster import ray_cluster
-from pipeline.graph.resources import describe, images_per_slice
-from pipeline.graph.tuning.autotune import TUNE_FROM, resolve_compute, worth_tuning
-from pipeline.graph.tuning.bench import sample_plan
 from pipeline.storage.lake.commit import done_images
 from pipeline.storage.lake.layout import LakePaths
-from pipeline.storage.lake.planning import Plan
+from pipeline.storage.lake.planning import Plan, PlanSlice
 from pipeline.storage.lake.run import OpenRun, open_run
 from pipeline.storage.lake.tombstones import commit_tombstones
 from schemas.errors import RejectedShareError, UsageError
@@ -34,6 +39,9 @@ def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_F
     For ``tune_from`` images or more, a few seconds of trials choose the values that the configuration leaves open.
     Raises CamlakeError for every failure of the run; earlier commits stay. A rejected image does not fail the run.
     """
+    engine = choose_engine(config)
+    if engine == "local":
+        worker_server()  # Its imports run beside the work here.
     model = load_model(config)
     config = fit_topk(config, model.network)
     size = f"{model.network.n_parameters / 1e6:.1f} M parameters"
@@ -62,30 +70,55 @@ def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_F
             run = run.begin(counts)
             commit_tombstones(run, plan.tombstones)
             return run.finish()
-        return _on_ray(config, model, run, plan, reporter, tune_from)
+        if engine == "local":
+            return _run(config, model, run, plan, reporter, _plan_locally(config, plan), run_local)
+        from pipeline.graph.annotate.stream import planned_on_ray, run_stream  # noqa: PLC0415 - imports Ray
+
+        reporter.say("starting Ray and the networks")
+        with planned_on_ray(config, model, run, plan, reporter, tune_from) as compute:
+            return _run(config, model, run, plan, reporter, compute, run_stream)
 
 
-def _on_ray(
-    config: AnnotateConfig, model: Model, run: OpenRun, plan: Plan, reporter: Reporter, tune_from: int
+def choose_engine(config: AnnotateConfig) -> Literal["local", "ray"]:
+    """Return the engine of a run; ``auto`` takes Ray on a cluster and for a GPU.
+
+    Elsewhere the machine is one: the local engine is as fast as Ray at any size and starts in a fraction of the time
+    (`python -m tests.benchmarks.engines` measures both). On a GPU Ray decodes in processes of their own.
+    """
+    if config.engine != "auto":
+        return config.engine
+    cluster = config.address or os.environ.get("RAY_ADDRESS")
+    cuda = config.device != "cpu" and torch.cuda.is_available()
+    return "ray" if cluster or cuda or config.decode == "remote" else "local"
+
+
+def _plan_locally(config: AnnotateConfig, plan: Plan) -> Compute:
+    """Return where the stages of a run on this machine run."""
+    if config.decode == "auto":
+        config = config.model_copy(update={"decode": "local"})
+    return plan_compute(config, this_machine(), count_tables(plan.slices))
+
+
+def _run(
+    config: AnnotateConfig,
+    model: Model,
+    run: OpenRun,
+    plan: Plan,
+    reporter: Reporter,
+    compute: Compute,
+    engine: Callable[[Sequence[PlanSlice], Job, dict[str, Tensor], Callable[[int, int], None]], RunProgress],
 ) -> RunManifest:
-    """Annotate the planned inputs on a Ray cluster, and return the final manifest."""
-    planned = plan.to_do
-    reporter.say("starting Ray and the networks")
-    with ray_cluster(config.address) as machine:
-        if worth_tuning(config, planned, tune_from):
-            reporter.say("trying for a few seconds what is fastest here")
-        sample = partial(sample_plan, plan.slices, run.fs, run.root)
-        compute = resolve_compute(config, model, machine, plan.slices, sample, tune_from)
-        reporter.say(describe(compute))
-        run = run.begin(plan.counts, asdict(compute))
-        commit_tombstones(run, plan.tombstones)
-        job = make_job(config, model, run, compute, planned)
-        started = time.monotonic()
-        with reporter.progress("annotating", planned) as advance:
-            done = run_stream(plan.slices, job, model.weights.state, advance)
-        elapsed_s = time.monotonic() - started
-        busy = done.busy_s / (compute.actors[1] * elapsed_s)
-        reporter.say(f"{planned / elapsed_s:.1f} images/s with the start, networks busy {busy:.0%}")
+    """Begin the run, let an engine annotate the planned inputs, and return the final manifest."""
+    reporter.say(describe(compute))
+    run = run.begin(plan.counts, asdict(compute))
+    commit_tombstones(run, plan.tombstones)
+    job = make_job(config, model, run, compute, plan.to_do)
+    started = time.monotonic()
+    with reporter.progress("annotating", plan.to_do) as advance:
+        done = engine(plan.slices, job, model.weights.state, advance)
+    elapsed_s = time.monotonic() - started
+    busy = done.busy_s / (compute.actors[1] * elapsed_s)
+    reporter.say(f"{plan.to_do / elapsed_s:.1f} images/s with the start, networks busy {busy:.0%}")
     return run.finish()
 
 

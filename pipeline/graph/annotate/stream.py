@@ -1,7 +1,8 @@
 """The graph on Ray Data: read → decode → annotate → commit."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -10,19 +11,36 @@ from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 from torch import Tensor
 
-from pipeline.annotate.annotate_stage import AnnotateStage
-from pipeline.annotate.crash_isolation import CrashIsolation
-from pipeline.annotate.decode_stage import DecodeStage, decode_in_task
-from pipeline.annotate.gpu_decode_stage import GpuDecodeStage
+from pipeline.annotate.decode_stage import decode_in_task
 from pipeline.annotate.image_reader import FETCHED
+from pipeline.annotate.job import Job
+from pipeline.annotate.model import Model
+from pipeline.annotate.reporter import Reporter, RunProgress
+from pipeline.annotate.resources import Compute
+from pipeline.annotate.worker import Worker
 from pipeline.graph.annotate.datasink import LakeSink
-from pipeline.graph.annotate.job import Job
-from pipeline.graph.progress import ActorAttempts, RunProgress, answer, following, start_progress
+from pipeline.graph.cluster import ray_cluster
+from pipeline.graph.progress import ActorAttempts, answer, following, start_progress
 from pipeline.graph.ray_errors import in_one_line
 from pipeline.graph.read_tasks import ReadTasks
-from pipeline.graph.resources import Compute
-from pipeline.storage.lake.planning import PlanSlice
+from pipeline.graph.tuning.autotune import resolve_compute, worth_tuning
+from pipeline.graph.tuning.bench import sample_plan
+from pipeline.storage.lake.planning import Plan, PlanSlice
+from pipeline.storage.lake.run import OpenRun
 from schemas.errors import CamlakeError
+from schemas.options.annotate import AnnotateConfig
+
+
+@contextmanager
+def planned_on_ray(
+    config: AnnotateConfig, model: Model, run: OpenRun, plan: Plan, reporter: Reporter, tune_from: int
+) -> Iterator[Compute]:
+    """Connect to Ray during the block, and yield where the stages of the run run, measured where the run is long."""
+    with ray_cluster(config.address) as machine:
+        if worth_tuning(config, plan.to_do, tune_from):
+            reporter.say("trying for a few seconds what is fastest here")
+        sample = partial(sample_plan, plan.slices, run.fs, run.root)
+        yield resolve_compute(config, model, machine, plan.slices, sample, tune_from)
 
 
 def run_stream(
@@ -35,13 +53,13 @@ def run_stream(
     """
     compute = job.compute
     progress = start_progress()
-    reads = [(functools.partial(job.reader.read_slice, one), one.rows) for one in slices]
+    reads = [(partial(job.reader.read_slice, one), one.rows) for one in slices]
     images = ray.data.read_datasource(
         ReadTasks(reads, FETCHED), num_cpus=compute.read_cpus, override_num_blocks=len(slices)
     )
     if compute.decode == "remote":
         images = images.map_batches(
-            functools.partial(decode_in_task, job.decode, ActorAttempts(progress)),
+            partial(decode_in_task, job.decode, ActorAttempts(progress)),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=compute.decode_cpus,
@@ -64,7 +82,7 @@ def run_stream(
     with following(read, lambda done: advance(done.images + done.rejected, done.rejected)):
         try:
             rows.write_datasink(
-                LakeSink(job.committer, job.annotate.outputs, job.images_per_commit, job.annotate.every_map_has_a_box),
+                LakeSink(job),
                 ray_remote_args={"num_cpus": compute.write_cpus},
             )
             total: RunProgress = ray.get(progress.read.remote())
@@ -84,15 +102,14 @@ def _pool(compute: Compute) -> ActorPoolStrategy:
 
 
 class Annotator:
-    """The actor: loads the network once, then turns tables of images into wide rows. Threads may call it."""
+    """The actor: a worker of the run, which the driver's ProgressActor counts."""
 
     def __init__(self, job: Job, state: Any, progress: Any) -> None:
         """``state`` holds the reference to the network's weights: Ray's object store has one copy on each machine."""
-        self._progress, self._isolation = progress, CrashIsolation(ActorAttempts(progress))
+        self._progress = progress
         self._failure: CamlakeError | None = None
         try:
-            self._annotate = AnnotateStage(job.annotate, ray.get(state[0]))
-            self._decode = _decoding_beside_the_network(job)
+            self._work = Worker(job, ray.get(state[0]), ActorAttempts(progress))
         except CamlakeError as error:
             self._failure = error  # The first call raises it; Ray reports a failed constructor only as a dead actor.
 
@@ -100,24 +117,6 @@ class Annotator:
         """Return wide rows for a table of fetched or decoded images; raises the error of a network that can't load."""
         if self._failure:
             raise self._failure
-        rows = self._isolation.run(images, self._stages)
-        rejected = len(rows) - rows["reason_code"].null_count
-        self._progress.add.remote(len(rows) - rejected, rejected, self._annotate.busy.lap_s())
-        return rows
-
-    def _stages(self, images: pa.Table) -> pa.Table:
-        return self._annotate.annotate(*self._decode(images))
-
-
-def _decoding_beside_the_network(job: Job) -> Callable[[pa.Table], tuple[pa.Table, Tensor | None]]:
-    """Return the function with which an actor decodes a table; it returns the decoded table and pixels on the GPU.
-
-    The pixels are None where they are not on the GPU. Where tasks decode, the function returns the table unchanged.
-    """
-    compute = job.compute
-    if compute.decode == "gpu":
-        return GpuDecodeStage(job.decode, compute.runtime.device, compute.decode_threads)
-    if compute.decode == "local":
-        stage = DecodeStage(job.decode, compute.decode_threads)
-        return lambda fetched: (stage(fetched), None)
-    return lambda decoded: (decoded, None)
+        worked = self._work(images)
+        self._progress.add.remote(*worked.progress)
+        return worked.rows

@@ -2,7 +2,7 @@
 
 import ray
 
-from pipeline.graph.resources import Machine
+from pipeline.annotate.resources import Machine
 from pipeline.graph.train.plan import WorkerPlan, counted
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.graph.resources import Machine
+from pipeline.annotate.resources import Machine
 from pipeline.graph.train.checkpoints import TrainingFiles
 from pipeline.models import registry
 from pipeline.models.learn.conversion import build_network

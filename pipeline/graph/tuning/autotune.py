@@ -12,16 +12,14 @@ import pyarrow as pa
 
 from pipeline.annotate.image_reader import count_tables
 from pipeline.annotate.model import Model
+from pipeline.annotate.resources import TUNE_FROM, Compute, Machine, images_per_commit, images_per_slice, plan_compute
 from pipeline.annotate.spec import row_bytes
-from pipeline.graph.resources import Compute, Machine, images_per_commit, images_per_slice, plan_compute
 from pipeline.graph.tuning.bench import Bench, cannot_run, open_bench
 from pipeline.graph.tuning.bench_actor import RunTiming, Speed
 from pipeline.graph.tuning.prediction import Prediction, predict, predict_images_per_s
 from pipeline.storage.lake.planning import PlanSlice
 from schemas.options.annotate import AnnotateConfig
 
-TUNE_FROM = 20_000
-"""Least planned images for which trials are worth it: they take about ten seconds and save a tenth of the run."""
 BUDGET_S = 5.0
 """Seconds of trials after which no other trial begins, except the trial of compilation."""
 TRIAL_S = 0.4

@@ -17,9 +17,9 @@ from fsspec import AbstractFileSystem
 
 from pipeline.annotate.image_reader import FETCH_BYTES, UNKNOWN_BYTES, ImageReader
 from pipeline.annotate.model import Model
+from pipeline.annotate.resources import Compute, Machine, decoders
 from pipeline.annotate.spec import annotate_spec, decode_spec
 from pipeline.graph.ray_errors import in_one_line
-from pipeline.graph.resources import Compute, Machine, decoders
 from pipeline.graph.tuning.bench_actor import (
     BenchActor,
     MachineFacts,

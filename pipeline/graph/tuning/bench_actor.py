@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.annotate.annotate_stage import AnnotateSpec, AnnotateStage
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.annotate.gpu_decode_stage import GpuDecodeStage
-from pipeline.graph.resources import Compute
+from pipeline.annotate.resources import Compute
 from pipeline.models.localize.runtime import Runtime
 from schemas.errors import ModelError
 from schemas.tables import Table

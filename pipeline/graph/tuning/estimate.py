@@ -15,10 +15,10 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.annotate.foreground_choice import known, with_foreground
 from pipeline.annotate.model import Model, fit_topk, load_model
 from pipeline.annotate.reporter import Reporter
+from pipeline.annotate.resources import TUNE_FROM, Machine, images_per_slice
 from pipeline.annotate.spec import continued, plan_inputs, run_request
 from pipeline.graph.cluster import ray_cluster
-from pipeline.graph.resources import Machine, images_per_slice
-from pipeline.graph.tuning.autotune import TUNE_FROM, Measured, measure_run
+from pipeline.graph.tuning.autotune import Measured, measure_run
 from pipeline.graph.tuning.bench import sample_plan
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.commit import done_images

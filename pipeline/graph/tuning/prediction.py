@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.graph.resources import Compute, Machine
+from pipeline.annotate.resources import Compute, Machine
 from pipeline.graph.tuning.bench_actor import RunTiming
 from schemas.tables import Table
 

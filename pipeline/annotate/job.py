@@ -6,8 +6,8 @@ from pipeline.annotate.annotate_stage import AnnotateSpec
 from pipeline.annotate.decode_stage import DecodeSpec
 from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import Model
+from pipeline.annotate.resources import Compute, images_per_commit
 from pipeline.annotate.spec import annotate_spec, decode_spec, row_bytes
-from pipeline.graph.resources import Compute, images_per_commit
 from pipeline.storage.lake.commit import Committer
 from pipeline.storage.lake.run import OpenRun
 from schemas.options.annotate import AnnotateConfig

@@ -10,6 +10,8 @@ from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.config import Device
 
+LOGICAL_PER_CORE = 2
+"""Logical CPUs for each core of one machine: networks keep the cores busy, fetching and committing wait."""
 CPU_BATCH = 32
 """Images of one forward pass on a CPU; larger batches do not fit into the caches."""
 GPU_BATCH = 256
@@ -34,6 +36,10 @@ MAX_SLICES = 2_000
 The cost of a block does not depend on its size: with 128 images in a slice one driver core is enough for about 8,000
 images/s (`python -m tests.benchmarks.scale`), and for more with larger slices.
 """
+
+
+TUNE_FROM = 20_000
+"""Least planned images for which trials are worth it: they take about ten seconds and save a tenth of the run."""
 
 
 @dataclass(frozen=True)

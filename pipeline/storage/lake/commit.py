@@ -1,13 +1,15 @@
 """Commits rows, starts and finishes runs, clears up after dead runs, and lists the images that are done.
 
-Rows become part of the dataset in two steps: first the data files are written, each in one step and under a name made
-of the run, the task and its content, then the commit record that names them. A file that no record names does not
-count; it is removed when the run ends or when the next one starts. Two attempts at one task, of which one seemed dead,
-never overwrite each other's files.
+Rows become part of the dataset in three steps: first the data files are staged, where no reader sees them, each under a
+name made of the run, the task and its content; then, while the lease is held, they are shown; then the commit record
+that names them is written. A file that no record names does not count; it is removed, staged or shown, when the run
+ends or when the next one starts. Two attempts at one task, of which one seemed dead, never overwrite each other's
+files.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -30,13 +32,12 @@ from pipeline.storage.lake.records import (
     with_commits,
     write_record,
 )
+from pipeline.storage.lake.staged import TEMP_SUFFIX, Staged, remove_staged, stage
 from pipeline.storage.lake.whole_objects import (
-    TEMP_SUFFIX,
     list_data_files,
     read_whole,
     remove_many,
     remove_secrets,
-    write_whole,
 )
 from schemas.errors import StoreError
 from schemas.options.config import StorageConfig
@@ -77,11 +78,19 @@ class Committer:
         assert_generation_held(fs, root, self.generation)
         checked = {table: self._checked(table, rows) for table, rows in tables.items()}
         _check_images(checked)
-        files = [
-            self._write(fs, paths, table, rows, task)
-            for table in TABLES
-            if (rows := checked.pop(table, None)) is not None and len(rows)
-        ]
+        files: list[DataFile] = []
+        with ExitStack() as to_discard:
+            staged = []
+            for table in TABLES:
+                if (rows := checked.pop(table, None)) is not None and len(rows):
+                    file, data = self._encoded(paths, table, rows, task)
+                    files.append(file)
+                    staged.append(stage(fs, paths.full(file.path), data))
+                    to_discard.callback(staged[-1].discard)
+            assert_generation_held(fs, root, self.generation)
+            if committed := _read_record(fs, record_path):
+                return committed
+            self._show(fs, root, staged)
         rows_of = {file.table: file.rows for file in files}
         record = CommitRecord(
             run_id=self.run_id,
@@ -116,12 +125,20 @@ class Committer:
         in_order = pc.all(pc.equal(order, pa.array(np.arange(len(rows), dtype=np.uint64))), min_count=0).as_py()
         return rows if in_order else rows.take(order)
 
-    def _write(self, fs: AbstractFileSystem, paths: LakePaths, table: Table, rows: pa.Table, task: str) -> DataFile:
+    def _show(self, fs: AbstractFileSystem, root: str, staged: Sequence[Staged]) -> None:
+        """Show the staged files; raises LeaseError where they are gone because another run took the output over."""
+        try:
+            for one in staged:
+                one.show()
+        except StoreError:
+            assert_generation_held(fs, root, self.generation)
+            raise
+
+    def _encoded(self, paths: LakePaths, table: Table, rows: pa.Table, task: str) -> tuple[DataFile, bytes]:
         data = to_parquet(rows)
         digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
         path = paths.data_path(table, self.model, self.date, self.run_id, f"{task}-{digest[:8]}")
-        write_whole(fs, paths.full(path), data)
-        return DataFile(table=table, path=path, rows=len(rows), size_bytes=len(data), digest=digest)
+        return DataFile(table=table, path=path, rows=len(rows), size_bytes=len(data), digest=digest), data
 
 
 def _read_record(fs: AbstractFileSystem, path: str) -> CommitRecord | None:
@@ -199,15 +216,14 @@ def remove_leftovers(fs: AbstractFileSystem, root: str) -> tuple[list[str], list
 def remove_strays(fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest]) -> list[str]:
     """Remove and return the data files with camlake's names that no run names, such as those of a late worker.
 
-    Local data files that a worker had half written when it died are removed too.
+    Staged files are removed first, so that no worker of a dead run can show one after the shown files are listed.
     """
+    remove_staged(fs, root)
     named = {file.path for file in committed_files(runs)}
     written = [path for path in list_data_files(fs, root) if DATA_NAME.fullmatch(path.rpartition("/")[2])]
     strays = sorted(path for path in written if path not in named)
     paths = LakePaths(root)
     remove_many(fs, [paths.full(path) for path in strays])
-    if is_local(fs):
-        remove_many(fs, [path for path in fs.find(root) if "/.part-" in path and path.endswith(TEMP_SUFFIX)])
     return strays
 
 

@@ -72,14 +72,15 @@ class Lease:
 
         A lease that was released, that has expired or whose holder was a process of this machine that has ended is
         taken over at once. The clocks of machines that share an output should agree to within ``ttl_s``; where they
-        don't, a live holder may lose its lease, but two runs never hold it together. Raises LeaseError while another
+        don't, a live holder may lose its lease, but two runs never hold it together. A lease that can't be read has
+        expired ``ttl_s`` after it was written. Raises LeaseError while another
         run holds the lease, StoreError where the store refuses to write it.
         """
         holder = _this_process(run_id, ttl_s)
         for _ in range(_ATTEMPTS):
             generations = _generations(fs, root)
             newest = generations[-1] if generations else 0
-            _refuse_if_held(fs, root, newest)
+            _refuse_if_held(fs, root, newest, ttl_s)
             if _create(fs, _path(root, newest + 1), holder) and _generations(fs, root)[-1] == newest + 1:
                 lease = cls(fs, root, holder, newest + 1, ttl_s)
                 remove_many(fs, [_path(root, old) for old in generations])
@@ -175,14 +176,28 @@ def _read(fs: AbstractFileSystem, path: str) -> _Holder | None:
     return None
 
 
-def _refuse_if_held(fs: AbstractFileSystem, root: str, generation: int) -> None:
-    holder = _read(fs, _path(root, generation)) if generation else None
+def _refuse_if_held(fs: AbstractFileSystem, root: str, generation: int, ttl_s: float) -> None:
+    try:
+        holder = _read(fs, _path(root, generation)) if generation else None
+    except StoreError:
+        _refuse_if_new(fs, _path(root, generation), ttl_s)
+        return
     if holder is None or holder.released or holder.expires_at <= datetime.now(UTC) or _is_dead(holder):
         return
     raise LeaseError(
         f"{root} is being written by run {holder.run_id} (process {holder.pid} on {holder.host}); wait for it to end: "
         f"a run that died loses its lease at {holder.expires_at:%Y-%m-%d %H:%M:%S} UTC"
     )
+
+
+def _refuse_if_new(fs: AbstractFileSystem, path: str, ttl_s: float) -> None:
+    """Raise LeaseError where a lease that can't be read is younger than ``ttl_s``: a live holder renews it by then."""
+    fs.invalidate_cache()
+    with store_errors(f"the lease {path} can't be looked at"):
+        expires_at = fs.modified(path) + timedelta(seconds=ttl_s)
+    if expires_at > datetime.now(UTC):
+        free = f"{expires_at:%Y-%m-%d %H:%M:%S} UTC"
+        raise LeaseError(f"the lease {path} can't be read; unless a run renews it until then, it is free at {free}")
 
 
 def _create(fs: AbstractFileSystem, path: str, holder: _Holder) -> bool:

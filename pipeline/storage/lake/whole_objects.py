@@ -1,7 +1,5 @@
 """Reads, writes, lists and removes whole objects of a store, on any fsspec file system."""
 
-import os
-import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -11,11 +9,10 @@ from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import is_local, read_object
 from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.staged import StagedFile
 from pipeline.storage.store_failures import store_errors
 from schemas.tables import TABLES
 
-TEMP_SUFFIX = ".camlake-tmp"
-"""Ends the name of a local file that is being written."""
 REQUESTS_AT_ONCE = 16
 """Requests for small objects at the same time: S3 answers each in tens of milliseconds."""
 
@@ -28,35 +25,9 @@ def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:
     """
     with store_errors(f"{path} can't be written"):
         if is_local(fs):
-            _write_and_rename(Path(path), data)
+            StagedFile.write(Path(path), data).show()
         else:
             fs.pipe_file(path, data)
-
-
-def _write_and_rename(target: Path, data: bytes) -> None:
-    new_folders = [folder for folder in target.parents if not folder.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    for folder in [target.parent, *(new.parent for new in new_folders)]:
-        _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk: after a power failure a synced file without its name is lost."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def list_dir(fs: AbstractFileSystem, path: str) -> list[str]:

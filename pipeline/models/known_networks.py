@@ -24,7 +24,7 @@ Row = Mapping[str, str | int | float]
 @cache
 def known_networks() -> tuple[Row, ...]:
     """Return the rows of the installed table."""
-    with (resources.files("pipeline.models") / _FILE).open(encoding="utf-8", newline="") as file:
+    with (resources.files("pipeline.models") / _FILE).open(encoding="utf-8") as file:
         return tuple(_typed(row) for row in csv.DictReader(file))
 
 

@@ -30,16 +30,30 @@ def boxes_of(out):
         return lake.pandas("boxes").sort_values(KEYS).reset_index(drop=True)
 
 
-def test_boxes_are_those_of_annotate_with_the_same_classes(tmp_path):
-    write_corpus(tmp_path, 12, seed=5, size_hw=(96, 128))
+def coco(named):
+    """Return COCO's JSON with an object of each named class, and one annotation that can't be used."""
+    uris, labels = named["uri"].unique().tolist(), named["label"].unique().tolist()
+    pairs = zip(named["uri"], named["label"], strict=True)
+    of_pair = [{"image_id": uris.index(uri), "category_id": labels.index(label)} for uri, label in pairs]
+    return json.dumps(
+        {
+            "images": [{"id": number, "file_name": uri} for number, uri in enumerate(uris)],
+            "categories": [{"id": number, "name": label} for number, label in enumerate(labels)],
+            "annotations": [*({**pair, "bbox": [1, 1, 5, 5]} for pair in of_pair), {**of_pair[0], "id": 77}],
+        }
+    )
+
+
+def test_boxes_are_those_of_annotate_with_the_same_classes(tmp_path, capsys):
+    write_corpus(tmp_path, 8, seed=5, size_hw=(96, 128))
     source, direct, new = (tmp_path / name for name in ("source", "direct", "new"))
     run_annotate(tmp_path / "images", source, topk=10, box_rule="auto", min_prob=0)
     with camlake.open(str(source)) as lake:
         maps = lake.sql("SELECT uri, heatmaps.rank, heatmaps.label FROM heatmaps JOIN images USING (image_id)").df()
     named = maps[maps["rank"].isin((4, 8)) & maps["uri"].isin(sorted(maps["uri"].unique())[::2])]
-    named.rename(columns={"uri": "file"})[["file", "label"]].to_csv(tmp_path / "classes.csv", index=False)
+    (tmp_path / "classes.json").write_text(coco(named))
     # No four classes of an image have a probability of .3, so that the first three are all that this rule takes.
-    options = {"classes": str(tmp_path / "classes.csv"), "min_prob": 0.3}
+    options = {"classes": str(tmp_path / "classes.json"), "min_prob": 0.3}
     run_annotate(tmp_path / "images", direct, topk=3, box_rule="auto", **options)
     manifest = rebox(ReboxConfig.resolve({"labels": str(source), "out": str(new), **options}), Screen())
     assert manifest.settings["classes"] == "a file of classes"
@@ -47,12 +61,14 @@ def test_boxes_are_those_of_annotate_with_the_same_classes(tmp_path):
     expected, found = boxes_of(direct), boxes_of(new)
     assert found[KEYS].equals(expected[KEYS])
     assert set(named["rank"]) <= set(found["rank"]), "classes of low probability are among them"
-    assert len(found) < 12 * 3 + len(named)
+    assert len(found) < 8 * 3 + len(named)
     assert np.allclose(found["class_prob"], expected["class_prob"], atol=1e-5)
     assert np.allclose(found["box_score"], expected["box_score"], atol=1e-5)
     moved = np.abs(found[SIDES].to_numpy() - expected[SIDES].to_numpy()).max(axis=1)
     assert np.median(moved) < 0.2
     assert (moved < 1).mean() > 0.95, "the maps differ by their rounding only"
+    said = "".join(capsys.readouterr().err.split())
+    assert said.count("can'tbeusedanddoesn'tcount:annotation77:nobbox.") == 2, "annotate and rebox name it alike"
 
 
 @pytest.fixture

@@ -41,6 +41,8 @@ def _print_plan(run: PlannedRun, screen: Screen) -> None:
         "to do": counts.planned,
     }
     screen.table("Plan", ("fact", "value"), list(facts.items()))
+    if run.plan.left_out_of_classes:
+        screen.result(run.plan.left_out_of_classes)
 
 
 def _print_stages(measured: Measured, screen: Screen) -> None:

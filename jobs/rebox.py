@@ -30,12 +30,14 @@ def rebox(config: ReboxConfig, screen: Screen) -> RunManifest:
     with open_rebox(config) as opened:
         counts = opened.run.manifest.counts
         screen.say(f"{counts.listed} inputs in {opened.source.url}, {counts.already_done} done, {counts.planned} to do")
+        if opened.left_out_of_classes:
+            screen.say(opened.left_out_of_classes)
         if opened.run.calibration is None:
             screen.say(f"no calibration of this rule: box_score is class_prob × {opened.right_share:g}")
         with screen.progress("reboxing", counts.planned) as advance:
-            unknown = opened.cut(advance)
-        if unknown:
-            screen.say(f"{unknown} maps get no box: LABELS has none of theirs, which would tell their class_prob")
+            lines = opened.cut(advance)
+        for line in lines:
+            screen.say(line)
         return opened.run.finish()
 
 

@@ -28,6 +28,7 @@ def report_page(**changes: Any) -> str:
         "scores": [{"score": "GT-known at 0.2", "camlake": 0.75, "central box": 0.25, "images": 12}],
         "pictures": [picture_view()],
         "tables": {"images": 12, "boxes": 34567},
+        "notes": ["boxes: 10% cover more than 90% of the picture", "skipped 3 files as no images: 3 .txt"],
         "rejected": [{"uri": "images/broken.jpg", "reason_code": "truncated", "permanent": True, "detail": None}],
     }
     sink = io.BytesIO()

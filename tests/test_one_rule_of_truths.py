@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.storage.truth.coco import skipped_sentence
 from pipeline.storage.truth.image_classes import read_classes
 from pipeline.storage.truth.labelled_images import read_labelled
 from pipeline.storage.truth.masks import read_masks
@@ -51,8 +52,21 @@ def test_an_annotation_that_cant_be_used_is_skipped_and_named(tmp_path, name, an
     assert truth.boxes_xyxy.tolist() == [[1, 1, 6, 6]]
     (skipped,) = truth.skipped
     assert re.match(said, skipped)
-    assert read_classes(str(tmp_path / "c.json"), LOCAL, LABELS).to_pydict() == {"key": ["a.jpg"], "class_ids": [[1]]}
+    named: list[str] = []
+    classes = read_classes(str(tmp_path / "c.json"), LOCAL, LABELS, skipped=named)
+    assert classes.to_pydict() == {"key": ["a.jpg"], "class_ids": [[1]]}
+    assert named == [skipped], "annotate --classes names what evaluate --truth names"
     read_masks(str(tmp_path / "c.json"), LOCAL)
+
+
+def test_a_sentence_counts_what_is_skipped_and_names_the_first_three():
+    assert skipped_sentence([], "the truth") == ""
+    assert skipped_sentence(["a: no bbox"], "the truth") == (
+        "1 annotation of the truth can't be used and doesn't count: a: no bbox."
+    )
+    assert skipped_sentence(["a", "b", "c", "d"], "--classes c.json") == (
+        "4 annotations of --classes c.json can't be used and don't count: a; b; c, …."
+    )
 
 
 @pytest.mark.parametrize("ids", [("7", 7), (7, "7"), (7.0, 7), (7, 7.0), ("a-1", "a-1"), (" 7", "7")])

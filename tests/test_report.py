@@ -121,6 +121,7 @@ def test_the_page_says_what_it_was_given() -> None:
         "0.750",
         "34,567 rows",
         "broken.jpg",
+        "skipped 3 files as no images: 3 .txt",
         "truncated",
         "yes",
         "–",
@@ -163,6 +164,7 @@ def test_hostile_names_stay_text() -> None:
         scores=[{HOSTILE: HOSTILE}],
         pictures=[picture_view(uri=f"s3://bucket/{HOSTILE}", label=HOSTILE)],
         tables={HOSTILE: 1},
+        notes=[HOSTILE],
         rejected=[{HOSTILE: HOSTILE, "uri": "\ud800 lone surrogate"}],
         out=HOSTILE + "'",
     )
@@ -172,7 +174,7 @@ def test_hostile_names_stay_text() -> None:
     assert {name for _, attributes in page.tags for name in attributes} == {
         name for _, attributes in tame.tags for name in attributes
     }
-    assert page.text.count(HOSTILE) >= 8
+    assert page.text.count(HOSTILE) >= 9
     assert "<script" not in hostile
     assert html.escape(HOSTILE) in hostile.replace("&#34;", "&quot;").replace("&#39;", "&#x27;")
 
@@ -186,7 +188,8 @@ def test_queries_name_the_output_and_quote_it() -> None:
 
 
 def test_empty_sections_are_left_out() -> None:
-    page = _Page(report_page(summary={}, scores=[], pictures=[], tables={}, rejected=[]))
+    page = _Page(report_page(summary={}, scores=[], pictures=[], tables={}, rejected=[], notes=[]))
+    assert "li" not in {tag for tag, _ in page.tags}
     assert {attributes.get("id") for tag, attributes in page.tags if tag == "h2"} == {"queries"}
 
 

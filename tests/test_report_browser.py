@@ -80,7 +80,7 @@ frame.onload = () => {
 def test_a_browser_shows_the_pictures_and_asks_for_nothing_else(server: _Server, width: int, tmp_path: Path) -> None:
     bait = '"><img src=http://leak.test/image onerror="alerted=true"><script src=http://leak.test/script></script>'
     page = report_page(
-        title=bait, pictures=[picture_view(), picture_view(uri=bait, label=bait)], rejected=[{bait: bait}]
+        title=bait, pictures=[picture_view(), picture_view(uri=bait, label=bait)], rejected=[{bait: bait}], notes=[bait]
     )
     server.pages = {"/page.html": page.encode(), "/probe": _PROBE.replace(b"WIDTH", str(width).encode())}
     dom = _dom(server, "/probe", tmp_path)

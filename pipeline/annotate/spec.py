@@ -3,7 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
@@ -26,6 +26,7 @@ from pipeline.storage.lake.lineage import software_versions
 from pipeline.storage.lake.planning import Plan, make_plan
 from pipeline.storage.lake.run import RunRequest, shown_config
 from pipeline.storage.lake.tombstones import images_in_scope
+from pipeline.storage.truth.coco import skipped_sentence
 from pipeline.storage.truth.image_classes import read_classes
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.box_rules import FIRST_BOXES, NO_CUT
@@ -89,6 +90,8 @@ def plan_inputs(
     ``done``: the images that the output already has. ``rows_per_slice`` returns, for the number of planned inputs, the
     number of inputs that one read task fetches. The plan has also the images that the input no longer has.
     """
+    skipped: list[str] = []
+    classes = read_classes(config.classes, config, model.weights.labels, skipped=skipped) if config.classes else None
     listing = list_inputs(config.input, config, out=config.out, how=config.input_options)
     in_output = images_in_scope(
         *connect(config.out, config),
@@ -97,7 +100,7 @@ def plan_inputs(
         listing.scope,
         in_containers=listing.kind != "folder",
     )
-    return make_plan(
+    plan = make_plan(
         listing,
         done,
         fs,
@@ -105,11 +108,12 @@ def plan_inputs(
         plan_dir,
         limit=config.limit,
         sample=config.sample,
-        classes=read_classes(config.classes, config, model.weights.labels) if config.classes else None,
+        classes=classes,
         rows_per_slice=rows_per_slice,
         in_output=in_output,
         hide_deleted=config.on_deleted == "hide",
     )
+    return replace(plan, left_out_of_classes=skipped_sentence(skipped, f"--classes {safe_url(config.classes or '')}"))
 
 
 def continued(config: AnnotateConfig, model: Model) -> tuple[AnnotateConfig, str]:

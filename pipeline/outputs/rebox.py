@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.arrays.calibration import Calibration, uncalibrated
 from pipeline.models.localize.box_rules import BoxRule
 from pipeline.models.localize.foreground import foreground_bytes
-from pipeline.outputs.rebox_plan import Source, Work, open_source, plan_rebox
-from pipeline.outputs.stored_maps import Cutting, new_tables
+from pipeline.outputs.rebox_plan import ReboxPlan, Source, Work, open_source, plan_rebox
+from pipeline.outputs.stored_maps import Cutting, Unboxed, new_tables
 from pipeline.storage.filesystems import canonical_url
 from pipeline.storage.lake.calibrations import RULE, read_calibration
 from pipeline.storage.lake.commit import Committer
@@ -25,6 +25,9 @@ from pipeline.storage.lake.lineage import software_versions
 from pipeline.storage.lake.run import OpenRun, RunRequest, open_run, shown_config
 from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.prefetch import map_ahead
+from pipeline.storage.truth.class_names import ClassNames
+from pipeline.storage.truth.coco import skipped_sentence
+from pipeline.storage.truth.image_classes import read_classes
 from schemas.errors import UsageError
 from schemas.options.box_rules import FIRST_BOXES, RIGHT_SHARE
 from schemas.options.rebox import MAPS_OF, ReboxConfig
@@ -44,35 +47,57 @@ class Rebox:
     committer: Committer
     rule: BoxRule
     works: tuple[Work, ...]
+    names: ClassNames | None
+    """What the classes that ``--classes`` names are called; None without this option."""
+    left_out_of_classes: str
+    """One line on the annotations of ``--classes`` that can't be used; empty where there are none."""
 
     @property
     def right_share(self) -> float:
         """Share of right boxes among the boxes of true classes; gives box_score where there is no calibration."""
         return self.source.foreground.card.right_share if self.source.foreground else RIGHT_SHARE
 
-    def cut(self, advance: Callable[[int], None]) -> int:
+    def cut(self, advance: Callable[[int], None]) -> list[str]:
         """Commit all works; ``advance`` gets the number of inputs that are done so far.
 
-        Return the number of maps that get no new box because no stored box has the probability of their class.
+        Return a line for each kind of classes that get no box because the source lacks something.
         """
-        done = unknown = 0
+        done, unboxed = 0, Unboxed()
         threads = os.cpu_count() or 1
         for work, lost in zip(self.works, map_ahead(self._do, enumerate(self.works), threads), strict=True):
-            done, unknown = done + work.rows, unknown + lost
+            done, unboxed = done + work.rows, unboxed.plus(lost)
             advance(done)
-        return unknown
+        return list(self._lines(unboxed))
 
-    def _do(self, numbered: tuple[int, Work]) -> int:
+    def _lines(self, unboxed: Unboxed) -> Iterator[str]:
+        no_prob = "no box: LABELS has none of theirs, which would tell their class_prob"
+        if unboxed.without_prob:
+            yield f"{unboxed.without_prob} maps get {no_prob}"
+        if unboxed.named_without_prob:
+            yield (
+                f"{unboxed.named_without_prob} maps of classes that --classes names get {no_prob}; annotate with"
+                " --classes, into another output, to have both"
+            )
+        if unboxed.example and self.names:
+            uri, class_id = unboxed.example
+            yield (
+                f"{unboxed.named_without_map} classes that --classes names have no stored map, like"
+                f" {self.names.name(class_id)!r} of {uri}; annotate with --classes, into another output, to have the"
+                " maps of those that the network knows"
+            )
+
+    def _do(self, numbered: tuple[int, Work]) -> Unboxed:
         task, work = numbered
         manifest = self.run.manifest
-        rows = self.source.current_rows(work, self.run.fs, self.run.root)
+        planned = work.planned(self.run.fs, self.run.root)
+        rows = self.source.current_rows(work.commit, planned)
         method = manifest.settings.get("method", "cam") + ("*foreground" if self.source.foreground else "")
         scores = self.run.calibration.scores if self.run.calibration else self._uncalibrated
         least_stored = float(self.source.run.settings.get("min_prob", 0.0))
         cutting = Cutting(self.rule, self.source.foreground, least_stored)
-        new = new_tables(rows, cutting, manifest.run_id, method, scores)
+        new = new_tables(rows, planned, cutting, manifest.run_id, method, scores)
         self.committer.commit(f"{task:06d}", new.tables, new.maps_without_box)
-        return new.maps_without_prob
+        return new.unboxed
 
     def _uncalibrated(self, columns: Mapping[str, ArrayLike]) -> NDArray[np.float32]:
         return uncalibrated(columns, self.right_share)
@@ -90,22 +115,37 @@ def open_rebox(config: ReboxConfig) -> Iterator[Rebox]:
         raise UsageError(f"--out {safe_url(config.out)}: allowed: another place than LABELS, which keeps its boxes")
     if source.foreground and config.box_rule == "auto" and "threshold" not in config.model_fields_set:
         config = config.model_copy(update={"threshold": (source.foreground.card.threshold,)})
+    names = source.class_names() if config.classes else None
+    skipped: list[str] = []
+    classes = read_classes(config.classes, config, names, skipped=skipped) if config.classes and names else None
     rule = BoxRule(config.box_rule, config.threshold, config.min_area, config.min_prob)
     with open_run(_request(config, source)) as opened:
         run = replace(opened, calibration=opened.calibration or _calibration_of(source, opened))
-        works, counts = plan_rebox(source, run.fs, run.root, LakePaths(run.root).plan_dir(run.manifest.run_id))
-        run = run.begin(counts)
+        plan = plan_rebox(source, run.fs, run.root, LakePaths(run.root).plan_dir(run.manifest.run_id), classes)
+        _refuse_unmatched_classes(config, plan)
+        run = run.begin(plan.counts)
         if source.foreground:
             kept = LakePaths(run.root).foreground_file(source.run.model)
             write_whole(run.fs, kept, foreground_bytes(source.foreground))
-        found = Rebox(source, run, run.committer(written_schemas(_OUTPUTS)), rule, tuple(works))
+        said = skipped_sentence(skipped, f"--classes {safe_url(config.classes or '')}")
+        found = Rebox(source, run, run.committer(written_schemas(_OUTPUTS)), rule, plan.works, names, said)
         schemas = say_score(written_schemas(_OUTPUTS), None if run.calibration else found.right_share)
         yield replace(found, committer=run.committer(schemas))
+
+
+def _refuse_unmatched_classes(config: ReboxConfig, plan: ReboxPlan) -> None:
+    """Raise UsageError where ``--classes`` names none of the images that get new boxes."""
+    if config.classes and plan.works and not plan.with_classes:
+        raise UsageError(
+            f"--classes {safe_url(config.classes)}: names none of the {plan.counts.planned} images to cut boxes for;"
+            " its keys are uris or their ends after a /"
+        )
 
 
 def _request(config: ReboxConfig, source: Source) -> RunRequest:
     digest = source.foreground.digest if source.foreground else None
     chosen = config.model_dump(mode="json", include={*RULE, "min_prob"}) | {"foreground": digest or "off"}
+    classes = "a file of classes" if config.classes else "no classes"
     lineage = source.run.lineage.model_copy(
         update={**software_versions(), "source": source.url, "source_runs": source.run_ids, "foreground": digest}
     )
@@ -113,7 +153,7 @@ def _request(config: ReboxConfig, source: Source) -> RunRequest:
         out=config.out,
         storage=config.storage,
         model=source.run.model,
-        settings={**source.run.settings, **chosen, "outputs": _OUTPUTS, MAPS_OF: source.url},
+        settings={**source.run.settings, **chosen, "outputs": _OUTPUTS, "classes": classes, MAPS_OF: source.url},
         config={"input": source.url, **shown_config(config)},
         lineage=lineage,
         calibration=config.calibration,

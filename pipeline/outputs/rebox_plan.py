@@ -23,6 +23,8 @@ from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import committed_views, file_urls, quote_list
 from pipeline.storage.lake.records import committed_files, load_commits, load_runs
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
+from pipeline.storage.truth.class_names import ClassNames, StoredNames
+from pipeline.storage.truth.image_classes import ClassTable, join_classes
 from schemas.errors import StoreError, UsageError
 from schemas.options.box_rules import HEURISTIC_CLASSES
 from schemas.options.rebox import ReboxConfig
@@ -49,16 +51,26 @@ class Source:
     foreground: Foreground | None = None
     """The figure/ground direction whose maps are in the table foreground; None where there are none."""
 
-    def current_rows(self, work: "Work", fs: AbstractFileSystem, root: str) -> dict[Table, pa.Table]:
-        """Return the rows that the inputs of ``work`` have in images, boxes, heatmaps, foreground and quarantine.
+    def current_rows(self, commit: CommitRecord, planned: pa.Table) -> dict[Table, pa.Table]:
+        """Return the rows that the ``planned`` inputs have in images, boxes, heatmaps, foreground and quarantine.
 
-        ``fs`` and ``root`` are the filesystem and the path of the new output, which holds the plan. Raises StoreError,
-        which fails the run, where a file can't be read.
+        ``commit`` has these inputs. Raises StoreError, which fails the run, where a file can't be read.
         """
-        path = LakePaths(root).full(work.plan)
-        planned = _read_parquet(fs, path, ["image_id"])["image_id"].combine_chunks()
-        rows = {table: self._read(work.commit, table) for table in _COLUMNS}
-        return {table: found.filter(pc.is_in(found["image_id"], planned)) for table, found in rows.items()}
+        ids = planned["image_id"].combine_chunks()
+        rows = {table: self._read(commit, table) for table in _COLUMNS}
+        return {table: found.filter(pc.is_in(found["image_id"], ids)) for table, found in rows.items()}
+
+    def class_names(self) -> ClassNames:
+        """Return the names of the network's classes, as far as the stored maps tell them.
+
+        A class that has no map in the whole output has no name here.
+        """
+        labels: list[str | None] = [None] * self.run.lineage.classes
+        files = [file for commit in self.commits for file in commit.files if file.table == "heatmaps"]
+        with committed_views(self.fs, self.root, files) as con:
+            for class_id, label in con.execute("SELECT DISTINCT class_id, label FROM all_heatmaps").fetchall():
+                labels[class_id] = label
+        return StoredNames(labels) if None in labels else ClassNames(labels)
 
     def _read(self, commit: CommitRecord, table: Table) -> pa.Table:
         columns = list(_COLUMNS[table])
@@ -84,6 +96,10 @@ class Work(NamedTuple):
     plan: str
     """The file of the plan that lists these inputs; a path relative to the new output."""
     rows: int
+
+    def planned(self, fs: AbstractFileSystem, root: str) -> pa.Table:
+        """Return image_id and the named ``classes`` of these inputs; the new output at ``root`` holds the plan."""
+        return _read_parquet(fs, LakePaths(root).full(self.plan), ["image_id", "classes"])
 
 
 def _read_parquet(fs: AbstractFileSystem, path: str, columns: list[str]) -> pa.Table:
@@ -168,8 +184,19 @@ def _refuse_unfit(config: ReboxConfig, run: RunManifest) -> None:
         )
 
 
-def plan_rebox(source: Source, fs: AbstractFileSystem, root: str, plan_dir: str) -> tuple[list[Work], Counts]:
-    """Write the plan to ``root``/``plan_dir``; return the works and the counts of the run.
+class ReboxPlan(NamedTuple):
+    """The plan of a run of rebox."""
+
+    works: tuple[Work, ...]
+    counts: Counts
+    with_classes: int
+    """Number of planned inputs for which ``--classes`` names classes."""
+
+
+def plan_rebox(
+    source: Source, fs: AbstractFileSystem, root: str, plan_dir: str, classes: ClassTable | None = None
+) -> ReboxPlan:
+    """Write the plan to ``root``/``plan_dir``, with the ``classes`` that are named for each input, and return it.
 
     An input is done where the new output has the same version of the input in the same table, images or quarantine.
     Memory is bounded, because DuckDB moves data to disk.
@@ -182,10 +209,13 @@ def plan_rebox(source: Source, fs: AbstractFileSystem, root: str, plan_dir: str)
             con.register("done_rows", done.to_arrow_reader(BATCH_ROWS))
             con.execute("CREATE TABLE done AS SELECT * FROM done_rows")
         _add_commits(con, source)
-        works = list(_write_plan(con, source, fs, root, plan_dir))
-        listed = int(con.sql("SELECT count(*) FROM endings").fetchall()[0][0])
+        _add_planned(con)
+        join_classes(con, classes)
+        works = tuple(_write_plan(con, source, fs, root, plan_dir))
+        ((listed,),) = con.execute("SELECT count(*) FROM endings").fetchall()
+        ((with_classes,),) = con.execute("SELECT count(*) FROM named").fetchall()
     planned = sum(work.rows for work in works)
-    return works, Counts(listed=listed, already_done=listed - planned, planned=planned)
+    return ReboxPlan(works, Counts(listed=listed, already_done=listed - planned, planned=planned), with_classes)
 
 
 def _add_commits(con: duckdb.DuckDBPyConnection, source: Source) -> None:
@@ -205,17 +235,23 @@ def _add_commits(con: duckdb.DuckDBPyConnection, source: Source) -> None:
             )
 
 
-def _write_plan(
-    con: duckdb.DuckDBPyConnection, source: Source, fs: AbstractFileSystem, root: str, plan_dir: str
-) -> Iterator[Work]:
-    todo = con.sql(
-        """SELECT commit, uri, image_id, etag, size_bytes, modified_at
+def _add_planned(con: duckdb.DuckDBPyConnection) -> None:
+    """Make the table ``planned``: the inputs that are not done, numbered in the order of their commits."""
+    con.execute(
+        """CREATE TABLE planned AS SELECT row_number() OVER (ORDER BY commit, image_id) AS seq,
+            commit, uri, image_id, etag, size_bytes, modified_at
         FROM endings JOIN commits USING (image_id, run_id) WHERE NOT EXISTS (
             SELECT 1 FROM done WHERE done.image_id = endings.image_id AND done.annotated = endings.annotated
             AND done.etag IS NOT DISTINCT FROM endings.etag
             AND done.size_bytes IS NOT DISTINCT FROM endings.size_bytes
-            AND done.modified_at IS NOT DISTINCT FROM endings.modified_at) ORDER BY commit, image_id"""
+            AND done.modified_at IS NOT DISTINCT FROM endings.modified_at)"""
     )
+
+
+def _write_plan(
+    con: duckdb.DuckDBPyConnection, source: Source, fs: AbstractFileSystem, root: str, plan_dir: str
+) -> Iterator[Work]:
+    todo = con.sql("SELECT * EXCLUDE (seq) FROM planned LEFT JOIN named USING (seq) ORDER BY seq")
     for index, pieces in groupby(_pieces(todo.to_arrow_reader(BATCH_ROWS)), key=lambda piece: piece[0]):
         rows, commit = pa.concat_tables([piece for _, piece in pieces]), source.commits[index]
         columns = {name: rows[name] if name in rows.schema.names else pa.nulls(len(rows)) for name in PLAN.names}

@@ -170,13 +170,14 @@ def write_report(
     rejected: Sequence[Mapping[str, Any]],
     *,
     out: str = "OUT",
+    notes: Sequence[str] = (),
 ) -> None:
     """Write the page to ``target``, any fsspec URL or a file open for writing bytes.
 
     ``summary``: the facts about the run by name. ``scores`` and ``rejected``: rows of two tables, whose columns are the
     keys of the first row; a float in [0, 1] in ``scores`` gets a bar. ``tables``: the number of rows of each table.
-    ``out``: the output's URL in the page's example queries. All values are escaped. An empty sequence leaves out its
-    section.
+    ``out``: the output's URL in the page's example queries. ``notes``: sentences below the facts about the run. All
+    values are escaped. An empty sequence leaves out its section.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.outputs"),
@@ -189,6 +190,7 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         title=title,
         summary=summary,
+        notes=notes,
         scores=scores,
         pictures=[_card(view) for view in pictures],
         tables=tables,

@@ -1,5 +1,9 @@
 """The configuration of ``camlake rebox``."""
 
+from typing import Self
+
+from pydantic import model_validator
+
 from schemas.options.box_rules import BoxConfig
 from schemas.options.config import option, required
 
@@ -13,9 +17,24 @@ class ReboxConfig(BoxConfig):
     labels: str = required("An output of `camlake annotate` with boxes and heatmaps: any fsspec URL")
     out: str = required("where images, boxes and quarantine go: any fsspec URL", flag=True)
     model: str | None = option(None, "which model's rows of LABELS; default: the newest run's", "Options")
+    classes: str | None = option(
+        None,
+        "CSV or Parquet that names classes for each image, or what else `annotate --classes` reads; their stored maps"
+        " get boxes whatever --min-prob says; done images keep what they have",
+        "Localization",
+    )
     calibration: str | None = option(
         None,
         "output with boxes of the same rule that `evaluate --calibrate` was run on, for box_score; default: OUT itself,"
         " or LABELS where its boxes are of the same rule",
         "Options",
     )
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> Self:
+        if self.classes and self.box_rule == "heuristic":
+            raise ValueError(
+                "--classes: allowed with --box-rule auto, paper, all-components; the heuristic's five boxes are of the"
+                " three most probable classes"
+            )
+        return self

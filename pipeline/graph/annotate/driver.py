@@ -60,6 +60,8 @@ def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_F
             reporter.say(counts.skipped_sentence, **counts.skipped_by_kind)
         if counts.deleted_sentence:
             reporter.say(counts.deleted_sentence)
+        if plan.left_out_of_classes:
+            reporter.say(plan.left_out_of_classes)
         refuse_unmatched_classes(config, plan)
         choice = choose(config, model, run, plan.slices)
         if choice.said:

@@ -68,6 +68,8 @@ class Plan:
     """Number of planned inputs that have classes in ``classes``."""
     tombstones: tuple[str, ...] = ()
     """The plan's files, relative to the output, of images to hide and of hidden images to show again."""
+    left_out_of_classes: str = ""
+    """One line on the annotations of ``--classes`` that can't be used; empty where there are none."""
 
     @property
     def to_do(self) -> int:

@@ -1,12 +1,14 @@
 """COCO's JSON: its objects with their images and categories, and the annotations that can't be used."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from schemas.errors import UsageError
 
 CocoBox = tuple[float, float, float, float]
+_NAMED = 3
+"""The most annotations that a message names."""
 
 
 class CocoObject(NamedTuple):
@@ -51,6 +53,15 @@ def coco_objects(document: Any, where: str, skipped: list[str]) -> Iterator[Coco
             skipped.append(f"{name}: no category has the id {item['category_id']!r}")
         else:
             yield CocoObject(files[image], names[category].strip(), item, name)
+
+
+def skipped_sentence(skipped: Sequence[str], truth: str) -> str:
+    """Return in one line how many annotations of ``truth`` can't be used, and which; empty where there are none."""
+    if not skipped:
+        return ""
+    number = f"{len(skipped)} annotation{'s' * (len(skipped) > 1)}"
+    named = "; ".join(skipped[:_NAMED]) + ", …" * (len(skipped) > _NAMED)
+    return f"{number} of {truth} can't be used and {'do' if len(skipped) > 1 else 'does'}n't count: {named}."
 
 
 def _id(value: Any) -> str:

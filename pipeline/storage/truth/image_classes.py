@@ -26,14 +26,17 @@ CLASSES = pa.schema(
 """Classes named for an image: ``key`` is its uri, or the end of it after a ``/``."""
 
 
-def read_classes(url: str, storage: StorageConfig, labels: Sequence[str]) -> ClassTable:
+def read_classes(
+    url: str, storage: StorageConfig, labels: Sequence[str] | ClassNames, *, skipped: list[str] | None = None
+) -> ClassTable:
     """Return the classes that a table or a truth names for each image, in the schema CLASSES; each key once.
 
     A table is CSV or Parquet, with the image in a column uri, file, path or image; its classes are whole numbers
     (class_ids, class_id or imagenet_classes; several separated by ``;`` or as a list) or names of ``labels`` (label,
     class_name), which mean every class of that name, as ClassNames finds it. A truth is what ``truth_files`` reads
     beside tables: COCO's JSON, a folder of XML or of wsolevaluation; of its objects those count whose class the network
-    has. Several rows of one image unite; a row without a class adds none.
+    has. Several rows of one image unite; a row without a class adds none. COCO's annotations that can't be used are
+    named in ``skipped``.
 
     Raises UsageError for a file of another kind, a missing column, an id that the network does not have, a name in a
     table that it does not have, a truth none of whose names it has; InputError where the file can't be read.
@@ -43,23 +46,29 @@ def read_classes(url: str, storage: StorageConfig, labels: Sequence[str]) -> Cla
     with store_errors(name, InputError):
         is_truth = fs.isdir(path) or suffix_of(path) == ".json"
         content = b"" if is_truth else fs.cat_file(path)
-    names = ClassNames(labels)
-    rows = _rows_of_truth(url, storage, names) if is_truth else _rows_of_table(content, suffix_of(path), names, name)
+    names = labels if isinstance(labels, ClassNames) else ClassNames(labels)
+    rows = (
+        _rows_of_truth(url, storage, names, [] if skipped is None else skipped)
+        if is_truth
+        else _rows_of_table(content, suffix_of(path), names, name)
+    )
     united: dict[str, set[int]] = {}
     for image, ids in rows:
-        wrong = [each for each in ids if not 0 <= each < len(labels)]
+        wrong = [each for each in ids if not 0 <= each < names.end]
         if wrong:
-            raise UsageError(f"{name}: class id {wrong[0]}; allowed: 0 to {len(labels) - 1}")
+            raise UsageError(f"{name}: class id {wrong[0]}; allowed: 0 to {len(names.texts) - 1}")
         united.setdefault(safe_url(image), set()).update(ids)
     named = {image: sorted(ids) for image, ids in united.items() if ids}
     return pa.table({"key": list(named), "class_ids": list(named.values())}, schema=CLASSES)
 
 
-def _rows_of_truth(url: str, storage: StorageConfig, names: ClassNames) -> Iterator[tuple[str, Sequence[int]]]:
+def _rows_of_truth(
+    url: str, storage: StorageConfig, names: ClassNames, skipped: list[str]
+) -> Iterator[tuple[str, Sequence[int]]]:
     """Yield each object's image and classes; raises UsageError where the network has none of them."""
     example, known = "", False
     try:
-        for key, class_ids, label, _ in true_objects(url, storage):
+        for key, class_ids, label, _ in true_objects(url, storage, skipped=skipped):
             ids = class_ids or names.ids(label)
             example, known = example or label, known or bool(ids)
             yield key, ids

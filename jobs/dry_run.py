@@ -4,7 +4,8 @@ from datetime import timedelta
 from typing import Any
 
 from jobs.console import Screen
-from pipeline.annotate.resources import TUNE_FROM, describe
+from pipeline.annotate.input_plan import TUNE_FROM
+from pipeline.annotate.resources import describe
 from pipeline.graph.tuning.autotune import Measured
 from pipeline.graph.tuning.estimate import Estimate, PlannedRun, estimate_run, plan_run, read_offer
 from pipeline.storage.lake.run import shown_config

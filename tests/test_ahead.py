@@ -60,14 +60,12 @@ def test_an_error_comes_in_its_turn_and_ends_the_rest():
 
 
 @pytest.mark.parametrize("lengths", [[0], [1, 0, 7, 3, 6, 2], [3, 3, 3], [10, 1], []])
-def test_sources_follow_each_other_whole(monkeypatch, lengths):
-    monkeypatch.setattr("pipeline.storage.prefetch.CHUNK", 3)
+def test_sources_follow_each_other_whole(lengths):
     sources = [[(source, item) for item in range(length)] for source, length in enumerate(lengths)]
-    assert list(chain_ahead(sources, 2)) == [item for source in sources for item in source]
+    assert list(chain_ahead(sources, 2, 3)) == [item for source in sources for item in source]
 
 
-def test_a_source_is_read_ahead_by_a_chunk_only(monkeypatch):
-    monkeypatch.setattr("pipeline.storage.prefetch.CHUNK", 3)
+def test_a_source_is_read_ahead_by_a_chunk_only():
     taken = [0] * 10
 
     def source(index: int) -> Iterator[int]:
@@ -75,7 +73,7 @@ def test_a_source_is_read_ahead_by_a_chunk_only(monkeypatch):
             taken[index] += 1
             yield item
 
-    items = chain_ahead(map(source, range(10)), 2)
+    items = chain_ahead(map(source, range(10)), 2, 3)
     assert next(items) == 0
     items.close()
     assert sum(taken) <= 3 * 3

@@ -18,6 +18,7 @@ from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import load_model
 from pipeline.annotate.resources import Machine, plan_compute
 from pipeline.annotate.spec import annotate_spec, decode_spec
+from pipeline.graph.annotate import with_network
 from pipeline.graph.annotate.driver import refuse_rejected_share
 from pipeline.images.synthetic.scenes import CLASSES, write_corpus
 from pipeline.outputs import reader as camlake
@@ -131,10 +132,8 @@ class TestOneRun:
 
 
 class TestDoneMeansDone:
-    def test_a_second_run_does_nothing_and_starts_no_engine(self, annotated, corpus, monkeypatch):
-        monkeypatch.setattr(
-            "pipeline.graph.annotate.driver.run_local", lambda *arguments: pytest.fail("nothing is to do")
-        )
+    def test_a_second_run_does_nothing_and_loads_no_network(self, annotated, corpus, monkeypatch):
+        monkeypatch.setattr(with_network, "prepare", lambda *arguments: pytest.fail("nothing is to do"))
         counts = run_annotate(corpus / "images", annotated[0]).counts
         assert (counts.listed, counts.already_done, counts.planned) == (N_IMAGES + N_BROKEN, N_IMAGES + N_BROKEN, 0)
 

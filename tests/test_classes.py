@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage.inputs.listing import list_inputs
-from pipeline.storage.truth.image_classes import CLASSES, read_classes
+from pipeline.storage.truth.class_join import CLASSES
+from pipeline.storage.truth.image_classes import read_classes
 from schemas.errors import InputError, UsageError
 from tests.listings import LOCAL
 from tests.plans import listing_of, named, plan_of, planned

@@ -255,6 +255,7 @@ def assert_room_comes_back():
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_how_processes_of_ray_train_end(ray_session, monkeypatch):
     """With what they do in place of learning: one is killed as a machine's memory would end it, one raises."""
 

@@ -241,6 +241,7 @@ class TestDryRun:
         assert not [row for row in tables["Stages"] if "network" in row["stage"]]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_tuned_run_says_what_it_chose_and_does_it(corpus, tmp_path):
     options = {"input": str(corpus), "out": str(tmp_path / "out"), "model": "camlake_demo", "max_rejected": 1.0}

@@ -83,7 +83,7 @@ def annotators(engine):
     return found
 
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_worker_killed_at_work_is_replaced(ray_session, tmp_path, engine):
     """SIGKILL to a worker's process: the engine replaces it, and every image has one ending."""
     write_corpus(tmp_path, 96, seed=6, size_hw=(48, 64), broken=0)

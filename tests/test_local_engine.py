@@ -19,7 +19,8 @@ from jobs.console import Screen
 from pipeline.annotate import job as job_module
 from pipeline.annotate.local_server import worker_server
 from pipeline.annotate.spec import annotate_spec, decode_spec
-from pipeline.graph.annotate.driver import annotate, choose_engine
+from pipeline.graph.annotate.driver import annotate
+from pipeline.graph.annotate.with_network import choose_engine
 from pipeline.images.resize import ResizePlan
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.outputs import reader as camlake

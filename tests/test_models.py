@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.models import registry
+from pipeline.models.known_networks import known_networks
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.demo_network import DEMO, DemoNetwork
 from pipeline.models.networks.network import Preprocessing
@@ -22,6 +23,17 @@ from schemas.errors import ModelError
 from tests.networks import logits_of_maps, without_values
 
 CAM_NAMES = [entry.name for entry in registry.entries() if entry.exact_maps]
+
+
+def smallest_of_each_family() -> set[str]:
+    smallest: dict[str, tuple[float, str]] = {}
+    for row in known_networks():
+        size = float(row["parameters (M)"]), str(row["network"])
+        smallest[str(row["head"])] = min(size, smallest.get(str(row["head"]), size))
+    return {name for _, name in smallest.values()}
+
+
+QUICK = smallest_of_each_family() | {"resnet18", "vgg11_gap", "nin", "mnasnet0_5", "regnet_y_400mf", "googlenet"}
 
 SMALL_PX = {"inception_v3": 107, "alexnet_plus_gap": 107, "nin": 107}
 """The smallest inputs with more than one map cell; 64 does for the others."""
@@ -65,7 +77,9 @@ def assert_same_logits(actual: Tensor, expected: Tensor) -> None:
     assert ((actual - expected).abs() / size).max() <= 1e-4
 
 
-@pytest.mark.parametrize("name", CAM_NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CAM_NAMES]
+)
 def test_the_map_of_every_class_averages_to_the_original_networks_logit(name: str) -> None:
     size = SMALL_PX.get(name, 64)
     entry = registry.get(name)

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage.names import ends_of, ids_in, label_in, plain_name
+from pipeline.storage.truth.class_join import CLASSES
 from pipeline.storage.truth.class_names import read_class_names
-from pipeline.storage.truth.image_classes import CLASSES, read_classes
+from pipeline.storage.truth.image_classes import read_classes
 from pipeline.storage.truth.labelled_images import read_label_names, read_labelled
 from pipeline.storage.truth.truth import Truth, read_truth
 from schemas.errors import UsageError

@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 from jobs.console import Screen
 from jobs.rebox import rebox
 from pipeline.storage.filesystems import connect
@@ -18,6 +20,7 @@ COMMITS = 60
 """Of the source; rebox commits once for each, all of them within a second: it is held up at the last one."""
 
 
+@pytest.mark.slow
 def test_a_killed_rebox_goes_on_where_its_commits_end(tmp_path):
     source, whole, killed = (tmp_path / name for name in ("labels", "whole", "killed"))
     images = {f"{number:04d}.jpg": "v1" for number in range(2 * COMMITS)}

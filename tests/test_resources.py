@@ -2,14 +2,8 @@
 
 import pytest
 
-from pipeline.annotate.resources import (
-    COMMIT_BYTES,
-    Machine,
-    decoders,
-    images_per_commit,
-    images_per_slice,
-    plan_compute,
-)
+from pipeline.annotate.input_plan import images_per_slice
+from pipeline.annotate.resources import COMMIT_BYTES, Machine, decoders, images_per_commit, plan_compute
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 

@@ -88,6 +88,7 @@ def test_the_same_command_again(whole, scenes, course, capsys):
         run(config(scenes, whole.url, **course, max_rejected=0.01), Screen())
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_weights(whole, scenes, course, fresh, s3):
     flags = {**SMALL, **course, "batch_size": 8}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
@@ -105,6 +106,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(whole, scenes, course, fr
     assert all(np.allclose(one[name], other[name], atol=1e-4) for name in one)
 
 
+@pytest.mark.slow
 def test_two_processes_follow_the_curve_of_one_with_twice_the_batch(whole, scenes, course, fresh):
     train(scenes, fresh.url, workers=2, **course)
     for name in ("train_loss", "val_loss", "train_top1", "val_top1"):

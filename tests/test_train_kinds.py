@@ -28,6 +28,7 @@ def scenes(tmp_path_factory):
     return write_scenes(tmp_path_factory.mktemp("scenes"))
 
 
+@pytest.mark.slow
 def test_a_head_alone_learns_on_layers_that_stay_as_they_are(ray_session, scenes, tmp_path):
     demo = {"model": "camlake_demo", "weights": "DEFAULT", "width": 1.0}
     train(scenes, tmp_path / "out", **demo, train="head", epochs=10, lr=0.02, augment="none", val_share=0.0)

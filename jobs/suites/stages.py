@@ -23,11 +23,12 @@ from jobs.suites.stage_parts import Timed, by_batch, network_parts
 from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.annotate.image_reader import count_tables
+from pipeline.annotate.input_plan import images_per_slice, plan_inputs
 from pipeline.annotate.job import make_job
 from pipeline.annotate.model import Model, load_model
 from pipeline.annotate.reporter import Reporter
-from pipeline.annotate.resources import Machine, images_per_slice, plan_compute
-from pipeline.annotate.spec import plan_inputs, run_request
+from pipeline.annotate.resources import Machine, plan_compute
+from pipeline.annotate.spec import run_request
 from pipeline.images.decode import decode
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.encoding import to_parquet
@@ -72,7 +73,7 @@ def _to_time(config: AnnotateConfig, model: Model, run: OpenRun) -> tuple[dict[s
 
     def planned() -> Plan:
         plan_dir = LakePaths(run.root).plan_dir(run.manifest.run_id)
-        return plan_inputs(config, model, [], run.fs, run.root, plan_dir, images_per_slice(config))
+        return plan_inputs(config, run.manifest.model, (), [], run.fs, run.root, plan_dir, images_per_slice(config))
 
     plan, cores, gpus = planned(), os.cpu_count() or 1, torch.cuda.device_count()
     compute = plan_compute(config, Machine(cores, gpus, cores), count_tables(plan.slices))

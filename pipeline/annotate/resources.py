@@ -1,10 +1,10 @@
 """Plans how an annotation uses a cluster: the actors, their shares of the CPUs, the sizes of slices and commits."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.annotate.input_plan import CPU_BATCH
 from pipeline.models.localize.runtime import Runtime, resolve_precision
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
@@ -12,8 +12,6 @@ from schemas.options.config import Device
 
 LOGICAL_PER_CORE = 2
 """Logical CPUs for each core of one machine: networks keep the cores busy, fetching and committing wait."""
-CPU_BATCH = 32
-"""Images of one forward pass on a CPU; larger batches do not fit into the caches."""
 GPU_BATCH = 256
 """Images of one forward pass on a GPU."""
 GPU_CALLS = 2
@@ -28,18 +26,6 @@ MAX_DECODE_THREADS = 16
 """Most decoding threads of one actor; more threads would wait for Python's lock."""
 COMMIT_BYTES = 256 * 2**20
 """Most bytes of rows in one commit, which are held in memory."""
-IMAGES_PER_SLICE = 128
-"""Images that one read task fetches: a block of about 12 MB, measured to be as fast as a plain loop."""
-MAX_SLICES = 2_000
-"""Most read tasks of a run: each task costs the driver about 15 ms and some memory, so large runs get larger slices.
-
-The cost of a block does not depend on its size: with 128 images in a slice one driver core is enough for about 8,000
-images/s (`python -m tests.benchmarks.scale`), and for more with larger slices.
-"""
-
-
-TUNE_FROM = 20_000
-"""Least planned images for which trials are worth it: they take about ten seconds and save a tenth of the run."""
 
 
 @dataclass(frozen=True)
@@ -162,17 +148,6 @@ def images_per_commit(config: AnnotateConfig, n_images: int, actors: int, row_by
     """
     wanted = config.images_per_commit or min(32_768, max(256, math.ceil(n_images / (16 * actors))))
     return max(1, min(wanted, COMMIT_BYTES // row_bytes))
-
-
-def images_per_slice(config: AnnotateConfig) -> Callable[[int], int]:
-    """Return a function from the number of planned images to the images that one read task fetches: whole batches."""
-
-    def size(n_images: int) -> int:
-        batch = config.batch_size or CPU_BATCH  # GPU_BATCH is a multiple, so a GPU's batch has whole slices.
-        few = min(round(IMAGES_PER_SLICE / batch), math.ceil(n_images / (8 * batch)))
-        return batch * max(1, few, math.ceil(n_images / (MAX_SLICES * batch)))
-
-    return size
 
 
 def describe(compute: Compute) -> str:

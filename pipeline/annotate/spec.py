@@ -2,11 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
-
-import pyarrow as pa
-from fsspec import AbstractFileSystem
+from dataclasses import asdict
 
 from pipeline.annotate.annotate_stage import AnnotateSpec
 from pipeline.annotate.decode_stage import DecodeSpec
@@ -20,14 +16,9 @@ from pipeline.models.localize.runtime import Runtime
 from pipeline.models.localize.views import make_views
 from pipeline.models.weights.state_fitting import load_network
 from pipeline.storage.filesystems import connect
-from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.commit import committed_settings
 from pipeline.storage.lake.lineage import software_versions
-from pipeline.storage.lake.planning import Plan, make_plan
 from pipeline.storage.lake.run import RunRequest, shown_config
-from pipeline.storage.lake.tombstones import images_in_scope
-from pipeline.storage.truth.coco import skipped_sentence
-from pipeline.storage.truth.image_classes import read_classes
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.box_rules import FIRST_BOXES, NO_CUT
 from schemas.runs import Lineage, spelled
@@ -74,46 +65,6 @@ def row_bytes(config: AnnotateConfig, model: Model) -> int:
     boxes = 100 * len(config.threshold) * (4 if config.box_rule == "all-components" else 1)
     cells_of_figure = 200 if model.foreground else 0
     return 500 + cells_of_figure + 4 * model.network.channels + config.topk * (cells + 100 + boxes)
-
-
-def plan_inputs(
-    config: AnnotateConfig,
-    model: Model,
-    done: Iterable[pa.RecordBatch],
-    fs: AbstractFileSystem,
-    root: str,
-    plan_dir: str,
-    rows_per_slice: Callable[[int], int],
-) -> Plan:
-    """List the inputs, write the inputs that are not done to ``root``/``plan_dir``, and return the plan.
-
-    ``done``: the images that the output already has. ``rows_per_slice`` returns, for the number of planned inputs, the
-    number of inputs that one read task fetches. The plan has also the images that the input no longer has.
-    """
-    skipped: list[str] = []
-    classes = read_classes(config.classes, config, model.weights.labels, skipped=skipped) if config.classes else None
-    listing = list_inputs(config.input, config, out=config.out, how=config.input_options)
-    in_output = images_in_scope(
-        *connect(config.out, config),
-        model.partition,
-        safe_url(config.input),
-        listing.scope,
-        in_containers=listing.kind != "folder",
-    )
-    plan = make_plan(
-        listing,
-        done,
-        fs,
-        root,
-        plan_dir,
-        limit=config.limit,
-        sample=config.sample,
-        classes=classes,
-        rows_per_slice=rows_per_slice,
-        in_output=in_output,
-        hide_deleted=config.on_deleted == "hide",
-    )
-    return replace(plan, left_out_of_classes=skipped_sentence(skipped, f"--classes {safe_url(config.classes or '')}"))
 
 
 def continued(config: AnnotateConfig, model: Model) -> tuple[AnnotateConfig, str]:

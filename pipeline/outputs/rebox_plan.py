@@ -23,8 +23,8 @@ from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import committed_views, file_urls, quote_list
 from pipeline.storage.lake.records import committed_files, load_commits, load_runs
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
+from pipeline.storage.truth.class_join import ClassTable, join_classes
 from pipeline.storage.truth.class_names import ClassNames, StoredNames
-from pipeline.storage.truth.image_classes import ClassTable, join_classes
 from schemas.errors import StoreError, UsageError
 from schemas.options.box_rules import HEURISTIC_CLASSES
 from schemas.options.rebox import ReboxConfig

@@ -27,6 +27,11 @@ MOST_SCALES = 6
 """The most values of ``--scales``, because torch.compile stops compiling after eight sizes of the input."""
 
 
+def names_weights(weights: str) -> bool:
+    """Return whether a value of ``--weights`` can only be a name, not a file."""
+    return not ("." in weights or "/" in weights)
+
+
 def _actor_range(value: Any) -> Any:
     """Turn "2:8" or 4 into (2, 8) or (4, 4)."""
     if isinstance(value, int):

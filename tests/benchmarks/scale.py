@@ -21,8 +21,8 @@ from jobs.console import main
 from jobs.suites.machine import Figures
 from jobs.suites.memory import peak_bytes
 from jobs.suites.photographs import make_photographs
+from pipeline.annotate.input_plan import images_per_slice
 from pipeline.annotate.reporter import Reporter
-from pipeline.annotate.resources import images_per_slice
 from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.commit import done_images, remove_leftovers

@@ -10,10 +10,11 @@ from ray.cluster_utils import Cluster
 
 from jobs.suites.steady_rate import SilentReporter
 from pipeline.annotate.image_reader import count_tables
+from pipeline.annotate.input_plan import images_per_slice
 from pipeline.annotate.job import make_job
 from pipeline.annotate.model import Model
 from pipeline.annotate.reporter import Advance
-from pipeline.annotate.resources import images_per_slice, plan_compute
+from pipeline.annotate.resources import plan_compute
 from pipeline.annotate.spec import run_request
 from pipeline.graph.annotate.stream import run_stream
 from pipeline.graph.cluster import ray_cluster

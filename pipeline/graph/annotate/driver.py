@@ -1,32 +1,18 @@
 """All of ``camlake annotate``: list → plan → read → decode → annotate → commit.
 
-Ray calls the process that starts the work the driver. Ray itself is imported only where it runs. The name ``run``
-belongs to ``pipeline.storage.lake.run``.
+Ray calls the process that starts the work the driver. The name ``run`` belongs to ``pipeline.storage.lake.run``. This
+module imports neither torch nor Ray: a run that has nothing to do ends without them.
 """
 
-import os
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from typing import Literal
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from pipeline.annotate.foreground_choice import choose, with_foreground
-from pipeline.annotate.image_reader import count_tables
-from pipeline.annotate.job import Job, make_job
-from pipeline.annotate.local_engine import run_local, this_machine
-from pipeline.annotate.local_server import worker_server
-from pipeline.annotate.model import Model, fit_topk, load_model
-from pipeline.annotate.reporter import Reporter, RunProgress
-from pipeline.annotate.resources import TUNE_FROM, Compute, describe, images_per_slice, plan_compute
-from pipeline.annotate.spec import continued, plan_inputs, run_request
+from pipeline.annotate.input_plan import TUNE_FROM, finish_at_once, images_per_slice, plan_inputs
+from pipeline.annotate.reporter import Reporter
+from pipeline.annotate.run_before import request_like, run_before
 from pipeline.storage.lake.commit import done_images
 from pipeline.storage.lake.layout import LakePaths
-from pipeline.storage.lake.planning import Plan, PlanSlice
+from pipeline.storage.lake.planning import Plan
 from pipeline.storage.lake.run import OpenRun, open_run
-from pipeline.storage.lake.tombstones import commit_tombstones
 from schemas.errors import RejectedShareError, UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.runs import RunManifest
@@ -39,89 +25,47 @@ def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_F
     For ``tune_from`` images or more, a few seconds of trials choose the values that the configuration leaves open.
     Raises CamlakeError for every failure of the run; earlier commits stay. A rejected image does not fail the run.
     """
-    engine = choose_engine(config)
-    if engine == "local":
-        worker_server()  # Its imports run beside the work here.
-    model = load_model(config)
-    config = fit_topk(config, model.network)
-    size = f"{model.network.n_parameters / 1e6:.1f} M parameters"
-    reporter.say(f"model {model.partition} ({size}, {model.weights.source})")
-    config, said = continued(config, model)
-    if said:
-        reporter.say(said)
-    with open_run(run_request(config, model, decided=False)) as opened:
-        run = opened
-        done = done_images(run.fs, run.root, run.manifest.model, config.retry_rejected)
-        plan_dir = LakePaths(run.root).plan_dir(run.manifest.run_id)
-        plan = plan_inputs(config, model, done, run.fs, run.root, plan_dir, images_per_slice(config))
-        counts = plan.counts
-        reporter.say(f"{counts.listed} listed, {counts.already_done} done, {plan.to_do} to do")
-        if counts.skipped_by_kind:
-            reporter.say(counts.skipped_sentence, **counts.skipped_by_kind)
-        if counts.deleted_sentence:
-            reporter.say(counts.deleted_sentence)
-        if plan.left_out_of_classes:
-            reporter.say(plan.left_out_of_classes)
-        refuse_unmatched_classes(config, plan)
-        choice = choose(config, model, run, plan.slices)
-        if choice.said:
-            reporter.say(choice.said)
-        model, config = replace(model, foreground=choice.foreground), with_foreground(config, choice.foreground)
-        run = run.settled(run_request(config, model))
-        if not plan.slices:
-            run = run.begin(counts)
-            commit_tombstones(run, plan.tombstones)
-            return run.finish()
-        if engine == "local":
-            return _run(config, model, run, plan, reporter, _plan_locally(config, plan), run_local)
-        from pipeline.graph.annotate.stream import planned_on_ray, run_stream  # noqa: PLC0415 - imports Ray
+    if before := run_before(config):
+        with open_run(request_like(before, config)) as run:
+            plan = _plan(config, (), run, reporter)
+            if not plan.slices:
+                reporter.say(f"model {before.model}, as in run {before.run_id}")
+                return finish_at_once(run, plan)
+            if manifest := _go_on(config, run, plan, reporter, tune_from):
+                return manifest
+    from pipeline.graph.annotate.with_network import annotate_planned, prepare  # noqa: PLC0415 - imports torch
 
-        reporter.say("starting Ray and the networks")
-        with planned_on_ray(config, model, run, plan, reporter, tune_from) as compute:
-            return _run(config, model, run, plan, reporter, compute, run_stream)
+    ready = prepare(config, reporter)
+    with open_run(ready.request) as run:
+        plan = _plan(ready.config, ready.labels, run, reporter)
+        return annotate_planned(ready, run, plan, reporter, tune_from)
 
 
-def choose_engine(config: AnnotateConfig) -> Literal["local", "ray"]:
-    """Return the engine of a run; ``auto`` takes Ray on a cluster and for a GPU.
+def _go_on(config: AnnotateConfig, run: OpenRun, plan: Plan, reporter: Reporter, tune_from: int) -> RunManifest | None:
+    """Annotate what is planned; return None where the network turns out to be another one than that of the rows."""
+    from pipeline.graph.annotate.with_network import annotate_planned, prepare  # noqa: PLC0415 - imports torch
 
-    Elsewhere the machine is one: the local engine is as fast as Ray at any size and starts in a fraction of the time
-    (`python -m tests.benchmarks.engines` measures both). On a GPU Ray decodes in processes of their own.
-    """
-    if config.engine != "auto":
-        return config.engine
-    cluster = config.address or os.environ.get("RAY_ADDRESS")
-    cuda = config.device != "cpu" and torch.cuda.is_available()
-    return "ray" if cluster or cuda or config.decode == "remote" else "local"
+    ready = prepare(config, reporter)
+    if ready.model.partition != run.manifest.model:
+        return None
+    return annotate_planned(ready, run, plan, reporter, tune_from)
 
 
-def _plan_locally(config: AnnotateConfig, plan: Plan) -> Compute:
-    """Return where the stages of a run on this machine run."""
-    if config.decode == "auto":
-        config = config.model_copy(update={"decode": "local"})
-    return plan_compute(config, this_machine(), count_tables(plan.slices))
-
-
-def _run(
-    config: AnnotateConfig,
-    model: Model,
-    run: OpenRun,
-    plan: Plan,
-    reporter: Reporter,
-    compute: Compute,
-    engine: Callable[[Sequence[PlanSlice], Job, dict[str, Tensor], Callable[[int, int], None]], RunProgress],
-) -> RunManifest:
-    """Begin the run, let an engine annotate the planned inputs, and return the final manifest."""
-    reporter.say(describe(compute))
-    run = run.begin(plan.counts, asdict(compute))
-    commit_tombstones(run, plan.tombstones)
-    job = make_job(config, model, run, compute, plan.to_do)
-    started = time.monotonic()
-    with reporter.progress("annotating", plan.to_do) as advance:
-        done = engine(plan.slices, job, model.weights.state, advance)
-    elapsed_s = time.monotonic() - started
-    busy = done.busy_s / (compute.actors[1] * elapsed_s)
-    reporter.say(f"{plan.to_do / elapsed_s:.1f} images/s with the start, networks busy {busy:.0%}")
-    return run.finish()
+def _plan(config: AnnotateConfig, labels: Sequence[str], run: OpenRun, reporter: Reporter) -> Plan:
+    """Plan the inputs that are not done, and say how many there are and what was left out."""
+    partition = run.manifest.model
+    done = done_images(run.fs, run.root, partition, config.retry_rejected)
+    plan_dir = LakePaths(run.root).plan_dir(run.manifest.run_id)
+    plan = plan_inputs(config, partition, labels, done, run.fs, run.root, plan_dir, images_per_slice(config))
+    counts = plan.counts
+    reporter.say(f"{counts.listed} listed, {counts.already_done} done, {plan.to_do} to do")
+    if counts.skipped_by_kind:
+        reporter.say(counts.skipped_sentence, **counts.skipped_by_kind)
+    for sentence in (counts.deleted_sentence, plan.left_out_of_classes):
+        if sentence:
+            reporter.say(sentence)
+    refuse_unmatched_classes(config, plan)
+    return plan
 
 
 def refuse_unmatched_classes(config: AnnotateConfig, plan: Plan) -> None:

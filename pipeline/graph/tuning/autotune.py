@@ -11,8 +11,9 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from pipeline.annotate.image_reader import count_tables
+from pipeline.annotate.input_plan import TUNE_FROM, images_per_slice
 from pipeline.annotate.model import Model
-from pipeline.annotate.resources import TUNE_FROM, Compute, Machine, images_per_commit, images_per_slice, plan_compute
+from pipeline.annotate.resources import Compute, Machine, images_per_commit, plan_compute
 from pipeline.annotate.spec import row_bytes
 from pipeline.graph.tuning.bench import Bench, cannot_run, open_bench
 from pipeline.graph.tuning.bench_actor import RunTiming, Speed

@@ -13,10 +13,11 @@ import yaml
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.annotate.foreground_choice import known, with_foreground
+from pipeline.annotate.input_plan import TUNE_FROM, images_per_slice, plan_inputs
 from pipeline.annotate.model import Model, fit_topk, load_model
 from pipeline.annotate.reporter import Reporter
-from pipeline.annotate.resources import TUNE_FROM, Machine, images_per_slice
-from pipeline.annotate.spec import continued, plan_inputs, run_request
+from pipeline.annotate.resources import Machine
+from pipeline.annotate.spec import continued, run_request
 from pipeline.graph.cluster import ray_cluster
 from pipeline.graph.tuning.autotune import Measured, measure_run
 from pipeline.graph.tuning.bench import sample_plan
@@ -86,7 +87,9 @@ def plan_run(config: AnnotateConfig) -> PlannedRun:
     done = done_images(fs, root, model.partition, config.retry_rejected)
     with tempfile.TemporaryDirectory(prefix="camlake-dry-run-") as folder:
         local = LocalFileSystem()
-        plan = plan_inputs(config, model, done, local, folder, "plan", images_per_slice(config))
+        plan = plan_inputs(
+            config, model.partition, model.weights.labels, done, local, folder, "plan", images_per_slice(config)
+        )
         sample = sample_plan(plan.slices, local, folder) if plan.slices else None
     return PlannedRun(config, model, plan, sample, time.monotonic() - started)
 

@@ -8,9 +8,10 @@ from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.network import Preprocessing
 from pipeline.models.weights.checkpoint import read_checkpoint, read_local
 from pipeline.models.weights.load_weights import Read
-from pipeline.models.weights.published import is_name, read_published
+from pipeline.models.weights.published import read_published
 from pipeline.models.weights.state_fitting import State
 from schemas.errors import ModelError
+from schemas.options.annotate import names_weights
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def load_pretrained(
     the run, where there are no such weights, they can't be read, or they fit no layer of the network.
     """
     entry = registry.check(architecture)
-    if not is_name(weights):
+    if not names_weights(weights):
         file = read_checkpoint(weights, read, key)
     elif entry.source is None:
         raise ModelError(

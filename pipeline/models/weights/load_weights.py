@@ -12,10 +12,11 @@ from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.box_head import has_box_head
 from pipeline.models.networks.network import Preprocessing
 from pipeline.models.weights.checkpoint import WeightsFile, read_checkpoint, read_local
-from pipeline.models.weights.published import is_name, read_published
+from pipeline.models.weights.published import read_published
 from pipeline.models.weights.state_fitting import State, architecture_of, fit_state
 from schemas.errors import ModelError
 from schemas.label_text import parse_labels
+from schemas.options.annotate import names_weights
 from schemas.url_secrets import safe_url
 
 DEFAULT_MODEL = "resnet50"
@@ -72,7 +73,7 @@ def load_weights(
     """
     if model is not None:
         registry.get(model, exact_maps=exact_maps)
-    if is_name(weights):
+    if names_weights(weights):
         model = model or DEFAULT_MODEL
         file = read_published(model, registry.get(model).official_weights, weights, key)
     else:

@@ -14,11 +14,6 @@ from pipeline.models.weights.checkpoint import FILES, WeightsFile, read_checkpoi
 from schemas.errors import ModelError
 
 
-def is_name(weights: str) -> bool:
-    """Return whether ``weights`` can only be a name, not a file."""
-    return not ("." in weights or "/" in weights)
-
-
 def read_published(
     model: str, offered: Mapping[str, PublishedWeights], weights: str, key: str | None = None
 ) -> WeightsFile:

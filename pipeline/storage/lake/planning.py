@@ -27,7 +27,7 @@ from pipeline.storage.lake.query import same_version
 from pipeline.storage.lake.tombstones import compare_output, write_tombstones
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from pipeline.storage.prefetch import map_ahead
-from pipeline.storage.truth.image_classes import ClassTable, append_rows, join_classes
+from pipeline.storage.truth.class_join import ClassTable, append_rows, join_classes
 from schemas.errors import InputError, StoreError
 from schemas.reasons import Reason
 from schemas.runs import Counts

@@ -20,7 +20,7 @@ from pipeline.storage.lake.query import committed_views, quote, quote_list, same
 from pipeline.storage.lake.records import committed_files, load_runs
 from pipeline.storage.lake.run import OpenRun
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
-from pipeline.storage.truth.image_classes import append_rows
+from pipeline.storage.truth.class_join import append_rows
 from schemas.errors import StoreError
 from schemas.reasons import Reason
 from schemas.tables import PLAN, TABLES, TIMESTAMP

@@ -2,28 +2,21 @@
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.file_names import suffix_of
-from pipeline.storage.names import CLASS_COLUMNS, LABEL_COLUMNS, ids_in, label_in, sql_parts
+from pipeline.storage.names import CLASS_COLUMNS, LABEL_COLUMNS, ids_in, label_in
 from pipeline.storage.store_failures import store_errors
+from pipeline.storage.truth.class_join import CLASSES, ClassTable
 from pipeline.storage.truth.class_names import ClassNames
 from pipeline.storage.truth.truth_files import true_objects
 from pipeline.storage.truth.truth_tables import TABLE_SUFFIXES, TruthTable, read_frame
 from schemas.errors import InputError, UsageError
 from schemas.options.config import StorageConfig
 from schemas.url_secrets import safe_url
-
-ClassTable: TypeAlias = pa.Table
-"""The columns of CLASSES."""
-CLASSES = pa.schema(
-    [pa.field("key", pa.string(), nullable=False), pa.field("class_ids", pa.list_(pa.int32()), nullable=False)]
-)
-"""Classes named for an image: ``key`` is its uri, or the end of it after a ``/``."""
 
 
 def read_classes(
@@ -106,36 +99,3 @@ def _ids_of_label(value: Any, names: ClassNames, name: str) -> Sequence[int]:
         hint = f"; did you mean {near[0]!r}?" if near else "; `camlake models` and --labels say which it has"
         raise UsageError(f"{name}: the network has no class {label!r}{hint}")
     return ids
-
-
-def join_classes(con: duckdb.DuckDBPyConnection, classes: ClassTable | None) -> None:
-    """Make the table ``named`` from the table ``planned``: the classes of each planned input that a key names.
-
-    A key of n parts names the uris whose last n parts it is, as ``pipeline.storage.names`` compares names, which makes
-    this a plain hash join for each n.
-    """
-    con.execute("CREATE TABLE named (seq BIGINT, classes INTEGER[])")
-    if classes is None:
-        return
-    con.execute("CREATE TABLE keys (key VARCHAR, class_ids INTEGER[])")
-    append_rows(con, "keys", classes.select(CLASSES.names))
-    con.execute(f"CREATE TABLE parts AS SELECT seq, {sql_parts('uri')} AS parts FROM planned")
-    con.execute(f"CREATE TABLE wanted AS SELECT {sql_parts('key')} AS parts, class_ids FROM keys")
-    lengths = con.execute("SELECT DISTINCT len(parts) FROM wanted").fetchall()
-    for (length,) in lengths:
-        con.execute(
-            "INSERT INTO named SELECT seq, class_ids FROM"
-            f" (SELECT seq, list_slice(parts, -{length}, -1) AS tail FROM parts) AS tails"
-            f" JOIN (SELECT * FROM wanted WHERE len(parts) = {length}) AS keys ON tail = keys.parts"
-        )
-    con.execute(
-        "CREATE OR REPLACE TABLE named AS SELECT seq, list_sort(list_distinct(flatten(list(classes)))) AS classes"
-        " FROM named GROUP BY seq"
-    )
-
-
-def append_rows(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
-    """Append an Arrow table's rows to a table of the same columns."""
-    con.register("arrived", table)
-    con.execute(f"INSERT INTO {name} SELECT * FROM arrived")
-    con.unregister("arrived")

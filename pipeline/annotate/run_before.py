@@ -1,0 +1,90 @@
+"""Finds the run of an output whose network a new run would use, without loading the network.
+
+So a run that has nothing to do ends before it imports torch. This module does not import it.
+"""
+
+import hashlib
+from typing import Any
+
+from pipeline.storage.filesystems import connect, read_url
+from pipeline.storage.lake.lineage import software_versions
+from pipeline.storage.lake.records import load_runs
+from pipeline.storage.lake.run import RunRequest, shown_config
+from schemas.options.annotate import AnnotateConfig, names_weights
+from schemas.options.config import StorageConfig
+from schemas.runs import RunManifest
+
+_FREE = {
+    *StorageConfig.model_fields,
+    *(
+        "input",
+        "input_kind",
+        "uri_column",
+        "image_column",
+        "id_column",
+        "out",
+        "limit",
+        "sample",
+        "on_deleted",
+        "max_pixels",
+        "max_bytes",
+        "decode_timeout_s",
+        "max_rejected",
+    ),
+    *("retry_rejected", "images_per_commit", "device", "precision", "compile", "batch_size", "actors"),
+    *("gpus_per_actor", "decode", "engine", "address", "dry_run", "cluster", "prices"),
+}
+"""Options that a later run may change without touching the partition of its rows."""
+_CONTINUED = ("box_rule", "threshold", "min_prob", "foreground")
+"""Options that a later run takes from the rows, unless the user gives them."""
+
+
+def run_before(config: AnnotateConfig) -> RunManifest | None:
+    """Return the newest run with rows whose partition a run of ``config`` has; None where only the network can tell.
+
+    The run was made by this version of the software, from the same weights and with the same options.
+    """
+    given = config.model_fields_set
+    if config.labels or config.classes or config.calibration or {"foreground", "dry_run"} & given:
+        return None
+    shown, software = shown_config(config), software_versions()
+    for run in reversed(load_runs(*connect(config.out, config))):
+        made_by = run.lineage.model_dump(include=set(software))
+        if run.files and made_by == software and _same(config, shown, run) and _same_weights(config, run):
+            return run
+    return None
+
+
+def request_like(run: RunManifest, config: AnnotateConfig) -> RunRequest:
+    """Return the request for another run with the settings of ``run``."""
+    free = {name: value for name, value in shown_config(config).items() if name in _FREE}
+    kept = {name: value for name, value in run.config.items() if name != "resolved"}
+    return RunRequest(
+        out=config.out,
+        storage=config.storage,
+        model=run.model,
+        settings=run.settings,
+        config=kept | free,
+        lineage=run.lineage,
+    )
+
+
+def _same(config: AnnotateConfig, shown: dict[str, Any], run: RunManifest) -> bool:
+    compared = set(shown) - _FREE - {name for name in _CONTINUED if name not in config.model_fields_set}
+    then = dict(run.config)
+    if "topk" not in config.model_fields_set and then.get("topk") == run.lineage.classes < config.topk:
+        then["topk"] = config.topk  # By default a network of few classes has fewer.
+    now, then = ({name: _plain(name, values.get(name)) for name in compared} for values in (shown, then))
+    return now == then and run.settings.get("classes") == "no classes"
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return an option's value; ``outputs`` without the table that a run adds to the user's."""
+    return set(value or ()) - {"foreground"} if name == "outputs" else value
+
+
+def _same_weights(config: AnnotateConfig, run: RunManifest) -> bool:
+    """Return whether the weights are those of ``run``; a name means one file in each version of torchvision."""
+    if names_weights(config.weights):
+        return True
+    return hashlib.sha256(read_url(config.weights, config)).hexdigest() == run.lineage.weights_sha256

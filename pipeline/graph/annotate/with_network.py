@@ -1,0 +1,121 @@
+"""The part of ``camlake annotate`` that needs the network: loads it, chooses the engine, annotates what is planned."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.annotate.foreground_choice import choose, with_foreground
+from pipeline.annotate.image_reader import count_tables
+from pipeline.annotate.input_plan import finish_at_once
+from pipeline.annotate.job import Job, make_job
+from pipeline.annotate.local_engine import run_local, this_machine
+from pipeline.annotate.local_server import worker_server
+from pipeline.annotate.model import Model, fit_topk, load_model
+from pipeline.annotate.reporter import Reporter, RunProgress
+from pipeline.annotate.resources import Compute, describe, plan_compute
+from pipeline.annotate.spec import continued, run_request
+from pipeline.storage.lake.planning import Plan, PlanSlice
+from pipeline.storage.lake.run import OpenRun, RunRequest
+from pipeline.storage.lake.tombstones import commit_tombstones
+from schemas.options.annotate import AnnotateConfig
+from schemas.runs import RunManifest
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A loaded network, and the configuration that fits it."""
+
+    config: AnnotateConfig
+    model: Model
+    engine: Literal["local", "ray"]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the names of the classes."""
+        return self.model.weights.labels
+
+    @property
+    def request(self) -> RunRequest:
+        """Return the request for a run whose figure/ground direction is not chosen yet."""
+        return run_request(self.config, self.model, decided=False)
+
+
+def prepare(config: AnnotateConfig, reporter: Reporter) -> Prepared:
+    """Load the network; raises ModelError where it can't be used."""
+    engine = choose_engine(config)
+    if engine == "local":
+        worker_server()  # Its imports run beside the work here.
+    model = load_model(config)
+    size = f"{model.network.n_parameters / 1e6:.1f} M parameters"
+    reporter.say(f"model {model.partition} ({size}, {model.weights.source})")
+    config, said = continued(fit_topk(config, model.network), model)
+    if said:
+        reporter.say(said)
+    return Prepared(config, model, engine)
+
+
+def annotate_planned(ready: Prepared, run: OpenRun, plan: Plan, reporter: Reporter, tune_from: int) -> RunManifest:
+    """Choose the figure/ground direction, annotate the planned inputs, and return the final manifest."""
+    config, model = ready.config, ready.model
+    choice = choose(config, model, run, plan.slices)
+    if choice.said:
+        reporter.say(choice.said)
+    model, config = replace(model, foreground=choice.foreground), with_foreground(config, choice.foreground)
+    run = run.settled(run_request(config, model))
+    if not plan.slices:
+        return finish_at_once(run, plan)
+    ready = replace(ready, config=config, model=model)
+    if ready.engine == "local":
+        return _run(ready, run, plan, reporter, _plan_locally(config, plan), run_local)
+    from pipeline.graph.annotate.stream import planned_on_ray, run_stream  # noqa: PLC0415 - imports Ray
+
+    reporter.say("starting Ray and the networks")
+    with planned_on_ray(config, model, run, plan, reporter, tune_from) as compute:
+        return _run(ready, run, plan, reporter, compute, run_stream)
+
+
+def choose_engine(config: AnnotateConfig) -> Literal["local", "ray"]:
+    """Return the engine of a run; ``auto`` takes Ray on a cluster and for a GPU.
+
+    Elsewhere the machine is one: the local engine is as fast as Ray at any size and starts in a fraction of the time
+    (`python -m tests.benchmarks.engines` measures both). On a GPU Ray decodes in processes of their own.
+    """
+    if config.engine != "auto":
+        return config.engine
+    cluster = config.address or os.environ.get("RAY_ADDRESS")
+    cuda = config.device != "cpu" and torch.cuda.is_available()
+    return "ray" if cluster or cuda or config.decode == "remote" else "local"
+
+
+def _plan_locally(config: AnnotateConfig, plan: Plan) -> Compute:
+    """Return where the stages of a run on this machine run."""
+    if config.decode == "auto":
+        config = config.model_copy(update={"decode": "local"})
+    return plan_compute(config, this_machine(), count_tables(plan.slices))
+
+
+def _run(
+    ready: Prepared,
+    run: OpenRun,
+    plan: Plan,
+    reporter: Reporter,
+    compute: Compute,
+    engine: Callable[[Sequence[PlanSlice], Job, dict[str, Tensor], Callable[[int, int], None]], RunProgress],
+) -> RunManifest:
+    """Begin the run, let an engine annotate the planned inputs, and return the final manifest."""
+    reporter.say(describe(compute))
+    run = run.begin(plan.counts, asdict(compute))
+    commit_tombstones(run, plan.tombstones)
+    job = make_job(ready.config, ready.model, run, compute, plan.to_do)
+    started = time.monotonic()
+    with reporter.progress("annotating", plan.to_do) as advance:
+        done = engine(plan.slices, job, ready.model.weights.state, advance)
+    elapsed_s = time.monotonic() - started
+    busy = done.busy_s / (compute.actors[1] * elapsed_s)
+    reporter.say(f"{plan.to_do / elapsed_s:.1f} images/s with the start, networks busy {busy:.0%}")
+    return run.finish()

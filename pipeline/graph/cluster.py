@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.machinery import PathFinder
@@ -14,7 +15,10 @@ from ray.data import DataContext
 
 from pipeline.annotate.resources import LOGICAL_PER_CORE, Machine
 from pipeline.graph.ray_environment import set_environment
-from schemas.errors import UsageError
+from schemas.errors import CamlakeError, UsageError
+
+SECOND_START_AFTER_S = 20.0
+"""Wait in seconds between a start of Ray that failed and the second one: other work may end in this time."""
 
 
 @contextmanager
@@ -49,23 +53,44 @@ def _connect(address: str | None, cores: int) -> None:
     # In this variable `ray job submit` and the workers of Ray find the address of their cluster.
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
-        with _quiet_core():
-            ray.init(
-                address="local",
-                num_cpus=cores * LOGICAL_PER_CORE,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                runtime_env=_runtime_env(),
-            )
+        _start(cores)
         return
     try:
         with _quiet_core():
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=_runtime_env())
+    except ray.exceptions.AuthenticationError as error:
+        raise UsageError(
+            f"--address {address!r}: this cluster wants a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or"
+            " RAY_AUTH_TOKEN_PATH to the cluster's"
+        ) from error
     except (ConnectionError, ValueError) as error:
         raise UsageError(
             f"--address {address!r}: no Ray cluster answers there; start one with `ray start --head`"
         ) from error
+
+
+def _start(cores: int) -> None:
+    """Start a Ray here; a start that fails, as on a busy machine where Ray's own limit is 30 s, is tried once more."""
+    for patience_s in (SECOND_START_AFTER_S, 0.0):
+        try:
+            with _quiet_core():
+                ray.init(
+                    address="local",
+                    num_cpus=cores * LOGICAL_PER_CORE,
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    runtime_env=_runtime_env(),
+                )
+        except Exception as error:  # Ray raises a plain Exception where its processes do not come up in time.
+            ray.shutdown()
+            if not patience_s:
+                load = f"its load is {os.getloadavg()[0]:.0f} on {cores} cores"
+                reason = str(error).strip().splitlines()[0]
+                raise CamlakeError(f"Ray did not start twice; is this machine overloaded ({load})? {reason}") from error
+            time.sleep(patience_s)
+        else:
+            return
 
 
 def _runtime_env() -> dict[str, Any] | None:

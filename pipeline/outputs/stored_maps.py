@@ -148,7 +148,8 @@ class _Named(NamedTuple):
 def _places(rows: pa.Table, images: pa.Table) -> NDArray[np.int64]:
     """Return (N,): for each of N rows the row of its image in ``images``; -1 where it is not there."""
     found = pc.index_in(rows["image_id"], images["image_id"].combine_chunks())
-    return found.fill_null(-1).to_numpy().astype(np.int64)
+    places: NDArray[np.int64] = found.fill_null(-1).to_numpy().astype(np.int64)
+    return places
 
 
 def _set(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:

@@ -5,13 +5,13 @@ foreground too. Each run is a new process, and every second repetition begins wi
 repetition is the ratio of its two runs at steady state.
 
 The figures have the load before each run: the number of processes that wanted to run, as the system's mean of the last
-minute. A load of more than half a process says that other programs disturbed the measurement. The processors' time of
-an image, which includes the start of the job, is disturbed less than the images/s.
+minute. A load of more than half a process says that other programs disturbed the measurement. The CPU time of an image
+at steady state, of all processes of the job, is disturbed less than the images/s.
 """
 
 import os
-import resource
 import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.benchmark import MeasureConfig
 from tests.benchmarks.command import benchmark, in_new_process, resolved_precision
+from tests.benchmarks.cpu_by_role import CpuByRole
 
 SETTINGS = ("off", "auto")
 
@@ -35,7 +36,7 @@ class Run(NamedTuple):
     images_per_s: float
     """Images/s at steady state."""
     cpu_ms: float
-    """Milliseconds of all processors for an image, of the whole run with its start."""
+    """CPU milliseconds of all processes for an image at steady state."""
     load: float
     """Processes that wanted to run in the minute before."""
 
@@ -60,7 +61,7 @@ def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
                     "engine": "local",
                     "foreground": setting,
                 }
-                runs[setting].append(_run(job, config.count))
+                runs[setting].append(_run(job))
                 reporter.say(f"run {repeat + 1}, --foreground {setting}: {runs[setting][-1]}")
     ratios = [fused.images_per_s / plain.images_per_s for plain, fused in zip(runs["off"], runs["auto"], strict=True)]
     costs = [fused.cpu_ms / plain.cpu_ms for plain, fused in zip(runs["off"], runs["auto"], strict=True)]
@@ -68,30 +69,30 @@ def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
     for setting, own in runs.items():
         found |= {
             f"--foreground {setting}: images/s": spread([run.images_per_s for run in own]),
-            f"--foreground {setting}: processors' ms an image": spread([run.cpu_ms for run in own]),
+            f"--foreground {setting}: CPU ms an image": spread([run.cpu_ms for run in own]),
             f"--foreground {setting}: load before": spread([run.load for run in own]),
         }
-    return found | {"ratio of images/s": spread(ratios), "ratio of the processors' ms": spread(costs)}
+    return found | {"ratio of images/s": spread(ratios), "ratio of the CPU ms": spread(costs)}
 
 
-def _run(job: dict[str, str], images: int) -> Run:
-    load, before_s = os.getloadavg()[0], _children_s()
-    fused = in_new_process(_annotate, job)
-    if fused != (job["foreground"] == "auto"):
+def _run(job: dict[str, str]) -> Run:
+    load = os.getloadavg()[0]
+    is_fused, cpu_s = in_new_process(_annotate, job)
+    if is_fused != (job["foreground"] == "auto"):
         raise UsageError(f"--weights {job['weights']}: no figure/ground direction is installed for them")
-    return Run(steady_per_s(annotated_s(Path(job["out"]))), (_children_s() - before_s) * 1e3 / images, load)
+    per_s = steady_per_s(annotated_s(Path(job["out"])))
+    return Run(per_s, cpu_s * 1e3 / per_s, load)
 
 
-def _annotate(job: dict[str, str]) -> bool:
-    """Annotate and return whether the boxes were cut from fused maps."""
-    manifest = annotate(AnnotateConfig.model_validate(job), SilentReporter())
-    return bool(manifest.settings["foreground"] != "off")
-
-
-def _children_s() -> float:
-    """Return the processors' seconds of all processes that this one and its children have waited for."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _annotate(job: dict[str, str]) -> tuple[bool, float]:
+    """Annotate; return whether the boxes were cut from fused maps, and the CPU seconds of a second at steady state."""
+    with CpuByRole() as used:
+        manifest = annotate(AnnotateConfig.model_validate(job), SilentReporter())
+    times_s = annotated_s(Path(job["out"]))
+    to_counter = time.perf_counter() - time.time()
+    start_s, end_s = (times_s[len(times_s) * tenths // 10] + to_counter for tenths in (2, 9))
+    cpu_s = sum(used.between(start_s, end_s).values())
+    return bool(manifest.settings["foreground"] != "off"), cpu_s / (end_s - start_s)
 
 
 command = benchmark(

@@ -4,16 +4,17 @@ Both settings annotate the same photographs by the local engine and write the de
 foreground too. Each run is a new process, and every second repetition begins with the other setting. The ratio of a
 repetition is the ratio of its two runs at steady state.
 
-The figures have the load before each run: the number of processes that wanted to run, as the system's mean of the last
-minute. A load of more than half a process says that other programs disturbed the measurement. The CPU time of an image
-at steady state, of all processes of the job, is disturbed less than the images/s.
+The figures have the number of cores that other programs kept busy during each run: where it is more than a few
+hundredths, they disturbed the measurement. The CPU time of an image at steady state, of all processes of the job, is
+disturbed less than the images/s.
 """
 
-import os
 import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 from jobs.console import main
 from jobs.suites.machine import Figures, spread
@@ -37,8 +38,8 @@ class Run(NamedTuple):
     """Images/s at steady state."""
     cpu_ms: float
     """CPU milliseconds of all processes for an image at steady state."""
-    load: float
-    """Processes that wanted to run in the minute before."""
+    others: float
+    """Cores that other programs kept busy during the run."""
 
 
 def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
@@ -70,29 +71,37 @@ def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
         found |= {
             f"--foreground {setting}: images/s": spread([run.images_per_s for run in own]),
             f"--foreground {setting}: CPU ms an image": spread([run.cpu_ms for run in own]),
-            f"--foreground {setting}: load before": spread([run.load for run in own]),
+            f"--foreground {setting}: cores busy with other programs": spread([run.others for run in own]),
         }
     return found | {"ratio of images/s": spread(ratios), "ratio of the CPU ms": spread(costs)}
 
 
 def _run(job: dict[str, str]) -> Run:
-    load = os.getloadavg()[0]
-    is_fused, cpu_s = in_new_process(_annotate, job)
+    is_fused, cpu_s, others = in_new_process(_annotate, job)
     if is_fused != (job["foreground"] == "auto"):
         raise UsageError(f"--weights {job['weights']}: no figure/ground direction is installed for them")
     per_s = steady_per_s(annotated_s(Path(job["out"])))
-    return Run(per_s, cpu_s * 1e3 / per_s, load)
+    return Run(per_s, cpu_s * 1e3 / per_s, others)
 
 
-def _annotate(job: dict[str, str]) -> tuple[bool, float]:
-    """Annotate; return whether the boxes were cut from fused maps, and the CPU seconds of a second at steady state."""
+def _annotate(job: dict[str, str]) -> tuple[bool, float, float]:
+    """Annotate; return whether the maps were fused, and the busy cores of the job (steady state) and of others."""
     with CpuByRole() as used:
+        began, busy_before_s = time.perf_counter(), _busy_s()
         manifest = annotate(AnnotateConfig.model_validate(job), SilentReporter())
+        ended, busy_s = time.perf_counter(), _busy_s() - busy_before_s
+    others = (busy_s - sum(used.between(began, ended).values())) / (ended - began)
     times_s = annotated_s(Path(job["out"]))
     to_counter = time.perf_counter() - time.time()
     start_s, end_s = (times_s[len(times_s) * tenths // 10] + to_counter for tenths in (2, 9))
     cpu_s = sum(used.between(start_s, end_s).values())
-    return bool(manifest.settings["foreground"] != "off"), cpu_s / (end_s - start_s)
+    return bool(manifest.settings["foreground"] != "off"), cpu_s / (end_s - start_s), others
+
+
+def _busy_s() -> float:
+    """Return the seconds that all cores together have been busy since the machine started."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system)
 
 
 command = benchmark(

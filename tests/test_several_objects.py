@@ -3,7 +3,7 @@
 import numpy as np
 
 from pipeline.arrays.figures import Pairs
-from tests.benchmarks.several_objects import Cut, Maps, _components, _count, _of_share, _peaks, basins_of
+from tests.benchmarks.several_rules import Cut, Maps, basins_of, components, count, of_share, peaks_of
 
 RIDGE = np.array([[0.2, 1.0, 0.6, 0.8, 0.1]], np.float32)
 """Two peaks; the lower one is .2 above the pass between them."""
@@ -40,15 +40,15 @@ def test_a_constant_map_has_one_peak() -> None:
 
 
 def test_components_are_left_out_by_the_area_of_their_boxes() -> None:
-    every = _components(maps(), 0.5)
+    every = components(maps(), 0.5)
     assert every.pair.tolist() == [0, 0, 1, 1]
-    assert _of_share(every, 1.0).pair.tolist() == [0, 1]
-    assert _of_share(every, 0.05).pair.tolist() == [0, 0, 1, 1]
-    assert _of_share(every, 0.7).pair.tolist() == [0, 1]
+    assert of_share(every, 1.0).pair.tolist() == [0, 1]
+    assert of_share(every, 0.05).pair.tolist() == [0, 0, 1, 1]
+    assert of_share(every, 0.7).pair.tolist() == [0, 1]
 
 
 def test_peaks_have_boxes_of_their_own() -> None:
-    found = _peaks(maps(), [basins_of(grid, 0.5) for grid in maps().fused], 0.5)
+    found = peaks_of(maps(), [basins_of(grid, 0.5) for grid in maps().fused], 0.5)
     assert found.pair.tolist() == [0, 0, 1, 1]
     assert found.xyxy[0].tolist() == [0, 0, 10, 20], "half way between 1 and 0 lies the edge of the cell"
     assert found.xyxy[1].tolist() == [30, 0, 40, 10]
@@ -56,7 +56,7 @@ def test_peaks_have_boxes_of_their_own() -> None:
 
 def test_an_object_counts_for_one_box_only() -> None:
     boxes = np.array([[0.0, 0, 10, 20], [0, 0, 10, 19], [30, 0, 40, 10], [20, 0, 30, 20]])
-    counts = _count(Cut(np.array([0, 0, 0, 1]), boxes), maps())
+    counts = count(Cut(np.array([0, 0, 0, 1]), boxes), maps())
     assert (counts.right.tolist(), counts.boxes.tolist(), counts.objects.tolist()) == ([2, 0], [3, 1], [2, 1])
     every = np.ones(2, np.bool_)
     assert (counts.recall(every), counts.precision(every)) == (2 / 3, 2 / 4)

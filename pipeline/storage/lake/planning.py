@@ -158,11 +158,8 @@ def _read_slice(fs: AbstractFileSystem, path: str, row_group: int) -> pa.Table:
 @contextmanager
 def _database() -> Iterator[duckdb.DuckDBPyConnection]:
     with tempfile.TemporaryDirectory(prefix="camlake-plan-") as folder:
-        config: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": _MEMORY_LIMIT,
-            "temp_directory": folder,
-            "threads": 2,
-        }
+        config: dict[str, str | bool | int | float | list[str]] = {"memory_limit": _MEMORY_LIMIT, "threads": 2}
+        config["temp_directory"] = folder
         with duckdb.connect(str(Path(folder) / "plan.duckdb"), config=config) as con:
             try:
                 yield con

@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.annotate.reporter import Advance, progress_lines
-from schemas.errors import CamlakeError, UsageError
+from pipeline.annotate.stopping import raising_at_sigterm
+from schemas.errors import CamlakeError, Stopped, UsageError
 from schemas.options.config import JobConfig
 from schemas.url_secrets import shown_value, without_secrets
 
@@ -169,7 +170,8 @@ def read_config(path: str | None) -> dict[str, Any]:
 def reported_errors(debug: bool = False) -> Iterator[None]:
     """Turn a CamlakeError into one line on standard error and its exit status; with ``debug`` the error is raised."""
     try:
-        yield
+        with raising_at_sigterm():
+            yield
     except CamlakeError as error:
         if debug:
             raise
@@ -177,7 +179,7 @@ def reported_errors(debug: bool = False) -> Iterator[None]:
         raise typer.Exit(error.exit_status) from error
     except KeyboardInterrupt as error:
         print("camlake: stopped; run the same command again to go on", file=sys.stderr)
-        raise typer.Exit(1) from error
+        raise typer.Exit(Stopped.exit_status) from error
     except Exception as error:  # The outermost edge: an unexpected error also becomes one line.
         if debug:
             raise

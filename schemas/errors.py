@@ -8,6 +8,7 @@ CamlakeError             any error that camlake reports; exit status 1
 ├── LeaseError           another run holds the lease of this output, or took it over
 └── RejectedShareError   the run is complete, but more inputs than allowed were rejected; exit status 3
 
+Stopped is not part of the tree, because no ``except Exception`` may swallow it: SIGTERM or Ctrl-C; exit status 4.
 RejectedImage is not part of the tree: it never fails a run. The image becomes a row of ``quarantine``.
 """
 
@@ -50,6 +51,12 @@ class RejectedShareError(CamlakeError):
     """All work is done, and more inputs than ``max_rejected`` ended in quarantine."""
 
     exit_status = 3
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked this process to stop. What was decided by then is committed, and the lease is released."""
+
+    exit_status = 4
 
 
 class RejectedImage(Exception):  # noqa: N818 (an ending of an image, not a failure of the run)

@@ -9,6 +9,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from queue import SimpleQueue
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from pipeline.annotate.local_server import worker_server
 from pipeline.annotate.local_worker import Began, Done, Failed, Finished, Ready, stream_of, table_of
 from pipeline.annotate.reporter import RunProgress
 from pipeline.annotate.resources import LOGICAL_PER_CORE, Machine
+from pipeline.annotate.stopping import stop_requested
 from pipeline.annotate.worker import Worked
 from pipeline.storage.lake.planning import PlanSlice
 from pipeline.storage.prefetch import chain_ahead, map_ahead
@@ -45,7 +47,8 @@ def run_local(
     """Annotate the planned slices in worker processes and return the sums over all of them.
 
     ``state`` has the network's weights. ``advance`` gets the numbers of images done and of rejected images after each
-    table. Raises CamlakeError with one line for what is not a matter of one image; earlier commits stay.
+    table. Raises CamlakeError with one line for what is not a matter of one image; earlier commits stay. Raises Stopped
+    after a signal, when the tables that were begun are committed.
     """
     total = RunProgress()
 
@@ -58,8 +61,9 @@ def run_local(
 
     tables = chain_ahead((job.reader.read_slice(one) for one in slices), READERS, TABLES_AHEAD)
     batches = (part for table in tables for part in _parts(table, job.compute.runtime.batch_size))
-    with _processes(job, state) as work:
-        rows = counted(map_ahead(work, batches, 2 * job.compute.actors[1]))
+    with stop_requested() as stop, _processes(job, state) as work:
+        begun = takewhile(lambda batch: not stop.is_set(), batches)
+        rows = counted(map_ahead(work, begun, 2 * job.compute.actors[1]))
         groups = enumerate(_groups(rows, job.images_per_commit))
         for _ in map_ahead(lambda group: commit_rows(job, *group), groups, 2):
             pass

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -33,7 +35,8 @@ def ray_cluster(address: str | None) -> Iterator[Machine]:
     # Ray reports dead workers on standard output, which is only for results.
     with redirect_stdout(sys.stderr):
         if ours:
-            _connect(address, cores)
+            with _own_sigterm():
+                _connect(address, cores)
         elif folder := _shadowing_folder():
             raise UsageError(
                 f"{folder} has the name of a package of camlake's, and the workers of the Ray that runs already would "
@@ -47,6 +50,15 @@ def ray_cluster(address: str | None) -> Iterator[Machine]:
         finally:
             if ours:
                 ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which Ray replaces when it starts by one that ends the process at once."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _connect(address: str | None, cores: int) -> None:

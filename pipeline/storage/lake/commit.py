@@ -191,6 +191,22 @@ def finish_run(fs: AbstractFileSystem, root: str, manifest: RunManifest, generat
     return run
 
 
+def interrupt_run(fs: AbstractFileSystem, root: str, run_id: str, generation: int) -> None:
+    """Mark a run that ends with an error as interrupted; it keeps the files that its commit records name.
+
+    Does nothing where the run has not begun or has finished. Raises LeaseError where another run took the output over.
+    """
+    path = LakePaths(root).full(LakePaths(root).manifest_path(run_id))
+    data = read_whole(fs, path)
+    if data is None:
+        return
+    run = parse_record(RunManifest, data, path)
+    if run.status == "running":
+        assert_generation_held(fs, root, generation)
+        run = with_reasons(fs, root, with_commits(run, load_commits(fs, root, run_id)))
+        write_record(fs, path, run.model_copy(update={"status": "interrupted", "ended_at": datetime.now(UTC)}))
+
+
 def remove_leftovers(fs: AbstractFileSystem, root: str) -> tuple[list[str], list[str]]:
     """Clear up after dead runs; return the data files that were removed (relative) and the ids of the dead runs.
 

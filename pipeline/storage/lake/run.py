@@ -5,7 +5,7 @@ name of a partition, a lineage and plain values.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -16,11 +16,18 @@ from fsspec import AbstractFileSystem
 from pipeline.arrays.calibration import Calibration
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.calibrations import calibration_in, read_calibration
-from pipeline.storage.lake.commit import Committer, committed_settings, finish_run, remove_leftovers, start_run
+from pipeline.storage.lake.commit import (
+    Committer,
+    committed_settings,
+    finish_run,
+    interrupt_run,
+    remove_leftovers,
+    start_run,
+)
 from pipeline.storage.lake.layout import new_run_id
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.whole_objects import remove_secrets
-from schemas.errors import UsageError
+from schemas.errors import CamlakeError, UsageError
 from schemas.options.annotate import FIRST_LOCALIZATION
 from schemas.options.box_rules import FIRST_BOXES
 from schemas.options.config import JobConfig, StorageConfig
@@ -123,6 +130,10 @@ def open_run(request: RunRequest) -> Iterator[OpenRun]:
         )
         try:
             yield OpenRun(fs, root, request.out, request.storage, manifest, lease.generation, calibration)
+        except BaseException:
+            with suppress(CamlakeError):  # The error of the run is what counts; the next run marks it where this fails.
+                interrupt_run(fs, root, run_id, lease.generation)
+            raise
         finally:
             remove_secrets(fs, root, run_id)
 

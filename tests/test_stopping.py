@@ -1,0 +1,104 @@
+"""SIGTERM and Ctrl-C: what was decided is committed, the lease is released, the run is marked, the status is 4."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import psutil
+import pytest
+
+from pipeline.annotate.stopping import raising_at_sigterm, stop_requested
+from pipeline.images.synthetic.scenes import write_corpus
+from pipeline.storage.filesystems import connect
+from pipeline.storage.lake.integrity.verify import verify
+from pipeline.storage.lake.records import load_runs
+from schemas.errors import Stopped
+from schemas.options.config import StorageConfig
+from tests.jobs_on import ROOT, command, run_annotate
+from tests.killing import LOOKS_EVERY_S
+
+N_IMAGES = 160
+WITHIN_S = 20
+
+
+def stopped(images, out, engine, number):
+    """Return a command's exit status and standard error after a signal at its first commit, and the seconds it took."""
+    words = command("annotate", images, "--out", out, "--model", "camlake_demo", "--topk", 2, "--actors", 1)
+    words += ["--batch-size", "2", "--images-per-commit", "8", "--precision", "fp32", "--engine", engine]
+    words += ["--box-rule", "paper"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not list(out.glob("_runs/*/commits/*.json")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(LOOKS_EVERY_S)
+        family = psutil.Process(process.pid).children(recursive=True)
+        asked_s = time.monotonic()
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+        took_s = time.monotonic() - asked_s
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert not alive
+    return process.returncode, said.splitlines()[-1], took_s
+
+
+@pytest.mark.parametrize(
+    ("engine", "number"),
+    [
+        ("local", signal.SIGTERM),
+        ("local", signal.SIGINT),
+        pytest.param("ray", signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
+def test_a_stopped_run_is_in_order_and_goes_on(tmp_path, engine, number):
+    write_corpus(tmp_path, N_IMAGES, seed=5, size_hw=(48, 64), broken=0)
+    out = tmp_path / "out"
+    status, said, took_s = stopped(tmp_path / "images", out, engine, number)
+    assert (status, said) == (Stopped.exit_status, "camlake: stopped; run the same command again to go on")
+    assert took_s < WITHIN_S
+    fs, root = connect(str(out), StorageConfig())
+    (run,) = load_runs(fs, root)
+    assert run.status == "interrupted"
+    assert 8 <= run.counts.annotated < N_IMAGES
+    (lease,) = out.glob("_runs/lease/*.json")
+    assert json.loads(lease.read_text())["released"]
+    counts = run_annotate(tmp_path / "images", out).counts
+    assert (counts.already_done, counts.annotated) == (run.counts.annotated, N_IMAGES - run.counts.annotated)
+    assert verify(fs, root).problems == ()
+
+
+def test_the_first_signal_asks_and_the_second_one_ends():
+    seen = []
+
+    def work():
+        with raising_at_sigterm(), stop_requested() as event:
+            os.kill(os.getpid(), signal.SIGTERM)
+            seen.append(event.is_set())
+            os.kill(os.getpid(), signal.SIGTERM)
+            seen.append("went on")
+
+    with pytest.raises(Stopped):
+        work()
+    assert seen == [True]
+
+
+def test_without_a_signal_nothing_changes():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with raising_at_sigterm(), stop_requested() as event:
+        pass
+    assert not event.is_set()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_in_another_thread_there_are_no_signals():
+    seen = []
+
+    def work():
+        with raising_at_sigterm(), stop_requested() as event:
+            seen.append(event.is_set())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]

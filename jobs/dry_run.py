@@ -6,6 +6,7 @@ from typing import Any
 from jobs.console import Screen
 from pipeline.annotate.input_plan import TUNE_FROM
 from pipeline.annotate.resources import describe
+from pipeline.graph.annotate.with_network import choose_engine
 from pipeline.graph.tuning.autotune import Measured
 from pipeline.graph.tuning.estimate import Estimate, PlannedRun, estimate_run, plan_run, read_offer
 from pipeline.storage.lake.run import shown_config
@@ -26,6 +27,8 @@ def print_estimate(config: AnnotateConfig, screen: Screen, tune_from: int = TUNE
     screen.result(describe(estimate.measured.compute))
     _print_stages(estimate.measured, screen)
     _print_prediction(estimate, screen)
+    if offer.machine is None and choose_engine(run.config, run.plan.to_do, tune_from) == "local":
+        screen.result("measured on Ray; the run itself would take the local engine, which starts sooner")
     return estimate.measured
 
 

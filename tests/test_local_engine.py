@@ -164,6 +164,15 @@ def test_a_program_without_a_main_guard_runs_once_and_loads_no_ray(images, tmp_p
     assert done.stdout.split() == ["begun", "11", "False"]
 
 
+def test_a_long_run_is_tried_out_on_ray_unless_nothing_is_open(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = AnnotateConfig.resolve({"input": "in", "out": "out", "device": "cpu"})
+    assert [choose_engine(config, planned) for planned in (19_999, 20_000)] == ["local", "ray"]
+    chosen = config.model_copy(update={"batch_size": 32, "actors": (2, 2), "compile": "off", "decode": "local"})
+    assert choose_engine(chosen, 20_000) == "local"
+    assert choose_engine(config.model_copy(update={"engine": "local"}), 20_000) == "local"
+
+
 @pytest.mark.parametrize(
     ("options", "environment", "engine"),
     [

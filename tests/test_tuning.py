@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.annotate.resources import Machine
-from pipeline.graph.tuning.autotune import measure_run, tune, worth_tuning
+from pipeline.annotate.resources import Machine, worth_tuning
+from pipeline.graph.tuning.autotune import measure_run, tune
 from pipeline.graph.tuning.bench_actor import RunTiming, Speed, StageTiming
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig

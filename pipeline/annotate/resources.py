@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.annotate.input_plan import CPU_BATCH
+from pipeline.annotate.input_plan import CPU_BATCH, TUNE_FROM
 from pipeline.models.localize.runtime import Runtime, resolve_precision
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
@@ -129,6 +129,12 @@ def plan_compute(config: AnnotateConfig, machine: Machine, n_tables: int | None 
         read_cpus=min(0.5, spare / 4),
         write_cpus=min(0.5, spare / 4),
     )
+
+
+def worth_tuning(config: AnnotateConfig, planned: int, tune_from: int = TUNE_FROM) -> bool:
+    """Return whether a run is long enough for trials and leaves an option open."""
+    all_chosen = config.batch_size and config.actors and config.compile != "auto" and config.decode != "auto"
+    return planned >= tune_from and not all_chosen
 
 
 def decoders(compute: Compute, machine: Machine) -> int:

@@ -187,8 +187,8 @@ class AnnotateConfig(BoxConfig):
     )
     engine: Engine = option(
         "auto",
-        "run in a few processes of this machine (local), or on Ray; auto: Ray with --address or RAY_ADDRESS and on a"
-        " machine with a GPU, else local",
+        "run in a few processes of this machine (local), or on Ray; auto: Ray with --address or RAY_ADDRESS, on a"
+        " machine with a GPU and from 20,000 images on, else local",
         "Compute",
     )
     address: str | None = option(None, "a running Ray cluster; default with Ray: start one here", "Compute")

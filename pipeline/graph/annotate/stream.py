@@ -16,14 +16,14 @@ from pipeline.annotate.image_reader import FETCHED
 from pipeline.annotate.job import Job
 from pipeline.annotate.model import Model
 from pipeline.annotate.reporter import Reporter, RunProgress
-from pipeline.annotate.resources import Compute
+from pipeline.annotate.resources import Compute, worth_tuning
 from pipeline.annotate.worker import Worker
 from pipeline.graph.annotate.datasink import LakeSink
 from pipeline.graph.cluster import ray_cluster
 from pipeline.graph.progress import ActorAttempts, answer, following, start_progress
 from pipeline.graph.ray_errors import in_one_line
 from pipeline.graph.read_tasks import ReadTasks
-from pipeline.graph.tuning.autotune import resolve_compute, worth_tuning
+from pipeline.graph.tuning.autotune import resolve_compute
 from pipeline.graph.tuning.bench import sample_plan
 from pipeline.storage.lake.planning import Plan, PlanSlice
 from pipeline.storage.lake.run import OpenRun

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from pipeline.annotate.foreground_choice import choose, with_foreground
 from pipeline.annotate.image_reader import count_tables
-from pipeline.annotate.input_plan import finish_at_once
+from pipeline.annotate.input_plan import TUNE_FROM, finish_at_once
 from pipeline.annotate.job import Job, make_job
 from pipeline.annotate.local_engine import run_local, this_machine
 from pipeline.annotate.local_server import worker_server
 from pipeline.annotate.model import Model, fit_topk, load_model
 from pipeline.annotate.reporter import Reporter, RunProgress
-from pipeline.annotate.resources import Compute, describe, plan_compute
+from pipeline.annotate.resources import Compute, describe, plan_compute, worth_tuning
 from pipeline.annotate.spec import continued, run_request
 from pipeline.storage.lake.planning import Plan, PlanSlice
 from pipeline.storage.lake.run import OpenRun, RunRequest
@@ -32,7 +32,6 @@ class Prepared:
 
     config: AnnotateConfig
     model: Model
-    engine: Literal["local", "ray"]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -47,8 +46,7 @@ class Prepared:
 
 def prepare(config: AnnotateConfig, reporter: Reporter) -> Prepared:
     """Load the network; raises ModelError where it can't be used."""
-    engine = choose_engine(config)
-    if engine == "local":
+    if choose_engine(config) == "local":
         worker_server()  # Its imports run beside the work here.
     model = load_model(config)
     size = f"{model.network.n_parameters / 1e6:.1f} M parameters"
@@ -56,7 +54,7 @@ def prepare(config: AnnotateConfig, reporter: Reporter) -> Prepared:
     config, said = continued(fit_topk(config, model.network), model)
     if said:
         reporter.say(said)
-    return Prepared(config, model, engine)
+    return Prepared(config, model)
 
 
 def annotate_planned(ready: Prepared, run: OpenRun, plan: Plan, reporter: Reporter, tune_from: int) -> RunManifest:
@@ -70,7 +68,7 @@ def annotate_planned(ready: Prepared, run: OpenRun, plan: Plan, reporter: Report
     if not plan.slices:
         return finish_at_once(run, plan)
     ready = replace(ready, config=config, model=model)
-    if ready.engine == "local":
+    if choose_engine(config, plan.to_do, tune_from) == "local":
         return _run(ready, run, plan, reporter, _plan_locally(config, plan), run_local)
     from pipeline.graph.annotate.stream import planned_on_ray, run_stream  # noqa: PLC0415 - imports Ray
 
@@ -79,17 +77,19 @@ def annotate_planned(ready: Prepared, run: OpenRun, plan: Plan, reporter: Report
         return _run(ready, run, plan, reporter, compute, run_stream)
 
 
-def choose_engine(config: AnnotateConfig) -> Literal["local", "ray"]:
-    """Return the engine of a run; ``auto`` takes Ray on a cluster and for a GPU.
+def choose_engine(config: AnnotateConfig, planned: int = 0, tune_from: int = TUNE_FROM) -> Literal["local", "ray"]:
+    """Return the engine of a run of so many ``planned`` images.
 
-    Elsewhere the machine is one: the local engine is as fast as Ray at any size and starts in a fraction of the time
-    (`python -m tests.benchmarks.engines` measures both). On a GPU Ray decodes in processes of their own.
+    ``auto`` takes Ray on a cluster, for a GPU, where Ray decodes in processes of its own, and for a run that is long
+    enough for trials: they run on Ray, and compiling can make a network twice as fast. Elsewhere the local engine is as
+    fast as Ray and starts in a fraction of the time (`python -m tests.benchmarks.engines` measures both).
     """
     if config.engine != "auto":
         return config.engine
     cluster = config.address or os.environ.get("RAY_ADDRESS")
     cuda = config.device != "cpu" and torch.cuda.is_available()
-    return "ray" if cluster or cuda or config.decode == "remote" else "local"
+    long = worth_tuning(config, planned, tune_from)
+    return "ray" if cluster or cuda or config.decode == "remote" or long else "local"
 
 
 def _plan_locally(config: AnnotateConfig, plan: Plan) -> Compute:

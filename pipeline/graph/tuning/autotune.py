@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.annotate.image_reader import count_tables
 from pipeline.annotate.input_plan import TUNE_FROM, images_per_slice
 from pipeline.annotate.model import Model
-from pipeline.annotate.resources import Compute, Machine, images_per_commit, plan_compute
+from pipeline.annotate.resources import Compute, Machine, images_per_commit, plan_compute, worth_tuning
 from pipeline.annotate.spec import row_bytes
 from pipeline.graph.tuning.bench import Bench, cannot_run, open_bench
 from pipeline.graph.tuning.bench_actor import RunTiming, Speed
@@ -42,12 +42,6 @@ class Choice(NamedTuple):
 
     config: AnnotateConfig
     speed: Speed
-
-
-def worth_tuning(config: AnnotateConfig, planned: int, tune_from: int = TUNE_FROM) -> bool:
-    """Return whether a run is long enough for trials and leaves an option open."""
-    all_chosen = config.batch_size and config.actors and config.compile != "auto" and config.decode != "auto"
-    return planned >= tune_from and not all_chosen
 
 
 def tune(

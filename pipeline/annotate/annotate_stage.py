@@ -24,17 +24,19 @@ from pipeline.arrays.maps import quantize
 from pipeline.arrays.rounding import rounded
 from pipeline.images.resize import ResizePlan
 from pipeline.models.localize.box_rules import Boxes
+from pipeline.models.localize.feature_maps import FeatureMapCodes
 from pipeline.models.localize.foreground import Foreground
 from pipeline.models.localize.localizer import CamRule, Localized, Localizer, Maps
 from pipeline.models.localize.runtime import Runtime, resolve_precision
 from pipeline.models.localize.views import View
 from pipeline.models.networks.network import CamNetwork
 from pipeline.storage.lake.rows import IDENTITY, nest, row_schema
+from schemas.columns import TIMESTAMP
 from schemas.errors import ModelError
 from schemas.options.annotate import Method
 from schemas.options.box_rules import RIGHT_SHARE
 from schemas.reasons import Reason
-from schemas.tables import TIMESTAMP, FeatureType, network_types
+from schemas.tables import FeatureType, network_types
 
 FEATURE_BITS = 11
 """Significant bits of stored features, for a network that computes in bf16 (8 bits) or fp16 (11 bits).
@@ -66,6 +68,8 @@ class AnnotateSpec:
     """The parts of each picture that the network runs on; None: one view, the whole picture."""
     foreground: Foreground | None = None
     """The direction whose maps are fused with the class maps before boxes are cut; None: no fusion."""
+    feature_map_bits: int | None = None
+    """Bits of each value of the stored feature maps; None: none are stored."""
 
     @property
     def right_share(self) -> float:
@@ -140,6 +144,7 @@ class AnnotateStage:
             method=spec.method,
             views=spec.views,
             foreground=spec.foreground,
+            feature_map_bits=spec.feature_map_bits,
         )
         self._localizer.warm_up()
         self._exact_features = resolve_precision(spec.runtime.precision, spec.runtime.device) == "fp32"
@@ -208,6 +213,7 @@ class AnnotateStage:
             "heatmaps": nest("heatmaps", per_map | _stored_maps("heat", maps.heat, maps.valid_hw), n_maps),
             "feature": pa.FixedSizeListArray.from_arrays(vectors, features.shape[1]),
             **(_stored_maps("fg", localized.figure.maps, localized.figure.valid_hw) if localized.figure else {}),
+            **(_stored_codes(localized.codes, features.shape[1]) if localized.codes else {}),
         }
 
     def _box_columns(self, maps: Maps, boxes: Boxes, per_map: dict[str, pa.Array]) -> dict[str, Any]:
@@ -242,6 +248,16 @@ def input_pixels(column: pa.ChunkedArray, side: int) -> Tensor:
     start, end = offsets[[0, -1]].tolist()
     values = pa.Array.from_buffers(pa.uint8(), end - start, [None, binaries.buffers()[2]], offset=start)
     return from_dlpack(values).view(-1, side, side, 3)
+
+
+def _stored_codes(codes: FeatureMapCodes, channels: int) -> dict[str, Any]:
+    """Return the columns of the table feature_maps."""
+    images, n_bytes = codes.packed.shape
+    offsets = pa.py_buffer(np.arange(images + 1, dtype=np.int64) * n_bytes)
+    data = pa.py_buffer(np.ascontiguousarray(codes.packed))
+    numbers = {"map_h": codes.map_hw[0], "map_w": codes.map_hw[1], "channels": channels, "bits": codes.bits}
+    columns: dict[str, Any] = {name: pa.repeat(pa.scalar(one, pa.int32()), images) for name, one in numbers.items()}
+    return columns | {"codes": pa.Array.from_buffers(pa.large_binary(), images, [None, offsets, data])}
 
 
 def _stored_maps(name: str, maps: NDArray[np.float32], valid_hw: NDArray[np.int64]) -> dict[str, Any]:

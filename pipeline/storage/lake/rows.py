@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from schemas.columns import TIMESTAMP
 from schemas.reasons import Reason
-from schemas.tables import PLAN, TABLES, TIMESTAMP, Table, TableSpec, optional_tables
+from schemas.tables import PLAN, TABLES, Table, TableSpec, optional_tables
 
 IDENTITY = ("image_id", "uri", "etag", "size_bytes", "modified_at")
 _PER_IMAGE = ("image_id", "run_id", "uri")

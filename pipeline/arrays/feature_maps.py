@@ -104,12 +104,14 @@ def head_maps(
     features: NDArray[np.float32],
     weights: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """Return the maps M_c = Σ_k w_k f̂_k of a linear head, (N, C, h, w) float32; ``weights`` is (C, K).
+    """Return the maps M_c = Σ_k w_k f̂_k of a linear head, (N, C, h, w) float32.
+
+    ``weights`` is (C, K), or (N, C, K) with other classes for each image.
 
     The bias of the head is in none of them: mean_xy(M_c) + b_c = S_c. The feature maps are never written out: the
     scales of the channels go into the weights.
     """
     images, channels = features.shape
     codes = unpack(packed, bits, channels * map_hw[0] * map_hw[1]).reshape(images, channels, -1).astype(np.float32)
-    maps = ((weights * scales(codes, features)[:, None]) @ codes).astype(np.float32, copy=False)
-    return maps.reshape(images, len(weights), *map_hw)
+    maps = ((weights * scales(codes, features)[:, None, :]) @ codes).astype(np.float32, copy=False)
+    return maps.reshape(images, weights.shape[-2], *map_hw)

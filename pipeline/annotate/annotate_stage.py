@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from pipeline.arrays.calibration import Calibration, uncalibrated
-from pipeline.arrays.maps import quantize
 from pipeline.arrays.rounding import rounded
 from pipeline.images.resize import ResizePlan
 from pipeline.models.localize.box_rules import Boxes
@@ -30,7 +29,7 @@ from pipeline.models.localize.localizer import CamRule, Localized, Localizer, Ma
 from pipeline.models.localize.runtime import Runtime, resolve_precision
 from pipeline.models.localize.views import View
 from pipeline.models.networks.network import CamNetwork
-from pipeline.storage.lake.rows import IDENTITY, nest, row_schema
+from pipeline.storage.lake.rows import IDENTITY, map_columns, nest, row_schema
 from schemas.columns import TIMESTAMP
 from schemas.errors import ModelError
 from schemas.options.annotate import Method
@@ -210,9 +209,9 @@ class AnnotateStage:
             "top1_prob": pa.array(localized.top1_prob),
             "n_boxes": pa.array(n_boxes.astype(np.int32)),
             "boxes": nest("boxes", self._box_columns(maps, boxes, per_map), n_boxes),
-            "heatmaps": nest("heatmaps", per_map | _stored_maps("heat", maps.heat, maps.valid_hw), n_maps),
+            "heatmaps": nest("heatmaps", per_map | map_columns("heat", maps.heat, maps.valid_hw), n_maps),
             "feature": pa.FixedSizeListArray.from_arrays(vectors, features.shape[1]),
-            **(_stored_maps("fg", localized.figure.maps, localized.figure.valid_hw) if localized.figure else {}),
+            **(map_columns("fg", localized.figure.maps, localized.figure.valid_hw) if localized.figure else {}),
             **(_stored_codes(localized.codes, features.shape[1]) if localized.codes else {}),
         }
 
@@ -258,25 +257,3 @@ def _stored_codes(codes: FeatureMapCodes, channels: int) -> dict[str, Any]:
     numbers = {"map_h": codes.map_hw[0], "map_w": codes.map_hw[1], "channels": channels, "bits": codes.bits}
     columns: dict[str, Any] = {name: pa.repeat(pa.scalar(one, pa.int32()), images) for name, one in numbers.items()}
     return columns | {"codes": pa.Array.from_buffers(pa.large_binary(), images, [None, offsets, data])}
-
-
-def _stored_maps(name: str, maps: NDArray[np.float32], valid_hw: NDArray[np.int64]) -> dict[str, Any]:
-    """Return the columns of the table heatmaps (``name`` heat) or foreground (fg): quantized maps without padding.
-
-    ``valid_hw`` (N, 2) rows and columns of ``maps`` (N, h, w) show the picture. Values of padding become the lowest
-    value of the map. NaN and infinity, which only rejected images have, become 0.
-    """
-    rows, columns = valid_hw[:, :1, None], valid_hw[:, 1:, None]
-    height, width = maps.shape[1:]
-    inside = (np.arange(height)[:, None] < rows) & (np.arange(width) < columns)
-    finite = np.where(np.isfinite(maps), maps, 0)
-    lowest = np.where(inside, finite, np.inf).min(axis=(1, 2), keepdims=True)
-    quantized, low, high = quantize(np.where(inside, finite, lowest).astype(np.float32))
-    offsets = np.concatenate([[0], np.cumsum(valid_hw.prod(axis=1))])
-    return {
-        f"{name}_h": pa.array(valid_hw[:, 0].astype(np.int32)),
-        f"{name}_w": pa.array(valid_hw[:, 1].astype(np.int32)),
-        f"{name}_min": pa.array(low),
-        f"{name}_max": pa.array(high),
-        name: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(quantized[inside])),
-    }

@@ -4,7 +4,7 @@ The plan has one file for each commit of the source that has images to do, so th
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -49,20 +49,23 @@ class Source:
     foreground: Foreground | None = None
     """The figure/ground direction whose maps are in the table foreground; None where there are none."""
 
-    def current_rows(self, work: "Work", fs: AbstractFileSystem, root: str) -> dict[Table, pa.Table]:
+    def current_rows(
+        self, work: "Work", fs: AbstractFileSystem, root: str, columns: Mapping[Table, Sequence[str]] | None = None
+    ) -> dict[Table, pa.Table]:
         """Return the rows that the inputs of ``work`` have in images, boxes, heatmaps, foreground and quarantine.
 
+        ``columns`` gives other tables and their columns.
         ``fs`` and ``root`` are the filesystem and the path of the new output, which holds the plan. Raises StoreError,
         which fails the run, where a file can't be read.
         """
         path = LakePaths(root).full(work.plan)
         planned = _read_parquet(fs, path, ["image_id"])["image_id"].combine_chunks()
-        rows = {table: self._read(work.commit, table) for table in _COLUMNS}
+        rows = {table: self._read(work.commit, table, names) for table, names in (columns or _COLUMNS).items()}
         return {table: found.filter(pc.is_in(found["image_id"], planned)) for table, found in rows.items()}
 
-    def _read(self, commit: CommitRecord, table: Table) -> pa.Table:
-        columns = list(_COLUMNS[table])
-        none = TABLES[table].schema().empty_table().select(columns)
+    def _read(self, commit: CommitRecord, table: Table, names: Sequence[str]) -> pa.Table:
+        columns, spec = list(names), TABLES[table]
+        none = (spec.columns if spec.open_columns else spec.schema()).empty_table().select(columns)
         paths = [LakePaths(self.root).full(file.path) for file in commit.files if file.table == table]
         return pa.concat_tables([none, *(_read_parquet(self.fs, path, columns).cast(none.schema) for path in paths)])
 
@@ -96,8 +99,8 @@ def _read_parquet(fs: AbstractFileSystem, path: str, columns: list[str]) -> pa.T
         raise StoreError(f"{path} can't be read: {str(error).splitlines()[0]}") from error
 
 
-def open_source(config: ReboxConfig) -> Source:
-    """Return the source that ``config`` names.
+def open_source(config: ReboxConfig, refuse: Callable[[ReboxConfig, RunManifest], None] | None = None) -> Source:
+    """Return the source that ``config`` names; ``refuse`` raises for an output without the tables that are needed.
 
     Raises StoreError where there is no output with rows. Raises UsageError for an unknown model and for an output
     without the tables that the new boxes need.
@@ -110,7 +113,7 @@ def open_source(config: ReboxConfig) -> Source:
     own = [run for run in runs if run.model == model]
     if not own:
         raise UsageError(f"--model {model!r}: {safe_url(config.labels)} has {', '.join({run.model for run in runs})}")
-    _refuse_unfit(config, own[-1])
+    (refuse or _refuse_unfit)(config, own[-1])
     commits = tuple(commit for run in own for commit in load_commits(fs, root, run.run_id))
     named = {file.path for commit in commits for file in commit.files}
     lost = [file.path for file in committed_files(own) if file.path not in named]
@@ -168,13 +171,17 @@ def _refuse_unfit(config: ReboxConfig, run: RunManifest) -> None:
         )
 
 
-def plan_rebox(source: Source, fs: AbstractFileSystem, root: str, plan_dir: str) -> tuple[list[Work], Counts]:
+def plan_rebox(
+    source: Source, fs: AbstractFileSystem, root: str, plan_dir: str, model: str | None = None
+) -> tuple[list[Work], Counts]:
     """Write the plan to ``root``/``plan_dir``; return the works and the counts of the run.
+
+    ``model`` is the partition of the new rows, by default that of the source.
 
     An input is done where the new output has the same version of the input in the same table, images or quarantine.
     Memory is bounded, because DuckDB moves data to disk.
     """
-    ours = [run for run in load_runs(fs, root) if run.model == source.run.model]
+    ours = [run for run in load_runs(fs, root) if run.model == (model or source.run.model)]
     files = [file for commit in source.commits for file in commit.files if file.table in _ENDINGS]
     with committed_views(source.fs, source.root, files) as con:
         with committed_views(fs, root, committed_files(ours)) as target:

@@ -77,7 +77,8 @@ class Head:
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the probabilities 1 / (1 + exp(-S)) of logits of any shape; no exponential overflows."""
     tail = np.exp(-np.abs(logits))
-    return np.where(logits >= 0, 1, tail).astype(np.float32) / (1 + tail)
+    found: NDArray[np.float32] = np.where(logits >= 0, 1, tail).astype(np.float32) / (1 + tail)
+    return found
 
 
 def head_bytes(head: Head) -> bytes:

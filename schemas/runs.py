@@ -74,9 +74,11 @@ class Lineage(Record):
     foreground: str | None = None
     """Digest of the figure/ground direction with which the maps were fused; null: boxes come from class maps alone."""
     source: str | None = None
-    """URL of the output from whose stored maps a run of rebox cut the boxes; null for other runs."""
+    """URL of the output from whose stored maps a run of rebox or localize made its rows; null for other runs."""
     source_runs: tuple[str, ...] = ()
     """The runs of that output, oldest first."""
+    head: str | None = None
+    """Digest of the head whose classes a run of localize mapped; null for the classes of the network itself."""
 
 
 class Counts(Record):

@@ -10,121 +10,25 @@ from typing import Literal
 
 import pyarrow as pa
 
+from schemas.columns import (
+    BOXES,
+    FEATURE_MAPS,
+    FEATURES,
+    FOREGROUND,
+    HEATMAPS,
+    IMAGE_ID,
+    IMAGES,
+    QUARANTINE,
+    SOURCE,
+    URI,
+    described,
+)
+
 SCHEMA_VERSION = 1
 """Raised when a column changes its name, type or meaning; new columns alone don't raise it."""
 
 Table = str
 """The name of a table, a key of TABLES."""
-
-TIMESTAMP = pa.timestamp("us", tz="UTC")
-
-
-def _field(name: str, kind: pa.DataType, about: str, nullable: bool = False) -> pa.Field:
-    return pa.field(name, kind, nullable=nullable, metadata={"about": about})
-
-
-IMAGE_ID = _field("image_id", pa.string(), "stable 128-bit hash of the uri, 32 hex digits")
-RUN_ID = _field("run_id", pa.string(), "the run that wrote this row; see _runs/<run_id>/manifest.json")
-URI = _field("uri", pa.string(), "where the image was read")
-SOURCE = (
-    _field("etag", pa.string(), "the store's version tag of the object, as listed", nullable=True),
-    _field("size_bytes", pa.int64(), "bytes, as listed", nullable=True),
-    _field("modified_at", TIMESTAMP, "UTC, as listed", nullable=True),
-)
-RANK = _field("rank", pa.int32(), "place of the class among all classes by probability, 0 = top-1")
-CLASS_ID = _field("class_id", pa.int32(), "index of the network's output")
-LABEL = _field("label", pa.string(), "name of the class")
-
-_IMAGES = pa.schema(
-    [
-        IMAGE_ID,
-        RUN_ID,
-        URI,
-        *SOURCE,
-        _field("width_px", pa.int32(), "pixels, upright (after EXIF orientation)"),
-        _field("height_px", pa.int32(), "pixels, upright (after EXIF orientation)"),
-        _field("format", pa.string(), "the file's format by its content: JPEG, PNG, …"),
-        _field("top1_class_id", pa.int32(), "index of the most probable class"),
-        _field("top1_label", pa.string(), "name of the most probable class"),
-        _field("top1_prob", pa.float32(), "probability in [0, 1]: softmax; of several labels an image sigmoid"),
-        _field("n_boxes", pa.int32(), "rows of this image in boxes; 0 where no map has a positive value"),
-        _field("annotated_at", TIMESTAMP, "UTC"),
-    ]
-)
-
-_BOXES = pa.schema(
-    [
-        IMAGE_ID,
-        RUN_ID,
-        URI,
-        RANK,
-        CLASS_ID,
-        LABEL,
-        _field("class_prob", pa.float32(), "probability of the class in [0, 1], as top1_prob"),
-        _field("component", pa.int32(), "place of the connected component by area, 0 = largest"),
-        _field("threshold", pa.float32(), "where the map was cut, as --threshold says, in (0, 1); 0: cut from no map"),
-        _field("xmin", pa.float32(), "pixels of the upright original, left edge, inclusive"),
-        _field("ymin", pa.float32(), "pixels of the upright original, top edge, inclusive"),
-        _field("xmax", pa.float32(), "pixels of the upright original, right edge, exclusive"),
-        _field("ymax", pa.float32(), "pixels of the upright original, bottom edge, exclusive"),
-        _field("area_frac", pa.float32(), "the box's share of the image's area, in (0, 1]"),
-        _field("box_score", pa.float32(), "P(class is right and IoU >= 0.5), in [0, 1]", nullable=True),
-        _field("method", pa.string(), "localization method: cam, gradcam, layercam, backprop or regress; *foreground"),
-    ]
-)
-
-_HEATMAPS = pa.schema(
-    [
-        IMAGE_ID,
-        RUN_ID,
-        RANK,
-        CLASS_ID,
-        LABEL,
-        _field("heat_h", pa.int32(), "rows of the map; the map covers the whole upright image"),
-        _field("heat_w", pa.int32(), "columns of the map"),
-        _field("heat_min", pa.float32(), "M_c of the value 0"),
-        _field("heat_max", pa.float32(), "M_c of the value 255"),
-        _field("heat", pa.list_(pa.uint8()), "row-major; M_c = heat_min + heat / 255 * (heat_max - heat_min)"),
-    ]
-)
-
-_QUARANTINE = pa.schema(
-    [
-        IMAGE_ID,
-        RUN_ID,
-        URI,
-        *SOURCE,
-        _field("stage", pa.string(), "list, fetch, decode, limits or model"),
-        _field("reason_code", pa.string(), "see README, reason codes"),
-        _field("detail", pa.string(), "what exactly was wrong"),
-        _field("permanent", pa.bool_(), "false: the next run tries this image again"),
-        _field("rejected_at", TIMESTAMP, "UTC"),
-    ]
-)
-
-_FOREGROUND = pa.schema(
-    [
-        IMAGE_ID,
-        RUN_ID,
-        _field("fg_h", pa.int32(), "rows of the figure/ground map; the map covers the whole upright image"),
-        _field("fg_w", pa.int32(), "columns of the map"),
-        _field("fg_min", pa.float32(), "value of 0: v·(cell − μ), low on background"),
-        _field("fg_max", pa.float32(), "value of 255"),
-        _field("fg", pa.list_(pa.uint8()), "row-major; value = fg_min + fg / 255 * (fg_max - fg_min)"),
-    ]
-)
-
-_FEATURES = pa.schema(
-    [
-        IMAGE_ID,
-        RUN_ID,
-        _field(
-            "feature",
-            pa.list_(pa.float32()),
-            "the pooled vector that the linear layer saw; to 11 significant bits where the network ran in bf16 or fp16",
-        ),
-    ]
-)
 
 FeatureType = Literal["float32", "float16"]
 
@@ -182,7 +86,7 @@ TABLES: dict[Table, TableSpec] = {
         TableSpec(
             "images",
             "image",
-            _IMAGES,
+            IMAGES,
             optional=False,
             sound="width_px > 0 AND height_px > 0 AND top1_prob BETWEEN 0 AND 1 AND n_boxes >= 0",
             repeated=frozenset({"run_id", "uri", "format", "top1_label"}),
@@ -190,7 +94,7 @@ TABLES: dict[Table, TableSpec] = {
         TableSpec(
             "boxes",
             "box",
-            _BOXES,
+            BOXES,
             complete="n = n_boxes",
             complete_as="n_boxes boxes",
             sound="xmin >= 0 AND xmin < xmax AND xmax <= width_px AND ymin >= 0 AND ymin < ymax"
@@ -202,7 +106,7 @@ TABLES: dict[Table, TableSpec] = {
         TableSpec(
             "heatmaps",
             "map",
-            _HEATMAPS,
+            HEATMAPS,
             complete="n >= 1",
             complete_as="a heatmap",
             sound="heat_h > 0 AND heat_w > 0 AND len(heat) = heat_h * heat_w AND heat_min <= heat_max"
@@ -213,7 +117,7 @@ TABLES: dict[Table, TableSpec] = {
         TableSpec(
             "features",
             "image",
-            _FEATURES,
+            FEATURES,
             open_columns=MappingProxyType({"feature": (pa.float32(), pa.float16())}),
             complete="n = 1",
             complete_as="one feature vector",
@@ -221,9 +125,19 @@ TABLES: dict[Table, TableSpec] = {
             repeated=frozenset({"run_id"}),
         ),
         TableSpec(
+            "feature_maps",
+            "image",
+            FEATURE_MAPS,
+            complete="n = 1",
+            complete_as="one row of feature maps",
+            sound="map_h > 0 AND map_w > 0 AND channels > 0 AND bits IN (2, 3, 4) AND octet_length(codes)"
+            " = (map_h * map_w * channels + if(bits = 2, 3, 1)) // if(bits = 2, 4, 2)",
+            repeated=frozenset({"run_id", "map_h", "map_w", "channels", "bits"}),
+        ),
+        TableSpec(
             "foreground",
             "image",
-            _FOREGROUND,
+            FOREGROUND,
             complete="n = 1",
             complete_as="one figure/ground map",
             sound="fg_h > 0 AND fg_w > 0 AND len(fg) = fg_h * fg_w AND fg_min <= fg_max"
@@ -233,7 +147,7 @@ TABLES: dict[Table, TableSpec] = {
         TableSpec(
             "quarantine",
             "image",
-            _QUARANTINE,
+            QUARANTINE,
             optional=False,
             repeated=frozenset({"run_id", "uri", "stage", "reason_code"}),
         ),
@@ -282,11 +196,11 @@ PLAN = pa.schema(
         IMAGE_ID,
         URI,
         *SOURCE,
-        _field("path", pa.string(), "path of the file that holds the image, without protocol"),
-        _field("offset", pa.int64(), "first byte inside a tar shard, or row of a Parquet file", nullable=True),
-        _field("reason_code", pa.string(), "set where listing already rejected this input", nullable=True),
-        _field("detail", pa.string(), "what exactly was wrong with it", nullable=True),
-        _field("classes", pa.list_(pa.int32()), "classes that --classes names for this image", nullable=True),
+        described("path", pa.string(), "path of the file that holds the image, without protocol"),
+        described("offset", pa.int64(), "first byte inside a tar shard, or row of a Parquet file", nullable=True),
+        described("reason_code", pa.string(), "set where listing already rejected this input", nullable=True),
+        described("detail", pa.string(), "what exactly was wrong with it", nullable=True),
+        described("classes", pa.list_(pa.int32()), "classes that --classes names for this image", nullable=True),
     ]
 )
 """A planned input, as the planner passes it to the readers. ``offset`` is null for a file that is one image."""

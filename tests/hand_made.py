@@ -34,7 +34,7 @@ def by_hand(weight, bias=None):
     return network.requires_grad_(False)
 
 
-def stage_by_hand(calibration=None, runtime=RUNTIME):
+def stage_by_hand(calibration=None, runtime=RUNTIME, feature_map_bits=None):
     """Return the stage of a network with the classes red and green, for pictures of 8×8 that `fit` has padded."""
     network = by_hand([[1, 0, 0], [0, 1, 0]])
     spec = AnnotateSpec(
@@ -48,6 +48,7 @@ def stage_by_hand(calibration=None, runtime=RUNTIME):
         resize=ResizePlan("fit", 8, (4, 4)),
         multi_label=False,
         calibration=calibration,
+        feature_map_bits=feature_map_bits,
     )
     return AnnotateStage(spec, {})
 

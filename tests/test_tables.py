@@ -13,9 +13,10 @@ from pipeline.storage.lake.integrity.verify import verify
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.rows import IDENTITY, nest, row_schema, split_rows
 from pipeline.storage.lake.whole_objects import list_data_files
+from schemas.columns import IMAGE_ID, RUN_ID, URI
 from schemas.errors import StoreError
 from schemas.reasons import Reason
-from schemas.tables import IMAGE_ID, RUN_ID, TABLES, URI, TableSpec, network_types, optional_tables, written_schemas
+from schemas.tables import TABLES, TableSpec, network_types, optional_tables, written_schemas
 from tests.fake_lake import CHANNELS, DATE, MODEL, FakeLake, image_id, manifest_of, version
 
 RUN = "20261123T060000-abcdef"
@@ -65,6 +66,8 @@ def wide_rows(images: list[str], rejected: list[str]) -> pa.Table:
     columns |= {"feature": [[1.0] * CHANNELS if one else None for one in accepted]}
     figure = {"fg_h": 1, "fg_w": 2, "fg_min": -0.5, "fg_max": 0.5, "fg": [0, 255]}
     columns |= {name: [value if one else None for one in accepted] for name, value in figure.items()}
+    stored = {"map_h": 1, "map_w": 2, "channels": CHANNELS, "bits": 3, "codes": bytes(4)}
+    columns |= {name: [value if one else None for one in accepted] for name, value in stored.items()}
     columns |= {"side": [2 if one else None for one in accepted]}
     columns |= {"cells": [[0, 1, 2, 3] if one else None for one in accepted]}
     for table, one, times in (("boxes", box, 1), ("heatmaps", heat, 1)):

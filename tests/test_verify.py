@@ -56,6 +56,7 @@ def test_a_sound_output_has_no_problems(lake):
         "boxes": 12,
         "heatmaps": 12,
         "features": 6,
+        "feature_maps": 0,
         "foreground": 0,
         "files": 4 * 2 + 1 + 4 + 1 + 4,
         "bytes": sum(file.size_bytes for run in load_runs(lake.fs, lake.root) for file in run.files),

@@ -20,21 +20,22 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from pipeline.arrays.calibration import Calibration, uncalibrated
-from pipeline.arrays.maps import quantize
 from pipeline.arrays.rounding import rounded
 from pipeline.images.resize import ResizePlan
 from pipeline.models.localize.box_rules import Boxes
+from pipeline.models.localize.feature_maps import FeatureMapCodes
 from pipeline.models.localize.foreground import Foreground
 from pipeline.models.localize.localizer import CamRule, Localized, Localizer, Maps
 from pipeline.models.localize.runtime import Runtime, resolve_precision
 from pipeline.models.localize.views import View
 from pipeline.models.networks.network import CamNetwork
-from pipeline.storage.lake.rows import IDENTITY, nest, row_schema
+from pipeline.storage.lake.rows import IDENTITY, map_columns, nest, row_schema
+from schemas.columns import TIMESTAMP
 from schemas.errors import ModelError
 from schemas.options.annotate import Method
 from schemas.options.box_rules import RIGHT_SHARE
 from schemas.reasons import Reason
-from schemas.tables import TIMESTAMP, FeatureType, network_types
+from schemas.tables import FeatureType, network_types
 
 FEATURE_BITS = 11
 """Significant bits of stored features, for a network that computes in bf16 (8 bits) or fp16 (11 bits).
@@ -66,6 +67,8 @@ class AnnotateSpec:
     """The parts of each picture that the network runs on; None: one view, the whole picture."""
     foreground: Foreground | None = None
     """The direction whose maps are fused with the class maps before boxes are cut; None: no fusion."""
+    feature_map_bits: int | None = None
+    """Bits of each value of the stored feature maps; None: none are stored."""
 
     @property
     def right_share(self) -> float:
@@ -140,6 +143,7 @@ class AnnotateStage:
             method=spec.method,
             views=spec.views,
             foreground=spec.foreground,
+            feature_map_bits=spec.feature_map_bits,
         )
         self._localizer.warm_up()
         self._exact_features = resolve_precision(spec.runtime.precision, spec.runtime.device) == "fp32"
@@ -205,9 +209,10 @@ class AnnotateStage:
             "top1_prob": pa.array(localized.top1_prob),
             "n_boxes": pa.array(n_boxes.astype(np.int32)),
             "boxes": nest("boxes", self._box_columns(maps, boxes, per_map), n_boxes),
-            "heatmaps": nest("heatmaps", per_map | _stored_maps("heat", maps.heat, maps.valid_hw), n_maps),
+            "heatmaps": nest("heatmaps", per_map | map_columns("heat", maps.heat, maps.valid_hw), n_maps),
             "feature": pa.FixedSizeListArray.from_arrays(vectors, features.shape[1]),
-            **(_stored_maps("fg", localized.figure.maps, localized.figure.valid_hw) if localized.figure else {}),
+            **(map_columns("fg", localized.figure.maps, localized.figure.valid_hw) if localized.figure else {}),
+            **(_stored_codes(localized.codes, features.shape[1]) if localized.codes else {}),
         }
 
     def _box_columns(self, maps: Maps, boxes: Boxes, per_map: dict[str, pa.Array]) -> dict[str, Any]:
@@ -244,23 +249,11 @@ def input_pixels(column: pa.ChunkedArray, side: int) -> Tensor:
     return from_dlpack(values).view(-1, side, side, 3)
 
 
-def _stored_maps(name: str, maps: NDArray[np.float32], valid_hw: NDArray[np.int64]) -> dict[str, Any]:
-    """Return the columns of the table heatmaps (``name`` heat) or foreground (fg): quantized maps without padding.
-
-    ``valid_hw`` (N, 2) rows and columns of ``maps`` (N, h, w) show the picture. Values of padding become the lowest
-    value of the map. NaN and infinity, which only rejected images have, become 0.
-    """
-    rows, columns = valid_hw[:, :1, None], valid_hw[:, 1:, None]
-    height, width = maps.shape[1:]
-    inside = (np.arange(height)[:, None] < rows) & (np.arange(width) < columns)
-    finite = np.where(np.isfinite(maps), maps, 0)
-    lowest = np.where(inside, finite, np.inf).min(axis=(1, 2), keepdims=True)
-    quantized, low, high = quantize(np.where(inside, finite, lowest).astype(np.float32))
-    offsets = np.concatenate([[0], np.cumsum(valid_hw.prod(axis=1))])
-    return {
-        f"{name}_h": pa.array(valid_hw[:, 0].astype(np.int32)),
-        f"{name}_w": pa.array(valid_hw[:, 1].astype(np.int32)),
-        f"{name}_min": pa.array(low),
-        f"{name}_max": pa.array(high),
-        name: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(quantized[inside])),
-    }
+def _stored_codes(codes: FeatureMapCodes, channels: int) -> dict[str, Any]:
+    """Return the columns of the table feature_maps."""
+    images, n_bytes = codes.packed.shape
+    offsets = pa.py_buffer(np.arange(images + 1, dtype=np.int64) * n_bytes)
+    data = pa.py_buffer(np.ascontiguousarray(codes.packed))
+    numbers = {"map_h": codes.map_hw[0], "map_w": codes.map_hw[1], "channels": channels, "bits": codes.bits}
+    columns: dict[str, Any] = {name: pa.repeat(pa.scalar(one, pa.int32()), images) for name, one in numbers.items()}
+    return columns | {"codes": pa.Array.from_buffers(pa.large_binary(), images, [None, offsets, data])}

@@ -4,6 +4,7 @@ import functools
 from dataclasses import dataclass
 
 from pipeline.images.resize import ResizePlan
+from pipeline.models.localize.feature_maps import refuse_unfit_network
 from pipeline.models.localize.foreground import Foreground
 from pipeline.models.localize.methods import METHODS, NO_BOX_HEAD
 from pipeline.models.localize.views import ViewPlan, make_views, plan_views
@@ -49,6 +50,8 @@ def load_model(config: AnnotateConfig) -> Model:
     )
     if config.method == "regress" and network.box_head is None:
         raise ModelError(NO_BOX_HEAD)
+    if "feature_maps" in config.outputs:
+        refuse_unfit_network(network)
     views = _views(config, network)
     resize = ResizePlan(config.resize, views.side_px, views.canvas_hw)
     digest = model_digest(name, weights.sha256, network.preprocessing, config.resize, weights.key)

@@ -8,6 +8,7 @@ from pipeline.annotate.annotate_stage import AnnotateSpec
 from pipeline.annotate.decode_stage import DecodeSpec
 from pipeline.annotate.model import Model
 from pipeline.arrays.calibration import Calibration
+from pipeline.arrays.feature_maps import packed_bytes
 from pipeline.images.decode import DecodeLimits
 from pipeline.models.localize.box_rules import BoxRule
 from pipeline.models.localize.localizer import CamRule
@@ -56,6 +57,7 @@ def annotate_spec(
         method=config.method,
         views=make_views(model.network.preprocessing.image_size, config.tta, config.scales),
         foreground=model.foreground,
+        feature_map_bits=config.feature_map_bits if "feature_maps" in config.outputs else None,
     )
 
 
@@ -64,7 +66,9 @@ def row_bytes(config: AnnotateConfig, model: Model) -> int:
     cells = model.resize.map_hw[0] * model.resize.map_hw[1]
     boxes = 100 * len(config.threshold) * (4 if config.box_rule == "all-components" else 1)
     cells_of_figure = 200 if model.foreground else 0
-    return 500 + cells_of_figure + 4 * model.network.channels + config.topk * (cells + 100 + boxes)
+    stores_maps = "feature_maps" in config.outputs
+    codes = packed_bytes(model.network.channels * cells, config.feature_map_bits) if stores_maps else 0
+    return 500 + cells_of_figure + codes + 4 * model.network.channels + config.topk * (cells + 100 + boxes)
 
 
 def continued(config: AnnotateConfig, model: Model) -> tuple[AnnotateConfig, str]:

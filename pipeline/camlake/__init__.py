@@ -24,7 +24,7 @@ from schemas.errors import (  # noqa: E402 - only now is it certain whose ``sche
 )
 
 if TYPE_CHECKING:
-    from pipeline.outputs.reader import CURRENT_ROWS_SQL, Lake, heatmap, open  # noqa: A004
+    from pipeline.outputs.reader import CURRENT_ROWS_SQL, Lake, feature_map, heatmap, open  # noqa: A004
     from schemas.runs import RunManifest
 
 __all__ = [
@@ -39,11 +39,12 @@ __all__ = [
     "StoreError",
     "UsageError",
     "annotate",
+    "feature_map",
     "heatmap",
     "open",
 ]
 
-_OF_THE_READER = {"CURRENT_ROWS_SQL", "Lake", "heatmap", "open"}
+_OF_THE_READER = {"CURRENT_ROWS_SQL", "Lake", "feature_map", "heatmap", "open"}
 """Names that are imported when they are first used: DuckDB and pandas take a second, and ``--help`` needs neither."""
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.arrays.feature_maps import decode, packed_bytes
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.query import LATEST_SQL, add_views, column_names, connect_duckdb
 from pipeline.storage.lake.records import committed_files, load_runs
@@ -154,3 +155,24 @@ def heatmap(row: Mapping[str, Any], size_hw: tuple[int, int] | None = None) -> N
         return values
     height, width = size_hw
     return np.asarray(cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+def feature_map(row: Mapping[str, Any], feature_row: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Return the K feature maps of a row of ``feature_maps``, (map_h, map_w) each: (K, map_h, map_w) float32.
+
+    ``feature_row`` is the row of ``features`` of the same image and run; the mean of map k is its value k. With the
+    weights w and the bias b of a linear head on ``feature``, the class activation map is ``np.tensordot(w, maps, 1)``;
+    its mean plus b is the head's logit. Values are stored in ``bits`` bits: the error of a value f of a map with the
+    mean F is at most (f + F) / (2 · mean of the map's codes). With ``--resize fit`` the maps have the cells of the
+    padding too. Raises ValueError for rows of two images or runs, and for codes of another length.
+    """
+    for name in ("image_id", "run_id"):
+        if row[name] != feature_row[name]:
+            raise ValueError(f"{name}: {row[name]!r} in feature_maps, {feature_row[name]!r} in features")
+    height, width, channels, bits = (int(row[name]) for name in ("map_h", "map_w", "channels", "bits"))
+    codes, feature = np.frombuffer(row["codes"], np.uint8), np.asarray(feature_row["feature"], np.float32)
+    wanted = packed_bytes(channels * height * width, bits)
+    if len(codes) != wanted or len(feature) != channels:
+        raise ValueError(f"{len(codes)} bytes of codes, {len(feature)} features; needed: {wanted}, {channels}")
+    maps: NDArray[np.float32] = decode(codes[None], bits, (height, width), feature[None])[0]
+    return maps

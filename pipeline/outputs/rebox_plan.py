@@ -4,7 +4,7 @@ The plan has one file for each commit of the source that has images to do, so th
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -51,13 +51,16 @@ class Source:
     foreground: Foreground | None = None
     """The figure/ground direction whose maps are in the table foreground; None where there are none."""
 
-    def current_rows(self, commit: CommitRecord, planned: pa.Table) -> dict[Table, pa.Table]:
+    def current_rows(
+        self, commit: CommitRecord, planned: pa.Table, columns: Mapping[Table, Sequence[str]] | None = None
+    ) -> dict[Table, pa.Table]:
         """Return the rows that the ``planned`` inputs have in images, boxes, heatmaps, foreground and quarantine.
 
-        ``commit`` has these inputs. Raises StoreError, which fails the run, where a file can't be read.
+        ``commit`` has these inputs; ``columns`` gives other tables and their columns. Raises StoreError, which fails
+        the run, where a file can't be read.
         """
         ids = planned["image_id"].combine_chunks()
-        rows = {table: self._read(commit, table) for table in _COLUMNS}
+        rows = {table: self._read(commit, table, names) for table, names in (columns or _COLUMNS).items()}
         return {table: found.filter(pc.is_in(found["image_id"], ids)) for table, found in rows.items()}
 
     def class_names(self) -> ClassNames:
@@ -72,9 +75,9 @@ class Source:
                 labels[class_id] = label
         return StoredNames(labels) if None in labels else ClassNames(labels)
 
-    def _read(self, commit: CommitRecord, table: Table) -> pa.Table:
-        columns = list(_COLUMNS[table])
-        none = TABLES[table].schema().empty_table().select(columns)
+    def _read(self, commit: CommitRecord, table: Table, names: Sequence[str]) -> pa.Table:
+        columns, spec = list(names), TABLES[table]
+        none = (spec.columns if spec.open_columns else spec.schema()).empty_table().select(columns)
         paths = [LakePaths(self.root).full(file.path) for file in commit.files if file.table == table]
         return pa.concat_tables([none, *(_read_parquet(self.fs, path, columns).cast(none.schema) for path in paths)])
 
@@ -112,8 +115,8 @@ def _read_parquet(fs: AbstractFileSystem, path: str, columns: list[str]) -> pa.T
         raise StoreError(f"{path} can't be read: {str(error).splitlines()[0]}") from error
 
 
-def open_source(config: ReboxConfig) -> Source:
-    """Return the source that ``config`` names.
+def open_source(config: ReboxConfig, refuse: Callable[[ReboxConfig, RunManifest], None] | None = None) -> Source:
+    """Return the source that ``config`` names; ``refuse`` raises for an output without the tables that are needed.
 
     Raises StoreError where there is no output with rows. Raises UsageError for an unknown model and for an output
     without the tables that the new boxes need.
@@ -126,7 +129,7 @@ def open_source(config: ReboxConfig) -> Source:
     own = [run for run in runs if run.model == model]
     if not own:
         raise UsageError(f"--model {model!r}: {safe_url(config.labels)} has {', '.join({run.model for run in runs})}")
-    _refuse_unfit(config, own[-1])
+    (refuse or _refuse_unfit)(config, own[-1])
     commits = tuple(commit for run in own for commit in load_commits(fs, root, run.run_id))
     named = {file.path for commit in commits for file in commit.files}
     lost = [file.path for file in committed_files(own) if file.path not in named]
@@ -194,14 +197,21 @@ class ReboxPlan(NamedTuple):
 
 
 def plan_rebox(
-    source: Source, fs: AbstractFileSystem, root: str, plan_dir: str, classes: ClassTable | None = None
+    source: Source,
+    fs: AbstractFileSystem,
+    root: str,
+    plan_dir: str,
+    classes: ClassTable | None = None,
+    model: str | None = None,
 ) -> ReboxPlan:
     """Write the plan to ``root``/``plan_dir``, with the ``classes`` that are named for each input, and return it.
+
+    ``model`` is the partition of the new rows, by default that of the source.
 
     An input is done where the new output has the same version of the input in the same table, images or quarantine.
     Memory is bounded, because DuckDB moves data to disk.
     """
-    ours = [run for run in load_runs(fs, root) if run.model == source.run.model]
+    ours = [run for run in load_runs(fs, root) if run.model == (model or source.run.model)]
     files = [file for commit in source.commits for file in commit.files if file.table in _ENDINGS]
     with committed_views(source.fs, source.root, files) as con:
         with committed_views(fs, root, committed_files(ours)) as target:

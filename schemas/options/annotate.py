@@ -162,6 +162,9 @@ class AnnotateConfig(BoxConfig):
         ("boxes", "heatmaps", "features"), "tables to write beside images and quarantine, comma-separated", "Output"
     )
     feature_type: FeatureType = option("float32", "number type of the features", "Output")
+    feature_map_bits: int = option(
+        3, "bits of each value in feature_maps, from which `camlake localize` maps any later head", "Output", ge=2, le=4
+    )
     images_per_commit: int | None = option(
         None, "images whose rows become part of the output together; default: chosen by the run's size", "Output", ge=1
     )
@@ -234,6 +237,21 @@ class AnnotateConfig(BoxConfig):
         return self
 
     @model_validator(mode="after")
+    def _check_feature_maps(self) -> Self:
+        if "feature_maps" not in self.outputs:
+            if "feature_map_bits" in self.model_fields_set:
+                raise ValueError(f"--feature-map-bits {self.feature_map_bits}: allowed: with --outputs feature_maps")
+            return self
+        if "features" not in self.outputs:
+            raise ValueError("--outputs feature_maps: allowed: with features, which they are read against")
+        if self.method != "cam":
+            raise ValueError(f"--outputs feature_maps: allowed: with --method cam, here {self.method}")
+        if self.tta != "none" or self.scales != (1.0,):
+            shown = f"--tta {self.tta} --scales {','.join(f'{scale:g}' for scale in self.scales)}"
+            raise ValueError(f"--outputs feature_maps: allowed: with one view of each picture, here {shown}")
+        return self
+
+    @model_validator(mode="after")
     def _check(self) -> Self:
         unknown = [name for name in self.outputs if name not in optional_tables()]
         if unknown:
@@ -265,6 +283,7 @@ class AnnotateConfig(BoxConfig):
         """Return the options that affect the rows; all runs of one output and one model must have the same values."""
         shaping = {"topk", "box_rule", "threshold", "min_area", "min_prob", "alpha", "jpeg_scaling"}
         shaping |= {"outputs", "feature_type"}
+        shaping |= {"feature_map_bits"} if "feature_maps" in self.outputs else set()
         if self.method == "regress":
             shaping -= {"threshold", "box_rule"}
         return self.model_dump(mode="json", include=shaping | set(FIRST_LOCALIZATION))

@@ -38,7 +38,7 @@ IMAGES = 20_480
 MOST_ANNOTATED = 2_000
 """The most pictures that go through the network; the other rows are variations of the rows of these pictures."""
 LOOKUPS = 5
-OUTPUTS = tuple(table for table in optional_tables() if table != "foreground")
+OUTPUTS = tuple(table for table in optional_tables() if table not in {"feature_maps", "foreground"})
 """The rows that are varied come from a network without a figure/ground direction, so they have no such map."""
 SETTINGS: dict[str, tuple[Encoding, int]] = {
     "default": (Encoding(), IMAGES),

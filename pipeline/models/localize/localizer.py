@@ -18,6 +18,7 @@ from pipeline.arrays.boxes import LevelBoxes
 from pipeline.models.localize.box_rules import Boxes, BoxRule, CutMaps, boxes_in_pixels
 from pipeline.models.localize.class_selection import named_classes, select_classes
 from pipeline.models.localize.engine import Engine, to_host
+from pipeline.models.localize.feature_maps import FeatureMapCodes, encoded, feature_map_codes
 from pipeline.models.localize.foreground import Foreground
 from pipeline.models.localize.fusion import FigureMaps, Fusion, figure_valid_hw
 from pipeline.models.localize.methods import METHODS
@@ -66,6 +67,8 @@ class Localized(NamedTuple):
     boxes: Boxes
     figure: FigureMaps | None
     """None where the localizer has no figure/ground direction; maps of images that are not finite are undefined."""
+    codes: FeatureMapCodes | None
+    """None where the localizer stores no feature maps."""
 
 
 class Localizer:
@@ -86,6 +89,7 @@ class Localizer:
         method: Method = "cam",
         views: tuple[View, ...] | None = None,
         foreground: Foreground | None = None,
+        feature_map_bits: int | None = None,
     ) -> None:
         """Prepare the network; its head is moved to the runtime's device, which must exist.
 
@@ -93,8 +97,9 @@ class Localizer:
         ``views``: the parts of each picture that the network runs on; by default one view, the whole picture.
         ``foreground``: the network's figure/ground direction. Its maps are fused with the class maps before boxes are
         cut; the class maps in the result stay unchanged. Not for the method regress, which has no maps.
+        ``feature_map_bits``: bits of each value of the stored feature maps, for one view; None: none are stored.
         """
-        self._multi_label = multi_label
+        self._multi_label, self._bits = multi_label, feature_map_bits or 0
         tensor = foreground.card.tensor if foreground else None
         self._engine = Engine(network.eval(), runtime, tensor)
         box_head = network.box_head.to(runtime.device) if network.box_head else None
@@ -131,6 +136,9 @@ class Localizer:
             cut = [self._boxes(result, group) for group in groups]
             finite, ids, ranks, probs, pooled, has_map, _, heat = to_host(result[:8])
             figure = None if result.figure is None else to_host([result.figure])[0]
+            codes = None
+            if result.codes is not None and result.negative is not None:
+                codes = feature_map_codes(result.codes, result.negative, heat.shape[2:], self._bits)
             columns = [to_host(boxes) for boxes, _ in cut]
         image, slot = np.nonzero(has_map)
         maps = Maps(
@@ -145,7 +153,7 @@ class Localizer:
         figures = (
             None if figure is None else FigureMaps(figure, figure_valid_hw(valid, heat.shape[2:], figure.shape[1:]))
         )
-        return Localized(finite, ids[:, 0].astype(np.int32), probs[:, 0], pooled, maps, boxes, figures)
+        return Localized(finite, ids[:, 0].astype(np.int32), probs[:, 0], pooled, maps, boxes, figures, codes)
 
     def _predict(self, pixels: Tensor, classes: Sequence[Sequence[int]] | None) -> "_Prediction":
         """Run the network, on as many pictures at a time as the method can take."""
@@ -181,7 +189,10 @@ class Localizer:
         probs, regressed = all_probs.gather(1, class_ids), self._method.regressed(passes[0])
         has_map = has_map & finite[:, None]
         has_box = has_map & ((probs >= self.rule.boxes.min_prob) | (ranks == 0) | named_classes(class_ids, classes))
-        return _Prediction(finite, class_ids, ranks, probs, pooled, has_map, has_box, maps, figure, regressed)
+        codes, negative = encoded(passes[0].features, self._bits) if self._bits else (None, None)
+        return _Prediction(
+            finite, class_ids, ranks, probs, pooled, has_map, has_box, maps, figure, regressed, codes, negative
+        )
 
     def _boxes(self, result: "_Prediction", group: "_Group") -> tuple[LevelBoxes, tuple[int, int]]:
         """Return the boxes of a group's G images in cells, and how many rows and columns of cells a picture has.
@@ -249,6 +260,10 @@ class _Prediction(NamedTuple):
     """(B, H, W) figure/ground maps on a canvas of their own; None without a direction."""
     regressed: Tensor | None
     """(B, 4) boxes that a box head predicted; see ``Localization.regressed``."""
+    codes: Tensor | None
+    """(B, bytes) packed codes of the feature maps; None where none are stored."""
+    negative: Tensor | None
+    """(B,) whether the feature maps are below zero somewhere."""
 
 
 class _Group(NamedTuple):

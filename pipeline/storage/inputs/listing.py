@@ -34,11 +34,12 @@ from pipeline.storage.inputs.webdataset import list_shard
 from pipeline.storage.names import IMAGE_COLUMNS, find_columns
 from pipeline.storage.prefetch import chain_ahead
 from pipeline.storage.store_failures import describe_failure, is_damage, is_store_failure, store_errors
+from schemas.columns import TIMESTAMP
 from schemas.errors import InputError, UsageError
 from schemas.options.config import StorageConfig
 from schemas.options.input_options import AS_IT_IS, InputKind, InputOptions
 from schemas.runs import say_kinds
-from schemas.tables import PLAN, TABLES, TIMESTAMP
+from schemas.tables import PLAN, TABLES
 from schemas.url_secrets import safe_url
 
 Kind = Literal["folder", "manifest", "parquet images", "webdataset"]

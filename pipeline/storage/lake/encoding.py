@@ -38,6 +38,10 @@ class Encoding:
     bring no gain."""
 
 
+_LEAST_ROWS = 1024
+"""Least rows of a row group, for tables whose rows are not binary; codes of feature maps take 31 kB a row."""
+
+
 def to_parquet(rows: pa.Table, encoding: Encoding = Encoding()) -> bytes:
     """Return ``rows``, which are sorted by image_id, as a Parquet file with a page index and page checksums.
 
@@ -46,14 +50,19 @@ def to_parquet(rows: pa.Table, encoding: Encoding = Encoding()) -> bytes:
     """
     sink = io.BytesIO()
     bytes_a_row = max(1, rows.nbytes // max(1, len(rows)))
+    wide = [field.name for field in rows.schema if pa.types.is_large_binary(field.type)]
     pq.write_table(
         rows,
         sink,
-        row_group_size=max(1024, min(encoding.row_group_rows, encoding.row_group_bytes // bytes_a_row)),
+        row_group_size=max(
+            1 if wide else _LEAST_ROWS, min(encoding.row_group_rows, encoding.row_group_bytes // bytes_a_row)
+        ),
         compression=encoding.compression,
         compression_level=encoding.level,
         use_dictionary=_dictionary_columns(rows.schema) if encoding.dictionary else False,
-        write_statistics=[field.name for field in rows.schema if not pa.types.is_nested(field.type)],
+        write_statistics=[
+            field.name for field in rows.schema if not pa.types.is_nested(field.type) and field.name not in wide
+        ],
         write_page_index=True,
         write_page_checksum=True,
         sorting_columns=[pq.SortingColumn(rows.schema.get_field_index("image_id"))],

@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.arrays.maps import quantize
+from schemas.columns import TIMESTAMP
 from schemas.reasons import Reason
-from schemas.tables import PLAN, TABLES, TIMESTAMP, Table, TableSpec, optional_tables
+from schemas.tables import PLAN, TABLES, Table, TableSpec, optional_tables
 
 IDENTITY = ("image_id", "uri", "etag", "size_bytes", "modified_at")
 _PER_IMAGE = ("image_id", "run_id", "uri")
@@ -55,6 +57,28 @@ def nest(table: Table, columns: Mapping[str, Any], counts: NDArray[np.integer[An
     arrays = [pa.array(columns[one.name], type=one.type) for one in fields]
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
     return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(arrays, fields=fields))
+
+
+def map_columns(name: str, maps: NDArray[np.float32], valid_hw: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the columns of the table heatmaps (``name`` heat) or foreground (fg): quantized maps without padding.
+
+    ``valid_hw`` (N, 2) rows and columns of ``maps`` (N, h, w) show the picture. Values of padding become the lowest
+    value of the map. NaN and infinity, which only rejected images have, become 0.
+    """
+    rows, columns = valid_hw[:, :1, None], valid_hw[:, 1:, None]
+    height, width = maps.shape[1:]
+    inside = (np.arange(height)[:, None] < rows) & (np.arange(width) < columns)
+    finite = np.where(np.isfinite(maps), maps, 0)
+    lowest = np.where(inside, finite, np.inf).min(axis=(1, 2), keepdims=True)
+    quantized, low, high = quantize(np.where(inside, finite, lowest).astype(np.float32))
+    offsets = np.concatenate([[0], np.cumsum(valid_hw.prod(axis=1))])
+    return {
+        f"{name}_h": pa.array(valid_hw[:, 0].astype(np.int32)),
+        f"{name}_w": pa.array(valid_hw[:, 1].astype(np.int32)),
+        f"{name}_min": pa.array(low),
+        f"{name}_max": pa.array(high),
+        name: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(quantized[inside])),
+    }
 
 
 def split_rows(rows: pa.Table, run_id: str, outputs: Collection[Table]) -> dict[Table, pa.Table]:

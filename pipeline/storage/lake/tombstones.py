@@ -21,9 +21,10 @@ from pipeline.storage.lake.records import committed_files, load_runs
 from pipeline.storage.lake.run import OpenRun
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from pipeline.storage.truth.class_join import append_rows
+from schemas.columns import TIMESTAMP
 from schemas.errors import StoreError
 from schemas.reasons import Reason
-from schemas.tables import PLAN, TABLES, TIMESTAMP
+from schemas.tables import PLAN, TABLES
 
 _IN_CONTAINER = r"(?i)\.(tar|parquet|pq)#"
 """Where the uri of an image in a container leaves the container's name."""

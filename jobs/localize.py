@@ -1,0 +1,55 @@
+"""``camlake localize``: maps and boxes of a head's classes from stored feature maps, without network and images."""
+
+from jobs.console import Screen, main, verb
+from pipeline.storage.filesystems import connect
+from schemas.options.localize import LocalizeConfig
+from schemas.runs import RunManifest
+from schemas.url_secrets import safe_url
+
+
+def run(config: LocalizeConfig, screen: Screen) -> None:
+    """Localize the classes of the head on all images that the new output lacks, and print how many there are."""
+    from pipeline.outputs.box_summary import summary_lines
+
+    manifest = localize(config, screen)
+    counts = manifest.counts
+    screen.result(
+        f"{counts.boxes} boxes of {counts.annotated} images, {counts.rejected} rejections carried over, "
+        f"{counts.already_done} done before; run {manifest.run_id}",
+        **counts.model_dump(),
+    )
+    for line in summary_lines(*connect(config.out, config), manifest):
+        screen.result(line)
+    out = safe_url(config.out)
+    screen.result(f"query:   SELECT uri, top1_prob FROM '{out}/images/**/*.parquet' ORDER BY top1_prob DESC")
+
+
+def localize(config: LocalizeConfig, screen: Screen) -> RunManifest:
+    """Make and commit maps and boxes, and return the run's manifest."""
+    from pipeline.outputs.heads.localize import open_localize
+
+    with open_localize(config) as opened:
+        counts, classes = opened.run.manifest.counts, opened.head.card.classes
+        screen.say(f"{counts.listed} inputs in {opened.source.url}, {counts.already_done} done, {counts.planned} to do")
+        screen.say(f"{len(classes)} classes of {opened.head.card.model}, as {opened.run.manifest.model}")
+        if opened.source.run.settings.get("foreground", "off") != "off" and opened.source.foreground is None:
+            screen.say("boxes come from class maps alone: no figure/ground maps are stored for them, or wanted")
+        if opened.run.calibration is None:
+            screen.say(f"no calibration of this head: box_score is class_prob × {opened.right_share:g}, an assumption")
+        with screen.progress("localizing", counts.planned) as advance:
+            opened.work(advance)
+        return opened.run.finish()
+
+
+ABOUT = "Map and box the classes of a head on an output's stored feature maps, without network and images."
+
+command = verb(
+    "localize",
+    ABOUT,
+    LocalizeConfig,
+    run,
+    "camlake localize s3://bucket/labels --head mirror-in-lake.safetensors --out s3://bucket/mirrors",
+)
+
+if __name__ == "__main__":
+    main(command)

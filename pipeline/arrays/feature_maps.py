@@ -1,0 +1,117 @@
+"""The codec of the table ``feature_maps``: all feature maps of an image in 2, 3 or 4 bits a value.
+
+A code is q = rint((2^b − 1) · f / max_xy f), for each image and each channel. A decoded map is
+
+    f̂_k = F_k · q_k / mean_xy(q_k),    F_k = mean_xy f_k, the image's row in ``features``.
+
+The step of the codes cancels, so that no scale is stored, and mean_xy(f̂_k) = F_k exactly. Hence the map
+M_c = Σ_k w_k f̂_k of any linear head on the features keeps the identity mean_xy(M_c) + b_c = S_c. The codec holds for
+maps that are nowhere negative (behind a ReLU) and for features that are their means (global average pooling).
+
+Shapes: N images, K feature maps of h×w cells. Codes are packed channel by channel, row by row, the first code in the
+low bits of a byte: four codes a byte with 2 bits, two with 3 or 4 bits. Three bits without gaps would be 1.5 % smaller
+in the file and take much longer to unpack.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def codes_a_byte(bits: int) -> int:
+    """Return how many codes of ``bits``, which is 2, 3 or 4, a byte holds."""
+    return 4 if bits == 2 else 2
+
+
+def packed_bytes(codes: int, bits: int) -> int:
+    """Return the number of bytes of ``codes`` packed codes; what is left of the last byte is zero."""
+    return math.ceil(codes / codes_a_byte(bits))
+
+
+def encode(maps: Tensor, bits: int) -> Tensor:
+    """Return the codes of ``maps`` (N, K, h, w) float32, packed, (N, ``packed_bytes``) uint8, on the same device.
+
+    A channel with a positive value has the code 2^b − 1 at its maximum; a channel of zeros has zeros only. The maps
+    must not be negative. An image with a NaN or an infinity gets codes without a meaning; other images keep theirs.
+    """
+    top = 2**bits - 1
+    peak = maps.amax((2, 3), keepdim=True)
+    shares = maps / torch.where(peak > 0, peak, 1.0)
+    codes = (shares * top).round_().nan_to_num_(0.0).clamp_(0, top).to(torch.uint8).flatten(1)
+    return pack(codes, bits)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Return codes (N, n) uint8, each under 2^bits, as packed bytes (N, ``packed_bytes``) uint8."""
+    each = codes_a_byte(bits)
+    width = 8 // each
+    missing = -codes.shape[1] % each
+    whole = torch.nn.functional.pad(codes, (0, missing)) if missing else codes
+    parts = whole.view(len(codes), -1, each)
+    packed = parts[:, :, 0].clone()
+    for place in range(1, each):
+        packed |= parts[:, :, place] << (width * place)
+    return packed
+
+
+def unpack(packed: NDArray[np.uint8], bits: int, codes: int) -> NDArray[np.uint8]:
+    """Return the codes (N, ``codes``) uint8 of packed bytes (N, ``packed_bytes``).
+
+    Each byte is widened to one integer, whose bytes then hold one code each; so few operations run over all codes.
+    """
+    if codes_a_byte(bits) == 2:
+        wide = packed.astype("<u2")
+        spread = (wide | (wide << 4)) & np.uint16(0x0F0F)
+    else:
+        spread = packed.astype("<u4")
+        spread = (spread | (spread << 12)) & np.uint32(0x000F000F)
+        spread = (spread | (spread << 6)) & np.uint32(0x03030303)
+    found: NDArray[np.uint8] = spread.view(np.uint8)[:, :codes]
+    return found
+
+
+def scales(codes: NDArray[np.float32], features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return (N, K) float32 by which the ``codes`` (N, K, cells) of each channel are multiplied: F_k / mean_xy(q_k).
+
+    ``features``: (N, K), the means of the maps. A channel without a code has the scale 0.
+    """
+    cells = codes.shape[2]
+    sums: NDArray[np.float32] = codes @ np.ones(cells, np.float32)
+    found: NDArray[np.float32] = (features * (cells / np.where(sums > 0, sums, np.inf))).astype(np.float32)
+    return found
+
+
+def decode(
+    packed: NDArray[np.uint8], bits: int, map_hw: tuple[int, int], features: NDArray[np.floating]
+) -> NDArray[np.float32]:
+    """Return the feature maps (N, K, h, w) float32 of packed codes (N, ``packed_bytes``) and ``features`` (N, K).
+
+    The error of a value is at most (f + F) / (2 · mean(q)), where f is the true value and F its channel's mean.
+    """
+    images, channels = features.shape
+    codes = unpack(packed, bits, channels * map_hw[0] * map_hw[1]).reshape(images, channels, -1).astype(np.float32)
+    maps = codes * scales(codes, features.astype(np.float32, copy=False))[:, :, None]
+    return maps.reshape(images, channels, *map_hw)
+
+
+def head_maps(
+    packed: NDArray[np.uint8],
+    bits: int,
+    map_hw: tuple[int, int],
+    features: NDArray[np.float32],
+    weights: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Return the maps M_c = Σ_k w_k f̂_k of a linear head, (N, C, h, w) float32.
+
+    ``weights`` is (C, K), or (N, C, K) with other classes for each image.
+
+    The bias of the head is in none of them: mean_xy(M_c) + b_c = S_c. The feature maps are never written out: the
+    scales of the channels go into the weights.
+    """
+    images, channels = features.shape
+    codes = unpack(packed, bits, channels * map_hw[0] * map_hw[1]).reshape(images, channels, -1).astype(np.float32)
+    maps = ((weights * scales(codes, features)[:, None, :]) @ codes).astype(np.float32, copy=False)
+    return maps.reshape(images, weights.shape[-2], *map_hw)

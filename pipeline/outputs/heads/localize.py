@@ -1,0 +1,158 @@
+"""Writes a second output with the maps and boxes of a head's classes, without a network and without images.
+
+Each thread reads the rows of one commit of the source, makes the maps M_c = Σ_k w_k f̂_k from the stored feature maps,
+cuts the boxes from them and commits both. The rows are those of a partition of its own, named by the network and by a
+digest of backbone and head, so that an output may hold several heads beside each other.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.arrays.calibration import uncalibrated
+from pipeline.images.resize import ResizePlan
+from pipeline.models.localize.box_rules import BoxRule
+from pipeline.models.localize.foreground import foreground_bytes
+from pipeline.outputs.heads.features import open_features
+from pipeline.outputs.heads.head_file import Head, read_head, refuse_other_backbone
+from pipeline.outputs.heads.head_rows import HeadRows, columns_of, head_tables
+from pipeline.outputs.rebox_plan import Source, Work, open_source, plan_rebox
+from pipeline.outputs.stored_maps import Cutting, new_tables
+from pipeline.storage.filesystems import canonical_url
+from pipeline.storage.lake.commit import Committer
+from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.lineage import software_versions
+from pipeline.storage.lake.run import OpenRun, RunRequest, open_run, shown_config
+from pipeline.storage.lake.whole_objects import write_whole
+from pipeline.storage.prefetch import map_ahead
+from schemas.errors import UsageError
+from schemas.options.box_rules import HEURISTIC_CLASSES, RIGHT_SHARE
+from schemas.options.localize import HEAD, LocalizeConfig
+from schemas.options.rebox import MAPS_OF, ReboxConfig
+from schemas.runs import RunManifest
+from schemas.tables import say_score, written_schemas
+from schemas.url_secrets import safe_url
+
+_NOT_CARRIED = ("feature_map_bits", "feature_type", "labels", "classes")
+"""Settings of the source that say nothing of the new rows."""
+
+
+@dataclass(frozen=True)
+class Localize:
+    """A begun run of localize, which holds the lease of its output."""
+
+    source: Source
+    head: Head
+    topk: int
+    run: OpenRun
+    committer: Committer
+    rule: BoxRule
+    works: tuple[Work, ...]
+
+    @property
+    def right_share(self) -> float:
+        """Share of right boxes among the boxes of true classes; gives box_score where there is no calibration."""
+        return _right_share(self.source)
+
+    def work(self, advance: Callable[[int], None]) -> None:
+        """Commit all works; ``advance`` gets the number of inputs that are done so far."""
+        done, threads = 0, os.cpu_count() or 1
+        for work, _ in zip(self.works, map_ahead(self._do, enumerate(self.works), threads), strict=True):
+            done += work.rows
+            advance(done)
+
+    def _do(self, numbered: tuple[int, Work]) -> None:
+        task, work = numbered
+        foreground, run_id = self.source.foreground, self.run.manifest.run_id
+        planned = work.planned(self.run.fs, self.run.root)
+        rows = self.source.current_rows(work.commit, planned, columns_of(foreground is not None))
+        seen = self.source.run.lineage.preprocessing
+        resize = ResizePlan(seen["resize"], seen["image_size"], tuple(seen["map_hw"]))
+        made: HeadRows = head_tables(rows, self.head, self.topk, resize)
+        scores = self.run.calibration.scores if self.run.calibration else self._uncalibrated
+        method = "cam*foreground" if foreground else "cam"
+        new = new_tables(made.tables, planned, Cutting(self.rule, foreground), run_id, method, scores)
+        self.committer.commit(f"{task:06d}", new.tables | made.kept(run_id), new.maps_without_box)
+
+    def _uncalibrated(self, columns: Mapping[str, ArrayLike]) -> NDArray[np.float32]:
+        return uncalibrated(columns, self.right_share)
+
+
+def _right_share(source: Source) -> float:
+    return source.foreground.card.right_share if source.foreground else RIGHT_SHARE
+
+
+@contextmanager
+def open_localize(config: LocalizeConfig) -> Iterator[Localize]:
+    """Open and plan a run on the new output; the caller calls ``work`` and then finishes the run.
+
+    Raises UsageError for a source without feature maps or of another backbone than the head's, and for an output whose
+    rows were made with other settings. Raises LeaseError while another run holds the output.
+    """
+    head = read_head(config.head, config)
+    features = open_features(config.labels, config, config.model, head.card.model_digest)
+    refuse_other_backbone(head, features.run, safe_url(config.head), features.where)
+    config = config.model_copy(update={"model": features.run.model})
+    source = open_source(config, _refuse_unfit)
+    if canonical_url(config.out) == canonical_url(config.labels):
+        raise UsageError(f"--out {safe_url(config.out)}: allowed: another place than LABELS, which keeps its rows")
+    topk = min(config.topk, len(head.card.classes))
+    if config.box_rule == "heuristic" and topk < HEURISTIC_CLASSES:
+        raise UsageError(f"--box-rule heuristic: takes {HEURISTIC_CLASSES} classes; the head has {topk}")
+    if source.foreground and config.box_rule == "auto" and "threshold" not in config.model_fields_set:
+        config = config.model_copy(update={"threshold": (source.foreground.card.threshold,)})
+    rule = BoxRule(config.box_rule, config.threshold, config.min_area, config.min_prob)
+    request = _request(config, source, head, topk)
+    with open_run(request) as opened:
+        plan_dir = LakePaths(opened.root).plan_dir(opened.manifest.run_id)
+        plan = plan_rebox(source, opened.fs, opened.root, plan_dir, model=request.model)
+        run = opened.begin(plan.counts)
+        if source.foreground:
+            kept = LakePaths(run.root).foreground_file(request.model)
+            write_whole(run.fs, kept, foreground_bytes(source.foreground))
+        schemas = written_schemas(request.settings["outputs"])
+        schemas = say_score(schemas, None if run.calibration else _right_share(source))
+        yield Localize(source, head, topk, run, run.committer(schemas), rule, plan.works)
+
+
+def _request(config: LocalizeConfig, source: Source, head: Head, topk: int) -> RunRequest:
+    old, foreground = source.run, source.foreground
+    digest = hashlib.sha256(f"{old.lineage.model_digest} {head.digest}".encode()).hexdigest()
+    chosen = config.model_dump(mode="json", include={"threshold", "box_rule", "min_area", "min_prob"})
+    chosen |= {"foreground": foreground.digest if foreground else "off", "topk": topk, HEAD: head.digest}
+    outputs = ["boxes", "heatmaps", *(["foreground"] if foreground else [])]
+    kept = {name: value for name, value in old.settings.items() if name not in _NOT_CARRIED}
+    lineage = old.lineage.model_copy(
+        update={
+            **software_versions(),
+            "source": source.url,
+            "source_runs": source.run_ids,
+            "foreground": foreground.digest if foreground else None,
+            "head": head.digest,
+            "model_digest": digest,
+            "classes": len(head.card.classes),
+        }
+    )
+    return RunRequest(
+        out=config.out,
+        storage=config.storage,
+        model=f"{old.lineage.model}-{digest[:8]}",
+        settings={**kept, **chosen, "outputs": outputs, MAPS_OF: source.url},
+        config={"input": source.url, **shown_config(config)},
+        lineage=lineage,
+        calibration=config.calibration,
+    )
+
+
+def _refuse_unfit(config: ReboxConfig, run: RunManifest) -> None:
+    """Raise UsageError where the source has no feature maps."""
+    if "feature_maps" not in run.settings["outputs"]:
+        raise UsageError(
+            f"LABELS {safe_url(config.labels)}: has no feature_maps; annotate with --outputs boxes,heatmaps,features,"
+            "feature_maps"
+        )

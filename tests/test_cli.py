@@ -18,7 +18,19 @@ from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 from tests.jobs_on import run_command
 
-VERBS = ("demo", "annotate", "train", "evaluate", "foreground", "rebox", "report", "verify", "models", "benchmark")
+VERBS = (
+    "demo",
+    "annotate",
+    "train",
+    "evaluate",
+    "export",
+    "foreground",
+    "rebox",
+    "report",
+    "verify",
+    "models",
+    "benchmark",
+)
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ LEVELS = {
     "pipeline/storage/lake/integrity": 3.4,
     "pipeline/annotate": 3.5,
     "pipeline/outputs": 3.5,
+    "pipeline/outputs/export": 3.6,
+    "pipeline/outputs/export/formats": 3.7,
     "pipeline/graph": 4.0,
     "pipeline/graph/tuning": 4.1,
     "pipeline/graph/annotate": 4.2,

@@ -35,9 +35,7 @@ class ExportConfig(StorageConfig):
 
     out: str = required("An output of `camlake annotate` or `rebox`: any fsspec URL")
     dest: str = required("The folder to write, new or empty: any fsspec URL")
-    to: str = required(
-        "format: coco, yolo, voc, hf (a dataset of Hugging Face), labelstudio, cvat, webdataset or csv", flag=True
-    )
+    to: str = required("format", flag=True)
     model: str | None = option(None, "which model's rows; needed where OUT has several", "Rows")
     classes: str | tuple[str | int, ...] | None = option(
         None, "only these classes: labels or class ids, comma-separated", "Rows"

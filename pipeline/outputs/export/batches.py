@@ -126,6 +126,7 @@ BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax", "box_score", "class_prob", "rank"
 
 
 def suffix_for(image_format: str) -> str:
-    """Return the usual extension of an image format, as the table images names it, without the dot."""
-    plain = "".join(letter for letter in image_format.lower() if letter.isascii() and letter.isalnum())
-    return _SUFFIXES.get(image_format, plain or "img")
+    """Return the usual extension of a format as the table images names it ("PNG, 12 of 16 bits"), without the dot."""
+    name = image_format.partition(",")[0]
+    plain = "".join(letter for letter in name.lower() if letter.isascii() and letter.isalnum())
+    return _SUFFIXES.get(name, plain or "img")

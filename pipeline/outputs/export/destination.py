@@ -7,17 +7,19 @@ a folder: there the files go into DEST, which holds the object UNFINISHED until 
 import json
 import posixpath
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import connect, is_local
 from pipeline.storage.lake.layout import LakePaths
-from pipeline.storage.lake.whole_objects import list_dir, write_whole
+from pipeline.storage.lake.whole_objects import list_dir, remove_many, write_whole
 from pipeline.storage.store_failures import store_errors
 from schemas.errors import UsageError
 from schemas.options.config import StorageConfig
@@ -28,6 +30,8 @@ DONE = "camlake-export.json"
 UNFINISHED = "camlake-export-unfinished"
 """The object, or the end of the local folder's name, of an export that is being written or was given up."""
 WRITES_AT_ONCE = 16
+
+_Closable = TypeVar("_Closable")
 
 
 @dataclass
@@ -42,12 +46,28 @@ class Destination:
     url: str
     """DEST without secrets, for messages."""
     _folders: set[str] = field(default_factory=set)
+    _opened: list[Any] = field(default_factory=list)
 
     def open(self, name: str) -> IO[bytes]:
         """Return a new file for writing; raises StoreError where the store refuses."""
         path = self._path(name)
         with store_errors(f"{self.url}/{name} can't be written"):
-            return cast(IO[bytes], self.fs.open(path, "wb"))
+            return self.keep(cast(IO[bytes], self.fs.open(path, "wb")))
+
+    def spool(self) -> IO[bytes]:
+        """Return a temporary file on this machine."""
+        return self.keep(cast(IO[bytes], tempfile.TemporaryFile()))
+
+    def keep(self, opened: _Closable) -> _Closable:
+        """Return ``opened`` and remember to close it where the export fails."""
+        self._opened = [*(one for one in self._opened if not getattr(one, "closed", False)), opened]
+        return opened
+
+    def close(self) -> None:
+        """Close what a failed export left open, the last first; the files stay parts of an unfinished export."""
+        while self._opened:
+            with suppress(Exception):  # The export fails with another error already.
+                self._opened.pop().close()
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file; raises StoreError where the store refuses."""
@@ -108,9 +128,10 @@ def begin(url: str, storage: StorageConfig, overwrite: bool, say: Callable[[str]
     with store_errors(f"{shown} can't be prepared"):
         if leftover:
             say(f"an unfinished export in {shown} is removed; this one starts anew")
-        if list_dir(fs, work):
-            fs.rm(work, recursive=True)
-        fs.invalidate_cache()
+        if work != root and leftover:
+            shutil.rmtree(work)
+        elif work == root:
+            remove_many(fs, fs.find(root))
     destination = Destination(fs, root, work, shown)
     if work == root:
         destination.write(UNFINISHED, b"")

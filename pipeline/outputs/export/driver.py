@@ -13,7 +13,7 @@ from pipeline.outputs.export.batches import Batch
 from pipeline.outputs.export.classes import export_classes
 from pipeline.outputs.export.destination import Destination, begin
 from pipeline.outputs.export.masks import Masks, masks_of
-from pipeline.outputs.export.pictures import LEFT_OUT, LeftOut, linkable, with_data
+from pipeline.outputs.export.pictures import LEFT_OUT, PictureLog, linkable, with_data
 from pipeline.outputs.export.plans import add_plans
 from pipeline.outputs.export.selection import Selection
 from pipeline.outputs.export.writer import Format, Job, Writer, Written, image_mode, load_format
@@ -49,41 +49,44 @@ class Export:
     pixel_free: int = 0
     """Boxes without a mask although masks were asked for."""
 
-    def run(self, advance: Callable[..., None]) -> LeftOut:
-        """Write everything and finish DEST; return the pictures that were left out.
+    def run(self, advance: Callable[..., None]) -> PictureLog:
+        """Write everything and finish DEST; return what became of the pictures.
 
         ``advance`` gets the numbers of images that are done and that were left out.
         """
-        writers = {split: self.format.writer(self.job, self.dest, split) for split in split_shares(self._config.split)}
-        self.written = dict.fromkeys(writers, Written())
-        left_out = LeftOut(self.dest)
-        for batch in self.selection.batches():
-            for part in self._with_pictures(batch, left_out):
-                self._write(part, writers)
-                advance(sum(one.images for one in self.written.values()) + left_out.count, left_out.count)
-        for writer in writers.values():
-            writer.close()
-        left_out.close()
+        log = PictureLog(self.dest)
+        try:
+            writers = {one: self.format.writer(self.job, self.dest, one) for one in split_shares(self._config.split)}
+            self.written = dict.fromkeys(writers, Written())
+            for batch in self.selection.batches():
+                for part in self._with_pictures(batch, log):
+                    self._write(part, writers)
+                    advance(sum(one.images for one in self.written.values()) + log.count, log.count)
+            for writer in writers.values():
+                writer.close()
+            log.close()
+        finally:
+            self.dest.close()
         self.format.finish(self.job, self.dest, self.written)
-        self.dest.finish(self._facts(left_out))
-        return left_out
+        self.dest.finish(self._facts(log))
+        return log
 
     @property
     def _config(self) -> ExportConfig:
         return self.job.config
 
-    def _with_pictures(self, batch: Batch, left_out: LeftOut) -> Iterator[Batch]:
+    def _with_pictures(self, batch: Batch, log: PictureLog) -> Iterator[Batch]:
         """Yield the images that can be written; copied and linked pictures are in DEST already."""
         mode = self.job.images
         if mode == "reference":
             yield batch
         elif mode == "link":
-            linked, targets = linkable(batch, left_out)
+            linked, targets = linkable(batch, log)
             for name, target in zip(self._picture_names(linked), targets, strict=True):
                 self.dest.link(name, target)
             yield linked
         else:
-            for part in with_data(batch, Fetcher(self._config.storage, self._config.max_bytes), left_out):
+            for part in with_data(batch, Fetcher(self._config.storage, self._config.max_bytes), log):
                 if mode == "embed":
                     yield part
                     continue
@@ -117,18 +120,19 @@ class Export:
         """Return (N,) the number of each image's split."""
         return split_numbers(batch.images["image_id"].to_pylist(), split_shares(self._config.split))
 
-    def _facts(self, left_out: LeftOut) -> dict[str, Any]:
+    def _facts(self, log: PictureLog) -> dict[str, Any]:
         """Return what DONE says: how the rows were chosen, and how many there are."""
         chosen = self._config.model_dump(mode="json", exclude={"out", "dest", "profile", "endpoint_url", "overwrite"})
         return {
             "camlake": camlake_version(),
             "source": safe_url(self._config.out),
+            **chosen,
             "model": self.job.run.model,
+            "images": self.job.images,
             "last_run": self.job.run.run_id,
-            **{**chosen, "images": self.job.images},
             "class_names": self.job.classes.names,
             "splits": {split: one._asdict() for split, one in self.written.items()},
-            "left_out": left_out.count,
+            "left_out": log.count,
         }
 
 
@@ -167,12 +171,12 @@ def export(config: ExportConfig, say: Say, advance: Callable[..., None]) -> Expo
     return opened
 
 
-def refuse_left_out(done: Export, left_out: LeftOut) -> None:
+def refuse_left_out(done: Export, log: PictureLog) -> None:
     """Raise RejectedShareError where more pictures were left out than ``max_rejected`` allows."""
     config = done.job.config
-    if left_out.count > config.max_rejected * done.images:
+    if log.count > config.max_rejected * done.images:
         raise RejectedShareError(
-            f"{left_out.count} of {done.images} pictures could not be read, more than --max-rejected"
+            f"{log.count} of {done.images} pictures could not be read, more than --max-rejected"
             f" {config.max_rejected:g} allows; all others are written, see {done.dest.url}/{LEFT_OUT}"
         )
 

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.images.formats import open_header
+from pipeline.images.pixels import orientation
 from pipeline.outputs.export.batches import Batch
 from pipeline.outputs.export.destination import Destination
 from pipeline.storage.filesystems import protocol_of
@@ -28,14 +30,14 @@ UNKNOWN_BYTES = 4 * 2**20
 """A picture of unknown size counts as this many bytes."""
 
 
-class LeftOut:
-    """Counts pictures that are left out, and lists them in LEFT_OUT."""
+class PictureLog:
+    """Counts pictures that are left out, and lists them in LEFT_OUT; counts those that are stored turned."""
 
     def __init__(self, dest: Destination) -> None:
         """Begin no file before the first picture is left out."""
         self._dest = dest
         self._file: IO[bytes] | None = None
-        self.count = 0
+        self.count = self.turned = 0
         self.examples: list[str] = []
 
     def add(self, uri: str, rejection: RejectedImage) -> None:
@@ -56,30 +58,40 @@ class LeftOut:
             self._file.close()
 
 
-def with_data(batch: Batch, fetcher: Fetcher, left_out: LeftOut) -> Iterator[Batch]:
+def with_data(batch: Batch, fetcher: Fetcher, log: PictureLog) -> Iterator[Batch]:
     """Yield the images of ``batch`` with their encoded pictures, in parts of about PART_BYTES."""
-    known = _planned(batch, left_out)
+    known = _planned(batch, log)
     start = 0
     for part, fetched in fetcher.fetch_in_parts(_plan(known), PART_BYTES, UNKNOWN_BYTES, PART_ROWS):
         places = np.arange(start, start + len(part))
         start += len(part)
         for uri, found in zip(part["uri"].to_pylist(), fetched, strict=True):
             if isinstance(found, RejectedImage):
-                left_out.add(uri, found)
+                log.add(uri, found)
+            else:
+                log.turned += _is_turned(found)
         read = np.array([not isinstance(found, RejectedImage) for found in fetched], np.bool_)
         data = [found for found in fetched if not isinstance(found, RejectedImage)]
         yield replace(known.take(places[read]), data=data)
 
 
-def linkable(batch: Batch, left_out: LeftOut) -> tuple[Batch, list[str]]:
+def _is_turned(data: bytes) -> bool:
+    """Return whether a picture is not stored upright, so that a reader has to apply its EXIF orientation."""
+    try:
+        return orientation(open_header(data).image) != 1
+    except RejectedImage:  # It was decoded when it was annotated; its format may need more than the header.
+        return False
+
+
+def linkable(batch: Batch, log: PictureLog) -> tuple[Batch, list[str]]:
     """Return the images whose pictures are plain local files, as they were, with the paths of these files."""
-    known = _planned(batch, left_out)
+    known = _planned(batch, log)
     plan = _plan(known)
     kept, paths = [], []
     for place, row in enumerate(plan.select(["uri", "path", "offset", "size_bytes"]).to_pylist()):
         problem = _no_link(row["uri"], row["path"], row["offset"], row["size_bytes"])
         if problem:
-            left_out.add(row["uri"], problem)
+            log.add(row["uri"], problem)
         else:
             kept.append(place)
             paths.append(row["path"])
@@ -100,11 +112,11 @@ def _no_link(uri: str, path: str, offset: int | None, size_bytes: int | None) ->
     return None
 
 
-def _planned(batch: Batch, left_out: LeftOut) -> Batch:
+def _planned(batch: Batch, log: PictureLog) -> Batch:
     """Return the images whose place is known: no run's plan names the others."""
     known: NDArray[np.bool_] = batch.images["path"].is_valid().to_numpy()
     for uri in batch.images["uri"].filter(pa.array(~known)).to_pylist():
-        left_out.add(uri, RejectedImage(Reason.NOT_FOUND, "no plan of a run says where it lies"))
+        log.add(uri, RejectedImage(Reason.NOT_FOUND, "no plan of a run says where it lies"))
     return batch.take(np.flatnonzero(known))
 
 

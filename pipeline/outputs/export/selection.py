@@ -1,6 +1,7 @@
 """The boxes that an export has: DuckDB filters and sorts them, and moves to disk what does not fit into its memory."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import duckdb
@@ -43,21 +44,19 @@ class Selection:
     def count(self) -> tuple[int, int]:
         """Return the numbers of images and of boxes; raises UsageError for a --where that is not valid SQL."""
         self.lake.connection().execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
-        counted = f"SELECT count(DISTINCT image_id), count(*) FROM ({self._boxes()})"
-        images, boxes = self._run(counted).fetchall()[0]
-        if self.config.background:
-            ((images,),) = self._run(f"SELECT count(*) FROM images WHERE model = {quote(self.model)}").fetchall()
+        all_images = f"SELECT count(*) FROM images WHERE model = {quote(self.model)}"
+        with self._errors():
+            counted = self.lake.sql(f"SELECT count(DISTINCT image_id), count(*) FROM ({self._boxes()})")
+            ((images, boxes),) = counted.fetchall()
+            if self.config.background:
+                ((images,),) = self.lake.sql(all_images).fetchall()
         return images, boxes
 
     def batches(self) -> Iterator[Batch]:
         """Yield all images with their boxes; an image is never divided."""
-        reader = self._run(self._query()).to_arrow_reader(BATCH_MAPS if self.maps else BATCH_ROWS)
         left: pa.Table | None = None
-        for part in reader:
-            rows = pa.table(part)
-            if not len(rows):
-                continue
-            rows = rows if left is None else pa.concat_tables([left, rows])
+        for part in self._parts():
+            rows = part if left is None else pa.concat_tables([left, part])
             starts = _starts(rows)
             left = rows.slice(int(starts[-1]))
             if len(starts) > 1:
@@ -65,14 +64,26 @@ class Selection:
         if left is not None:
             yield self._batch(left, _starts(left))
 
-    def _run(self, query: str) -> duckdb.DuckDBPyConnection:
+    def _parts(self) -> Iterator[pa.Table]:
+        with self._errors():
+            reader = self.lake.sql(self._query()).to_arrow_reader(BATCH_MAPS if self.maps else BATCH_ROWS)
+        while True:
+            with self._errors():
+                part = next(reader, None)
+            if part is None:
+                return
+            if len(part):
+                yield pa.table(part)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn DuckDB's error into a UsageError where --where caused it, else into a StoreError."""
         try:
-            return self.lake.connection().execute(query)
-        except (duckdb.BinderException, duckdb.ParserException, duckdb.ConversionException) as error:
-            line = str(error).strip().splitlines()[0]
-            raise UsageError(f"--where {self.config.where!r}: {line}") from error
+            yield
         except duckdb.Error as error:
             line = str(error).strip().splitlines()[0]
+            if self.config.where is not None and isinstance(error, duckdb.ProgrammingError | duckdb.DataError):
+                raise UsageError(f"--where {self.config.where!r}: {line}") from error
             raise StoreError(f"the output can't be read: {line} (`camlake verify` says what is damaged)") from error
 
     def _boxes(self) -> str:

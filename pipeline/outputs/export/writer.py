@@ -1,21 +1,17 @@
 """What a format is: a file of ``formats/`` with the constant FORMAT, found by the name of the file."""
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from pipeline.outputs.export.batches import Batch
 from pipeline.outputs.export.classes import Classes
 from pipeline.outputs.export.destination import Destination
+from pipeline.outputs.export.registry import format_module
 from schemas.errors import UsageError
 from schemas.options.export import ExportConfig, ImageMode
 from schemas.runs import RunManifest
 from schemas.url_secrets import safe_url
-
-_FORMATS = Path(__file__).with_name("formats")
 
 
 @dataclass(frozen=True)
@@ -74,16 +70,9 @@ class Format:
     """What the format can't say of the rows, for the user."""
 
 
-def format_names() -> list[str]:
-    """Return the names of the formats."""
-    return sorted(module.name for module in pkgutil.iter_modules([str(_FORMATS)]))
-
-
 def load_format(name: str) -> Format:
     """Return a format by its name; raises UsageError for an unknown one."""
-    if name not in format_names():
-        raise UsageError(f"--to {name!r}: allowed: {', '.join(format_names())}")
-    found: Format = importlib.import_module(f"{__package__}.{_FORMATS.name}.{name}").FORMAT
+    found: Format = format_module(name).FORMAT
     return found
 
 

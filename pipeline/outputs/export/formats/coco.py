@@ -2,8 +2,9 @@
 
 import json
 import shutil
-import tempfile
 from typing import Any
+
+from pycocotools import mask as coco_mask
 
 from pipeline.outputs.export.batches import Batch, Box
 from pipeline.outputs.export.destination import Destination
@@ -20,7 +21,7 @@ class CocoWriter:
         self._by_uri = job.images == "reference"
         self._ids = [one.class_ids[0] + 1 for one in job.classes.chosen]
         self._file = dest.open(f"annotations/instances_{split}.json")
-        self._annotations = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
+        self._annotations = dest.spool()
         self._images = self._boxes = 0
         started = job.run.started_at
         categories = [
@@ -65,7 +66,7 @@ class CocoWriter:
             "image_id": self._images,
             "category_id": self._ids[box.place],
             "bbox": [box.xmin, box.ymin, width, height],
-            "area": width * height,
+            "area": float(coco_mask.area(box.mask)) if box.mask else width * height,
             "iscrowd": 0,
             "segmentation": box.mask or [],
             "score": box.score,

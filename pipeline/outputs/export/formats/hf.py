@@ -66,7 +66,7 @@ class HfWriter:
 
     def _open(self) -> None:
         self._file = self._dest.open(f"data/{self._split}-{self._shards:05d}.parquet")
-        self._parquet = pq.ParquetWriter(self._file, self._schema, compression="zstd")
+        self._parquet = self._dest.keep(pq.ParquetWriter(self._file, self._schema, compression="zstd"))
         self._shards += 1
 
 

@@ -38,7 +38,8 @@ class WebDatasetWriter:
 
     def _open(self) -> None:
         self._file = self._dest.open(f"{self._split}-{self._shards:06d}.tar")
-        self._tar = tarfile.open(fileobj=self._file, mode="w|", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        tar = tarfile.open(fileobj=self._file, mode="w|", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 (close() does)
+        self._tar = self._dest.keep(tar)
         self._shards, self._images = self._shards + 1, 0
 
     def _add(self, name: str, data: bytes) -> None:

@@ -39,8 +39,10 @@ def _finish(job: Job, dest: Destination, written: Mapping[str, Written]) -> None
     first = next(iter(written))
     splits = {name: f"images/{name if name in written else first}" for name in ("train", "val", *written)}
     document = {**splits, "nc": len(job.classes.names), "names": dict(enumerate(job.classes.names))}
+    head = [" ".join(job.about.split())]
+    head += [f"No split is called {name}: {name} is {first} here." for name in ("train", "val") if name not in written]
     text = yaml.safe_dump(document, allow_unicode=True, sort_keys=False)
-    dest.write("data.yaml", f"# {' '.join(job.about.split())}\n{text}".encode())
+    dest.write("data.yaml", ("".join(f"# {line}\n" for line in head) + text).encode())
 
 
 FORMAT = Format(

@@ -37,7 +37,7 @@ class ExportConfig(StorageConfig):
     dest: str = required("The folder to write, new or empty: any fsspec URL")
     to: str = required("format", flag=True)
     model: str | None = option(None, "which model's rows; needed where OUT has several", "Rows")
-    classes: str | tuple[str | int, ...] | None = option(
+    classes: str | int | tuple[str | int, ...] | None = option(
         None, "only these classes: labels or class ids, comma-separated", "Rows"
     )
     min_score: float | None = option(None, "only boxes with at least this box_score", "Rows", ge=0, le=1)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -56,26 +56,27 @@ def export_classes(lake: Lake, model: str, config: ExportConfig) -> Classes:
     wanted = set(labels) if config.classes is None else _wanted(config.classes, labels)
     if config.only_renamed:
         wanted &= set(renamed)
+    plain = Counter(label for class_id, label in labels.items() if class_id not in renamed)
     named: dict[str, list[int]] = defaultdict(list)
     for class_id in sorted(wanted):
-        named[renamed.get(class_id, labels[class_id])].append(class_id)
-    classes, notes = [], _unknown_names(new_names, labels)
-    for name, class_ids in named.items():
-        if len(class_ids) == 1 or any(class_id in renamed for class_id in class_ids):
-            classes.append(ExportClass(name, tuple(class_ids)))
-            continue
-        classes += [ExportClass(f"{name} ({class_id})", (class_id,)) for class_id in class_ids]
+        label = labels[class_id]
+        shared = plain[label] > 1 and class_id not in renamed
+        named[f"{label} ({class_id})" if shared else renamed.get(class_id, label)].append(class_id)
+    classes = [ExportClass(name, tuple(class_ids)) for name, class_ids in named.items()]
+    notes = _unknown_names(new_names, labels)
+    for label in sorted({labels[class_id] for class_id in wanted - renamed.keys() if plain[labels[class_id]] > 1}):
         notes.append(
-            f"{len(class_ids)} classes of the network are called {name!r}; they stay apart, with the class id behind"
-            " the name (--rename can merge them)"
+            f"{plain[label]} classes of the network are called {label!r}; they stay apart, with the class id behind the"
+            " name (--rename can merge them)"
         )
     return Classes(tuple(sorted(classes, key=lambda one: one.class_ids[0])), tuple(notes))
 
 
-def _wanted(asked: str | Sequence[str | int], labels: Mapping[int, str]) -> set[int]:
+def _wanted(asked: str | int | Sequence[str | int], labels: Mapping[int, str]) -> set[int]:
     """Return the ids of the classes that --classes names; one label may contain commas."""
     if isinstance(asked, str):
         asked = [asked] if asked in labels.values() else [part.strip() for part in asked.split(",") if part.strip()]
+    asked = [asked] if isinstance(asked, int) else asked
     found: set[int] = set()
     for name in map(str, asked):
         ids = {class_id for class_id, label in labels.items() if label == name}

@@ -193,7 +193,7 @@ def test_splits_are_fair_disjoint_and_stay():
     found = split_numbers(ids, shares)
     np.testing.assert_allclose(np.bincount(found) / len(ids), [0.8, 0.15, 0.05], atol=0.01)
     np.testing.assert_array_equal(split_numbers(ids[::7], shares), found[::7])
-    assert split_numbers(ids[:8], {"a": 0.5, "b": 0.5}).tolist() == [1, 0, 1, 0, 1, 0, 1, 1]
+    assert split_numbers(ids[:8], {"a": 0.5, "b": 0.5}).tolist() == [0, 0, 0, 1, 1, 1, 1, 0]
 
 
 def test_every_image_is_in_one_split_with_its_picture(lake, tmp_path):

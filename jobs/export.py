@@ -30,8 +30,8 @@ def run(config: ExportConfig, screen: Screen) -> None:
             screen.say(f"note: {note}")
         with screen.progress("exporting", opened.images) as advance:
             log = opened.run(advance)
-    if opened.pixel_free:
-        screen.say(f"{opened.pixel_free} boxes have no mask: no stored map, or no pixel's centre inside")
+    if opened.without_mask:
+        screen.say(f"{opened.without_mask} boxes have no mask: no stored map, or no pixel's centre inside")
     if log.count:
         screen.say(
             f"{log.count} pictures are left out, such as {log.examples[0]}; all are in {LEFT_OUT}",

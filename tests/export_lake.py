@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import cv2
@@ -60,6 +61,8 @@ def make_lake(
     *,
     labels: Mapping[int, str] = HOSTILE,
     heat: Mapping[str, Any] = HEAT,
+    figure: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
     model: str = MODEL,
 ) -> FakeLake:
     """Return an output of all ``inputs``; ``boxes`` by the ends of the uris, none for all others."""
@@ -85,9 +88,11 @@ def make_lake(
             rows["boxes"].append(key | called | sides | cut | scores)
             if box.component == 0:
                 rows["heatmaps"].append(key | called | heat)
+        rows["foreground"] += [key | figure] if figure else []
     tables = {table: pa.Table.from_pylist(rows[table], schema=schema) for table, schema in schemas().items()}
     with Lease.acquire(lake.fs, lake.root, run_id) as lease:
         manifest = manifest_of(run_id, model, len(plan))
+        manifest = manifest.model_copy(update={"settings": manifest.settings | dict(settings)})
         start_run(lake.fs, lake.root, manifest)
         place = Path(lake.path(LakePaths(lake.root).plan_dir(run_id)))
         place.mkdir(parents=True)

@@ -12,12 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from jobs.console import Screen
 from jobs.rebox import rebox
 from pipeline.images.mask_decoding import run_length_mask
+from pipeline.models.localize.box_rules import BoxRule, boxes_in_pixels, cut_maps
+from pipeline.models.localize.foreground import Foreground, ForegroundCard, foreground_bytes
 from pipeline.outputs.export import selection
 from pipeline.outputs.export.destination import begin
 from pipeline.outputs.export.formats import csv as csv_format
@@ -25,7 +28,7 @@ from schemas.errors import RejectedShareError, StoreError, UsageError
 from schemas.options.config import StorageConfig
 from schemas.options.rebox import ReboxConfig
 from tests.export_lake import HEAT, Told, export, make_lake, write_pictures
-from tests.fake_lake import FakeLake
+from tests.fake_lake import MODEL, FakeLake
 
 W, H = 64, 48
 CUT = (1.25 * W / 3, (1.5 - 0.5 / 1.2) * H / 2, W, H)
@@ -106,7 +109,7 @@ def test_an_output_of_rebox_finds_its_pictures_in_the_plans_of_its_source(lake, 
     assert written_pictures(tmp_path / "out") == written_pictures(tmp_path / "in")
     document = json.loads((tmp_path / "out/annotations/instances_train.json").read_text())
     assert [one["segmentation"] for one in document["annotations"]] == [[], [], []]
-    assert "OUT has no heatmaps: boxes get no masks" in capsys.readouterr().err
+    assert "OUT does not store the maps that its boxes were cut from: boxes get no masks" in capsys.readouterr().err
 
 
 def test_a_mask_is_the_map_where_it_reaches_the_threshold(lake, tmp_path):
@@ -140,6 +143,37 @@ def test_each_component_has_its_own_mask(tmp_path):
     np.testing.assert_array_equal(coco_mask.toBbox(first), [0, 0, 16, H])
     np.testing.assert_allclose(coco_mask.toBbox(second), [49, 0, 15, H], atol=1)
     assert third == []
+
+
+def test_masks_of_fused_maps_fit_the_boxes_that_were_cut_from_them(tmp_path):
+    write_pictures(tmp_path / "in", {"a.jpg": (W, H)})
+    card = ForegroundCard("tiny", "0" * 64, "x", (3, 3))
+    foreground = Foreground(card, torch.zeros(2), torch.ones(2))
+    figure = {"fg_h": 3, "fg_w": 3, "fg_min": -1.0, "fg_max": 2.0, "fg": [0, 90, 30, 60, 255, 80, 10, 50, 40]}
+    ground = np.array(figure["fg"], np.float32).reshape(1, 3, 3) / 255 * 3 - 1
+    heat = (np.array(HEAT["heat"], np.float32) / 255 * 2 - 1).reshape(1, 1, 2, 3)
+    fused = foreground.fused(torch.from_numpy(heat), torch.from_numpy(ground))[:, 0].numpy()
+    rule = BoxRule("auto", (0.6,), 0.0)
+    cut = cut_maps(rule, fused, np.array([0]), np.array([0]), np.array([[H, W]]))
+    box = boxes_in_pixels(rule, [cut]).xyxy[0].tolist()
+    lake = make_lake(
+        tmp_path / "labels",
+        [tmp_path / "in"],
+        (W, H),
+        {"": [Told(20, tuple(box), threshold=0.6)]},
+        figure=figure,
+        settings={"box_rule": "auto", "foreground": foreground.digest},
+    )
+    with pytest.raises(StoreError, match="the figure/ground direction of the maps is lost or changed; --no-masks"):
+        export(lake, tmp_path / "out", "coco")
+    assert not (tmp_path / "out").exists()
+    place = tmp_path / f"labels/_foreground/model={MODEL}.safetensors"
+    place.parent.mkdir()
+    place.write_bytes(foreground_bytes(foreground))
+    export(lake, tmp_path / "out", "coco")
+    (found,) = json.loads((tmp_path / "out/annotations/instances_train.json").read_text())["annotations"]
+    assert np.abs(coco_mask.toBbox(found["segmentation"]) - found["bbox"]).max() <= 1
+    assert 0 < found["bbox"][2] < W
 
 
 @pytest.mark.parametrize("images", ["reference", "copy"])

@@ -22,7 +22,9 @@ from pipeline.outputs.truth_join import run_of_model
 from pipeline.storage.filesystems import connect, is_local
 from pipeline.storage.inputs.fetch import Fetcher
 from pipeline.storage.lake.lineage import camlake_version
+from pipeline.storage.lake.run import shown_config
 from schemas.errors import RejectedShareError, StoreError, UsageError
+from schemas.options.config import StorageConfig
 from schemas.options.export import ExportConfig, split_shares
 from schemas.runs import RunManifest
 from schemas.url_secrets import safe_url
@@ -46,7 +48,7 @@ class Export:
     """What the user should know before."""
     written: dict[str, Written] = field(default_factory=dict)
     """What was written of each split."""
-    pixel_free: int = 0
+    without_mask: int = 0
     """Boxes without a mask although masks were asked for."""
 
     def run(self, advance: Callable[..., None]) -> PictureLog:
@@ -58,8 +60,9 @@ class Export:
         try:
             writers = {one: self.format.writer(self.job, self.dest, one) for one in split_shares(self._config.split)}
             self.written = dict.fromkeys(writers, Written())
+            fetcher = Fetcher(self._config.storage, self._config.max_bytes)
             for batch in self.selection.batches():
-                for part in self._with_pictures(batch, log):
+                for part in self._with_pictures(batch, fetcher, log):
                     self._write(part, writers)
                     advance(sum(one.images for one in self.written.values()) + log.count, log.count)
             for writer in writers.values():
@@ -75,7 +78,7 @@ class Export:
     def _config(self) -> ExportConfig:
         return self.job.config
 
-    def _with_pictures(self, batch: Batch, log: PictureLog) -> Iterator[Batch]:
+    def _with_pictures(self, batch: Batch, fetcher: Fetcher, log: PictureLog) -> Iterator[Batch]:
         """Yield the images that can be written; copied and linked pictures are in DEST already."""
         mode = self.job.images
         if mode == "reference":
@@ -86,7 +89,7 @@ class Export:
                 self.dest.link(name, target)
             yield linked
         else:
-            for part in with_data(batch, Fetcher(self._config.storage, self._config.max_bytes), log):
+            for part in with_data(batch, fetcher, log):
                 if mode == "embed":
                     yield part
                     continue
@@ -111,7 +114,7 @@ class Export:
                 continue
             if self.masks is not None:
                 own = own.with_masks(self.masks.of(own))
-                self.pixel_free += sum(mask is None for mask in own.masks or ())
+                self.without_mask += sum(mask is None for mask in own.masks or ())
             writer.write(own)
             before = self.written[split]
             self.written[split] = Written(before.images + len(own), before.boxes + len(own.boxes))
@@ -122,7 +125,8 @@ class Export:
 
     def _facts(self, log: PictureLog) -> dict[str, Any]:
         """Return what DONE says: how the rows were chosen, and how many there are."""
-        chosen = self._config.model_dump(mode="json", exclude={"out", "dest", "profile", "endpoint_url", "overwrite"})
+        aside = {*StorageConfig.model_fields, "out", "dest", "overwrite"}
+        chosen = {name: value for name, value in shown_config(self._config).items() if name not in aside}
         return {
             "camlake": camlake_version(),
             "source": safe_url(self._config.out),
@@ -153,7 +157,7 @@ def open_export(lake: Lake, config: ExportConfig, say: Say) -> Export:
     if not images:
         raise UsageError(f"nothing to export: no box of {run.model} in {safe_url(config.out)} passes these filters")
     if chosen.masks and config.masks and not tables:
-        notes.append("OUT has no heatmaps: boxes get no masks")
+        notes.append("OUT does not store the maps that its boxes were cut from: boxes get no masks")
     masks = masks_of(run, *connect(config.out, config, anonymous=config.anonymous)) if tables else None
     if mode != "reference":
         add_plans(lake, config.out, config)

@@ -43,7 +43,7 @@ class Selection:
 
     def count(self) -> tuple[int, int]:
         """Return the numbers of images and of boxes; raises UsageError for a --where that is not valid SQL."""
-        self.lake.connection().execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+        self.lake.connection().execute(f"SET memory_limit = '{MEMORY_LIMIT}'; SET enable_progress_bar = false")
         all_images = f"SELECT count(*) FROM images WHERE model = {quote(self.model)}"
         with self._errors():
             counted = self.lake.sql(f"SELECT count(DISTINCT image_id), count(*) FROM ({self._boxes()})")

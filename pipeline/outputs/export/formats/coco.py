@@ -49,15 +49,15 @@ class CocoWriter:
             self._images += 1
             image = {"id": self._images, "file_name": record.uri if self._by_uri else record.file}
             size = {"width": record.width_px, "height": record.height_px}
-            images.append(_encode(image | size | {"coco_url": record.uri, "camlake_image_id": record.image_id}))
+            images.append(image | size | {"coco_url": record.uri, "camlake_image_id": record.image_id})
             for box in record.boxes:
                 self._boxes += 1
-                annotations.append(_encode(self._annotation(box)))
+                annotations.append(self._annotation(box))
         before = self._images > len(images)
-        self._file.write((",\n" * before + ",\n".join(images)).encode())
+        self._file.write((",\n" * before + _encode(images)[1:-1]).encode())
         if annotations:
             before = self._boxes > len(annotations)
-            self._annotations.write((",\n" * before + ",\n".join(annotations)).encode())
+            self._annotations.write((",\n" * before + _encode(annotations)[1:-1]).encode())
 
     def _annotation(self, box: Box) -> dict[str, Any]:
         width, height = box.xmax - box.xmin, box.ymax - box.ymin

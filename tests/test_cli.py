@@ -23,6 +23,7 @@ VERBS = (
     "annotate",
     "train",
     "evaluate",
+    "export",
     "foreground",
     "head",
     "localize",

@@ -28,6 +28,8 @@ LEVELS = {
     "pipeline/annotate": 3.5,
     "pipeline/outputs": 3.5,
     "pipeline/outputs/heads": 3.6,
+    "pipeline/outputs/export": 3.6,
+    "pipeline/outputs/export/formats": 3.7,
     "pipeline/graph": 4.0,
     "pipeline/graph/tuning": 4.1,
     "pipeline/graph/annotate": 4.2,

@@ -1,0 +1,126 @@
+"""The pictures of an export: fetched and copied, embedded or linked; one that can't be read is left out and named."""
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.images.formats import open_header
+from pipeline.images.pixels import orientation
+from pipeline.outputs.export.batches import Batch
+from pipeline.outputs.export.destination import Destination
+from pipeline.storage.filesystems import protocol_of
+from pipeline.storage.inputs.fetch import Fetcher
+from schemas.errors import RejectedImage
+from schemas.reasons import Reason
+from schemas.tables import PLAN
+
+LEFT_OUT = "camlake-left-out.csv"
+"""Names every picture that is not in the export, with the reason; the file is there only where there is one."""
+PART_BYTES = 64 * 2**20
+"""Most encoded bytes that are in memory at a time."""
+PART_ROWS = 512
+UNKNOWN_BYTES = 4 * 2**20
+"""A picture of unknown size counts as this many bytes."""
+
+
+class PictureLog:
+    """Counts pictures that are left out, and lists them in LEFT_OUT; counts those that are stored turned."""
+
+    def __init__(self, dest: Destination) -> None:
+        """Begin no file before the first picture is left out."""
+        self._dest = dest
+        self._file: IO[bytes] | None = None
+        self.count = self.turned = 0
+        self.examples: list[str] = []
+
+    def add(self, uri: str, rejection: RejectedImage) -> None:
+        """Count and list a picture; the first few are examples for a message."""
+        if self._file is None:
+            self._file = self._dest.open(LEFT_OUT)
+            self._file.write(b"uri,reason_code,detail\n")
+        line = io.StringIO(newline="")
+        csv.writer(line, lineterminator="\n").writerow([uri, rejection.reason, rejection.detail])
+        self._file.write(line.getvalue().encode())
+        self.count += 1
+        if len(self.examples) < 3:
+            self.examples.append(f"{uri} ({rejection.detail})")
+
+    def close(self) -> None:
+        """End the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def with_data(batch: Batch, fetcher: Fetcher, log: PictureLog) -> Iterator[Batch]:
+    """Yield the images of ``batch`` with their encoded pictures, in parts of about PART_BYTES."""
+    known = _planned(batch, log)
+    start = 0
+    for part, fetched in fetcher.fetch_in_parts(_plan(known), PART_BYTES, UNKNOWN_BYTES, PART_ROWS):
+        places = np.arange(start, start + len(part))
+        start += len(part)
+        for uri, found in zip(part["uri"].to_pylist(), fetched, strict=True):
+            if isinstance(found, RejectedImage):
+                log.add(uri, found)
+            else:
+                log.turned += _is_turned(found)
+        read = np.array([not isinstance(found, RejectedImage) for found in fetched], np.bool_)
+        data = [found for found in fetched if not isinstance(found, RejectedImage)]
+        yield replace(known.take(places[read]), data=data)
+
+
+def _is_turned(data: bytes) -> bool:
+    """Return whether a picture is not stored upright, so that a reader has to apply its EXIF orientation."""
+    try:
+        return orientation(open_header(data).image) != 1
+    except RejectedImage:  # It was decoded when it was annotated; its format may need more than the header.
+        return False
+
+
+def linkable(batch: Batch, log: PictureLog) -> tuple[Batch, list[str]]:
+    """Return the images whose pictures are plain local files, as they were, with the paths of these files."""
+    known = _planned(batch, log)
+    plan = _plan(known)
+    kept, paths = [], []
+    for place, row in enumerate(plan.select(["uri", "path", "offset", "size_bytes"]).to_pylist()):
+        problem = _no_link(row["uri"], row["path"], row["offset"], row["size_bytes"])
+        if problem:
+            log.add(row["uri"], problem)
+        else:
+            kept.append(place)
+            paths.append(row["path"])
+    return known.take(np.array(kept, np.int64)), paths
+
+
+def _no_link(uri: str, path: str, offset: int | None, size_bytes: int | None) -> RejectedImage | None:
+    if offset is not None or protocol_of(uri) != "file":
+        return RejectedImage(
+            Reason.FETCH_FAILED, "can't be linked: it lies in a shard, a Parquet file or another store"
+        )
+    try:
+        size = os.stat(path).st_size  # noqa: PTH116 (a Path would cost as much as the call)
+    except OSError as error:
+        return RejectedImage(Reason.NOT_FOUND, str(error.strerror))
+    if size_bytes is not None and size != size_bytes:
+        return RejectedImage(Reason.CHANGED, f"{size} bytes; it had {size_bytes} when it was listed")
+    return None
+
+
+def _planned(batch: Batch, log: PictureLog) -> Batch:
+    """Return the images whose place is known: no run's plan names the others."""
+    known: NDArray[np.bool_] = batch.images["path"].is_valid().to_numpy()
+    for uri in batch.images["uri"].filter(pa.array(~known)).to_pylist():
+        log.add(uri, RejectedImage(Reason.NOT_FOUND, "no plan of a run says where it lies"))
+    return batch.take(np.flatnonzero(known))
+
+
+def _plan(batch: Batch) -> pa.Table:
+    columns = {name: batch.images[name] for name in PLAN.names if name in batch.images.schema.names}
+    columns |= {name: pa.nulls(len(batch)) for name in PLAN.names if name not in columns}
+    return pa.table([columns[name] for name in PLAN.names], names=PLAN.names).cast(PLAN)

@@ -131,7 +131,7 @@ def fitted_head(config: FeatureMapsConfig, out: Path, folder: Path, screen: Scre
     labels: dict[str, set[str]] = {}
     for row in truth.itertuples():
         ids = [int(part) for part in row.imagenet_classes.split(";") if part]
-        found = labels.setdefault(row.file, set())
+        found = labels.setdefault(Path(row.file).name, set())
         found |= {name for name, group in GROUPS.items() if any(one in group for one in ids)} | {row.class_name}
     rows = [(file, ";".join(sorted(found))) for file, found in labels.items() if in_first_half(file)]
     pd.DataFrame(rows, columns=["file", "label"]).to_csv(folder / "labels.csv", index=False)

@@ -1,0 +1,282 @@
+"""Measure the table feature_maps: its fidelity for heads fitted later, its bytes, and the speed of localize.
+
+Photographs with truth are annotated once. Heads for groups of classes and for single classes are fitted on the labels
+of half of the photographs; localize makes their maps and boxes on the other half from the stored tables. The true maps
+come from the network's own float32 feature maps of the same pixels. The speed of localize is that on a copy of the
+tables with many images, planning and commits included; that of annotate excludes its start.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from jobs.console import Screen, main
+from jobs.localize import localize
+from jobs.suites.machine import Figures, spread
+from pipeline import camlake
+from pipeline.annotate.model import load_model
+from pipeline.annotate.reporter import Advance, Reporter
+from pipeline.arrays.metrics import paired_iou
+from pipeline.graph.annotate.driver import annotate
+from pipeline.images.resize import map_to_image_xyxy
+from pipeline.models.localize.box_rules import BoxRule
+from pipeline.outputs.heads.features import open_features
+from pipeline.outputs.heads.head_file import Head, head_bytes
+from pipeline.outputs.heads.head_jobs import fit
+from pipeline.storage.filesystems import connect
+from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.run import RunRequest, open_run
+from pipeline.storage.truth.image_labels import read_image_labels
+from schemas.errors import UsageError
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.config import StorageConfig, option
+from schemas.options.localize import LocalizeConfig
+from schemas.runs import Counts
+from schemas.tables import network_types, written_schemas
+from tests.benchmarks.command import TruthConfig, benchmark
+from tests.benchmarks.label_free import in_first_half
+
+GROUPS = {"animal": range(398), "dog": range(151, 269), "insect": range(300, 327), "thing": range(398, 1000)}
+"""Groups of the classes of ImageNet-1k, by their indices."""
+RULE = {"box_rule": "paper", "threshold": 0.2, "foreground": "off"}
+IMAGES_PER_COMMIT = 2048
+_BATCH = 16
+
+
+class FeatureMapsConfig(TruthConfig):
+    """The options of the measurement."""
+
+    bits: int = option(3, "bits of a value", "Options", ge=2, le=4)
+    copies: int = option(16_384, "images of the tables on which localize is timed; 0: not timed", "Options", ge=0)
+
+
+class TimedReporter:
+    """A reporter that keeps when how many images were done."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self.done: list[tuple[float, int]] = []
+
+    def say(self, text: str, **facts: Any) -> None:
+        """Report a step."""
+        self._reporter.say(text, **facts)
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Advance]:
+        """Keep the progress of the block."""
+
+        def advance(done: int, rejected: int = 0) -> None:
+            self.done.append((time.perf_counter(), done))
+
+        yield advance
+
+    @property
+    def images_per_s(self) -> float:
+        """Images a second between the first table that was done and the last one."""
+        (start, first), (end, last) = self.done[0], self.done[-1]
+        return (last - first) / (end - start)
+
+
+def measure(config: FeatureMapsConfig, screen: Screen) -> Figures:
+    """Return fidelity and bytes on the photographs, and with ``copies`` the speeds."""
+    if not (config.images and config.truth and config.weights):
+        raise UsageError("feature_maps needs --images, --truth and --weights")
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "labels"
+        job = annotate_config(config, config.images, out, precision="fp32", jpeg_scaling="off")
+        manifest = annotate(job, screen)
+        size = sum(file.size_bytes for file in manifest.files if file.table == "feature_maps")
+        figures: Figures = {
+            "images": manifest.counts.annotated,
+            "bits": config.bits,
+            "feature_maps: bytes an image": round(size / manifest.counts.annotated, 1),
+        }
+        head = fitted_head(config, out, Path(folder), screen)
+        figures |= fidelity(job, head, out, Path(folder), screen)
+        if config.copies:
+            one = replace(
+                head,
+                card=replace(head.card, classes=head.card.classes[:1]),
+                weight=head.weight[:1],
+                bias=head.bias[:1],
+                threshold=head.threshold[:1],
+            )
+            (Path(folder) / "one.safetensors").write_bytes(head_bytes(one))
+            figures |= speeds(config, Path(folder), screen)
+    return figures
+
+
+def annotate_config(config: FeatureMapsConfig, images: str, out: Path, **options: Any) -> AnnotateConfig:
+    """Return the configuration of annotate with feature maps."""
+    values = {"input": images, "out": str(out), "model": config.model, "weights": config.weights, "engine": "local"}
+    values |= {"outputs": "boxes,heatmaps,features,feature_maps,foreground", **options}
+    bits = {"feature_map_bits": config.bits} if "feature_maps" in values["outputs"] else {}
+    return AnnotateConfig.resolve(values | bits)
+
+
+def fitted_head(config: FeatureMapsConfig, out: Path, folder: Path, screen: Screen) -> Head:
+    """Return a head for the groups and the classes of which half of the photographs has two images or more."""
+    truth = pd.read_csv(str(config.truth), dtype=str, keep_default_na=False)
+    labels: dict[str, set[str]] = {}
+    for row in truth.itertuples():
+        ids = [int(part) for part in row.imagenet_classes.split(";") if part]
+        found = labels.setdefault(Path(row.file).name, set())
+        found |= {name for name, group in GROUPS.items() if any(one in group for one in ids)} | {row.class_name}
+    rows = [(file, ";".join(sorted(found))) for file, found in labels.items() if in_first_half(file)]
+    pd.DataFrame(rows, columns=["file", "label"]).to_csv(folder / "labels.csv", index=False)
+    read = read_image_labels(str(folder / "labels.csv"), StorageConfig())
+    head = fit(open_features(str(out), StorageConfig(), None), read, "logistic", screen.say)
+    (folder / "head.safetensors").write_bytes(head_bytes(head))
+    return head
+
+
+@torch.no_grad()
+def fidelity(job: AnnotateConfig, head: Head, out: Path, folder: Path, screen: Screen) -> Figures:
+    """Return how well maps and boxes from the tables agree with those of the network on the other half."""
+    options = {"labels": str(out), "out": str(folder / "heads"), "head": str(folder / "head.safetensors"), **RULE}
+    localize(LocalizeConfig.resolve({**options, "topk": len(head.card.classes)}), screen)
+    model = load_model(job)
+    with camlake.open(str(folder / "heads")) as lake:
+        images = lake.pandas("images")
+        heatmaps = {(row["image_id"], row["class_id"]): row for row in lake.arrow("heatmaps").to_pylist()}
+        boxes = {(row["image_id"], row["class_id"]): row for row in lake.arrow("boxes").to_pylist()}
+    with camlake.open(str(out)) as lake:
+        stored = {row["image_id"]: row["feature"] for row in lake.arrow("features").to_pylist()}
+    images = images[[not in_first_half(uri.rpartition("/")[2]) for uri in images["uri"]]]
+    alike, overlap, ranks, off = [], [], [], 0.0
+    for start in range(0, len(images), _BATCH):
+        part = images.iloc[start : start + _BATCH]
+        inputs = [
+            model.resize.apply(cv2.imread(uri.removeprefix("file://"), cv2.IMREAD_COLOR_RGB)) for uri in part["uri"]
+        ]
+        features = model.network.eval().features(torch.from_numpy(np.stack(inputs))).numpy()
+        for row, maps in zip(part.itertuples(), features, strict=True):
+            off = max(off, float(np.abs(maps.mean((1, 2)) - stored[row.image_id]).max()))
+            true = np.einsum("ck,khw->chw", head.weight, maps)
+            for class_id, one in enumerate(true):
+                found = heatmaps[row.image_id, class_id]
+                ranks.append(found["rank"])
+                alike.append(np.corrcoef(camlake.heatmap(found).ravel(), one.ravel())[0, 1])
+                overlap.append(box_iou(one, boxes.get((row.image_id, class_id)), row.height_px, row.width_px))
+    rank, boxed = np.array(ranks), np.array(overlap)
+    figures: Figures = {"images of the other half": len(images), "heads": len(head.card.classes)}
+    figures["largest difference of pooled vectors"] = off
+    for name, own in (("all heads", rank >= 0), ("the most probable head", rank == 0)):
+        known = boxed[own & ~np.isnan(boxed)]
+        figures |= {
+            f"{name}: correlation of maps, median": float(np.median(np.array(alike)[own])),
+            f"{name}: correlation of maps, 5th percentile": float(np.quantile(np.array(alike)[own], 0.05)),
+            f"{name}: IoU of boxes, median": float(np.median(known)),
+            f"{name}: IoU of boxes, 5th percentile": float(np.quantile(known, 0.05)),
+            f"{name}: pairs with a box on either side": len(known),
+        }
+    return figures
+
+
+def box_iou(true: NDArray[np.float32], found: dict[str, Any] | None, height: int, width: int) -> float:
+    """Return the IoU of the box of the true map and the stored one; 0 where one is missing, NaN where both are."""
+    cut = BoxRule("paper", (float(RULE["threshold"]),), 0.0).cut(torch.from_numpy(true[None].astype(np.float32)))
+    if not len(cut.boxes_xyxy) or found is None:
+        return 0.0 if len(cut.boxes_xyxy) or found is not None else np.nan
+    box = map_to_image_xyxy(cut.boxes_xyxy.numpy(), true.shape, (height, width))
+    other = np.array([[found[side] for side in ("xmin", "ymin", "xmax", "ymax")]])
+    return float(paired_iou(box, other)[0])
+
+
+def speeds(config: FeatureMapsConfig, folder: Path, screen: Screen) -> Figures:
+    """Return images/s of annotate with and without feature maps, and of localize, in turns."""
+    photographs = sorted(Path(str(config.images)).iterdir())
+    many = folder / "many"
+    many.mkdir()
+    for number in range(config.count):
+        source = photographs[number % len(photographs)]
+        (many / f"{number:06d}{source.suffix}").symlink_to(source.resolve())
+    big = folder / "big"
+    multiply(folder / "labels", big, config.copies)
+    rates: dict[str, list[float]] = {name: [] for name in ("annotate", "annotate without", "localize", "unfused")}
+    for repeat in range(config.repeats):
+        for name, with_maps in (("annotate", True), ("annotate without", False)):
+            out = folder / f"many-{name}-{repeat}"
+            rates[name].append(annotate_rate(config, many, out, with_maps, screen))
+        for name, foreground in (("localize", "auto"), ("unfused", "off")):
+            values = {"labels": str(big), "out": str(folder / f"{name}-{repeat}"), "foreground": foreground}
+            started = time.perf_counter()
+            localize(LocalizeConfig.resolve({**values, "head": str(folder / "one.safetensors")}), screen)
+            rates[name].append(config.copies / (time.perf_counter() - started))
+        screen.say(f"images/s: {', '.join(f'{name} {values[-1]:.1f}' for name, values in rates.items())}")
+    medians = {name: float(np.median(values)) for name, values in rates.items()}
+    return {
+        "annotate with feature_maps: images/s": spread(rates["annotate"]),
+        "annotate without feature_maps: images/s": spread(rates["annotate without"]),
+        "localize one head, fused with figure/ground maps: images/s": spread(rates["localize"]),
+        "localize one head, not fused: images/s": spread(rates["unfused"]),
+        "localize against annotate, fused": medians["localize"] / medians["annotate"],
+        "localize against annotate, not fused": medians["unfused"] / medians["annotate"],
+        "added time of annotate": medians["annotate without"] / medians["annotate"] - 1,
+    }
+
+
+def annotate_rate(config: FeatureMapsConfig, images: Path, out: Path, with_maps: bool, screen: Screen) -> float:
+    """Return the images/s of annotate without its start, with or without feature maps."""
+    options: dict[str, Any] = {"outputs": "boxes,heatmaps,features,foreground"}
+    job = annotate_config(config, str(images), out, **({} if with_maps else options))
+    timed = TimedReporter(screen)
+    annotate(job, timed)
+    return timed.images_per_s
+
+
+def multiply(source: Path, out: Path, images: int) -> None:
+    """Write the tables of ``source``, repeated under new names up to ``images`` images, as an output of their own."""
+    names = ("images", "features", "feature_maps", "foreground")
+    with camlake.open(str(source)) as lake:
+        (run,) = lake.runs
+        tables = {name: lake.arrow(name).drop_columns(["model", "date"]).sort_by("image_id") for name in names}
+    channels = len(tables["features"]["feature"][0])
+    schemas = written_schemas(run.settings["outputs"], network_types(channels, "float32"))
+    request = RunRequest(str(out), StorageConfig(), run.model, run.settings, run.config, run.lineage)
+    fs, root = connect(str(source), StorageConfig())
+    kept = LakePaths(root).foreground_file(run.model)
+    with open_run(request) as opened:
+        begun = opened.begin(Counts(listed=images, planned=images))
+        committer = begun.committer(schemas)
+        fs.makedirs(str(Path(LakePaths(begun.root).foreground_file(run.model)).parent), exist_ok=True)
+        fs.copy(kept, LakePaths(begun.root).foreground_file(run.model))
+        for task, start in enumerate(range(0, images, IMAGES_PER_COMMIT)):
+            rows = np.arange(start, min(start + IMAGES_PER_COMMIT, images))
+            place = pa.array(rows % len(tables["images"]))
+            ids = pa.array([f"{number:032x}" for number in rows])
+            made = {name: renamed(table.take(place), ids, begun.manifest.run_id) for name, table in tables.items()}
+            committer.commit(f"{task:06d}", made)
+        begun.finish()
+
+
+def renamed(rows: pa.Table, ids: pa.Array, run_id: str) -> pa.Table:
+    """Return rows with other image ids and run ids, and with uris that follow from the ids."""
+    changed = {"image_id": ids, "run_id": pa.repeat(run_id, len(rows)), "uri": ids}
+    for name in rows.schema.names:
+        if name in changed:
+            rows = rows.set_column(rows.schema.get_field_index(name), name, changed[name])
+    return rows
+
+
+command = benchmark(
+    "feature_maps",
+    "Measure feature_maps: fidelity for heads fitted later, bytes, and the speed of localize against annotate.",
+    FeatureMapsConfig,
+    measure,
+    "--model mobilenet_v2 --images PHOTOS --weights FILE --truth annotations.csv",
+)
+
+if __name__ == "__main__":
+    main(command)

@@ -42,14 +42,18 @@ class Selection:
     """The tables, heatmaps and foreground, whose maps the rows have."""
 
     def count(self) -> tuple[int, int]:
-        """Return the numbers of images and of boxes; raises UsageError for a --where that is not valid SQL."""
+        """Choose the boxes, once and before ``batches``; return the numbers of images and of boxes.
+
+        Raises UsageError for a --where that is not valid SQL. DuckDB keeps the boxes, on disk where they are many.
+        """
         self.lake.connection().execute(f"SET memory_limit = '{MEMORY_LIMIT}'; SET enable_progress_bar = false")
         all_images = f"SELECT count(*) FROM images WHERE model = {quote(self.model)}"
         with self._errors():
-            counted = self.lake.sql(f"SELECT count(DISTINCT image_id), count(*) FROM ({self._boxes()})")
-            ((images, boxes),) = counted.fetchall()
-            if self.config.background:
-                ((images,),) = self.lake.sql(all_images).fetchall()
+            columns = ", ".join(("image_id", "class_id", *BOX_COLUMNS))
+            self.lake.connection().execute(f"CREATE TEMP TABLE {_CHOSEN} AS SELECT {columns} FROM ({self._boxes()})")
+            ((boxes,),) = self.lake.sql(f"SELECT count(*) FROM {_CHOSEN}").fetchall()
+            with_boxes = f"SELECT count(*) FROM (SELECT DISTINCT image_id FROM {_CHOSEN})"
+            ((images,),) = self.lake.sql(all_images if self.config.background else with_boxes).fetchall()
         return images, boxes
 
     def batches(self) -> Iterator[Batch]:
@@ -95,18 +99,20 @@ class Selection:
         given += [f"area_frac >= {config.min_area!r}::FLOAT"] if config.min_area > 0 else []
         given += [f"area_frac <= {config.max_area!r}::FLOAT"] if config.max_area < 1 else []
         given += [] if config.max_rank is None else [f"rank <= {config.max_rank}"]
+        if config.where is None:
+            return f"SELECT * FROM boxes WHERE model = {quote(self.model)} AND {' AND '.join(given)}"
         joined = (
             "SELECT boxes.*, images.* EXCLUDE (image_id, run_id, model, date, uri) FROM boxes"
             f" JOIN images USING (model, image_id, run_id) WHERE model = {quote(self.model)}"
         )
         chosen = f"SELECT * FROM ({joined}) WHERE {' AND '.join(given)}"
-        return chosen if config.where is None else f"SELECT * FROM ({chosen}) WHERE (\n{config.where}\n)"
+        return f"SELECT * FROM ({chosen}) WHERE (\n{config.where}\n)"
 
     def _query(self) -> str:
         kind = "LEFT JOIN" if self.config.background else "JOIN"
         columns = [f"images.{name}" for name in IMAGE_COLUMNS]
         columns += [f"chosen.{name}" for name in ("class_id", *BOX_COLUMNS)]
-        joins = f"{kind} chosen USING (image_id)"
+        joins = f"{kind} {_CHOSEN} AS chosen USING (image_id)"
         order = "image_id, rank, threshold, component"
         if self.pictures:
             columns += [f'plans."{name}"' for name in PLAN_COLUMNS]
@@ -125,8 +131,7 @@ class Selection:
                 " LEFT JOIN foreground ON foreground.model = images.model AND foreground.image_id = images.image_id"
             )
         return (
-            f"WITH chosen AS ({self._boxes()}) SELECT {', '.join(columns)} FROM images {joins}"
-            f" WHERE images.model = {quote(self.model)} ORDER BY {order}"
+            f"SELECT {', '.join(columns)} FROM images {joins} WHERE images.model = {quote(self.model)} ORDER BY {order}"
         )
 
     def _batch(self, rows: pa.Table, starts: np.ndarray) -> Batch:
@@ -148,6 +153,7 @@ class Selection:
         )
 
 
+_CHOSEN = "camlake_chosen"
 _VERSION = ("etag", "size_bytes", "modified_at")
 
 

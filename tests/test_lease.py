@@ -289,8 +289,8 @@ def test_a_late_winner_of_an_old_generation_does_not_hold(tmp_path, monkeypatch)
     Lease.acquire(fs, root, "first").release()
     real, calls = lease_module._refuse_if_held, []
 
-    def overtaken(fs, root, generation):
-        real(fs, root, generation)
+    def overtaken(fs, root, generation, ttl_s):
+        real(fs, root, generation, ttl_s)
         if not calls:
             calls.append(generation)
             for name in ("second", "third"):

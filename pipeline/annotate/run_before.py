@@ -7,6 +7,7 @@ import hashlib
 from typing import Any
 
 from pipeline.storage.filesystems import connect, read_url
+from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.lineage import software_versions
 from pipeline.storage.lake.records import load_runs
 from pipeline.storage.lake.run import RunRequest, shown_config
@@ -48,10 +49,12 @@ def run_before(config: AnnotateConfig) -> RunManifest | None:
     if config.labels or config.classes or config.calibration or {"foreground", "dry_run"} & given:
         return None
     shown, software = shown_config(config), software_versions()
-    for run in reversed(load_runs(*connect(config.out, config))):
+    fs, root = connect(config.out, config)
+    for run in reversed(load_runs(fs, root)):
         made_by = run.lineage.model_dump(include=set(software))
         if run.files and made_by == software and _same(config, shown, run) and _same_weights(config, run):
-            return run
+            kept = run.settings["foreground"] == "off" or fs.exists(LakePaths(root).foreground_file(run.model))
+            return run if kept else None
     return None
 
 

@@ -88,6 +88,10 @@ class Selection:
             line = str(error).strip().splitlines()[0]
             if self.config.where is not None and isinstance(error, duckdb.ProgrammingError | duckdb.DataError):
                 raise UsageError(f"--where {self.config.where!r}: {line}") from error
+            if isinstance(error, duckdb.OutOfMemoryException):
+                raise StoreError(
+                    f"the boxes can't be sorted: {line} (fewer with --classes, --where or --model)"
+                ) from error
             raise StoreError(f"the output can't be read: {line} (`camlake verify` says what is damaged)") from error
 
     def _boxes(self) -> str:

@@ -136,7 +136,7 @@ def fitted_head(config: FeatureMapsConfig, out: Path, folder: Path, screen: Scre
     rows = [(file, ";".join(sorted(found))) for file, found in labels.items() if in_first_half(file)]
     pd.DataFrame(rows, columns=["file", "label"]).to_csv(folder / "labels.csv", index=False)
     read = read_image_labels(str(folder / "labels.csv"), StorageConfig())
-    head = fit(open_features(str(out), StorageConfig(), None), read, "logistic", screen.say)
+    head = fit(open_features(str(out), StorageConfig(), None), read, "logistic", screen)
     (folder / "head.safetensors").write_bytes(head_bytes(head))
     return head
 

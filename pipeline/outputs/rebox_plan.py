@@ -61,7 +61,11 @@ class Source:
         path = LakePaths(root).full(work.plan)
         planned = _read_parquet(fs, path, ["image_id"])["image_id"].combine_chunks()
         rows = {table: self._read(work.commit, table, names) for table, names in (columns or _COLUMNS).items()}
-        return {table: found.filter(pc.is_in(found["image_id"], planned)) for table, found in rows.items()}
+        kept = {table: pc.is_in(found["image_id"], planned) for table, found in rows.items()}
+        # Feature maps take 31 kB a row: they are not copied where all rows stay.
+        return {
+            table: found if pc.all(kept[table]).as_py() else found.filter(kept[table]) for table, found in rows.items()
+        }
 
     def _read(self, commit: CommitRecord, table: Table, names: Sequence[str]) -> pa.Table:
         columns, spec = list(names), TABLES[table]

@@ -29,7 +29,7 @@ def fit(config: HeadConfig, screen: Screen) -> None:
     assert config.out is not None
     labels = read_image_labels(config.labels, config)
     source = open_features(config.place, config, config.model)
-    head = fit_head(source, labels, config.kind, screen.say)
+    head = fit_head(source, labels, config.kind, screen)
     write_whole(*connect(config.out, config), head_bytes(head))
     _show(head, safe_url(config.out), screen)
 

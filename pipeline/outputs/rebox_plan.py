@@ -61,7 +61,11 @@ class Source:
         """
         ids = planned["image_id"].combine_chunks()
         rows = {table: self._read(commit, table, names) for table, names in (columns or _COLUMNS).items()}
-        return {table: found.filter(pc.is_in(found["image_id"], ids)) for table, found in rows.items()}
+        kept = {table: pc.is_in(found["image_id"], ids) for table, found in rows.items()}
+        # Feature maps take 31 kB a row: they are not copied where all rows stay.
+        return {
+            table: found if pc.all(kept[table]).as_py() else found.filter(kept[table]) for table, found in rows.items()
+        }
 
     def class_names(self) -> ClassNames:
         """Return the names of the network's classes, as far as the stored maps tell them.

@@ -14,7 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -29,6 +28,7 @@ from pipeline.annotate.model import load_model
 from pipeline.annotate.reporter import Advance, Reporter
 from pipeline.arrays.metrics import paired_iou
 from pipeline.graph.annotate.driver import annotate
+from pipeline.images.decode import DecodeLimits, decode
 from pipeline.images.resize import map_to_image_xyxy
 from pipeline.models.localize.box_rules import BoxRule
 from pipeline.outputs.heads.features import open_features
@@ -136,7 +136,7 @@ def fitted_head(config: FeatureMapsConfig, out: Path, folder: Path, screen: Scre
     rows = [(file, ";".join(sorted(found))) for file, found in labels.items() if in_first_half(file)]
     pd.DataFrame(rows, columns=["file", "label"]).to_csv(folder / "labels.csv", index=False)
     read = read_image_labels(str(folder / "labels.csv"), StorageConfig())
-    head = fit(open_features(str(out), StorageConfig(), None), read, "logistic", screen.say)
+    head = fit(open_features(str(out), StorageConfig(), None), read, "logistic", screen)
     (folder / "head.safetensors").write_bytes(head_bytes(head))
     return head
 
@@ -157,9 +157,7 @@ def fidelity(job: AnnotateConfig, head: Head, out: Path, folder: Path, screen: S
     alike, overlap, ranks, off = [], [], [], 0.0
     for start in range(0, len(images), _BATCH):
         part = images.iloc[start : start + _BATCH]
-        inputs = [
-            model.resize.apply(cv2.imread(uri.removeprefix("file://"), cv2.IMREAD_COLOR_RGB)) for uri in part["uri"]
-        ]
+        inputs = [model.resize.apply(pixels_of(uri)) for uri in part["uri"]]
         features = model.network.eval().features(torch.from_numpy(np.stack(inputs))).numpy()
         for row, maps in zip(part.itertuples(), features, strict=True):
             off = max(off, float(np.abs(maps.mean((1, 2)) - stored[row.image_id]).max()))
@@ -182,6 +180,12 @@ def fidelity(job: AnnotateConfig, head: Head, out: Path, folder: Path, screen: S
             f"{name}: pairs with a box on either side": len(known),
         }
     return figures
+
+
+def pixels_of(uri: str) -> NDArray[np.uint8]:
+    """Return the pixels of a photograph, decoded as annotate decodes it."""
+    limits = DecodeLimits(max_pixels=10**8, max_bytes=10**8, timeout_s=30)
+    return decode(Path(uri.removeprefix("file://")).read_bytes(), limits).pixels
 
 
 def box_iou(true: NDArray[np.float32], found: dict[str, Any] | None, height: int, width: int) -> float:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
+from pipeline.annotate.reporter import Reporter
 from pipeline.outputs.heads.features import (
     MOST_ROWS,
     FeatureSource,
@@ -37,12 +38,12 @@ PROBABILITIES = pa.schema(
 SUFFIXES = (".parquet", ".csv")
 
 
-def fit(source: FeatureSource, labels: ImageLabels, kind: Kind, say: Callable[[str], None]) -> Head:
-    """Return a head for the classes of ``labels``, fitted on the features of ``source``; ``say`` says what is left out.
+def fit(source: FeatureSource, labels: ImageLabels, kind: Kind, reporter: Reporter) -> Head:
+    """Return a head for the classes of ``labels``, fitted on the features of ``source``; what is left out is reported.
 
     Raises UsageError where no class has enough images.
     """
-    rows = training_rows(source, labels)
+    rows, say = training_rows(source, labels), reporter.say
     _say_rows(rows, labels, source.where, say)
     counts = rows.positive.sum(axis=0)
     few = [c for c in range(len(labels.classes)) if min(counts[c], len(rows.positive) - counts[c]) < LEAST]
@@ -55,10 +56,10 @@ def fit(source: FeatureSource, labels: ImageLabels, kind: Kind, say: Callable[[s
     if not np.isfinite(rows.features).all():
         raise ModelError(f"{source.where}: features hold NaN or infinity; `camlake verify` says where")
     standardized, fits = Standardized(rows.features), []
-    for number, class_id in enumerate(kept, 1):
-        fits.append(fit_class(standardized, rows.positive[:, class_id], kind))
-        if len(kept) > 1:
-            say(f"{number} of {len(kept)} classes fitted")
+    with reporter.progress("fitting classes", len(kept)) as advance:
+        for class_id in kept:
+            fits.append(fit_class(standardized, rows.positive[:, class_id], kind))
+            advance(len(fits))
     slow = [labels.classes[c] for c, one in zip(kept, fits, strict=True) if not one.converged]
     if slow:
         say(f"{len(slow)} classes did not come to rest, like {slow[0]!r}; the weights are those of the last step")

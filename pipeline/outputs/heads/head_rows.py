@@ -116,18 +116,11 @@ def _maps(
         offsets = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset :][: len(chunk) + 1]
         if (np.diff(offsets) != n_bytes).any():
             raise StoreError(f"feature_maps: codes of another length than {n_bytes} bytes; `camlake verify` says which")
-        data = (
-            np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
-            if len(chunk)
-            else np.empty(0, np.uint8)
-        )
-        parts.append(data.reshape(-1, n_bytes))
-    found, start = [], 0
-    for part in parts:
-        for first in range(0, len(part), _AT_ONCE):
-            packed = part[first : first + _AT_ONCE]
-            own = slice(start, start + len(packed))
-            found.append(head_maps(packed, bits, (height, width), vectors[own], weight[chosen[own]]))
-            start += len(packed)
+        if len(chunk):
+            data = np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
+            parts.append(data.reshape(-1, n_bytes))
+    packed = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    places = (slice(start, start + _AT_ONCE) for start in range(0, len(packed), _AT_ONCE))
+    found = [head_maps(packed[own], bits, (height, width), vectors[own], weight[chosen[own]]) for own in places]
     maps: NDArray[np.float32] = np.concatenate(found).reshape(-1, height, width)
     return maps

@@ -42,6 +42,7 @@ from schemas.options.config import StorageConfig
 from schemas.options.reading import EvaluateConfig
 from schemas.options.rebox import ReboxConfig
 from tests.jobs_on import run_annotate
+from tests.references.equal_rows import same_rows
 
 TENSOR = "features.4.relu"
 AUTO = {"box_rule": "auto", "min_prob": 0.0}
@@ -113,6 +114,14 @@ def test_ray_gives_what_a_plain_loop_gives(fused, corpus, file):
     assert np.allclose(by_ray[SIDES], boxes[SIDES], atol=0.05)
     maps = tables["foreground"].to_pandas().sort_values("image_id")
     assert np.allclose(rows_of(fused, "foreground")["fg_max"], maps["fg_max"], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_ray_and_batches_of_one_give_the_same_boxes(fused, corpus, file, tmp_path, ray_session):
+    for name, options in {"ray": {"engine": "ray"}, "one": {"batch_size": 1}}.items():
+        run_annotate(corpus / "images", tmp_path / name, foreground=str(file), **AUTO, **options)
+        for table in ("images", "boxes", "heatmaps", "foreground", "features"):
+            assert same_rows(fused, tmp_path / name, table) > 0, (name, table)
 
 
 def test_a_later_run_takes_what_the_output_keeps(fused, corpus, file):

@@ -34,7 +34,6 @@ from pipeline.storage.inputs.webdataset import list_shard
 from pipeline.storage.names import IMAGE_COLUMNS, find_columns
 from pipeline.storage.prefetch import chain_ahead
 from pipeline.storage.store_failures import describe_failure, is_damage, is_store_failure, store_errors
-from schemas.columns import TIMESTAMP
 from schemas.errors import InputError, UsageError
 from schemas.options.config import StorageConfig
 from schemas.options.input_options import AS_IT_IS, InputKind, InputOptions
@@ -291,7 +290,7 @@ def _to_batch(entries: list[Entry]) -> pa.RecordBatch:
         "uri": pa.array(uri, pa.string()),
         "etag": pa.array(etag, pa.string()),
         "size_bytes": pa.array(size_bytes, pa.int64()),
-        "modified_at": pa.array(modified_us, pa.int64()).cast(TIMESTAMP),
+        "modified_at": pa.array(modified_us, pa.int64()).cast(PLAN.field("modified_at").type),
         "path": pa.array(path, pa.string()),
         "offset": pa.array(offset, pa.int64()),
         "reason_code": pa.array([each and each.reason for each in rejected], pa.string()),

@@ -245,6 +245,7 @@ def test_the_networks_own_head_gives_the_networks_own_rows(annotated, tmp_path):
     assert (top["method"] == top["method_old"]).all()
 
 
+@pytest.mark.slow
 def test_fit_and_localize_from_end_to_end(annotated, tmp_path):
     folder, _ = annotated
     with camlake.open(str(folder / "labels")) as lake:

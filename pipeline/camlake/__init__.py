@@ -56,8 +56,8 @@ def annotate(**options: Any) -> "RunManifest":
     ``options`` are those of ``camlake annotate --help``, named as in a YAML job file: ``input``, ``out``, ``model``,
     ``topk`` and so on. The steps of the run go to the logger ``camlake`` at level INFO. Raises UsageError for options
     that can't be meant, and RejectedShareError, after all work is done, where more inputs than ``max_rejected`` allows
-    were rejected; any other CamlakeError ends the run. Ctrl-C raises Stopped, a KeyboardInterrupt, when the work that was
-    begun is committed.
+    were rejected; any other CamlakeError ends the run. Ctrl-C raises Stopped, a KeyboardInterrupt, when the work that
+    was begun is committed.
     """
     # Ray and PyTorch take seconds to import, and whoever only reads an output needs neither.
     from pipeline.annotate.reporter import LogReporter  # noqa: PLC0415

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -84,6 +84,8 @@ def test_upright_and_scaled(orientation: int) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(height=st.integers(65, 300), width=st.integers(65, 300), least=st.integers(9, 64))
+@example(height=235, width=247, least=60)
+@example(height=186, width=261, least=57)
 def test_the_place_of_what_is_seen_moves_by_less_than_a_reduced_pixel(height: int, width: int, least: int) -> None:
     """Levels rise with x (red) and y (green), so an input's level says where in the original it was seen."""
     y, x = np.mgrid[:height, :width]
@@ -93,7 +95,7 @@ def test_the_place_of_what_is_seen_moves_by_less_than_a_reduced_pixel(height: in
     scale = scale_for((height, width), (least, least))
     seen, expected = (PLAN.apply(one.pixels, one.size_hw).astype(float) for one in (image, whole))
     px_per_level = np.array([width, height]) / 240
-    levels = 2  # of rounding, in the encoder and twice in the decoder
+    levels = 3  # of rounding, one in the encoder and one in each decoder
     off_px = np.abs(seen - expected)[..., :2] * px_per_level
     assert (off_px <= scale + levels * px_per_level).all()
 

@@ -13,7 +13,7 @@ from schemas.options.config import StorageConfig
 from tests.jobs_on import ROOT
 from tests.training import Output
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 N_IMAGES = 120
 EPOCHS = 24
@@ -95,7 +95,7 @@ def done(tmp_path_factory, s3):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=560,
         check=False,
     )
     return folder, trained, process

@@ -64,7 +64,7 @@ class Reader:
         self.rounds += 1
 
     def read(self) -> None:
-        while not self.stop.is_set():
+        while not self.stop.wait(0.05):
             self.look()
 
 

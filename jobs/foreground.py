@@ -11,7 +11,7 @@ from schemas.options.config import StorageConfig, option, required
 from schemas.url_secrets import safe_url
 
 if TYPE_CHECKING:
-    from pipeline.annotate.foreground_learning import Check
+    from pipeline.annotate.foreground.foreground_learning import Check
     from pipeline.models.localize.foreground import Foreground
 
 
@@ -35,7 +35,7 @@ class ForegroundConfig(StorageConfig):
 
 def run(config: ForegroundConfig, screen: Screen) -> None:
     """Learn the direction, choose and check its rule, and write the file; raises UsageError for another suffix."""
-    from pipeline.annotate.foreground_learning import area_matched_rule, check, learn_from
+    from pipeline.annotate.foreground.foreground_learning import area_matched_rule, check, learn_from
     from pipeline.annotate.model import load_model
     from pipeline.arrays.foreground_scores import COMBINATIONS
     from pipeline.models.localize.foreground import foreground_bytes

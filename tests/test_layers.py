@@ -26,6 +26,8 @@ LEVELS = {
     "pipeline/storage/lake": 3.3,
     "pipeline/storage/lake/integrity": 3.4,
     "pipeline/annotate": 3.5,
+    "pipeline/annotate/foreground": 3.6,
+    "pipeline/annotate/local": 3.6,
     "pipeline/outputs": 3.5,
     "pipeline/outputs/heads": 3.6,
     "pipeline/outputs/export": 3.6,

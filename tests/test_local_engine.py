@@ -17,7 +17,7 @@ from PIL import Image
 
 from jobs.console import Screen
 from pipeline.annotate import job as job_module
-from pipeline.annotate.local_server import worker_server
+from pipeline.annotate.local.local_server import worker_server
 from pipeline.annotate.spec import annotate_spec, decode_spec
 from pipeline.graph.annotate.driver import annotate
 from pipeline.graph.annotate.with_network import choose_engine

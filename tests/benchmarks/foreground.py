@@ -14,8 +14,8 @@ from torch import Tensor
 
 from jobs.console import main
 from jobs.suites.machine import Figures
-from pipeline.annotate.figure_sample import Looked, learn
-from pipeline.annotate.foreground_learning import in_first_half, known_pairs, learn_from, maps_of_pairs
+from pipeline.annotate.foreground.figure_sample import Looked, learn
+from pipeline.annotate.foreground.foreground_learning import in_first_half, known_pairs, learn_from, maps_of_pairs
 from pipeline.annotate.model import Model, load_model
 from pipeline.annotate.reporter import Reporter
 from pipeline.arrays.calibration import expected_calibration_error, reliability

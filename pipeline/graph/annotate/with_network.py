@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.annotate.foreground_choice import choose, with_foreground
+from pipeline.annotate.foreground.foreground_choice import choose, with_foreground
 from pipeline.annotate.image_reader import count_tables
 from pipeline.annotate.input_plan import TUNE_FROM, finish_at_once
 from pipeline.annotate.job import Job, make_job
-from pipeline.annotate.local_engine import run_local, this_machine
-from pipeline.annotate.local_server import worker_server
+from pipeline.annotate.local.local_engine import run_local, this_machine
+from pipeline.annotate.local.local_server import worker_server
 from pipeline.annotate.model import Model, fit_topk, load_model
 from pipeline.annotate.reporter import Reporter, RunProgress
 from pipeline.annotate.resources import Compute, describe, plan_compute, worth_tuning

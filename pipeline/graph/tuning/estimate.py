@@ -12,7 +12,7 @@ import pyarrow as pa
 import yaml
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.annotate.foreground_choice import known, with_foreground
+from pipeline.annotate.foreground.foreground_choice import known, with_foreground
 from pipeline.annotate.input_plan import TUNE_FROM, images_per_slice, plan_inputs
 from pipeline.annotate.model import Model, fit_topk, load_model
 from pipeline.annotate.reporter import Reporter

@@ -19,8 +19,8 @@ from torch import Tensor
 from pipeline.annotate.commit_stage import commit_rows
 from pipeline.annotate.crash_isolation import TRIES
 from pipeline.annotate.job import Job
-from pipeline.annotate.local_server import worker_server
-from pipeline.annotate.local_worker import Began, Done, Failed, Finished, Ready, stream_of, table_of
+from pipeline.annotate.local.local_server import worker_server
+from pipeline.annotate.local.local_worker import Began, Done, Failed, Finished, Ready, stream_of, table_of
 from pipeline.annotate.reporter import RunProgress
 from pipeline.annotate.resources import LOGICAL_PER_CORE, Machine
 from pipeline.annotate.stopping import stop_requested

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.annotate.figure_sample import Looked, learn, look_at
+from pipeline.annotate.foreground.figure_sample import Looked, learn, look_at
 from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import Model
 from pipeline.arrays.figure_ground import FOLDS, Direction, area_matched, box_areas, fuse

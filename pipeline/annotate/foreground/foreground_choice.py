@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
-from pipeline.annotate.figure_sample import learn, look_at
+from pipeline.annotate.foreground.figure_sample import learn, look_at
 from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import Model
 from pipeline.arrays.figure_ground import FOLDS

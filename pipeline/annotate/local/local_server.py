@@ -20,7 +20,9 @@ from multiprocessing.connection import Connection
 _ORDER = struct.Struct("ii")
 """What the server gets with the worker's end of a pipe: the number of the worker, and how many GPUs there are."""
 # ``camlake`` comes first: the import makes the process use camlake's packages, whatever the working folder holds.
-_PROGRAM = "import sys; sys.path[:] = {path!r}; import camlake; from pipeline.annotate.local_server import main; main()"
+_PROGRAM = (
+    "import sys; sys.path[:] = {path!r}; import camlake; from pipeline.annotate.local.local_server import main; main()"
+)
 
 
 class WorkerServer:
@@ -76,7 +78,7 @@ def _server() -> WorkerServer:
 
 def main() -> None:
     """Fork a worker for each order of the run's process, until that process ends."""
-    from pipeline.annotate.local_worker import serve  # noqa: PLC0415 - only the server imports the network's libraries
+    from pipeline.annotate.local.local_worker import serve  # noqa: PLC0415 - only the server imports the network's libraries
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The system removes ended workers.
     control = socket.socket(fileno=int(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Chooses or learns the figure/ground direction of a run."""

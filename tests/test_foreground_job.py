@@ -13,10 +13,10 @@ from jobs.console import Screen
 from jobs.evaluate import run as run_evaluate
 from jobs.foreground import ForegroundConfig, run
 from jobs.rebox import rebox
-from pipeline.annotate import foreground_choice as choosing
-from pipeline.annotate import foreground_learning
 from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.decode_stage import DecodeStage
+from pipeline.annotate.foreground import foreground_choice as choosing
+from pipeline.annotate.foreground import foreground_learning
 from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import load_model
 from pipeline.annotate.resources import Machine, plan_compute

@@ -50,6 +50,8 @@ def run(config: ForegroundConfig, screen: Screen) -> None:
     )
     job = AnnotateConfig.resolve(shared)
     truth = read_truth(config.truth, config) if config.truth else None
+    if truth and (said := truth.skipped_sentence(f"--truth {safe_url(config.truth or '')}")):
+        screen.say(said)
     model = load_model(job)
     screen.say(f"learning from up to {config.images} images with {model.network.name}")
     learned = learn_from(job, model, config.images)

@@ -15,7 +15,8 @@ from schemas.options.reading import ReportConfig
 from schemas.reasons import Reason
 from tests.fake_lake import FakeLake, manifest_of, rows_of
 
-RUN = "20261123T060000-abcdef"
+RUN = "20261122T060000.000-abcdef"
+"""A run id before those of FakeLake."""
 
 
 class _Head(HTMLParser):

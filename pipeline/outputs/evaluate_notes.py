@@ -6,7 +6,6 @@ import numpy as np
 
 from pipeline.arrays.metrics import Ints
 from pipeline.outputs.truth_join import Match
-from pipeline.storage.truth.coco import skipped_sentence
 from pipeline.storage.truth.truth import Truth
 from schemas.runs import RunManifest
 
@@ -43,7 +42,7 @@ def notes(match: Match, rank: Ints, truth: Truth, labels: Collection[str], *, ha
         label = f", or a label that --labels lacks, like {truth.lacking[0]!r}," if truth.lacking else ""
         yield f"{truth.without_class} objects of the truth have no class id{label} and don't count."
     if truth.skipped:
-        yield skipped_sentence(truth.skipped, "the truth")
+        yield truth.skipped_sentence("the truth")
     yield from _notes_on_unranked(match, rank, truth, labels)
     if not top5_is_known(match.run, rank):
         yield _note_on_top5(match)

@@ -31,6 +31,7 @@ def report(config: ReportConfig) -> str:
     """
     page = config.page or f"{config.out.rstrip('/')}/_reports/report.html"
     truth = read_truth(config.truth, config) if config.truth else None
+    said = truth.skipped_sentence("the truth") if truth else ""
     with open_lake(config.out, config) as lake:
         if not lake.models:
             raise StoreError(f"{safe_url(config.out)} has no committed rows yet")
@@ -47,7 +48,7 @@ def report(config: ReportConfig) -> str:
             {table: len(lake.relation(table, model)) for table in TABLES},
             lake.arrow("quarantine", REJECTED_COLUMNS, model=model).slice(0, REJECTED_SHOWN).to_pylist(),
             out=safe_url(config.out),
-            notes=_notes(lake, manifest, config),
+            notes=[*_notes(lake, manifest, config), *([said] if said else [])],
         )
     with store_errors(f"--page {safe_url(page)}"):
         write_whole(fs, path, document.getvalue())

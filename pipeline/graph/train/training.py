@@ -38,7 +38,7 @@ def labelled_images(config: TrainConfig, reporter: Reporter) -> tuple[LabelledIm
         val = read_labelled(config.val, config, train, "--val", boxes=input_boxes)
     _refuse_missing(train, f"--val-share {config.val_share:g}: in what is left for training")
     if config.supervision == "boxes":
-        train, val = _with_true_boxes(config, train, val)
+        train, val = _with_true_boxes(config, train, val, reporter)
         reporter.say(f"{train.n_boxes} boxes to learn from, {val.n_boxes} to validate with")
     reporter.say(f"{len(train)} images of {len(train.labels)} classes to train on, {len(val)} to validate with")
     missing = val.missing()
@@ -48,9 +48,9 @@ def labelled_images(config: TrainConfig, reporter: Reporter) -> tuple[LabelledIm
 
 
 def _with_true_boxes(
-    config: TrainConfig, train: LabelledImages, val: LabelledImages
+    config: TrainConfig, train: LabelledImages, val: LabelledImages, reporter: Reporter
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Return ``train`` and ``val`` with true boxes.
+    """Return ``train`` and ``val`` with true boxes, and say which annotations can't be used.
 
     Raises UsageError where no training image has a box, and for images with several labels.
     """
@@ -58,6 +58,8 @@ def _with_true_boxes(
         raise UsageError("--supervision boxes: a box belongs to an image's one label, and these have several")
     if config.boxes:
         truth = read_truth(config.boxes, config)
+        if said := truth.skipped_sentence(f"--boxes {safe_url(config.boxes)}"):
+            reporter.say(said)
         train, val = train.with_boxes_of(truth, config.iou), val.with_boxes_of(truth, config.iou)
     if not train.n_boxes:
         source = f"--boxes {safe_url(config.boxes)}" if config.boxes else f"INPUT {safe_url(config.input)}"

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pipeline.storage.names import ends_of, plain_name
 from pipeline.storage.truth.box_units import refuse_fractions
 from pipeline.storage.truth.class_names import ClassNames
+from pipeline.storage.truth.coco import skipped_sentence
 from pipeline.storage.truth.truth_files import TrueBox, true_objects
 from schemas.errors import UsageError
 from schemas.options.config import StorageConfig
@@ -38,6 +39,10 @@ class Truth:
     """Labels that the list of the network's classes does not have."""
     skipped: tuple[str, ...] = ()
     """Annotations that can't be used, each with the reason."""
+
+    def skipped_sentence(self, name: str) -> str:
+        """Return in one line which annotations of the truth ``name`` can't be used; empty where all can."""
+        return skipped_sentence(self.skipped, name)
 
     def match(self, uris: Sequence[str]) -> NDArray[np.int64]:
         """Return (P,) int64: the index in ``uris`` of each pair's image; -1 where the image is not among them.

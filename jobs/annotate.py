@@ -1,6 +1,6 @@
 """``camlake annotate``: annotate images with classes, class activation maps, boxes and features."""
 
-from jobs.console import Screen, main, verb
+from jobs.terminal.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
 from schemas.options.annotate import AnnotateConfig
 from schemas.url_secrets import safe_url
@@ -12,7 +12,7 @@ def run(config: AnnotateConfig, screen: Screen) -> None:
     Raises RejectedShareError where more inputs were rejected than ``max_rejected`` allows.
     """
     if config.dry_run:
-        from jobs.dry_run import print_estimate
+        from jobs.terminal.dry_run import print_estimate
 
         print_estimate(config, screen)
         return

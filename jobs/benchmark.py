@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jobs.console import Screen, main, verb
 from jobs.suites.machine import Figures, machine_facts
+from jobs.terminal.console import Screen, main, verb
 from schemas.options.benchmark import BenchmarkConfig, MeasureConfig
 
 Config = TypeVar("Config", bound=MeasureConfig)

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from jobs.console import Screen, main, verb
+from jobs.terminal.console import Screen, main, verb
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.config import JobConfig, StorageConfig, option

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jobs.console import Screen, main, verb
+from jobs.terminal.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
 from schemas.errors import UsageError
 from schemas.options.reading import EvaluateConfig

@@ -1,6 +1,6 @@
 """``camlake export``: writes an output's boxes as COCO, YOLO, VOC and other datasets."""
 
-from jobs.console import Screen, main, verb
+from jobs.terminal.console import Screen, main, verb
 from pipeline.outputs.export.registry import format_names
 from schemas.options.config import required
 from schemas.options.export import ExportConfig

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.console import Screen, main, verb
+from jobs.terminal.console import Screen, main, verb
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.box_rules import Combination

@@ -1,6 +1,6 @@
 """``camlake localize``: maps and boxes of a head's classes from stored feature maps, without network and images."""
 
-from jobs.console import Screen, main, verb
+from jobs.terminal.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
 from schemas.options.localize import LocalizeConfig
 from schemas.runs import RunManifest

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from jobs.console import Screen, main, verb
+from jobs.terminal.console import Screen, main, verb
 from schemas.options.config import JobConfig, option
 
 if TYPE_CHECKING:

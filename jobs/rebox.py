@@ -1,6 +1,6 @@
 """``camlake rebox``: cuts new boxes from the stored maps of an output, without network, GPU and images."""
 
-from jobs.console import Screen, main, verb
+from jobs.terminal.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
 from schemas.options.rebox import ReboxConfig
 from schemas.runs import RunManifest

@@ -1,6 +1,6 @@
 """``camlake report``: one self-contained HTML page of an output: pictures, maps, boxes, scores, rejects."""
 
-from jobs.console import Screen, main, verb
+from jobs.terminal.console import Screen, main, verb
 from schemas.options.reading import ReportConfig
 from schemas.url_secrets import safe_url
 

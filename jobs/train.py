@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from jobs.console import Screen, main, verb
+from jobs.terminal.console import Screen, main, verb
 from schemas.errors import CamlakeError, RejectedShareError
 from schemas.options.train import TrainConfig
 from schemas.url_secrets import safe_url

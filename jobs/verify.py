@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from jobs.console import Screen, main, verb
+from jobs.terminal.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
 from schemas.errors import StoreError
 from schemas.options.input_options import InputOptions

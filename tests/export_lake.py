@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.console import Screen
 from jobs.export import run as run_export
+from jobs.terminal.console import Screen
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.commit import finish_run, start_run
 from pipeline.storage.lake.layout import LakePaths, new_run_id

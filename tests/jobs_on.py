@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jobs.console import Screen
+from jobs.terminal.console import Screen
 from pipeline.graph.annotate.driver import annotate
 from schemas.options.annotate import AnnotateConfig
 from schemas.runs import RunManifest

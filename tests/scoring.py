@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from jobs.console import Screen
 from jobs.evaluate import run
+from jobs.terminal.console import Screen
 from pipeline.outputs import reader as camlake
 from pipeline.outputs.evaluate import evaluate
 from pipeline.storage.filesystems import connect

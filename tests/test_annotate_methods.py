@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from jobs.console import Screen
-from jobs.dry_run import print_estimate
+from jobs.terminal.console import Screen
+from jobs.terminal.dry_run import print_estimate
 from pipeline.annotate.model import load_model
 from pipeline.annotate.spec import run_request
 from pipeline.arrays.calibration import Calibration

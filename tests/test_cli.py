@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 import jobs
-from jobs import cli
-from jobs.console import Screen
+from jobs.terminal.console import Screen
+from jobs.terminal.program import main
 from pipeline.models.networks.architecture import GREATEST_WIDTH, WIDTH_STEPS
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
@@ -42,7 +42,7 @@ def camlake(capsys, monkeypatch):
     def run(*words):
         monkeypatch.setattr("sys.argv", ["camlake", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         captured = capsys.readouterr()
         return ended.value.code, captured.out, captured.err
 
@@ -70,7 +70,7 @@ def test_bare_call_lists_the_verbs(camlake):
 
 
 NEW_VERB = '''
-from jobs.console import Screen, verb
+from jobs.terminal.console import Screen, verb
 from schemas.options.config import StorageConfig, required
 
 class XyzConfig(StorageConfig):
@@ -98,12 +98,15 @@ def test_a_new_file_is_a_new_verb(camlake, tmp_path, monkeypatch):
 
 
 def test_help_lists_the_files_of_jobs_and_imports_none():
-    code = "import sys, jobs.cli; print(*jobs.cli.verbs()); print(*(name for name in sys.modules if 'jobs' in name))"
+    code = (
+        "import sys; from jobs.terminal.program import verbs;"
+        " print(*verbs()); print(*(name for name in sys.modules if 'jobs' in name))"
+    )
     listed, imported = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert sorted(listed.split()) == sorted(VERBS)
-    assert sorted(imported.split()) == ["jobs", "jobs.cli"]
+    assert sorted(imported.split()) == ["jobs", "jobs.terminal", "jobs.terminal.program"]
 
 
 HEAVY = {"torch", "torchvision", "ray", "duckdb", "pandas", "sklearn", "matplotlib"}

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from jobs import demo
-from jobs.console import Screen
 from jobs.demo import DemoConfig
+from jobs.terminal.console import Screen
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.integrity.verify import verify
 from schemas.errors import UsageError

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from jobs.console import Screen
-from jobs.dry_run import print_estimate
+from jobs.terminal.console import Screen
+from jobs.terminal.dry_run import print_estimate
 from pipeline.annotate.resources import Machine, plan_compute
 from pipeline.graph.annotate.driver import annotate
 from pipeline.graph.tuning.bench_actor import RunTiming, SizeModel, StageTiming

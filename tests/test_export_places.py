@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from jobs.console import Screen
 from jobs.rebox import rebox
+from jobs.terminal.console import Screen
 from pipeline.images.mask_decoding import run_length_mask
 from pipeline.models.localize.box_rules import BoxRule, boxes_in_pixels, cut_maps
 from pipeline.models.localize.foreground import Foreground, ForegroundCard, foreground_bytes

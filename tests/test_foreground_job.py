@@ -9,10 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from jobs.console import Screen
 from jobs.evaluate import run as run_evaluate
 from jobs.foreground import ForegroundConfig, run
 from jobs.rebox import rebox
+from jobs.terminal.console import Screen
 from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.decode_stage import DecodeStage
 from pipeline.annotate.foreground import foreground_choice as choosing

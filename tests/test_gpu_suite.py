@@ -6,11 +6,11 @@ from importlib import metadata
 import pytest
 
 from jobs import benchmark
-from jobs.console import Screen
 from jobs.suites import gpu
 from jobs.suites.decode_tasks import decoded_per_s, fetched_table
 from jobs.suites.gpu_busy import busy_share, following_busy_share
 from jobs.suites.photographs import make_photographs
+from jobs.terminal.console import Screen
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.resize import ResizePlan

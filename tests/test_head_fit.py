@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from jobs.console import Screen
 from jobs.head import run as head_job
+from jobs.terminal.console import Screen
 from pipeline.arrays.ranking import average_precision, best_threshold, ranking_figures, roc_auc
 from pipeline.outputs.heads import features as features_module
 from pipeline.outputs.heads import fitting

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.console import Screen
+from jobs.terminal.console import Screen
 from pipeline.graph.train.training import labelled_images
 from pipeline.storage.truth.labelled_images import read_labelled, split_by_hash
 from pipeline.storage.truth.truth import read_truth

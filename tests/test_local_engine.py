@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from jobs.console import Screen
+from jobs.terminal.console import Screen
 from pipeline.annotate import job as job_module
 from pipeline.annotate.local.local_server import worker_server
 from pipeline.annotate.spec import annotate_spec, decode_spec

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from jobs.console import Screen
 from jobs.evaluate import run as evaluate
 from jobs.head import run as head_job
 from jobs.localize import localize
 from jobs.rebox import rebox
+from jobs.terminal.console import Screen
 from pipeline import camlake
 from pipeline.annotate.model import load_model
 from pipeline.arrays.feature_maps import decode, encode

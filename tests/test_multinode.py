@@ -24,7 +24,7 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 import ray
 from pipeline.graph.annotate.driver import annotate
-from jobs.console import Screen
+from jobs.terminal.console import Screen
 from pipeline.graph.train.train_progress import start_train_progress
 from pipeline.storage.filesystems import connect
 from tests.training import train

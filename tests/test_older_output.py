@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.console import Screen
 from jobs.rebox import rebox
+from jobs.terminal.console import Screen
 from pipeline.arrays.calibration import Calibration
 from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect

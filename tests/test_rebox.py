@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.console import Screen
 from jobs.rebox import rebox
 from jobs.report import run as report
+from jobs.terminal.console import Screen
 from pipeline.arrays.calibration import Calibration
 from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from jobs.console import Screen
 from jobs.rebox import rebox
+from jobs.terminal.console import Screen
 from pipeline.arrays.boxes import level_boxes
 from pipeline.arrays.maps import dequantize, quantize
 from pipeline.images.synthetic.scenes import write_corpus

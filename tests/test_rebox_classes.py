@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from jobs.console import Screen
 from jobs.rebox import rebox
+from jobs.terminal.console import Screen
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect

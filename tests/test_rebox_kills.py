@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from jobs.console import Screen
 from jobs.rebox import rebox
+from jobs.terminal.console import Screen
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.integrity.verify import verify
 from schemas.options.config import StorageConfig

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.console import Screen
 from jobs.report import run as run_report
+from jobs.terminal.console import Screen
 from jobs.verify import run as run_verify
 from pipeline.arrays.metrics import paired_iou
 from pipeline.images.resize import ResizePlan

@@ -12,8 +12,8 @@ import torch
 import torchvision
 from torch import nn
 
-from jobs.console import Screen
 from jobs.suites import gpu
+from jobs.terminal.console import Screen
 from pipeline.annotate.annotate_stage import BusyClock
 from pipeline.models import registry
 from pipeline.models.localize.engine import Engine

@@ -3,8 +3,8 @@
 import pyarrow as pa
 import pytest
 
-from jobs.console import Screen
 from jobs.rebox import rebox
+from jobs.terminal.console import Screen
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect

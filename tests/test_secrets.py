@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from jobs.console import Screen
+from jobs.terminal.console import Screen
 from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.run import shown_config

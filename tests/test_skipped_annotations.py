@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs import foreground
-from jobs.console import Screen
+from jobs.terminal.console import Screen
 from pipeline.graph.train.training import labelled_images
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.outputs.run_report import report

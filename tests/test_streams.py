@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.console import Screen
+from jobs.terminal.console import Screen
 from pipeline.graph.cluster import ray_cluster
 
 

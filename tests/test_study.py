@@ -12,7 +12,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from jobs.console import Screen
+from jobs.terminal.console import Screen
 from pipeline.images.augment import draw_views, take_views
 from schemas.errors import UsageError
 from tests.benchmarks.study import __main__ as study

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.console import Screen
+from jobs.terminal.console import Screen
 from jobs.train import run
 from schemas.errors import RejectedShareError, UsageError
 from tests.jobs_on import command, run_annotate

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.console import Screen
+from jobs.terminal.console import Screen
 from jobs.verify import run as verify_job
 from pipeline.storage.lake.commit import remove_leftovers
 from pipeline.storage.lake.encoding import to_parquet

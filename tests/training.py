@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from jobs.console import Screen
+from jobs.terminal.console import Screen
 from pipeline.graph.train.checkpoints import Progress
 from pipeline.graph.train.training import labelled_images, train_network
 from pipeline.images.synthetic.drawings import CLASSES

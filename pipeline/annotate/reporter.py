@@ -31,7 +31,7 @@ class Advance(Protocol):
 
 
 class Reporter(Protocol):
-    """The interface through which a run reports; the commands use ``jobs.console.Screen``."""
+    """The interface through which a run reports; the commands use ``jobs.terminal.console.Screen``."""
 
     def say(self, text: str, **facts: Any) -> None:
         """Report a step; ``facts`` are the numbers in ``text`` by name."""

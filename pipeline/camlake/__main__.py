@@ -6,7 +6,7 @@ from .own_packages import use_own
 def main() -> None:
     """Run the program; the verbs are those of the package ``jobs``."""
     use_own("jobs")
-    from jobs.cli import main as run_program  # noqa: PLC0415 - only now is it certain whose ``jobs`` is meant
+    from jobs.terminal.program import main as run_program  # noqa: PLC0415 - only now is it certain whose ``jobs`` is meant
 
     run_program()
 

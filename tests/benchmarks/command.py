@@ -6,8 +6,8 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
 from jobs.benchmark import Config, record
-from jobs.console import Screen, verb
 from jobs.suites.machine import Figures
+from jobs.terminal.console import Screen, verb
 from pipeline.models.localize.runtime import resolve_precision
 from schemas.options.benchmark import MeasureConfig
 from schemas.options.config import Precision, option

@@ -16,10 +16,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from jobs.console import main
 from jobs.suites.decode_tasks import fetched_table
 from jobs.suites.machine import Figures, spread
 from jobs.suites.photographs import make_photographs, photographs_job
+from jobs.terminal.console import main
 from pipeline.annotate.annotate_stage import FEATURE_BITS, AnnotateStage
 from pipeline.annotate.decode_stage import DecodeStage
 from pipeline.annotate.model import load_model

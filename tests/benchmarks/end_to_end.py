@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs.console import main
 from jobs.suites.machine import Figures, spread
 from jobs.suites.photographs import make_photographs
 from jobs.suites.steady_rate import annotated_s, steady_per_s
+from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from schemas.options.benchmark import MeasureConfig
 from tests.benchmarks.command import benchmark, in_new_process

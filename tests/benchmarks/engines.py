@@ -13,10 +13,10 @@ from typing import Literal, NamedTuple
 
 import psutil
 
-from jobs.console import main
 from jobs.suites.machine import Figures, spread
 from jobs.suites.photographs import make_photographs, weights_file
 from jobs.suites.steady_rate import annotated_s, steady_per_s
+from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from schemas.errors import CamlakeError
 from schemas.options.benchmark import MeasureConfig

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from jobs.console import main
 from jobs.suites.machine import Figures
 from jobs.suites.memory import peak_bytes
+from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.outputs.export.driver import export
 from pipeline.storage.lake.commit import finish_run, start_run

@@ -20,9 +20,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from jobs.console import Screen, main
 from jobs.localize import localize
 from jobs.suites.machine import Figures, spread
+from jobs.terminal.console import Screen, main
 from pipeline import camlake
 from pipeline.annotate.model import load_model
 from pipeline.annotate.reporter import Advance, Reporter

@@ -21,10 +21,10 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 
-from jobs.console import main
 from jobs.suites.machine import Figures, spread
 from jobs.suites.photographs import make_photographs
 from jobs.suites.steady_rate import SilentReporter, annotated_s, steady_per_s
+from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.graph.annotate.driver import annotate
 from schemas.errors import UsageError

@@ -7,9 +7,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from jobs.console import main
 from jobs.suites.machine import Figures
 from jobs.suites.photographs import make_photographs
+from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from schemas.errors import CamlakeError
 from schemas.options.benchmark import MeasureConfig

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.console import main
 from jobs.suites.machine import Figures
+from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.arrays.figures import THRESHOLDS, Pairs, sweep_maps
 from pipeline.arrays.maps import quantize

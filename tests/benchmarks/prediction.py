@@ -4,11 +4,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from jobs.console import Screen, main
-from jobs.dry_run import print_estimate
 from jobs.suites.machine import Figures, spread
 from jobs.suites.photographs import make_photographs, weights_file
 from jobs.suites.steady_rate import SilentReporter
+from jobs.terminal.console import Screen, main
+from jobs.terminal.dry_run import print_estimate
 from pipeline.graph.annotate.driver import annotate
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.benchmark import MeasureConfig

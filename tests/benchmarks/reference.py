@@ -9,9 +9,9 @@ from pathlib import Path
 
 import cv2
 
-from jobs.console import main
 from jobs.suites.machine import Figures
 from jobs.suites.steady_rate import SilentReporter
+from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.graph.annotate.driver import annotate
 from pipeline.outputs import reader as camlake

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from jobs.console import main
 from jobs.suites.machine import Figures
 from jobs.suites.memory import peak_bytes
 from jobs.suites.photographs import make_photographs
+from jobs.terminal.console import main
 from pipeline.annotate.input_plan import images_per_slice
 from pipeline.annotate.reporter import Reporter
 from pipeline.storage.filesystems import connect

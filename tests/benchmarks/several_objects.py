@@ -31,9 +31,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jobs.console import main
 from jobs.suites.machine import Figures
 from jobs.suites.steady_rate import SilentReporter
+from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.arrays.figures import Pairs
 from pipeline.arrays.maps import dequantize

@@ -1,6 +1,6 @@
 """``python -m tests.benchmarks.peers``."""
 
-from jobs.console import main
+from jobs.terminal.console import main
 from tests.benchmarks.peers import command
 
 if __name__ == "__main__":

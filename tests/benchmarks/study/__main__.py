@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from jobs.console import Screen, main, verb
+from jobs.terminal.console import Screen, main, verb
 from schemas.errors import UsageError
 from tests.benchmarks.study import figure, page, scene_sets
 from tests.benchmarks.study.results import Result, claim_folder, read_all

@@ -32,7 +32,7 @@ def verbs() -> dict[str, str]:
 
 def make_app(asked: str | None) -> typer.Typer:
     """Return the program; it imports only the verb ``asked`` with its options and lists the other verbs in the help."""
-    from jobs import console
+    from jobs.terminal import console
 
     app = typer.Typer(
         name="camlake",
@@ -72,7 +72,7 @@ def _asked_verb() -> str | None:
 def main() -> None:
     """Run ``camlake`` and exit; Ctrl-C at any time gives one line on standard error."""
     try:
-        from jobs import console
+        from jobs.terminal import console
 
         console.main(make_app(_asked_verb()))
     except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-from jobs.console import Screen
+from jobs.terminal.console import Screen
 from pipeline.annotate.input_plan import TUNE_FROM
 from pipeline.annotate.resources import describe
 from pipeline.graph.annotate.with_network import choose_engine

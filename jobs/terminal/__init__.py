@@ -1,0 +1,1 @@
+"""What every verb shares: the program, the screen, a verb of a configuration class, the estimate of a dry run."""

@@ -247,13 +247,17 @@ def test_actor_ranges():
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
-    clock = iter([0.0, 1.0, 6.0, 7.0])
+    clock = iter([0.0, 5.0, 9.0, 12.0, 13.0])
     monkeypatch.setattr("pipeline.annotate.reporter.time.monotonic", lambda: next(clock))
     with Screen().progress("annotating", 100) as advance:
+        advance(0)
         advance(10)
         advance(30, 2)
         advance(40, 2)
-    assert capsys.readouterr().err.splitlines() == ["annotating: 30/100, 5.0 images/s, 2 rejected, 14 s left"]
+    assert capsys.readouterr().err.splitlines() == [
+        "annotating: waiting for the first of 100, 5 s so far",
+        "annotating: 30/100, 2.5 images/s, 2 rejected, 28 s left",
+    ]
 
 
 def test_markup_in_names_is_data(capsys):

@@ -1,5 +1,8 @@
 """The private parts of fsspec and s3fs that camlake uses, and the failures it knows by name, are where they were."""
 
+import subprocess
+import sys
+
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,3 +77,21 @@ def test_pyarrow_says_damage_by_these_errors(tmp_path, content):
     with pytest.raises(OSError, match="No such file") as caught:
         pq.ParquetFile(tmp_path / "none.parquet")
     assert not is_damage(caught.value)
+
+
+COMPILER = "import sys; print(sorted({'torch._dynamo', 'torch._inductor', 'sympy'} & {*sys.modules}))"
+
+
+def said_by(code: str) -> str:
+    """Return what a Python program prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_networks_of_torchvision_are_built_and_measured_without_its_compiler():
+    code = "from pipeline.models import registry; print(registry.get('mobilenet_v2').outline().map_size(224))"
+    assert said_by(f"{code}; {COMPILER}; import torch._dynamo.utils") == "(7, 7)\n[]\n"
+
+
+def test_torchvision_itself_imports_the_compiler():
+    """Where it no longer does, ``pipeline.models.networks.torchvision_private`` can go."""
+    assert "torch._dynamo" in said_by(f"import torchvision; {COMPILER}")

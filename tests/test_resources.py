@@ -2,8 +2,17 @@
 
 import pytest
 
+from pipeline.annotate.image_reader import joined_slices
 from pipeline.annotate.input_plan import images_per_slice
-from pipeline.annotate.resources import COMMIT_BYTES, Machine, decoders, images_per_commit, plan_compute
+from pipeline.annotate.resources import (
+    COMMIT_BYTES,
+    Machine,
+    decoders,
+    images_of_block,
+    images_per_commit,
+    plan_compute,
+)
+from pipeline.storage.lake.planning import PlanSlice
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 
@@ -99,3 +108,16 @@ class TestSizes:
     def test_a_commit_never_holds_more_than_memory_allows(self):
         assert images_per_commit(config(), 10_000_000, 1, row_bytes=2**20) == COMMIT_BYTES // 2**20
         assert images_per_commit(config(images_per_commit=10), 10_000_000, 1, row_bytes=2**20) == 10
+
+    def test_a_long_run_on_gpus_has_blocks_of_the_two_batches_that_an_actor_works_on(self):
+        compute = plan_compute(config(device="cuda"), GPU_SERVER)
+        assert images_of_block(compute, 1_000_000) == 512
+        assert images_of_block(compute, 8_191) == 256, "at least eight blocks for each actor"
+        assert images_of_block(compute, 100) == 256, "no less than a batch"
+        assert images_of_block(plan_compute(config(), LAPTOP), 1_000_000) == 32, "so every slice stays alone"
+
+    def test_slices_are_joined_to_their_neighbours_up_to_a_size(self):
+        slices = [PlanSlice("plan", group, rows) for group, rows in enumerate((128, 128, 128, 300, 10, 20))]
+        groups = joined_slices(slices, 256)
+        assert [[one.row_group for one in group] for group in groups] == [[0, 1], [2], [3], [4, 5]]
+        assert joined_slices([], 256) == []

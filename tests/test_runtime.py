@@ -16,7 +16,7 @@ from jobs.suites import gpu
 from jobs.terminal.console import Screen
 from pipeline.annotate.annotate_stage import BusyClock
 from pipeline.models import registry
-from pipeline.models.localize.engine import Engine
+from pipeline.models.localize.engine import Engine, Staging
 from pipeline.models.localize.runtime import Runtime, resolve_precision
 from pipeline.models.networks.heads import LinearHead
 from pipeline.models.networks.network import CamNetwork, Preprocessing
@@ -164,6 +164,13 @@ def test_the_suite_of_the_gpu_says_what_it_needs():
         pytest.skip("this machine has a CUDA device: `camlake benchmark gpu` measures it")
     with pytest.raises(UsageError, match="needs a CUDA device, and this machine has none"):
         gpu.measure(BenchmarkConfig(suite="gpu"), Screen())
+
+
+def test_parts_of_a_batch_are_copied_to_their_places_in_the_staging_memory():
+    staging = Staging(torch.device("cpu"))
+    large = torch.arange(4 * 12, dtype=torch.uint8).view(4, 2, 2, 3)
+    assert torch.equal(staging.to_device([large[:1], large[1:]]), large)
+    assert torch.equal(staging.to_device([large[2:]]), large[2:]), "a smaller batch afterwards"
 
 
 def test_time_counts_once_however_many_threads_are_at_work():

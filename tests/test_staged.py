@@ -64,7 +64,7 @@ class Reader:
         self.rounds += 1
 
     def read(self) -> None:
-        while not self.stop.wait(0.05):
+        while not self.stop.wait(0.3):
             self.look()
 
 

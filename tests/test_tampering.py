@@ -1,6 +1,8 @@
 """Ways of damaging an output: each is found by ``verify``, and ``repair`` sets it right or leaves it named."""
 
+import copy
 import json
+import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -165,6 +167,24 @@ The first run commits a, c and the two rejections together, then b and d.
 """
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> Damage:
+    """Return an undamaged output, which is made once; the tests damage copies of it."""
+    whole = Damage(FakeLake(str(tmp_path_factory.mktemp("sound") / "out")))
+    assert verify(whole.lake.fs, whole.lake.root).problems == ()
+    return whole
+
+
+@pytest.fixture
+def damage(sound, local) -> Damage:
+    """Return a copy of the undamaged output in the folder of ``local``."""
+    shutil.copytree(sound.lake.root, local.root)
+    local.hours = sound.lake.hours
+    copied = copy.copy(sound)
+    copied.lake = local
+    return copied
+
+
 def open_inputs(problems) -> int:
     """Return how many inputs are to be annotated again; fails for any other problem."""
     for line in problems:
@@ -174,9 +194,7 @@ def open_inputs(problems) -> int:
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_found_and_repaired(local, name):
-    damage = Damage(local)
-    assert verify(local.fs, local.root).problems == ()
+def test_damage_is_found_and_repaired(damage, local, name):
     hurt, most_again = DAMAGES[name]
     hurt(damage)
     assert verify(local.fs, local.root).problems, "not found"
@@ -192,8 +210,8 @@ def test_damage_is_found_and_repaired(local, name):
     assert verify(local.fs, local.root).problems == ()
 
 
+@pytest.mark.usefixtures("damage")
 def test_a_file_that_camlake_did_not_write_is_left_and_named(local):
-    Damage(local)
     notes = local.path(f"boxes/model={MODEL}/notes.txt")
     local.fs.pipe_file(notes, b"mine")
     repair(local.fs, local.root)
@@ -231,8 +249,7 @@ def test_of_an_older_version_the_settings_of_another_run_are_taken(local):
     assert [run.settings for run in load_runs(local.fs, local.root)] == [first.settings, second.settings]
 
 
-def test_annotate_names_the_command(local):
-    damage = Damage(local)
+def test_annotate_names_the_command(damage, local):
     damage.write(damage.document("manifest.json"), b"")
     with Lease.acquire(local.fs, local.root, "next"), pytest.raises(StoreError, match="camlake verify OUT --repair"):
         remove_leftovers(local.fs, local.root)
@@ -241,8 +258,8 @@ def test_annotate_names_the_command(local):
         load_runs(local.fs, local.root)
 
 
+@pytest.mark.usefixtures("damage")
 def test_no_repair_while_a_run_writes(local):
-    Damage(local)
     with Lease.acquire(local.fs, local.root, "20261123T070000-abcdef"), pytest.raises(LeaseError):
         repair(local.fs, local.root)
 

@@ -82,7 +82,7 @@ def _to_time(config: AnnotateConfig, model: Model, run: OpenRun) -> tuple[dict[s
     slices = [one for one, end in zip(plan.slices, ends, strict=True) if end - one.rows < SAMPLE]
 
     def fetched() -> pa.Table:
-        return pa.concat_tables(table for one in slices for table in job.reader.read_slice(one))
+        return pa.concat_tables(table for one in slices for table in job.reader.read_slices(one))
 
     sample = fetched()
     decoding, size = DecodeStage(job.decode), compute.runtime.batch_size

@@ -101,10 +101,8 @@ class Screen:
             started = time.monotonic()
 
             def advance(done: int, rejected: int = 0) -> None:
-                rate = done / max(time.monotonic() - started, 1e-9)
-                bar.update(
-                    task, completed=done, rate=f"{rate:.1f}/s", rejects=f"{rejected} rejected" if rejected else ""
-                )
+                rate = f"{done / max(time.monotonic() - started, 1e-9):.1f}/s" if done else "waiting for the first"
+                bar.update(task, completed=done, rate=rate, rejects=f"{rejected} rejected" if rejected else "")
 
             yield advance
 

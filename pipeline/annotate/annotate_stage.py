@@ -167,7 +167,7 @@ class AnnotateStage:
         results: dict[str, pa.Array] = {}
         if len(good):
             with self.busy:
-                localized = self._localize(decoded if len(good) == len(decoded) else decoded.take(good), pixels)
+                localized = self.localize(decoded if len(good) == len(decoded) else decoded.take(good), pixels)
             results = self._results(localized)
             non_finite = np.zeros(len(decoded), bool)
             non_finite[good[~localized.finite]] = True
@@ -183,8 +183,9 @@ class AnnotateStage:
         columns |= {one.name: pa.nulls(len(decoded), one.type) for one in missing}
         return pa.table({name: columns[name] for name in self._schema.names}, schema=self._schema)
 
-    def _localize(self, decoded: pa.Table, pixels: Tensor | None) -> Localized:
-        inputs = input_pixels(decoded["pixels"], self.spec.image_size) if pixels is None else pixels
+    def localize(self, decoded: pa.Table, pixels: Tensor | None = None) -> Localized:
+        """Return the network's results for decoded images, none of them rejected; ``pixels`` as for ``annotate``."""
+        inputs = [pixels] if pixels is not None else input_pixels(decoded["pixels"], self.spec.image_size)
         sizes_hw = np.stack([decoded[name].to_numpy() for name in ("height_px", "width_px")], axis=1).astype(np.int64)
         classes = decoded["classes"]
         named = None if classes.null_count == len(classes) else [ids or [] for ids in classes.to_pylist()]
@@ -240,9 +241,12 @@ def _combined(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def input_pixels(column: pa.ChunkedArray, side: int) -> Tensor:
-    """Return the inputs (n, S, S, 3) uint8 in a column of n large binaries; a column of one chunk is not copied."""
-    binaries = _combined(column)
+def input_pixels(column: pa.ChunkedArray, side: int) -> list[Tensor]:
+    """Return the inputs in a column of large binaries: (n, S, S, 3) uint8 for each chunk, without a copy."""
+    return [_pixels_of(chunk, side) for chunk in column.chunks if len(chunk)]
+
+
+def _pixels_of(binaries: pa.LargeBinaryArray, side: int) -> Tensor:
     offsets = np.frombuffer(binaries.buffers()[1], np.int64)[binaries.offset :][: len(binaries) + 1]
     start, end = offsets[[0, -1]].tolist()
     values = pa.Array.from_buffers(pa.uint8(), end - start, [None, binaries.buffers()[2]], offset=start)

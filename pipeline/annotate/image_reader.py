@@ -25,6 +25,17 @@ STREAM_ROWS = 128
 """Most rows of a table: a Parquet file gives a long slice, and small tables distribute its rows over all actors."""
 
 
+def joined_slices(slices: Sequence[PlanSlice], rows: int) -> list[list[PlanSlice]]:
+    """Return the slices in groups of neighbours, each of at most ``rows`` inputs or of one slice."""
+    groups: list[list[PlanSlice]] = []
+    for one in slices:
+        if groups and sum(each.rows for each in groups[-1]) + one.rows <= rows:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return groups
+
+
 def count_tables(slices: Sequence[PlanSlice]) -> int:
     """Return about how many tables the slices become; an actor works on one table at a time."""
     return sum(max(1, math.ceil(one.rows / STREAM_ROWS)) for one in slices)
@@ -38,9 +49,10 @@ class ImageReader:
     out: str
     max_bytes: int
 
-    def read_slice(self, one: PlanSlice) -> Iterator[pa.Table]:
-        """Yield the images of a slice (FETCHED) in tables of at most about FETCH_BYTES."""
-        plan = read_plan_slice(*connect(self.out, self.storage), one)
+    def read_slices(self, *slices: PlanSlice) -> Iterator[pa.Table]:
+        """Yield the images of one or more slices (FETCHED) in tables of at most about FETCH_BYTES."""
+        fs, root = connect(self.out, self.storage)
+        plan = pa.concat_tables([read_plan_slice(fs, root, one) for one in slices])
         fetcher = Fetcher(self.storage, self.max_bytes)
         for part, fetched in fetcher.fetch_in_parts(plan, FETCH_BYTES, UNKNOWN_BYTES, STREAM_ROWS):
             yield _table(part, fetched)

@@ -66,10 +66,12 @@ def progress_lines(say: Callable[..., None], what: str, total: int) -> Advance:
         if now - last < LINE_EVERY_S:
             return
         last = now
+        if not done:
+            say(f"{what}: waiting for the first of {total}, {now - started:.0f} s so far", done=0, total=total)
+            return
         rate = done / (now - started)
-        left_s = round((total - done) / rate) if rate else None
-        left = f", {left_s} s left" if left_s is not None else ""
-        text = f"{what}: {done}/{total}, {rate:.1f} images/s, {rejected} rejected{left}"
+        left_s = round((total - done) / rate)
+        text = f"{what}: {done}/{total}, {rate:.1f} images/s, {rejected} rejected, {left_s} s left"
         say(text, done=done, total=total, images_per_s=round(rate, 2), rejected=rejected, left_s=left_s)
 
     return advance

@@ -24,6 +24,8 @@ MIN_CPUS = 0.05
 """Least CPUs of a network in a plan; a smaller share means that the user asked for too many processes by mistake."""
 MAX_DECODE_THREADS = 16
 """Most decoding threads of one actor; more threads would wait for Python's lock."""
+BLOCKS_PER_ACTOR = 8
+"""Least blocks for each actor, so that no actor is idle for long at the end of a run."""
 COMMIT_BYTES = 256 * 2**20
 """Most bytes of rows in one commit, which are held in memory."""
 
@@ -143,6 +145,16 @@ def decoders(compute: Compute, machine: Machine) -> int:
     if compute.decode != "remote":
         return actors
     return max(1, math.floor((machine.cpus - actors * compute.actor_cpus) / compute.decode_cpus))
+
+
+def images_of_block(compute: Compute, n_images: int) -> int:
+    """Return the images of one block of a run of ``n_images``: what an actor works on at the same time.
+
+    So a block has whole batches, which need no joining, and the driver, whose cost for a block is about 14 ms whatever
+    its size, does not limit GPUs. Small runs have smaller blocks, so that all actors work.
+    """
+    batch = compute.runtime.batch_size
+    return batch * max(1, min(compute.calls, n_images // (BLOCKS_PER_ACTOR * compute.actors[1] * batch)))
 
 
 def images_per_commit(config: AnnotateConfig, n_images: int, actors: int, row_bytes: int) -> int:

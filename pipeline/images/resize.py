@@ -1,5 +1,6 @@
 """Resizes upright images to the network's square input, and scales boxes from map cells to pixels of the image."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -54,8 +55,7 @@ class ResizePlan:
 
         It is the share of the valid cells of S, rounded to pixels.
         """
-        rows, cols = self.valid_hw((height_px, width_px)).tolist()
-        return round(rows * self.image_size / self.map_hw[0]), round(cols * self.image_size / self.map_hw[1])
+        return _input_hw(self, height_px, width_px)
 
     def least_hw(self, height_px: int, width_px: int) -> tuple[int, int]:
         """Return the least (height, width) in pixels at which ``apply`` needs an upright image of that size."""
@@ -80,6 +80,13 @@ class ResizePlan:
         square[height:], square[:height, width:] = PAD_GRAY, PAD_GRAY
         cv2.resize(pixels, (width, height), dst=square[:height, :width], interpolation=cv2.INTER_LINEAR)
         return square
+
+
+@functools.lru_cache(maxsize=4096)
+def _input_hw(plan: ResizePlan, height_px: int, width_px: int) -> tuple[int, int]:
+    """Return what ``input_hw`` does; photographs have few sizes, and NumPy takes long for two numbers."""
+    rows, cols = plan.valid_hw((height_px, width_px)).tolist()
+    return round(rows * plan.image_size / plan.map_hw[0]), round(cols * plan.image_size / plan.map_hw[1])
 
 
 def map_to_image_xyxy(

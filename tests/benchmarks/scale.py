@@ -57,20 +57,25 @@ def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
     """Return the costs of listing, planning, the running graph and the commits, and the limits that follow."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        (picture,) = make_photographs(MeasureConfig(), folder / "one", 1, (TINY_PX, TINY_PX))
-        body = picture.read_bytes()
+        body = tiny_picture(folder / "one")
         figures: Figures = {}
         for keys in (config.count * KEYS_PER_COUNT // 10, config.count * KEYS_PER_COUNT):
             figures |= listing(keys, body, folder / f"plan-{keys}")
             reporter.say(f"{keys} keys listed and planned")
         with simulated_cluster(NODES, GPUS_A_NODE) as address:
-            large = _run(folder / "large", address, body, config.count * IMAGES_PER_COUNT)
+            large = annotate_tiny(folder / "large", address, body, config.count * IMAGES_PER_COUNT)
             figures |= control_path("as planned", large)
             reporter.say("blocks as planned: done")
-            small = _run(folder / "small", address, body, config.count * SMALL_PER_COUNT, SMALL_BLOCK)
+            small = annotate_tiny(folder / "small", address, body, config.count * SMALL_PER_COUNT, SMALL_BLOCK)
             figures |= control_path("small blocks", small)
             reporter.say("small blocks: done")
         return figures | commits(folder / "small" / "out", small)
+
+
+def tiny_picture(folder: Path) -> bytes:
+    """Return a JPEG of TINY_PX pixels a side, rendered in ``folder``."""
+    (picture,) = make_photographs(MeasureConfig(), folder, 1, (TINY_PX, TINY_PX))
+    return picture.read_bytes()
 
 
 def listing(keys: int, body: bytes, root: Path) -> Figures:
@@ -135,7 +140,7 @@ def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:
     return result, time.perf_counter() - started
 
 
-def _run(folder: Path, address: str, body: bytes, count: int, block: int | None = None) -> Simulated:
+def annotate_tiny(folder: Path, address: str, body: bytes, count: int, block: int | None = None) -> Simulated:
     """Annotate ``count`` tiny pictures on the simulated cluster, in blocks of ``block`` images or as planned."""
     images = folder / "images"
     images.mkdir(parents=True)
@@ -158,7 +163,7 @@ def control_path(name: str, run: Simulated) -> Figures:
     steady = run.steady()
     driver_s = steady.cpu_s[DRIVER]
     return {
-        f"{name}: images in a block": run.manifest.counts.planned / run.slices,
+        f"{name}: images in a block": run.manifest.counts.planned / run.blocks,
         f"{name}: images/s here": steady.images / steady.took_s,
         f"{name}: blocks/s here": steady.blocks / steady.took_s,
         **{f"{name}: CPU us an image, {role}": 1e6 * cpu_s / steady.images for role, cpu_s in steady.cpu_s.items()},

@@ -9,12 +9,12 @@ from typing import NamedTuple
 from ray.cluster_utils import Cluster
 
 from jobs.suites.steady_rate import SilentReporter
-from pipeline.annotate.image_reader import count_tables
+from pipeline.annotate.image_reader import count_tables, joined_slices
 from pipeline.annotate.input_plan import images_per_slice
 from pipeline.annotate.job import make_job
 from pipeline.annotate.model import Model
 from pipeline.annotate.reporter import Advance
-from pipeline.annotate.resources import plan_compute
+from pipeline.annotate.resources import images_of_block, plan_compute
 from pipeline.annotate.spec import run_request
 from pipeline.graph.annotate.stream import run_stream
 from pipeline.graph.cluster import ray_cluster
@@ -57,7 +57,7 @@ class Simulated:
     """A simulated run and its measurements."""
 
     manifest: RunManifest
-    slices: int
+    blocks: int
     """Number of read tasks, which is the number of blocks that the actors took."""
     finish_s: float
     """Seconds to finish the run after its last commit."""
@@ -75,7 +75,7 @@ class Simulated:
             raise CamlakeError(f"{planned} images were over too soon to measure; use a larger --count")
         (start_s, start), (end_s, end) = inner[0], inner[-1]
         images = end - start
-        return Steady(images, images * self.slices / planned, end_s - start_s, self.cpu.between(start_s, end_s))
+        return Steady(images, images * self.blocks / planned, end_s - start_s, self.cpu.between(start_s, end_s))
 
 
 class Steady(NamedTuple):
@@ -137,4 +137,5 @@ def simulate(config: AnnotateConfig, gpu: FakeGpu, block: int | None = None) -> 
         started = time.perf_counter()
         manifest = begun.finish()
         finish_s = time.perf_counter() - started
-    return Simulated(manifest, len(plan.slices), finish_s, progress, cpu)
+    blocks = len(joined_slices(plan.slices, images_of_block(compute, plan.counts.planned)))
+    return Simulated(manifest, blocks, finish_s, progress, cpu)

@@ -65,7 +65,7 @@ def look_at(config: AnnotateConfig, model: Model, reader: ImageReader, plan: pa.
     method = METHODS[how](Engine(network, runtime, name), network.head.to(device))
     found: list[tuple[list[str], list[str], NDArray[np.int64], Tensor, Tensor, Tensor, Tensor]] = []
     for rows in _decoded(reader, decode, plan):
-        one = method.forward(input_pixels(rows["pixels"], side).to(device))
+        one = method.forward(torch.cat(input_pixels(rows["pixels"], side)).to(device))
         maps = method.maps(one, one.logits.argmax(1, keepdim=True))[:, 0]
         assert one.stride16 is not None
         finite = torch.isfinite(maps).flatten(1).all(1) & torch.isfinite(one.stride16).flatten(1).all(1)

@@ -59,7 +59,7 @@ def run_local(
             advance(total.images + total.rejected, total.rejected)
             yield rows
 
-    tables = chain_ahead((job.reader.read_slice(one) for one in slices), READERS, TABLES_AHEAD)
+    tables = chain_ahead((job.reader.read_slices(one) for one in slices), READERS, TABLES_AHEAD)
     batches = (part for table in tables for part in _parts(table, job.compute.runtime.batch_size))
     with stop_requested() as stop, _processes(job, state) as work:
         begun = takewhile(lambda batch: not stop.is_set(), batches)

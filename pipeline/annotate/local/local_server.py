@@ -78,8 +78,9 @@ def _server() -> WorkerServer:
 
 def main() -> None:
     """Fork a worker for each order of the run's process, until that process ends."""
-    from pipeline.annotate.local.local_worker import serve  # noqa: PLC0415 - only the server imports the network's libraries
+    from pipeline.annotate.local.local_worker import serve, without_pandas  # noqa: PLC0415 - imports the network's libraries
 
+    without_pandas()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The system removes ended workers.
     control = socket.socket(fileno=int(sys.argv[1]))
     while True:

@@ -6,6 +6,7 @@ where the parent closes the pipe, and also where the parent dies.
 
 import os
 import pickle
+import sys
 import traceback
 from multiprocessing.connection import Connection
 from typing import NamedTuple
@@ -64,6 +65,26 @@ class PipeAttempts:
     def finish(self, key: str, *, wait: bool = False) -> None:
         """Set the count of the work ``key`` to 0. A pipe keeps the order, so that nothing is to be waited for."""
         self._pipe.send(Finished(key))
+
+
+def without_pandas() -> None:
+    """Let pyarrow find no pandas in this process, which only workers are forked from.
+
+    pyarrow looks for pandas when it makes its first array, so that each worker would spend a second on the import.
+    """
+    sys.meta_path.insert(0, _NoPandas)
+    pa.array([0])
+    sys.meta_path.remove(_NoPandas)
+
+
+class _NoPandas:
+    """A finder of modules for which there is no pandas."""
+
+    @classmethod
+    def find_spec(cls, name: str, *_: object) -> None:
+        """Raise ModuleNotFoundError for pandas."""
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
 
 
 def serve(pipe: Connection, number: int, gpus: int) -> None:

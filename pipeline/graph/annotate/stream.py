@@ -12,11 +12,11 @@ from ray.data.exceptions import ExecutionTimeoutError
 from torch import Tensor
 
 from pipeline.annotate.decode_stage import decode_in_task
-from pipeline.annotate.image_reader import FETCHED
+from pipeline.annotate.image_reader import FETCHED, joined_slices
 from pipeline.annotate.job import Job
 from pipeline.annotate.model import Model
 from pipeline.annotate.reporter import Reporter, RunProgress
-from pipeline.annotate.resources import Compute, worth_tuning
+from pipeline.annotate.resources import Compute, images_of_block, worth_tuning
 from pipeline.annotate.worker import Worker
 from pipeline.graph.annotate.datasink import LakeSink
 from pipeline.graph.cluster import ray_cluster
@@ -53,9 +53,10 @@ def run_stream(
     """
     compute = job.compute
     progress = start_progress()
-    reads = [(partial(job.reader.read_slice, one), one.rows) for one in slices]
+    groups = joined_slices(slices, images_of_block(compute, sum(one.rows for one in slices)))
+    reads = [(partial(job.reader.read_slices, *group), sum(one.rows for one in group)) for group in groups]
     images = ray.data.read_datasource(
-        ReadTasks(reads, FETCHED), num_cpus=compute.read_cpus, override_num_blocks=len(slices)
+        ReadTasks(reads, FETCHED), num_cpus=compute.read_cpus, override_num_blocks=len(reads)
     )
     if compute.decode == "remote":
         images = images.map_batches(

@@ -72,7 +72,7 @@ def annotate_planned(ready: Prepared, run: OpenRun, plan: Plan, reporter: Report
         return _run(ready, run, plan, reporter, _plan_locally(config, plan), run_local)
     from pipeline.graph.annotate.stream import planned_on_ray, run_stream  # noqa: PLC0415 - imports Ray
 
-    reporter.say("starting Ray and the networks")
+    reporter.say("starting Ray" if not config.address else "connecting to Ray")
     with planned_on_ray(config, model, run, plan, reporter, tune_from) as compute:
         return _run(ready, run, plan, reporter, compute, run_stream)
 
@@ -112,6 +112,8 @@ def _run(
     run = run.begin(plan.counts, asdict(compute))
     commit_tombstones(run, plan.tombstones)
     job = make_job(ready.config, ready.model, run, compute, plan.to_do)
+    processes = "1 process" if compute.actors[1] == 1 else f"{compute.actors[1]} processes"
+    reporter.say(f"loading the network in {processes}")
     started = time.monotonic()
     with reporter.progress("annotating", plan.to_do) as advance:
         done = engine(plan.slices, job, ready.model.weights.state, advance)

@@ -97,7 +97,7 @@ def plan_run(config: AnnotateConfig) -> PlannedRun:
 def estimate_run(run: PlannedRun, offer: Offer, reporter: Reporter, tune_from: int = TUNE_FROM) -> Estimate:
     """Measure the stages on the sample of a run, which must have one, and return the estimate for the whole run."""
     started = time.monotonic()
-    reporter.say("starting Ray and the networks, and measuring for a few seconds")
+    reporter.say("starting Ray, and measuring for a few seconds")
     with ray_cluster(run.config.address) as machine:
         before_s = run.planning_s + time.monotonic() - started
         measured = measure_run(

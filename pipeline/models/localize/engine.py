@@ -50,6 +50,8 @@ class Engine:
         precision = resolve_precision(runtime.precision, runtime.device)
         # By default PyTorch runs float32 convolutions on CUDA in TF32; trunks and some heads have convolutions.
         torch.backends.cudnn.allow_tf32 = False
+        # The sizes of the batches hardly change, so trying cuDNN's algorithms once for each of them pays.
+        torch.backends.cudnn.benchmark = True
         features = _Features(network, DTYPES[precision], stride16)
         features.to(self.device).to(memory_format=torch.channels_last).requires_grad_(False)
         self._batch_size = runtime.batch_size if runtime.compile else None
@@ -114,39 +116,58 @@ class Engine:
         with torch.cuda.stream(self._stream.stream):
             yield
 
-    def to_device(self, pixels: Tensor) -> Tensor:
+    def to_device(self, pixels: Tensor | Sequence[Tensor]) -> Tensor:
         """Return ``pixels`` (B, S, S, 3) uint8 on the device; on CUDA the copy may still run on the thread's stream.
 
-        The same thread may call this again only when the copy is done, for example after ``to_host`` of a result.
+        ``pixels`` may come in several parts. The same thread may call this again only when the copy is done, for
+        example after ``to_host`` of a result.
         """
-        return pixels if self._stream is None or pixels.is_cuda else self._stream.to_device(pixels)
+        parts = [pixels] if isinstance(pixels, Tensor) else list(pixels)
+        if self._stream is None or parts[0].is_cuda:
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._stream.to_device(parts)
 
 
-class ThreadStream(threading.local):
-    """A CUDA stream for each thread, and page-locked memory through which the thread's batches are copied.
+class Staging(threading.local):
+    """Memory of each thread through which its batches are copied to a device; page-locked where that is CUDA."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._staging = torch.empty(0, dtype=torch.uint8)
+
+    def to_device(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the rows of all parts, uint8, on the device; on CUDA the copy is enqueued on the current stream.
+
+        Each part is copied once, to its place in the memory.
+        """
+        size = sum(part.numel() for part in parts)
+        if self._staging.numel() < size:
+            self._staging = torch.empty(size, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        staged = self._staging[:size].view(-1, *parts[0].shape[1:])
+        start = 0
+        for part in parts:
+            staged[start : start + len(part)].copy_(part)
+            start += len(part)
+        return staged.to(self._device, non_blocking=True)
+
+
+class ThreadStream(Staging):
+    """A CUDA stream for each thread beside its page-locked memory.
 
     With two threads the copies, the small kernels and the Python code of one batch run during the forward pass of the
     other batch.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        super().__init__(device)
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._staging = torch.empty(0, dtype=torch.uint8)
-
-    def to_device(self, pixels: Tensor) -> Tensor:
-        """Return ``pixels`` on the device; the copy is enqueued on the current stream."""
-        if self._staging.numel() < pixels.numel():
-            self._staging = torch.empty(pixels.numel(), dtype=torch.uint8, pin_memory=True)
-        staged = self._staging[: pixels.numel()].view(pixels.shape)
-        return staged.copy_(pixels).to(self._device, non_blocking=True)
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
-    """Return tensors as arrays; all copies from CUDA are enqueued first, then the current stream is waited for once."""
+    """Return tensors as arrays; all copies from CUDA are enqueued first, then their stream is waited for once."""
     copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    if any(tensor.is_cuda for tensor in tensors):
-        torch.cuda.current_stream().synchronize()
+    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
     return [tensor.numpy() for tensor in copies]
 
 

@@ -117,14 +117,15 @@ class Localizer:
     @torch.no_grad()
     def __call__(
         self,
-        pixels: Tensor,
+        pixels: Tensor | Sequence[Tensor],
         sizes_hw: ArrayLike,
         valid_hw: ArrayLike,
         classes: Sequence[Sequence[int]] | None = None,
     ) -> Localized:
         """Localize B images.
 
-        - ``pixels``: (B, S, S, 3) uint8 RGB, on CPU or on the device; not changed. S is ``ViewPlan.side_px``.
+        - ``pixels``: (B, S, S, 3) uint8 RGB, on CPU or on the device, or several parts of them; not changed. S is
+          ``ViewPlan.side_px``.
         - ``sizes_hw``: (B, 2) height and width of the upright originals in pixels.
         - ``valid_hw``: (B, 2) rows and columns of the map (of the views' canvas) that show each picture.
         - ``classes``: for each image the ids of further classes that get maps beside the top-k.

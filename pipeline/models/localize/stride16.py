@@ -3,12 +3,14 @@
 torchvision's feature extraction rewrites the trunk's graph, so that one forward pass returns both; there is no hook.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.fx.proxy import TraceError
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from pipeline.models.networks.shapes import shapes_only
 
 STRIDE = 16
 _LEAST_SHARE = 0.85
@@ -34,23 +36,15 @@ def find_stride16(trunk: nn.Module, side_px: int) -> str | None:
         extractor = create_feature_extractor(trunk, get_graph_node_names(trunk)[1][1:])
     except TraceError:
         return None
-    results = _shapes_only(extractor, side_px)
+    results = shapes_only(extractor, side_px)
     fitting = [name for name, result in results.items() if isinstance(result, Tensor) and _has_stride(result, side_px)]
     return fitting[-1] if fitting else None
 
 
 def stride16_hw(trunk: nn.Module, name: str, side_px: int) -> tuple[int, int]:
     """Return (h, w) of the tensor ``name`` at square inputs of ``side_px``; only shapes are computed."""
-    _, tensor = _shapes_only(Stride16Trunk(trunk, name), side_px)
+    _, tensor = shapes_only(Stride16Trunk(trunk, name), side_px)
     return tensor.shape[2], tensor.shape[3]
-
-
-def _shapes_only(module: nn.Module, side_px: int) -> Any:
-    """Return the result of ``module`` for one square input, without values, on the meta device."""
-    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    inputs = torch.empty(1, 3, side_px, side_px, device="meta")
-    return torch.func.functional_call(module, shapes, (inputs,))
 
 
 def _has_stride(tensor: Tensor, side_px: int) -> bool:

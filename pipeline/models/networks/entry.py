@@ -156,11 +156,19 @@ class NetworkEntry:
 
 
 class _EmptyTensors(TorchFunctionMode):
-    """Makes layers allocate no memory for their weights; small tables of constants still get values."""
+    """Makes layers allocate no memory for their weights; small tables of constants still get values.
+
+    Random values for such a weight are left out: on the meta device they would import torch._dynamo, for seconds.
+    """
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run ``func``, on the meta device where it makes a tensor of a given shape."""
+        given = kwargs or {}
+        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", None) == nn.init.__name__:
+            weight: Tensor = args[0] if args else given["tensor"]
+            if weight.is_meta:
+                return weight
         device = {"device": "meta"} if func in (torch.empty, torch.zeros, torch.ones) else {}
-        return func(*args, **{**(kwargs or {}), **device})
+        return func(*args, **{**given, **device})

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pipeline.models.networks.box_head import BoxHead
 from pipeline.models.networks.heads import Head, HeadOutput
+from pipeline.models.networks.shapes import shapes_only
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -120,9 +121,6 @@ class CamNetwork(nn.Module):
         Only shapes are computed. PyTorch raises RuntimeError where the input is too small for the trunk.
         """
         if image_size not in self._map_sizes:
-            tensors = dict(self.trunk.named_parameters()) | dict(self.trunk.named_buffers())
-            shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
-            pixels = torch.empty(1, 3, image_size, image_size, device="meta")
-            maps = torch.func.functional_call(self.trunk, shapes, (pixels,))
+            maps = shapes_only(self.trunk, image_size)
             self._map_sizes[image_size] = (maps.shape[2], maps.shape[3])
         return self._map_sizes[image_size]

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.outputs.box_summary import summary_lines
-from pipeline.outputs.run_report import report
+from pipeline.outputs.page.run_report import report
 from pipeline.storage.lake.commit import finish_run, start_run
 from pipeline.storage.lake.lease import Lease
 from schemas.options.reading import ReportConfig

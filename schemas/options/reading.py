@@ -25,7 +25,9 @@ class ReportConfig(StorageConfig):
 
     out: str = required("An output of `camlake annotate`: any fsspec URL")
     page: str | None = option(None, "where the page goes; default: OUT/_reports/report.html", "Options")
-    pictures: int = option(24, "how many pictures the page shows, spread over the images", "Options", ge=0, le=500)
+    pictures: int = option(
+        120, "how many pictures the page shows: a sample over classes, scores and box sizes", "Options", ge=0, le=500
+    )
     truth: str | None = option(None, "file of true boxes to draw beside the found ones", "Options")
     model: str | None = option(None, "which model's rows; default: the newest run's", "Options")
 

@@ -24,11 +24,15 @@ _FLAGS = (
 
 
 class Tab:
-    """One page in the browser; ``errors`` has the script errors, the policy's violations and the failed requests."""
+    """One page in the browser.
+
+    ``errors`` has the script errors, the policy's violations and the failed requests, ``requests`` every URL asked for.
+    """
 
     def __init__(self, browser: "Chromium", session: str) -> None:
         self._browser, self._session = browser, session
         self.errors: list[str] = []
+        self.requests: list[str] = []
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -131,6 +135,8 @@ class Chromium:
             tab.errors.append(f"{values['entry']['text']} {values['entry'].get('url', '')}")
         elif event["method"] == "Runtime.consoleAPICalled" and values["type"] in {"error", "warning"}:
             tab.errors.append(str(values["args"]))
+        elif event["method"] == "Network.requestWillBeSent":
+            tab.requests.append(values["request"]["url"])
         elif event["method"] == "Page.javascriptDialogOpening":
             tab.errors.append(f"dialog: {values['message']}")
 
@@ -142,8 +148,9 @@ def chromium(profile: Path, *flags: str) -> Iterator[Chromium]:
     if program is None:
         pytest.skip("Chromium is not installed: the page is not opened in a real browser")
     (their_read, my_write), (my_read, their_write) = os.pipe(), os.pipe()
-    # The browser reads commands from descriptor 3 and writes to descriptor 4, which a shell can set up.
-    command = ["sh", "-c", f'exec "$@" 3<&{their_read} 4>&{their_write}', "sh", program, *_FLAGS.split()]
+    # The browser reads commands from descriptor 3 and writes to descriptor 4. A shell sets them up; dash can't name
+    # descriptors of two digits.
+    command = ["bash", "-c", f'exec "$@" 3<&{their_read} 4>&{their_write}', "bash", program, *_FLAGS.split()]
     process = subprocess.Popen(
         [*command, f"--user-data-dir={profile}", *flags, "about:blank"],
         pass_fds=(their_read, their_write),

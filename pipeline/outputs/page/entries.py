@@ -13,53 +13,63 @@ from numpy.typing import NDArray
 from pipeline.arrays.metrics import iou
 from pipeline.storage.truth.truth import Truth
 
+_IMAGES = "image_id, run_id, uri, width_px, height_px, top1_class_id, top1_label, top1_prob"
 _TABLES = {
-    "images": "image_id, uri, width_px, height_px, top1_class_id, top1_label, top1_prob",
-    "boxes": "image_id, rank, class_id, label, class_prob, threshold, component, xmin, ymin, xmax, ymax, area_frac,"
-    " box_score",
-    "heatmaps": "image_id, rank, class_id, label, heat_h, heat_w, heat_min, heat_max, heat",
-    "foreground": "image_id, fg_h, fg_w, fg_min, fg_max, fg",
+    "boxes": "rank, class_id, label, class_prob, threshold, component, xmin, ymin, xmax, ymax, area_frac, box_score",
+    "heatmaps": "rank, class_id, label, heat_h, heat_w, heat_min, heat_max, heat",
+    "foreground": "fg_h, fg_w, fg_min, fg_max, fg",
 }
-_ORDER = {"boxes": "rank, threshold, component", "heatmaps": "rank"}
+_ORDER = {"boxes": "rank, threshold, component", "heatmaps": "rank", "foreground": "image_id"}
+_LISTS = {"heatmaps": "heat", "foreground": "fg"}
+_CHOSEN = "model = $model AND image_id IN (SELECT unnest($ids::VARCHAR[]))"
 
 Entry = dict[str, Any]
 
 
 def entries_of(
-    con: duckdb.DuckDBPyConnection, model: str, ids: Sequence[str], truth: Truth | None = None
+    con: duckdb.DuckDBPyConnection, model: str, ids: Sequence[str], truth: Truth | None = None, images: str = "images"
 ) -> list[Entry]:
     """Return an entry for each image of ``ids`` that the model has, in their order.
 
-    ``con`` has the views of an output. An entry has in JSON's types: id, uri, name, width and height in pixels; label
-    and prob of the most probable class; score (box_score, or class_prob where there is none) and area (share of the
-    picture) of the first box, 0 without one; classes by rank, each with id, label, rank, prob (None where no box tells
-    it) and heat, its stored map or None; figure, the figure/ground map or None; boxes with the index of their class,
-    threshold, score and xyxy (half-open pixels); truth, the true boxes; iou, the best IoU of a first box with one, None
-    without either.
+    ``con`` has the views of an output; ``images`` names the table of the current images. An entry has in JSON's types:
+    id, uri, name, width and height in pixels; label and prob of the most probable class; score (box_score, or
+    class_prob where there is none) and area (share of the picture) of the first box, 0 without one; classes by rank,
+    each with id, label, rank, prob (None where no box tells it) and heat, its stored map or None; figure, the
+    figure/ground map or None; boxes with the index of their class, threshold, score and xyxy (half-open pixels); truth,
+    the true boxes; iou, the best IoU of a box of the first class with one, None without either.
     """
-    rows = {table: _rows(con, table, model, ids) for table in _TABLES}
-    images = {row[0]["image_id"]: row[0] for row in rows["images"].values()}
-    known = [one for one in ids if one in images]
-    true_boxes = _true_boxes(truth, [images[one]["uri"] for one in known])
+    chosen = {"model": model, "ids": list(ids)}
+    rows = con.sql(f"SELECT {_IMAGES} FROM {images} WHERE {_CHOSEN}", params=chosen).to_arrow_table().to_pylist()
+    found = {row["image_id"]: row for row in rows}
+    known = [found[one] for one in ids if one in found]
+    runs = {row["image_id"]: row["run_id"] for row in known}
+    boxes, heats, figures = (_rows(con, table, model, runs) for table in _TABLES)
+    true_boxes = _true_boxes(truth, [row["uri"] for row in known])
     return [
-        _entry(images[one], rows["boxes"][one], rows["heatmaps"][one], rows["foreground"][one], true_boxes)
-        for one in known
+        _entry(row, boxes[row["image_id"]], heats[row["image_id"]], figures[row["image_id"]], true_boxes)
+        for row in known
     ]
 
 
 def _rows(
-    con: duckdb.DuckDBPyConnection, table: str, model: str, ids: Sequence[str]
+    con: duckdb.DuckDBPyConnection, table: str, model: str, runs: Mapping[str, str]
 ) -> dict[str, list[dict[str, Any]]]:
-    chosen = "model = $model AND image_id IN (SELECT unnest($ids::VARCHAR[]))"
-    query = f"SELECT {_TABLES[table]} FROM {table} WHERE {chosen}"
-    if table in _ORDER:
-        query += f" ORDER BY image_id, {_ORDER[table]}"
-    found: pa.Table = con.execute(query, {"model": model, "ids": list(ids)}).to_arrow_table()
+    """Return the rows of each image in one table, of the run in ``runs`` that counts for it.
+
+    The views of the current rows decide this anew for the whole output at each query; the run is known here.
+    """
+    query = (
+        f"SELECT image_id, run_id, {_TABLES[table]} FROM all_{table} WHERE {_CHOSEN}"
+        f" AND run_id IN (SELECT unnest($runs::VARCHAR[])) ORDER BY {_ORDER[table]}"
+    )
+    chosen = {"model": model, "ids": list(runs), "runs": sorted(set(runs.values()))}
+    found: pa.Table = con.sql(query, params=chosen).to_arrow_table()
     grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    maps = {"heatmaps": "heat", "foreground": "fg"}.get(table)
+    maps = _LISTS.get(table)
     stored = _map_bytes(found[maps]) if maps else []
     for number, row in enumerate(found.drop_columns([maps] if maps else []).to_pylist()):
-        grouped[row["image_id"]].append(row | ({maps: stored[number]} if maps else {}))
+        if row["run_id"] == runs[row["image_id"]]:
+            grouped[row["image_id"]].append(row | ({maps: stored[number]} if maps else {}))
     return grouped
 
 

@@ -1,5 +1,9 @@
 """What the head of a page says: the numbers of an output, its classes, scores and box sizes, and what to know of it."""
 
+from typing import Any
+
+import pyarrow as pa
+
 from pipeline.outputs.box_summary import summarize_boxes
 from pipeline.outputs.page.report import Overview
 from pipeline.outputs.reader import Lake
@@ -7,10 +11,37 @@ from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.records import committed_files
 from schemas.options.config import StorageConfig
 from schemas.runs import TOMBSTONES, RunManifest
+from schemas.tables import TABLES
+from schemas.url_secrets import safe_url
 
 CLASSES_SHOWN = 12
 STEPS = 20
 """Columns of the histograms."""
+
+
+REJECTED_COLUMNS = ["uri", "stage", "reason_code", "detail", "permanent"]
+REJECTED_SHOWN = 100
+"""Most rejected inputs that a page lists; the table quarantine has all of them."""
+
+
+def facts(lake: Lake, manifest: RunManifest, out: str, storage: StorageConfig) -> dict[str, Any]:
+    """Return the arguments of ``render_page`` that tell of a model's rows, all but the pictures and the scores."""
+    model = manifest.model
+    return {
+        "title": model,
+        "counts": counts(lake, manifest),
+        "summary": summary(manifest),
+        "overview": overview(lake, model),
+        "tables": {table: len(lake.relation(table, model)) for table in TABLES},
+        "rejected": _rejected(lake, model).to_pylist(),
+        "notes": notes(lake, manifest, out, storage),
+        "out": safe_url(out),
+    }
+
+
+def _rejected(lake: Lake, model: str) -> pa.Table:
+    rows = lake.arrow("quarantine", REJECTED_COLUMNS, model=model)
+    return rows.sort_by([("reason_code", "ascending"), ("uri", "ascending")]).slice(0, REJECTED_SHOWN)
 
 
 def overview(lake: Lake, model: str) -> Overview:

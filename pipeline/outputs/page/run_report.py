@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-import pyarrow as pa
-
 from pipeline.outputs.evaluate import evaluate
 from pipeline.outputs.export.plans import add_plans
 from pipeline.outputs.page.entries import entries_of
-from pipeline.outputs.page.overview import counts, notes, overview, summary
+from pipeline.outputs.page.overview import facts
 from pipeline.outputs.page.pictures import read_pictures, webp
 from pipeline.outputs.page.report import Gallery, render_page
 from pipeline.outputs.page.rules import cutting_rule
@@ -21,12 +19,8 @@ from pipeline.storage.truth.truth import Truth, read_truth
 from schemas.errors import RejectedImage, StoreError
 from schemas.options.reading import ReportConfig
 from schemas.runs import RunManifest
-from schemas.tables import TABLES
 from schemas.url_secrets import safe_url
 
-REJECTED_COLUMNS = ["uri", "stage", "reason_code", "detail", "permanent"]
-REJECTED_SHOWN = 100
-"""Most rejected inputs that the page lists; the table quarantine has all of them."""
 PAGE_BYTES = 4_000_000
 """Bytes of all pictures of a page, before base64, where that leaves each one enough."""
 LEAST_BYTES, MOST_BYTES = 13_000, 60_000
@@ -50,26 +44,13 @@ def report(config: ReportConfig) -> str:
         model = manifest.model
         fs, path = connect(page, config)
         gallery, unread = _gallery(lake, manifest, config, truth)
-        content = render_page(
-            model,
-            counts(lake, manifest),
-            summary(manifest),
-            overview=overview(lake, model),
-            gallery=gallery,
-            scores=evaluate(lake, truth, model=model).rows() if truth else [],
-            tables={table: len(lake.relation(table, model)) for table in TABLES},
-            rejected=_rejected(lake, model).to_pylist(),
-            notes=[*notes(lake, manifest, config.out, config), *([said] if said else []), *unread],
-            out=safe_url(config.out),
-        )
+        shown = facts(lake, manifest, config.out, config)
+        shown["notes"] += [*([said] if said else []), *unread]
+        scores = evaluate(lake, truth, model=model).rows() if truth else []
+        content = render_page(**shown, gallery=gallery, scores=scores)
     with store_errors(f"--page {safe_url(page)}"):
         write_whole(fs, path, content)
     return page
-
-
-def _rejected(lake: Lake, model: str) -> pa.Table:
-    rows = lake.arrow("quarantine", REJECTED_COLUMNS, model=model)
-    return rows.sort_by([("reason_code", "ascending"), ("uri", "ascending")]).slice(0, REJECTED_SHOWN)
 
 
 def _gallery(

@@ -32,11 +32,11 @@ def run(config: DemoConfig, screen: Screen) -> None:
 
     from pipeline.graph.annotate.driver import annotate
     from pipeline.models.networks.demo_network import DEMO
+    from pipeline.outputs.drawing import contact_sheet
     from pipeline.outputs.evaluate import evaluate
-    from pipeline.outputs.gallery import picture_views
+    from pipeline.outputs.page.picture_views import picture_views
+    from pipeline.outputs.page.run_report import report
     from pipeline.outputs.reader import open_lake
-    from pipeline.outputs.report import contact_sheet
-    from pipeline.outputs.run_report import report
     from pipeline.outputs.score_files import write_scores
     from pipeline.storage.truth.truth import read_truth
 

@@ -1,4 +1,4 @@
-"""``camlake report``: one self-contained HTML page of an output: pictures, maps, boxes, scores, rejects."""
+"""``camlake report``: one self-contained HTML page of an output: a gallery, maps, boxes, scores, rejects."""
 
 from jobs.terminal.console import Screen, main, verb
 from schemas.options.reading import ReportConfig
@@ -7,13 +7,13 @@ from schemas.url_secrets import safe_url
 
 def run(config: ReportConfig, screen: Screen) -> None:
     """Write the page and print its URL."""
-    from pipeline.outputs.run_report import report
+    from pipeline.outputs.page.run_report import report
 
     page = report(config)
     screen.result(f"report: {safe_url(page)}", page=safe_url(page))
 
 
-ABOUT = "Write one self-contained HTML page with pictures, heatmaps, boxes, scores and rejects."
+ABOUT = "Write one HTML page: pictures to sort and filter, maps, boxes at any threshold, scores, rejects."
 
 command = verb(
     "report",

@@ -20,8 +20,10 @@ from botocore.config import Config
 from fsspec.implementations.memory import MemoryFileSystem
 from moto.server import ThreadedMotoServer
 
+from pipeline.images.synthetic.scenes import write_corpus
 from schemas.options.config import StorageConfig
 from tests.fake_lake import FakeLake
+from tests.jobs_on import run_annotate
 
 KEY, SECRET, REGION = "testkey", "testsecret", "us-east-1"
 CEPH_SCRIPT = Path(__file__).with_name("ceph_s3.sh")
@@ -113,6 +115,15 @@ def shared() -> Path:
     if not (folder / "real").is_dir():
         pytest.skip("no ../shared/real beside the project: its photographs and weights are not part of it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an output of 14 small rendered pictures, annotated with the demo network; tests only read it."""
+    folder = tmp_path_factory.mktemp("rendered")
+    write_corpus(folder, 14, seed=3, size_hw=(96, 128), broken=1)
+    run_annotate(folder / "images", folder / "labels", box_rule="auto", topk=3)
+    return folder / "labels"
 
 
 def _two_free_ports() -> int:

@@ -30,6 +30,7 @@ VERBS = (
     "rebox",
     "report",
     "verify",
+    "view",
     "models",
     "benchmark",
 )

@@ -10,7 +10,7 @@ from jobs import foreground
 from jobs.terminal.console import Screen
 from pipeline.graph.train.training import labelled_images
 from pipeline.images.synthetic.scenes import write_corpus
-from pipeline.outputs.run_report import report
+from pipeline.outputs.page.run_report import report
 from schemas.errors import ModelError
 from schemas.options.reading import ReportConfig
 from schemas.options.train import TrainConfig
@@ -34,7 +34,7 @@ def write_truth(path: Path, images: list[str], label: str) -> Path:
 def test_report(local: FakeLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local.run({"a": "v1"})
     no_scores = SimpleNamespace(rows=list)  # The made-up rows have none of the settings that scores need.
-    monkeypatch.setattr("pipeline.outputs.run_report.evaluate", lambda *arguments, **options: no_scores)
+    monkeypatch.setattr("pipeline.outputs.page.run_report.evaluate", lambda *arguments, **options: no_scores)
     truth = write_truth(tmp_path / "truth.json", ["a"], "cat")
     page = Path(report(ReportConfig(out=local.out, pictures=0, truth=str(truth)))).read_text()
     assert NAMED.format("the truth").replace("'", "&#39;") in page

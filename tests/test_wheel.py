@@ -54,8 +54,8 @@ def test_every_module_is_installed_and_camlake_at_the_top_too(files, sources):
     assert {path for path in files if path.suffix == ".py"} == modules | at_the_top
 
 
-def test_templates_weights_tables_and_job_files_are_installed(files, sources):
-    data = [matching(sources, pattern, "pipeline") for pattern in ("*.j2", "*.safetensors", "*.csv")]
+def test_templates_scripts_weights_tables_and_job_files_are_installed(files, sources):
+    data = [matching(sources, pattern, "pipeline") for pattern in ("*.j2", "*.css", "*.js", "*.safetensors", "*.csv")]
     data.append(matching(sources, "*.yaml", "jobs"))
     assert all(data)
     assert {path for path in files if path.suffix != ".py"} == set().union(*data)

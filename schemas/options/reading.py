@@ -1,4 +1,4 @@
-"""The configurations of the verbs that read an output: ``camlake verify``, ``report`` and ``evaluate``."""
+"""The configurations of the verbs that read an output: ``camlake verify``, ``report``, ``view`` and ``evaluate``."""
 
 from typing import Literal
 
@@ -25,9 +25,20 @@ class ReportConfig(StorageConfig):
 
     out: str = required("An output of `camlake annotate`: any fsspec URL")
     page: str | None = option(None, "where the page goes; default: OUT/_reports/report.html", "Options")
-    pictures: int = option(24, "how many pictures the page shows, spread over the images", "Options", ge=0, le=500)
+    pictures: int = option(
+        120, "how many pictures the page shows: a sample over classes, scores and box sizes", "Options", ge=0, le=500
+    )
     truth: str | None = option(None, "file of true boxes to draw beside the found ones", "Options")
     model: str | None = option(None, "which model's rows; default: the newest run's", "Options")
+
+
+class ViewConfig(StorageConfig):
+    """The options of ``camlake view``."""
+
+    out: str = required("An output of `camlake annotate`: any fsspec URL")
+    model: str | None = option(None, "which model's rows; default: the newest run's", "Options")
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0: every one, so that others can look too", "Options")
+    port: int = option(0, "port to listen on; 0: a free one", "Options", ge=0, le=65535)
 
 
 class EvaluateConfig(StorageConfig):

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.outputs.report import draw_boxes, overlay_heat
+from pipeline.outputs.drawing import draw_boxes, overlay_heat
 from tests.benchmarks.study.learning import make_network
 from tests.benchmarks.study.results import is_finished, load_weights
 from tests.benchmarks.study.scene_sets import SceneSet, load

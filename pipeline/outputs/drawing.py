@@ -1,27 +1,16 @@
-"""Writes the HTML page of a run: one file that contains everything, loads no other file and runs no script."""
+"""Draws pictures with their maps and boxes, alone and side by side on one sheet."""
 
-import base64
 import math
-import numbers
-from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import cv2
-import fsspec
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.arrays.metrics import iou
-
 Pixels = NDArray[np.uint8]
 
-PANEL_PX = 480
-"""Longer side of the large pictures: twice their size on the page, so that they are sharp on every screen."""
-STRIP_PX = 240
-"""Longer side of the small pictures of the other classes' maps."""
-JPEG_QUALITY = 82
 BOX_RGB = (255, 122, 26)
 TRUTH_RGB = (64, 224, 160)
 _CASING_RGB = (16, 18, 24)
@@ -158,112 +147,3 @@ def _scaled(view: PictureView, scale: float) -> PictureView:
     factor = np.array([size[0] / width, size[1] / height] * 2, np.float32)
     maps = [one._replace(boxes_xyxy=one.boxes_xyxy * factor) for one in view.maps]
     return PictureView(view.uri, pixels, maps, view.truth_xyxy * factor)
-
-
-def write_report(
-    target: str | BinaryIO,
-    title: str,
-    summary: Mapping[str, str | float],
-    scores: Sequence[Mapping[str, Any]],
-    pictures: Sequence[PictureView],
-    tables: Mapping[str, int],
-    rejected: Sequence[Mapping[str, Any]],
-    *,
-    out: str = "OUT",
-    notes: Sequence[str] = (),
-) -> None:
-    """Write the page to ``target``, any fsspec URL or a file open for writing bytes.
-
-    ``summary``: the facts about the run by name. ``scores`` and ``rejected``: rows of two tables, whose columns are the
-    keys of the first row; a float in [0, 1] in ``scores`` gets a bar. ``tables``: the number of rows of each table.
-    ``out``: the output's URL in the page's example queries. ``notes``: sentences below the facts about the run. All
-    values are escaped. An empty sequence leaves out its section.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline.outputs"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters["shown"] = _shown
-    environment.tests["share"] = _is_share
-    page = environment.get_template("report.html.j2").render(
-        title=title,
-        summary=summary,
-        notes=notes,
-        scores=scores,
-        pictures=[_card(view) for view in pictures],
-        tables=tables,
-        rejected=rejected,
-        sql_out=out.rstrip("/").replace("'", "''"),
-        python_out=repr(out.rstrip("/") + "/boxes"),
-        colors={"box": _css(BOX_RGB), "truth": _css(TRUTH_RGB)},
-    )
-    data = page.encode("utf-8", errors="replace")
-    if isinstance(target, str):
-        with fsspec.open(target, "wb") as sink:
-            sink.write(data)
-    else:
-        target.write(data)
-
-
-def _card(view: PictureView) -> dict[str, Any]:
-    """Return the values that the template shows for one picture, with images as data URIs."""
-    large = _scaled(view, min(1.0, PANEL_PX / max(view.pixels.shape[:2])))
-    panels = [("original", _data_uri(large.pixels))]
-    best = None
-    if large.maps:
-        first = large.maps[0]
-        panels.append((f"map of {first.label}", _data_uri(overlay_heat(large.pixels, first.heat))))
-        panels.append(("boxes", _data_uri(draw_boxes(large.pixels, first.boxes_xyxy, large.truth_xyxy))))
-        if len(first.boxes_xyxy) and len(view.truth_xyxy):
-            best = float(iou(view.maps[0].boxes_xyxy.astype(float), view.truth_xyxy.astype(float)).max())
-    small = _scaled(view, min(1.0, STRIP_PX / max(view.pixels.shape[:2])))
-    strip = [
-        (
-            one.label,
-            one.prob,
-            _data_uri(render_picture(small._replace(maps=[one], truth_xyxy=np.empty((0, 4), np.float32)))),
-        )
-        for one in small.maps[1:]
-    ]
-    name = view.uri.rstrip("/").rsplit("/", 1)[-1] or view.uri
-    height, width = view.pixels.shape[:2]
-    return {
-        "uri": view.uri,
-        "name": name,
-        "size": f"{width} × {height}",
-        "panels": panels,
-        "maps": view.maps,
-        "strip": strip,
-        "iou": best,
-        "has_truth": len(view.truth_xyxy) > 0,
-    }
-
-
-def _data_uri(pixels: Pixels) -> str:
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
-
-
-def _css(rgb: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*rgb)
-
-
-def _shown(value: Any) -> str:
-    """Return the text of a table's cell, such as 12,345, 0.731 or yes; – for None."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, numbers.Integral):
-        return f"{int(value):,}"
-    if isinstance(value, numbers.Real):
-        number = float(value)
-        return f"{number:.3f}" if abs(number) < 10 else f"{number:,.1f}"
-    return str(value)
-
-
-def _is_share(value: Any) -> bool:
-    """Return whether a value is a share in [0, 1] that a bar can show."""
-    return isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral) and 0.0 <= float(value) <= 1.0

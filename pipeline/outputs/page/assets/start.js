@@ -1,0 +1,3 @@
+"use strict";
+camlakeDetail.start();
+camlakeGallery.start();

@@ -31,6 +31,7 @@ VERBS = (
     "report",
     "verify",
     "models",
+    "neighbours",
     "benchmark",
 )
 

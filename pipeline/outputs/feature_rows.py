@@ -18,8 +18,6 @@ from pipeline.storage.lake.records import load_commits
 from schemas.errors import StoreError, UsageError
 from schemas.runs import CommitRecord, RunManifest
 
-_AT_ONCE = 16
-"""Images whose codes are unpacked at once: 4 MB of float32 with MobileNetV2, which fits into a processor's cache."""
 _NEEDED = ("images", "features", "feature_maps")
 
 
@@ -58,24 +56,26 @@ def maps_of_rows(
     if any(len(values) > 1 for values in shape.values()) or shape["channels"] != [weight.shape[1]]:
         raise StoreError(f"feature_maps of {shape}, the head takes {weight.shape[1]} of one size")
     height, width, channels, bits = (values[0] for values in shape.values())
-    packed = _packed(rows["codes"], packed_bytes(height * width * channels, bits))
-    places = (slice(start, start + _AT_ONCE) for start in range(0, len(packed), _AT_ONCE))
-    found = [head_maps(packed[own], bits, (height, width), vectors[own], weight[chosen[own]]) for own in places]
-    maps: NDArray[np.float32] = np.concatenate(found).reshape(-1, height, width)
-    return maps
+    found = np.empty((len(rows), chosen.shape[1], height, width), np.float32)
+    start = 0
+    for packed in _packed(rows["codes"], packed_bytes(height * width * channels, bits)):
+        own = slice(start, start + len(packed))
+        found[own] = head_maps(packed, bits, (height, width), vectors[own], weight[chosen[own]])
+        start = own.stop
+    return found.reshape(-1, height, width)
 
 
-def _packed(column: pa.ChunkedArray, n_bytes: int) -> NDArray[np.uint8]:
-    """Return a column of large binaries as (N, ``n_bytes``); raises StoreError for a value of another length."""
-    parts = []
+def _packed(column: pa.ChunkedArray, n_bytes: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield the parts of a column of large binaries as (n, ``n_bytes``) each, without a copy.
+
+    Raises StoreError for a value of another length.
+    """
     for chunk in column.chunks:
         offsets = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset :][: len(chunk) + 1]
         if (np.diff(offsets) != n_bytes).any():
             raise StoreError(f"feature_maps: codes of another length than {n_bytes} bytes; `camlake verify` says which")
         if len(chunk):
-            data = np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
-            parts.append(data.reshape(-1, n_bytes))
-    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+            yield np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(-1, n_bytes)
 
 
 def resize_of(run: RunManifest) -> ResizePlan:

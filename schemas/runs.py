@@ -65,7 +65,7 @@ class Lineage(Record):
     packages: dict[str, str]
     model: str
     model_digest: str
-    """SHA-256 over architecture, weights and preprocessing; the name of the partition has its first 8 digits."""
+    """SHA-256 over architecture, weights, preprocessing and head; the name of the partition has its first 8 digits."""
     weights: str
     weights_sha256: str
     parameters: int
@@ -78,7 +78,14 @@ class Lineage(Record):
     source_runs: tuple[str, ...] = ()
     """The runs of that output, oldest first."""
     head: str | None = None
-    """Digest of the head whose classes a run of localize mapped; null for the classes of the network itself."""
+    """Digest of the head whose classes were mapped in the place of the network's own; null for the network's own."""
+    backbone: str | None = None
+    """``model_digest`` of the network without ``head``; null where there is no head."""
+
+    @property
+    def backbone_digest(self) -> str:
+        """Return the digest of the network that gave the feature maps, whatever head was behind them."""
+        return self.backbone or self.model_digest
 
 
 class Counts(Record):

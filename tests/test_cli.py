@@ -32,6 +32,7 @@ VERBS = (
     "verify",
     "view",
     "models",
+    "neighbours",
     "benchmark",
 )
 

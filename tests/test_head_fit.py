@@ -11,10 +11,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from jobs.head import run as head_job
 from jobs.terminal.console import Screen
 from pipeline.arrays.ranking import average_precision, best_threshold, ranking_figures, roc_auc
+from pipeline.models.weights.head_file import head_of, probabilities
 from pipeline.outputs.heads import features as features_module
 from pipeline.outputs.heads import fitting
 from pipeline.outputs.heads.fitting import Standardized, fit_class
-from pipeline.outputs.heads.head_file import head_of, probabilities
 from pipeline.storage.truth.image_labels import read_image_labels
 from schemas.errors import ModelError, UsageError
 from schemas.options.config import StorageConfig

@@ -16,7 +16,7 @@ from pipeline import camlake
 from pipeline.annotate.model import load_model
 from pipeline.arrays.feature_maps import decode, encode
 from pipeline.images.synthetic.scenes import write_corpus
-from pipeline.outputs.heads.head_file import Head, HeadCard, head_bytes, probabilities
+from pipeline.models.weights.head_file import Head, HeadCard, head_bytes, probabilities
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.commit import Committer
 from pipeline.storage.lake.integrity.verify import verify
@@ -27,22 +27,11 @@ from schemas.options.head import HeadConfig
 from schemas.options.localize import LocalizeConfig
 from schemas.options.reading import EvaluateConfig
 from schemas.options.rebox import ReboxConfig
-from tests.fake_lake import CHANNELS, FakeLake, image_id
-from tests.feature_lake import BITS, MAP_HW, OBJECTS, add_run, feature_lake, maps_of, place_of
+from tests.fake_lake import FakeLake, image_id
+from tests.feature_lake import BITS, MAP_HW, OBJECTS, add_run, feature_lake, head_by_hand, maps_of, place_of
 from tests.jobs_on import run_annotate
 
 IMAGES = 12
-DIGEST = "12345678" * 8
-
-
-def head_by_hand(folder, weight=None, classes=OBJECTS, digest=DIGEST, name="head.safetensors"):
-    """Write a head whose class c looks at channel c alone, and return its path and itself."""
-    weight = np.eye(len(classes), CHANNELS, dtype=np.float32) * 3 if weight is None else weight
-    card = HeadCard("tiny-12345678", digest, tuple(classes), "logistic", "0" * 64)
-    n = len(classes)
-    head = Head(card, weight.astype(np.float32), np.full(n, -2, np.float32), np.full(n, 0.5, np.float32))
-    (folder / name).write_bytes(head_bytes(head))
-    return str(folder / name), head
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Loads the network of a configuration with its weights and its resize plan, once, before the run starts."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from pipeline.images.resize import ResizePlan
 from pipeline.models.localize.feature_maps import refuse_unfit_network
@@ -9,12 +11,14 @@ from pipeline.models.localize.foreground import Foreground
 from pipeline.models.localize.methods import METHODS, NO_BOX_HEAD
 from pipeline.models.localize.views import ViewPlan, make_views, plan_views
 from pipeline.models.networks.network import CamNetwork
-from pipeline.models.weights.load_weights import Weights, load_weights, model_digest
+from pipeline.models.weights.head_file import Head, read_head, refuse_other_backbone
+from pipeline.models.weights.load_weights import Read, Weights, load_weights, model_digest
 from pipeline.models.weights.state_fitting import load_network
 from pipeline.storage.filesystems import read_url
 from schemas.errors import ModelError, UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.box_rules import HEURISTIC_CLASSES
+from schemas.url_secrets import safe_url
 
 GREATEST_SIDE_PX = 4096
 """Greatest side in pixels of the square input of the network; such an input takes 48 MiB."""
@@ -29,6 +33,10 @@ class Model:
     digest: str
     """Hash of the architecture, weights, preprocessing and resizing, which determine the network's results."""
     resize: ResizePlan
+    head: Head | None = None
+    """The head whose classes take the place of the network's own; ``network`` and ``weights.labels`` have them."""
+    backbone: str | None = None
+    """``digest`` without the head; None without a head."""
     foreground: Foreground | None = None
     """The figure/ground direction for the boxes; None without one."""
 
@@ -39,7 +47,10 @@ class Model:
 
 
 def load_model(config: AnnotateConfig) -> Model:
-    """Return the network of ``config``; raises ModelError, which fails the run, where the network can't be used."""
+    """Return the network of ``config``; raises ModelError, which fails the run, where the network can't be used.
+
+    Raises UsageError for a head of another backbone.
+    """
     read, exact_maps = functools.partial(read_url, storage=config), METHODS[config.method].exact
     weights = load_weights(
         config.model, config.weights, config.labels, read, key=config.weights_key, exact_maps=exact_maps
@@ -55,7 +66,24 @@ def load_model(config: AnnotateConfig) -> Model:
     views = _views(config, network)
     resize = ResizePlan(config.resize, views.side_px, views.canvas_hw)
     digest = model_digest(name, weights.sha256, network.preprocessing, config.resize, weights.key)
-    return Model(network, weights, digest, resize)
+    model = Model(network, weights, digest, resize)
+    return _with_head(model, config, read) if config.head else model
+
+
+def _with_head(model: Model, config: AnnotateConfig, read: Read) -> Model:
+    """Return ``model`` with the classes of the head that ``config`` names in the place of its own."""
+    assert config.head is not None
+    head = read_head(config.head, read)
+    this = f"this run has those of {model.partition}; allowed: a head of the same --weights, --image-size and --resize"
+    refuse_other_backbone(head, model.digest, safe_url(config.head), this)
+    return replace(
+        model,
+        network=model.network.with_linear_layer(torch.from_numpy(head.weight), torch.from_numpy(head.bias)).eval(),
+        weights=replace(model.weights, labels=head.card.classes, multi_label=True),
+        digest=head.partition_digest(model.digest),
+        head=head,
+        backbone=model.digest,
+    )
 
 
 def fit_topk(config: AnnotateConfig, network: CamNetwork) -> AnnotateConfig:

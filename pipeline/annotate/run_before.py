@@ -46,7 +46,7 @@ def run_before(config: AnnotateConfig) -> RunManifest | None:
     The run was made by this version of the software, from the same weights and with the same options.
     """
     given = config.model_fields_set
-    if config.labels or config.classes or config.calibration or {"foreground", "dry_run"} & given:
+    if config.labels or config.head or config.classes or config.calibration or {"foreground", "dry_run"} & given:
         return None
     shown, software = shown_config(config), software_versions()
     fs, root = connect(config.out, config)

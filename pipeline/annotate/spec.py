@@ -22,6 +22,7 @@ from pipeline.storage.lake.lineage import software_versions
 from pipeline.storage.lake.run import RunRequest, shown_config
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.box_rules import FIRST_BOXES, NO_CUT
+from schemas.options.localize import HEAD
 from schemas.runs import Lineage, spelled
 from schemas.url_secrets import safe_url
 
@@ -44,6 +45,7 @@ def annotate_spec(
             image_size=model.network.preprocessing.image_size,
             preprocessing=model.network.preprocessing,
             exact_maps=METHODS[config.method].exact,
+            head=model.head,
         ),
         labels=model.weights.labels,
         image_size=model.resize.image_size,
@@ -104,11 +106,12 @@ def run_request(config: AnnotateConfig, model: Model, *, decided: bool = True) -
     foreground = model.foreground.digest if model.foreground else "off"
     labels = "digest " + hashlib.sha256("\n".join(model.weights.labels).encode()).hexdigest()[:8]
     classes = "a file of classes" if config.classes else "no classes"
+    head = {HEAD: model.head.digest} if model.head else {}
     return RunRequest(
         out=config.out,
         storage=config.storage,
         model=model.partition,
-        settings={"foreground": foreground, **config.settings(), "labels": labels, "classes": classes},
+        settings={"foreground": foreground, **config.settings(), **head, "labels": labels, "classes": classes},
         config=shown_config(config),
         lineage=_lineage(config, model),
         calibration=config.calibration,
@@ -125,6 +128,8 @@ def _lineage(config: AnnotateConfig, model: Model) -> Lineage:
         weights_sha256=model.weights.sha256,
         parameters=model.network.n_parameters,
         classes=model.network.classes,
+        head=model.head.digest if model.head else None,
+        backbone=model.backbone,
         foreground=model.foreground.digest if model.foreground else None,
         preprocessing={**asdict(model.network.preprocessing), "resize": config.resize, "map_hw": model.resize.map_hw},
     )

@@ -15,6 +15,7 @@ in the file and take much longer to unpack.
 
 import math
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -109,9 +110,40 @@ def head_maps(
     ``weights`` is (C, K), or (N, C, K) with other classes for each image.
 
     The bias of the head is in none of them: mean_xy(M_c) + b_c = S_c. The feature maps are never written out: the
-    scales of the channels go into the weights.
+    scales of the channels go into the weights. A few images at a time are unpacked, into memory that is used again.
     """
     images, channels = features.shape
-    codes = unpack(packed, bits, channels * map_hw[0] * map_hw[1]).reshape(images, channels, -1).astype(np.float32)
-    maps = ((weights * scales(codes, features)[:, None, :]) @ codes).astype(np.float32, copy=False)
+    cells = map_hw[0] * map_hw[1]
+    maps = np.empty((images, weights.shape[-2], cells), np.float32)
+    table = _TABLES[bits]
+    unpacked = np.empty((AT_ONCE, packed.shape[1]), table.dtype)
+    for start in range(0, images, AT_ONCE):
+        own = slice(start, min(start + AT_ONCE, images))
+        found = unpacked[: own.stop - own.start]
+        cv2.LUT(packed[own], table, found)
+        codes = found.view(_CODE[bits])[:, : channels * cells].astype(np.float32, copy=False)
+        codes = codes.reshape(len(found), channels, cells)
+        scaled = weights[own] if weights.ndim == 3 else weights
+        np.matmul(scaled * scales(codes, features[own])[:, None, :], codes, out=maps[own])
     return maps.reshape(images, weights.shape[-2], *map_hw)
+
+
+AT_ONCE = 8
+"""Images whose codes are unpacked at once: 2 MB of float32 with MobileNetV2, which fits into a processor's cache."""
+
+
+def _table(bits: int) -> NDArray[np.float64] | NDArray[np.int32]:
+    """Return the codes of each of the 256 bytes as the bytes of one number: two float32, or four uint8 with 2 bits.
+
+    A look-up of bytes is four times as fast as shifts and a conversion.
+    """
+    each = codes_a_byte(bits)
+    shifts = 8 // each * np.arange(each)
+    codes = (np.arange(256)[:, None] >> shifts) & (2 ** (8 // each) - 1)
+    found: NDArray[np.float64] | NDArray[np.int32]
+    found = codes.astype(np.uint8).view(np.int32) if bits == 2 else codes.astype(np.float32).view(np.float64)
+    return found.reshape(1, 256)
+
+
+_CODE: dict[int, type[np.generic]] = {2: np.uint8, 3: np.float32, 4: np.float32}
+_TABLES = {bits: _table(bits) for bits in (2, 3, 4)}

@@ -25,12 +25,16 @@ from schemas.errors import (  # noqa: E402 - only now is it certain whose ``sche
 )
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline.outputs.feature_rows import HeadMap
     from pipeline.outputs.reader import CURRENT_ROWS_SQL, Lake, feature_map, heatmap, open  # noqa: A004
     from schemas.runs import RunManifest
 
 __all__ = [
     "CURRENT_ROWS_SQL",
     "CamlakeError",
+    "HeadMap",
     "InputError",
     "Lake",
     "LeaseError",
@@ -43,10 +47,12 @@ __all__ = [
     "annotate",
     "feature_map",
     "heatmap",
+    "near_duplicates",
+    "neighbours",
     "open",
 ]
 
-_OF_THE_READER = {"CURRENT_ROWS_SQL", "Lake", "feature_map", "heatmap", "open"}
+_OF_THE_READER = {"CURRENT_ROWS_SQL", "HeadMap", "Lake", "feature_map", "heatmap", "open"}
 """Names that are imported when they are first used: DuckDB and pandas take a second, and ``--help`` needs neither."""
 
 
@@ -71,6 +77,35 @@ def annotate(**options: Any) -> "RunManifest":
     manifest = annotate_inputs(config, LogReporter("camlake"))
     refuse_rejected_share(manifest, config)
     return manifest
+
+
+def neighbours(out: str, of: str, count: int = 10, **options: Any) -> "pa.Table":
+    """Return the ``count`` images of the output ``out`` nearest to the image ``of`` by the cosine of their features.
+
+    ``of`` is a uri, its end after a /, or an image_id; ``options`` are the other options of `camlake neighbours`:
+    ``model`` and those of the store. The Arrow table has the columns image_id, uri and cosine, nearest first.
+    """
+    from pipeline.outputs.heads.features import open_features  # noqa: PLC0415 - imports DuckDB
+    from pipeline.outputs.heads.neighbours import nearest  # noqa: PLC0415
+    from schemas.options.neighbours import NeighboursConfig  # noqa: PLC0415
+
+    config = NeighboursConfig.resolve({"out": out, "of": of, "count": count, **options})
+    return nearest(open_features(out, config, config.model), of, count)
+
+
+def near_duplicates(out: str, least: float = 0.95, **options: Any) -> "pa.Table":
+    """Return all pairs of images of the output ``out`` whose features have a cosine of at least ``least``.
+
+    The Arrow table has image_id, uri, other_id, other_uri, cosine, and group: images that are connected through pairs
+    have the same one. Up to a million images; beyond a GiB the vectors lie in a file. ``options`` as in ``neighbours``.
+    """
+    from pipeline.annotate.reporter import LogReporter  # noqa: PLC0415
+    from pipeline.outputs.heads.features import open_features  # noqa: PLC0415 - imports DuckDB
+    from pipeline.outputs.heads.neighbours import near_duplicates as find  # noqa: PLC0415
+    from schemas.options.neighbours import NeighboursConfig  # noqa: PLC0415
+
+    config = NeighboursConfig.resolve({"out": out, "duplicates": True, "least": least, **options})
+    return find(open_features(out, config, config.model), least, LogReporter("camlake"))
 
 
 def __getattr__(name: str) -> Any:

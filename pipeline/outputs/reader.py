@@ -6,7 +6,8 @@ has the columns of its table and the partition columns ``model`` and ``date``. `
 in any engine that reads the files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +19,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.arrays.feature_maps import decode, packed_bytes
-from pipeline.storage.filesystems import connect
+from pipeline.models.weights.head_file import Head, read_head, refuse_other_backbone
+from pipeline.outputs.feature_rows import HeadMap, refuse_without_maps, stream_maps
+from pipeline.storage.filesystems import connect, read_url
 from pipeline.storage.lake.query import LATEST_SQL, add_views, column_names, connect_duckdb
 from pipeline.storage.lake.records import committed_files, load_runs
 from schemas.errors import StoreError, UsageError
@@ -39,9 +42,11 @@ the UNION then.
 class Lake:
     """An output in its state when it was opened; a context manager that closes its DuckDB connection."""
 
-    def __init__(self, runs: list[RunManifest], con: duckdb.DuckDBPyConnection) -> None:
-        """``camlake.open`` calls this; ``con`` has the views of the committed rows."""
-        self._runs, self._con = runs, con
+    def __init__(
+        self, runs: list[RunManifest], con: duckdb.DuckDBPyConnection, out: str, storage: StorageConfig
+    ) -> None:
+        """``camlake.open`` calls this; ``con`` has the views of the committed rows of the output ``out``."""
+        self._runs, self._con, self._out, self._storage = runs, con, out, storage
 
     @property
     def models(self) -> list[str]:
@@ -88,6 +93,37 @@ class Lake:
         """Return the result of ``arrow`` as a data frame; lists become arrays."""
         frame: pd.DataFrame = self.arrow(table, columns, where, model).to_pandas()
         return frame
+
+    def maps(
+        self, head: str | Head, classes: Sequence[str] | None = None, model: str | None = None
+    ) -> Iterator[HeadMap]:
+        """Yield the class activation map M_c of each current image and each class of a linear head, as records.
+
+        ``head``: a file of `camlake head fit` at any URL, or a ``Head``. ``classes``: names of the head's classes;
+        default all. ``model``: whose rows; default the newest of the head's backbone. The maps are those of the stored
+        feature maps, as ``camlake localize`` makes them; the images of one commit are in memory at a time, and those of
+        a commit are ordered by image_id. The records of an image follow each other in the order of ``classes``. Raises
+        UsageError for unknown names, for an output without feature maps and for one of another backbone.
+        """
+        found = head if isinstance(head, Head) else read_head(head, partial(read_url, storage=self._storage))
+        unknown = [name for name in classes or () if name not in found.card.classes]
+        if unknown:
+            raise UsageError(f"class {unknown[0]!r}: the head has {', '.join(found.card.classes)}")
+        if model is not None and model not in self.models:
+            raise UsageError(f"model {model!r}: this output has {', '.join(self.models) or 'none yet'}")
+        own = [run for run in self._runs if run.files and model in (None, run.model)]
+        fitting = [run for run in own if run.lineage.backbone_digest == found.card.model_digest]
+        last = (fitting or own)[-1] if own else None
+        if last is None:
+            raise StoreError(f"{safe_url(self._out)}: no rows yet")
+        name = safe_url(head) if isinstance(head, str) else "given"
+        there_is = f"{safe_url(self._out)} has those of {last.model}; fit one on this output"
+        refuse_other_backbone(found, last.lineage.backbone_digest, name, there_is)
+        runs = [run for run in own if run.model == last.model]
+        refuse_without_maps(runs, safe_url(self._out))
+        numbers = [found.card.classes.index(one) for one in (classes or found.card.classes)]
+        fs, root = connect(self._out, self._storage, anonymous=self._storage.anonymous)
+        return stream_maps(self._con.cursor(), fs, root, runs, found, numbers)
 
     def close(self) -> None:
         """Close the DuckDB connection; after that its relations can't be read."""
@@ -137,7 +173,7 @@ def open_lake(out: str, storage: StorageConfig) -> Lake:
         raise StoreError(
             f"{safe_url(out)}: no camlake output here; `camlake annotate INPUT --out {safe_url(out)}` makes one"
         )
-    return Lake(runs, add_views(connect_duckdb(memory_limit=None), fs, root, committed_files(runs)))
+    return Lake(runs, add_views(connect_duckdb(memory_limit=None), fs, root, committed_files(runs)), out, storage)
 
 
 def heatmap(row: Mapping[str, Any], size_hw: tuple[int, int] | None = None) -> NDArray[np.float32]:

@@ -75,6 +75,11 @@ class AnnotateConfig(BoxConfig):
         "Network",
     )
 
+    head: str | None = option(
+        None,
+        "file of `camlake head fit` on this network's features: its classes take the place of the network's own",
+        "Localization",
+    )
     topk: int = option(
         5,
         "maps and boxes for this many most probable classes; by default fewer where there are fewer",
@@ -258,6 +263,9 @@ class AnnotateConfig(BoxConfig):
             raise ValueError(f"--outputs {shown_value(unknown[0])}: allowed: {', '.join(optional_tables())}")
         if self.box_rule == "heuristic" and self.topk < HEURISTIC_CLASSES:
             raise ValueError(f"--topk {self.topk}: allowed with --box-rule heuristic: {HEURISTIC_CLASSES} or more")
+        if self.head and (self.method != "cam" or self.labels):
+            given = "--labels" if self.labels else f"--method {self.method}"
+            raise ValueError(f"{given}: allowed with --head: --method cam, and no --labels, for a head has its own")
         if len(set(self.scales)) < len(self.scales):
             raise ValueError(f"--scales {','.join(f'{scale:g}' for scale in self.scales)}: allowed: each value once")
         if self.method == "backprop" and self.compile == "on":

@@ -31,8 +31,8 @@ from pipeline.graph.annotate.driver import annotate
 from pipeline.images.decode import DecodeLimits, decode
 from pipeline.images.resize import map_to_image_xyxy
 from pipeline.models.localize.box_rules import BoxRule
+from pipeline.models.weights.head_file import Head, head_bytes
 from pipeline.outputs.heads.features import open_features
-from pipeline.outputs.heads.head_file import Head, head_bytes
 from pipeline.outputs.heads.head_jobs import fit
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.layout import LakePaths

@@ -24,6 +24,7 @@ from pipeline.storage.lake.run import OpenRun, RunRequest
 from pipeline.storage.lake.tombstones import commit_tombstones
 from schemas.options.annotate import AnnotateConfig
 from schemas.runs import RunManifest
+from schemas.url_secrets import safe_url
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def prepare(config: AnnotateConfig, reporter: Reporter) -> Prepared:
     model = load_model(config)
     size = f"{model.network.n_parameters / 1e6:.1f} M parameters"
     reporter.say(f"model {model.partition} ({size}, {model.weights.source})")
+    if model.head:
+        reporter.say(f"{len(model.head.card.classes)} classes of the head {safe_url(config.head or '')}")
     config, said = continued(fit_topk(config, model.network), model)
     if said:
         reporter.say(said)

@@ -185,6 +185,21 @@ class NormedHead(LinearHead):
         return self.linear.bias[class_ids] + self.linear.weight[class_ids] @ self.norm.bias
 
 
+def refitted(head: Head, weight: Tensor, bias: Tensor) -> Head:
+    """Return a head with the linear layer ``weight`` (C, K), ``bias`` (C,) on the pooled vectors that ``head`` gives.
+
+    Its class maps are M_c = Σ_k w_k^c f_k; behind normalized averages they are those of ``NormedHead``. No ReLU follows
+    them, whatever ``head`` has. Raises ModelError for another K, and for fully connected layers, which have no maps.
+    """
+    if weight.shape[1] != head.channels:
+        raise ModelError(f"a head on {weight.shape[1]} features; the network has {head.channels}")
+    if not isinstance(head, LinearHead | ConvHead):
+        raise ModelError("fully connected layers have no exact class activation map")
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    linear.weight, linear.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
+    return NormedHead(head.norm, linear) if isinstance(head, NormedHead) else LinearHead(linear, head.pooling)
+
+
 class ClassifierHead(Head):
     """Fully connected layers (AlexNet, VGG), which give logits but no exact class maps.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.networks.box_head import BoxHead
-from pipeline.models.networks.heads import Head, HeadOutput
+from pipeline.models.networks.heads import Head, HeadOutput, refitted
 from pipeline.models.networks.shapes import shapes_only
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -94,6 +94,14 @@ class CamNetwork(nn.Module):
         """
         result: Tensor = self.trunk(self._normalization(images))
         return result
+
+    def with_linear_layer(self, weight: Tensor, bias: Tensor) -> "CamNetwork":
+        """Return the network with another linear layer (C, K), (C,) behind its pooling, and without a box head.
+
+        Both networks share the trunk. Raises ModelError as ``refitted`` does.
+        """
+        head = refitted(self.head, weight, bias)
+        return CamNetwork(self.name, self.trunk, head, self.preprocessing, stride16=self.stride16)
 
     def forward(self, images: Tensor) -> HeadOutput:
         """Return the logits (B, C) and the pooled vectors (B, K) of ``images`` (B, H, W, 3) uint8."""

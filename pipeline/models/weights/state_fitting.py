@@ -5,12 +5,14 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.models import registry
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.entry import NetworkEntry
 from pipeline.models.networks.network import CamNetwork, Preprocessing
+from pipeline.models.weights.head_file import Head
 from schemas.errors import ModelError
 
 State = dict[str, Tensor]
@@ -26,6 +28,7 @@ def load_network(
     *,
     preprocessing: Preprocessing | None = None,
     exact_maps: bool = True,
+    head: Head | None = None,
 ) -> CamNetwork:
     """Return a network on the CPU, float32, in evaluation mode and without gradients.
 
@@ -34,7 +37,7 @@ def load_network(
     the network has random values from torch's generator. ``image_size`` is the side of the input in pixels; with None
     it is the size in ``preprocessing``. ``preprocessing`` is what the weights expect of the input; with None it is what
     the network's default weights expect. ``exact_maps`` false admits networks that only classify, for methods that need
-    no exact class activation map.
+    no exact class activation map. ``head`` takes the place of the last layer of the state.
 
     Raises ModelError, which ends the run, for an unknown name (with the nearest known one), a head that has no exact
     map (with a network to use instead), a state of another network, and an ``image_size`` too small for the trunk.
@@ -51,7 +54,9 @@ def load_network(
     network = entry.cam_network(architecture, module, replace(expected, image_size=image_size or expected.image_size))
     network.eval().requires_grad_(False)
     check_image_size(network, expected.image_size)
-    return network
+    if head is None:
+        return network
+    return network.with_linear_layer(torch.from_numpy(head.weight), torch.from_numpy(head.bias)).eval()
 
 
 def check_image_size(network: CamNetwork, own_size: int) -> None:

@@ -12,6 +12,7 @@ from fsspec import AbstractFileSystem
 from numpy.typing import NDArray
 
 from pipeline.arrays.metrics import Bools
+from pipeline.outputs.feature_rows import vectors_of
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.query import committed_views
 from pipeline.storage.lake.records import committed_files, load_runs
@@ -44,6 +45,11 @@ class FeatureSource:
     """The newest run of the model."""
     files: tuple[DataFile, ...]
 
+    @property
+    def has(self) -> str:
+        """Return in words whose features these are, for heads of other backbones."""
+        return f"{self.where} has those of {self.run.model}; fit one on this output"
+
 
 class TrainingRows(NamedTuple):
     """The rows that a head is fitted on."""
@@ -70,20 +76,18 @@ def open_features(out: str, storage: StorageConfig, model: str | None, digest: s
     if not runs:
         raise StoreError(f"{where}: no camlake output with rows here")
     if model is None:
-        model = next((run.model for run in reversed(runs) if run.lineage.model_digest == digest), runs[-1].model)
+        fitting = (run.model for run in reversed(runs) if run.lineage.backbone_digest == digest and _has_features(run))
+        model = next(fitting, runs[-1].model)
     own = [run for run in runs if run.model == model]
     if not own:
         raise UsageError(f"--model {model!r}: {where} has {', '.join(sorted({run.model for run in runs}))}")
-    if "features" not in own[-1].settings["outputs"]:
+    if not _has_features(own[-1]):
         raise UsageError(f"{where}: has no features; annotate with --outputs features")
     return FeatureSource(fs, root, where, own[-1], tuple(committed_files(own)))
 
 
-def vectors_of(rows: pa.Table) -> NDArray[np.float32]:
-    """Return the column ``feature`` of rows as (N, K) float32."""
-    values = pc.list_flatten(rows["feature"].combine_chunks()).to_numpy(zero_copy_only=False)
-    found: NDArray[np.float32] = values.astype(np.float32, copy=False).reshape(len(rows), -1)
-    return found
+def _has_features(run: RunManifest) -> bool:
+    return "features" in run.settings["outputs"]
 
 
 def training_rows(source: FeatureSource, labels: ImageLabels) -> TrainingRows:

@@ -19,7 +19,7 @@ from sklearn.svm import LinearSVC
 
 from pipeline.arrays.metrics import Bools, Floats
 from pipeline.arrays.ranking import Figure, best_threshold, ranking_figures
-from pipeline.outputs.heads.head_file import Kind, probabilities
+from pipeline.models.weights.head_file import Kind, probabilities
 
 STRENGTHS: dict[Kind, tuple[float, ...]] = {"logistic": (1e-4, 1e-3, 1e-2, 1e-1, 1.0), "svm": (1e-5, 1e-4, 1e-3, 1e-2)}
 """The values of scikit-learn's C that are tried, for standardized vectors of about 1,000 values; ascending."""

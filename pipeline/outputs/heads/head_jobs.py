@@ -11,16 +11,16 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from pipeline.annotate.reporter import Reporter
+from pipeline.models.weights.head_file import Head, HeadCard, Kind, probabilities
+from pipeline.outputs.feature_rows import vectors_of
 from pipeline.outputs.heads.features import (
     MOST_ROWS,
     FeatureSource,
     TrainingRows,
     feature_batches,
     training_rows,
-    vectors_of,
 )
 from pipeline.outputs.heads.fitting import HELD_OUT_ROWS, LEAST, ClassFit, Standardized, fit_class
-from pipeline.outputs.heads.head_file import Head, HeadCard, Kind, probabilities
 from pipeline.storage.truth.image_labels import ImageLabels
 from schemas.errors import ModelError, UsageError
 
@@ -71,7 +71,7 @@ def fit(source: FeatureSource, labels: ImageLabels, kind: Kind, reporter: Report
         "classes": {labels.classes[c]: _facts(one) for c, one in zip(kept, fits, strict=True)},
     }
     names = tuple(labels.classes[c] for c in kept)
-    card = HeadCard(source.run.model, source.run.lineage.model_digest, names, kind, labels.digest, facts)
+    card = HeadCard(source.run.model, source.run.lineage.backbone_digest, names, kind, labels.digest, facts)
     return Head(
         card,
         np.stack([one.weight for one in fits]),

@@ -1,23 +1,19 @@
 """Turns stored feature maps into the rows that ``stored_maps.new_tables`` takes: maps and probabilities of a head."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from pipeline.arrays.feature_maps import head_maps, packed_bytes
 from pipeline.images.resize import ResizePlan
-from pipeline.outputs.heads.features import vectors_of
-from pipeline.outputs.heads.head_file import Head, probabilities
+from pipeline.models.weights.head_file import Head, probabilities
+from pipeline.outputs.feature_rows import maps_of_rows, vectors_of
 from pipeline.storage.lake.rows import map_columns
 from schemas.errors import StoreError
 from schemas.tables import TABLES, Table
 
-_AT_ONCE = 16
-"""Images whose codes are unpacked at once: 4 MB of float32 with MobileNetV2, which fits into a processor's cache."""
 _COLUMNS: dict[Table, tuple[str, ...]] = {
     "images": tuple(TABLES["images"].columns.names),
     "quarantine": tuple(TABLES["quarantine"].columns.names),
@@ -65,7 +61,7 @@ def head_tables(rows: Mapping[Table, pa.Table], head: Head, topk: int, resize: R
         raise StoreError(f"features have {vectors.shape[1]} values, the head takes {head.weight.shape[1]}")
     probs = probabilities(head.logits(vectors))
     chosen = np.argsort(-probs, axis=1, kind="stable")[:, :topk]
-    maps = _maps(codes, vectors, head.weight, chosen)
+    maps = maps_of_rows(codes, vectors, head.weight, chosen)
     class_prob = np.take_along_axis(probs, chosen, axis=1)
     labels = pa.array(head.card.classes, pa.string())
     sizes_hw = np.stack([images[side].to_numpy() for side in ("height_px", "width_px")], axis=1).astype(np.int64)
@@ -99,28 +95,3 @@ def _of_images(rows: pa.Table, ids: pa.Array, name: str) -> pa.Table:
         raise StoreError(f"{place.null_count} images have no row in {name}; `camlake verify` says which")
     in_order = len(ids) == len(rows) and pc.all(pc.equal(place, pa.array(np.arange(len(ids), dtype=np.int32)))).as_py()
     return rows if in_order else rows.take(place)
-
-
-def _maps(
-    rows: pa.Table, vectors: NDArray[np.float32], weight: NDArray[np.float32], chosen: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Return the maps (N · n, h, w) of the classes ``chosen`` (N, n), from N rows of feature_maps in their order."""
-    if not len(rows):
-        return np.empty((0, 1, 1), np.float32)
-    shape: dict[str, Any] = {name: pc.unique(rows[name]).to_pylist() for name in ("map_h", "map_w", "channels", "bits")}
-    if any(len(values) > 1 for values in shape.values()) or shape["channels"] != [weight.shape[1]]:
-        raise StoreError(f"feature_maps of {shape}, the head takes {weight.shape[1]} of one size")
-    height, width, channels, bits = (values[0] for values in shape.values())
-    n_bytes, parts = packed_bytes(height * width * channels, bits), []
-    for chunk in rows["codes"].chunks:
-        offsets = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset :][: len(chunk) + 1]
-        if (np.diff(offsets) != n_bytes).any():
-            raise StoreError(f"feature_maps: codes of another length than {n_bytes} bytes; `camlake verify` says which")
-        if len(chunk):
-            data = np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
-            parts.append(data.reshape(-1, n_bytes))
-    packed = np.concatenate(parts) if len(parts) > 1 else parts[0]
-    places = (slice(start, start + _AT_ONCE) for start in range(0, len(packed), _AT_ONCE))
-    found = [head_maps(packed[own], bits, (height, width), vectors[own], weight[chosen[own]]) for own in places]
-    maps: NDArray[np.float32] = np.concatenate(found).reshape(-1, height, width)
-    return maps

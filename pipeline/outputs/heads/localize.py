@@ -5,7 +5,7 @@ cuts the boxes from them and commits both. The rows are those of a partition of 
 digest of backbone and head, so that an output may hold several heads beside each other.
 """
 
-import hashlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.arrays.calibration import uncalibrated
-from pipeline.images.resize import ResizePlan
 from pipeline.models.localize.box_rules import BoxRule
 from pipeline.models.localize.foreground import foreground_bytes
+from pipeline.models.weights.head_file import Head, read_head, refuse_other_backbone
+from pipeline.outputs.feature_rows import resize_of
 from pipeline.outputs.heads.features import open_features
-from pipeline.outputs.heads.head_file import Head, read_head, refuse_other_backbone
 from pipeline.outputs.heads.head_rows import HeadRows, columns_of, head_tables
 from pipeline.outputs.rebox_plan import Source, Work, open_source, plan_rebox
 from pipeline.outputs.stored_maps import Cutting, new_tables
-from pipeline.storage.filesystems import canonical_url
+from pipeline.storage.filesystems import canonical_url, read_url
 from pipeline.storage.lake.commit import Committer
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.lineage import software_versions
@@ -71,9 +71,7 @@ class Localize:
         foreground, run_id = self.source.foreground, self.run.manifest.run_id
         planned = work.planned(self.run.fs, self.run.root)
         rows = self.source.current_rows(work.commit, planned, columns_of(foreground is not None))
-        seen = self.source.run.lineage.preprocessing
-        resize = ResizePlan(seen["resize"], seen["image_size"], tuple(seen["map_hw"]))
-        made: HeadRows = head_tables(rows, self.head, self.topk, resize)
+        made: HeadRows = head_tables(rows, self.head, self.topk, resize_of(self.source.run))
         scores = self.run.calibration.scores if self.run.calibration else self._uncalibrated
         method = "cam*foreground" if foreground else "cam"
         new = new_tables(made.tables, planned, Cutting(self.rule, foreground), run_id, method, scores)
@@ -94,9 +92,9 @@ def open_localize(config: LocalizeConfig) -> Iterator[Localize]:
     Raises UsageError for a source without feature maps or of another backbone than the head's, and for an output whose
     rows were made with other settings. Raises LeaseError while another run holds the output.
     """
-    head = read_head(config.head, config)
+    head = read_head(config.head, functools.partial(read_url, storage=config))
     features = open_features(config.labels, config, config.model, head.card.model_digest)
-    refuse_other_backbone(head, features.run, safe_url(config.head), features.where)
+    refuse_other_backbone(head, features.run.lineage.backbone_digest, safe_url(config.head), features.has)
     config = config.model_copy(update={"model": features.run.model})
     source = open_source(config, _refuse_unfit)
     if canonical_url(config.out) == canonical_url(config.labels):
@@ -122,7 +120,8 @@ def open_localize(config: LocalizeConfig) -> Iterator[Localize]:
 
 def _request(config: LocalizeConfig, source: Source, head: Head, topk: int) -> RunRequest:
     old, foreground = source.run, source.foreground
-    digest = hashlib.sha256(f"{old.lineage.model_digest} {head.digest}".encode()).hexdigest()
+    backbone = old.lineage.backbone_digest
+    digest = head.partition_digest(backbone)
     chosen = config.model_dump(mode="json", include={"threshold", "box_rule", "min_area", "min_prob"})
     chosen |= {"foreground": foreground.digest if foreground else "off", "topk": topk, HEAD: head.digest}
     outputs = ["boxes", "heatmaps", *(["foreground"] if foreground else [])]
@@ -134,6 +133,7 @@ def _request(config: LocalizeConfig, source: Source, head: Head, topk: int) -> R
             "source_runs": source.run_ids,
             "foreground": foreground.digest if foreground else None,
             "head": head.digest,
+            "backbone": backbone,
             "model_digest": digest,
             "classes": len(head.card.classes),
         }

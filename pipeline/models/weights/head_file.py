@@ -7,6 +7,7 @@ scaling of the fit is folded in.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -17,10 +18,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.storage.filesystems import read_url
 from schemas.errors import ModelError, UsageError
-from schemas.options.config import StorageConfig
-from schemas.runs import RunManifest
 from schemas.url_secrets import safe_url
 
 CARD_KEY = "camlake.head"
@@ -68,6 +66,13 @@ class Head:
             found.update(np.ascontiguousarray(values, "<f4").tobytes())
         return found.hexdigest()
 
+    def partition_digest(self, backbone: str) -> str:
+        """Return the digest, 64 hex digits, of the rows that this head makes on the backbone of digest ``backbone``.
+
+        It names their partition, so that rows of two heads, or of a head and the network's own classes, never mix.
+        """
+        return hashlib.sha256(f"{backbone} {self.digest}".encode()).hexdigest()
+
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return S (N, C) of ``features`` (N, K)."""
         found: NDArray[np.float32] = (features @ self.weight.T + self.bias).astype(np.float32, copy=False)
@@ -89,9 +94,9 @@ def head_bytes(head: Head) -> bytes:
     return content
 
 
-def read_head(url: str, storage: StorageConfig) -> Head:
-    """Return the head in a file; raises InputError where it can't be read, ModelError where it is no whole head."""
-    return head_of(read_url(url, storage), safe_url(url))
+def read_head(url: str, read: Callable[[str], bytes]) -> Head:
+    """Return the head in a file; ``read`` returns its bytes. Raises ModelError where it is no whole head."""
+    return head_of(read(url), safe_url(url))
 
 
 def head_of(content: bytes, name: str) -> Head:
@@ -111,10 +116,10 @@ def head_of(content: bytes, name: str) -> Head:
     return Head(card, weight, bias, threshold)
 
 
-def refuse_other_backbone(head: Head, run: RunManifest, name: str, where: str) -> None:
-    """Raise UsageError where the features of ``run`` are of another backbone than ``head``, the file ``name``."""
-    if head.card.model_digest != run.lineage.model_digest:
-        raise UsageError(
-            f"--head {name}: was fitted on features of {head.card.model}, and {where} has those of {run.model};"
-            " fit one on this output"
-        )
+def refuse_other_backbone(head: Head, backbone: str, name: str, instead: str) -> None:
+    """Raise UsageError where ``head``, the file ``name``, is for another backbone than that of digest ``backbone``.
+
+    ``instead`` says in words what backbone there is, and what the user can do.
+    """
+    if head.card.model_digest != backbone:
+        raise UsageError(f"--head {name}: was fitted on features of {head.card.model}, and {instead}")

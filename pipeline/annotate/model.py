@@ -15,6 +15,7 @@ from pipeline.storage.filesystems import read_url
 from schemas.errors import ModelError, UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.box_rules import HEURISTIC_CLASSES
+from schemas.options.network_names import file_name_of
 
 GREATEST_SIDE_PX = 4096
 """Greatest side in pixels of the square input of the network; such an input takes 48 MiB."""
@@ -34,8 +35,8 @@ class Model:
 
     @property
     def partition(self) -> str:
-        """The value of the ``model`` partition of the output: name and first 8 digits of the digest."""
-        return f"{self.network.name}-{self.digest[:8]}"
+        """The value of the ``model`` partition of the output: name, as a folder may have it, and first 8 digits of the digest."""
+        return f"{file_name_of(self.network.name)}-{self.digest[:8]}"
 
 
 def load_model(config: AnnotateConfig) -> Model:

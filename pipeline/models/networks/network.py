@@ -1,6 +1,7 @@
 """The CAM network: it turns pixels into the last feature maps and the logits."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,9 +121,27 @@ class CamNetwork(nn.Module):
         Only shapes are computed. PyTorch raises RuntimeError where the input is too small for the trunk.
         """
         if image_size not in self._map_sizes:
-            tensors = dict(self.trunk.named_parameters()) | dict(self.trunk.named_buffers())
-            shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
-            pixels = torch.empty(1, 3, image_size, image_size, device="meta")
-            maps = torch.func.functional_call(self.trunk, shapes, (pixels,))
+            maps = result_shapes(self.trunk, image_size)
             self._map_sizes[image_size] = (maps.shape[2], maps.shape[3])
         return self._map_sizes[image_size]
+
+
+def result_shapes(trunk: nn.Module, image_size: int) -> Any:
+    """Return the result of ``trunk`` for one square input of ``image_size`` pixels, without values.
+
+    Only shapes are computed, on the meta device. A trunk with tensors that are neither parameters nor buffers can't run
+    there; it runs on the CPU. PyTorch's RuntimeError, raised where the input does not suit the trunk, passes through.
+    """
+    tensors = dict(trunk.named_parameters()) | dict(trunk.named_buffers())
+    shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    pixels = torch.empty(1, 3, image_size, image_size, device="meta")
+    try:
+        return torch.func.functional_call(trunk, shapes, (pixels,))
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        if not getattr(trunk, "found", False):
+            raise
+        try:
+            with torch.no_grad():
+                return trunk(torch.zeros(1, 3, image_size, image_size))
+        except (AssertionError, ValueError):
+            raise RuntimeError(f"an input of {image_size} pixels does not suit the network") from error

@@ -35,7 +35,7 @@ class Model:
 
     @property
     def partition(self) -> str:
-        """The value of the ``model`` partition of the output: name, as a folder may have it, and first 8 digits of the digest."""
+        """The value of the ``model`` partition of the output: the network's name and 8 digits of the digest."""
         return f"{file_name_of(self.network.name)}-{self.digest[:8]}"
 
 

@@ -57,8 +57,8 @@ class AnnotateConfig(NetworkLayers, BoxConfig):
 
     model: str | None = option(
         None,
-        "network by name (`camlake models`), timm/NAME, or package.module:function of your own; default: the one that the"
-        " weights' card names, or resnet50",
+        "network by name (`camlake models`), timm/NAME, or package.module:function of your own; default: the one that"
+        " the weights' card names, or resnet50",
         "Network",
     )
     weights: str = option(

@@ -36,11 +36,12 @@ def find_stride16(trunk: nn.Module, side_px: int) -> str | None:
     """
     if not follows(trunk):
         return None
-    trunk, found = with_plain_norms(trunk), getattr(trunk, "found", False)
+    trunk = with_plain_norms(trunk)
+    errors = NOT_TRACED if getattr(trunk, "found", False) else (TraceError,)
     try:
         extractor = create_feature_extractor(trunk, get_graph_node_names(trunk)[1][1:])
         results = _shapes_only(extractor, side_px)
-    except NOT_TRACED if found else TraceError:
+    except errors:
         return None
     layout = getattr(trunk, "layout", None)
     channels_last = layout is not None and layout.form == "channels last"

@@ -111,7 +111,9 @@ def _network_name(file: WeightsFile, model: str | None) -> str:
     on_card = file.card.architecture.name if file.card else None
     reference = reference_of(on_card) if on_card else None
     if reference and reference.own and model != on_card:
-        raise ModelError(f"{file.source} holds the network of {on_card}, which is your code to run: give --model {on_card}")
+        raise ModelError(
+            f"{file.source} holds the network of {on_card}, which is your code to run: give --model {on_card}"
+        )
     if model and on_card and model != on_card:
         raise ModelError(f"--model {model}: {file.source} holds {on_card}, as its card says; leave --model out")
     name = model or on_card

@@ -22,8 +22,8 @@ def found_entry(
 ) -> NetworkEntry:
     """Return the entry of a network like ``module``, as ``construct`` builds them.
 
-    The values of ``module`` are changed. ``layers`` are the names of the layers between which the user cuts it. Raises ModelError, which names the network
-    and says what was seen, where it can't be cut into feature maps and a head.
+    The values of ``module`` are changed. ``layers`` are the names of the layers between which the user cuts it. Raises
+    ModelError, which names the network and says what was seen, where it can't be cut into feature maps and a head.
     """
     try:
         structure = find_structure(module, preprocessing.image_size, layers)

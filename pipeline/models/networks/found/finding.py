@@ -140,7 +140,9 @@ def _plain_head(module: nn.Module, split: Split, layout: Layout, maps: Tensor, l
         if fits and norm.weight is not None and norm.bias is not None:
             head = NormedHead(norm, linear)
             if close(head(maps).logits, logits):
-                return Structure(split.way, split.layer, split.linear, layout, "normed", maps.shape[1], logits.shape[1], norm=name)
+                return Structure(
+                    split.way, split.layer, split.linear, layout, "normed", maps.shape[1], logits.shape[1], norm=name
+                )
     return None
 
 
@@ -153,7 +155,8 @@ def _other_head(
     averages = maps.mean((2, 3), keepdim=True)
     averaging = _of_cells(behind, averages)
     if averaging is not None and close(averaging, logits):
-        one, other = averages + maps.std() * torch.randn(2, *averages.shape, generator=generator)
+        one = averages + torch.randn(averages.shape, generator=generator)
+        other = averages + torch.randn(averages.shape, generator=generator)
         mixed = behind(0.3 * one + 0.7 * other)
         if close(mixed, 0.3 * behind(one) + 0.7 * behind(other)):
             return Structure(split.way, split.layer, split.linear, layout, "affine", maps.shape[1], logits.shape[1])
@@ -164,7 +167,9 @@ def _other_head(
     else:
         return None
     refusal = f"{why}; give --method layercam, or use timm/convnext_tiny or timm/efficientnet_b0"
-    return Structure(split.way, split.layer, split.linear, layout, "opaque", maps.shape[1], logits.shape[1], refusal=refusal)
+    return Structure(
+        split.way, split.layer, split.linear, layout, "opaque", maps.shape[1], logits.shape[1], refusal=refusal
+    )
 
 
 def _of_cells(behind: nn.Module, averages: Tensor) -> Tensor | None:
@@ -202,6 +207,8 @@ def _why_not(module: nn.Module, split: Split, layout: Layout, features: Tensor, 
                 f"{split.layer} gives {averages.shape[1]} maps, but {split.linear} takes {linear.in_features} values:"
                 " name the layer whose maps are averaged"
             )
+        if linear.out_features != logits.shape[1]:
+            return f"{split.linear} gives {linear.out_features} values, but the network {logits.shape[1]} logits"
         difference = float((linear(averages) - logits).abs().max())
         return (
             f"{split.linear} of the averages of {split.layer} differs from the network's logits by up to"
@@ -209,8 +216,8 @@ def _why_not(module: nn.Module, split: Split, layout: Layout, features: Tensor, 
         )
     if layout.prefix:
         return (
-            f"it classifies by a class token or by {_pooling_of(module)}, not by the mean over the positions; use one"
-            " whose global_pool is avg, such as timm/vit_medium_patch16_reg4_gap_256, or timm/convnext_tiny"
+            f"it pools by {_pooling_of(module)}, not by the mean over positions; use one whose global_pool is avg, such"
+            " as timm/vit_medium_patch16_reg4_gap_256, or timm/convnext_tiny"
         )
     return f"it pools by {_pooling_of(module)}, not by the mean over positions; use timm/convnext_tiny"
 
@@ -220,7 +227,9 @@ def _pooling_of(module: nn.Module) -> str:
     pooling = getattr(module, "global_pool", None)
     if getattr(module, "attn_pool", None) is not None:
         return "attention"
-    return f"{pooling!r}" if isinstance(pooling, str) and pooling else "other means"
+    if pooling == "token" or (not pooling and getattr(module, "cls_token", None) is not None):
+        return "its class token"
+    return f"{pooling!r}" if isinstance(pooling, str) and pooling not in ("", "avg") else "other means"
 
 
 def _linear(module: nn.Module, name: str) -> nn.Linear | PointwiseLinear:
@@ -258,4 +267,4 @@ def _stir(module: nn.Module, generator: torch.Generator) -> None:
     """Make constant parameters random: a scale of 1, a shift of 0 or a last layer of zeros would hide its layer."""
     for parameter in module.parameters():
         if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))

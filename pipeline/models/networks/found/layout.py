@@ -41,7 +41,7 @@ def tokens_as_maps(tokens: Tensor, prefix: int) -> Tensor:
     side = math.isqrt(positions)
     if side * side != positions:
         raise ValueError(f"{positions} tokens fill no square")
-    return tokens[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
+    return tokens[:, prefix:].transpose(1, 2).reshape(len(tokens), tokens.shape[2], side, side)
 
 
 torch.fx.wrap("tokens_as_maps")  # A traced trunk calls it as it is: its side follows from the input of each pass.

@@ -75,7 +75,9 @@ def _built(own: str, function: Callable[..., Any], classes: int | None) -> nn.Mo
     try:
         inspect.signature(function).bind(**options)
     except TypeError as error:
-        needs = "to be called without arguments" if classes is None else "a parameter num_classes, to learn other classes"
+        needs = (
+            "to be called without arguments" if classes is None else "a parameter num_classes, to learn other classes"
+        )
         raise ModelError(f"--model {own}: its function needs {needs} ({error})") from error
     module = function(**options)
     if not isinstance(module, nn.Module):
@@ -96,4 +98,3 @@ def _preprocessing(own: str, module: nn.Module) -> Preprocessing:
     side = given.get("input_size", (3, IMAGENET_INPUT.image_size, IMAGENET_INPUT.image_size))[-1]
     mean, std = given.get("mean", IMAGENET_INPUT.mean), given.get("std", IMAGENET_INPUT.std)
     return Preprocessing(int(side), tuple(mean), tuple(std))
-

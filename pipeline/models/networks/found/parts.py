@@ -4,6 +4,7 @@ All of them share the layers of the network.
 """
 
 import threading
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,6 +13,8 @@ from pipeline.models.networks.found.layout import Layout
 
 class ForwardFeatures(nn.Module):
     """The first half of a network that has ``forward_features``, as timm's have."""
+
+    network: Any
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -25,6 +28,8 @@ class ForwardFeatures(nn.Module):
 
 class ForwardHead(nn.Module):
     """The second half of such a network."""
+
+    network: Any
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -72,7 +72,7 @@ def _by_names(module: nn.Module, layer: str, linear: str) -> Split:
     return Split("names", layer, LayerOutput(module, layer), None, linear)
 
 
-def _by_methods(module: nn.Module) -> Split:
+def _by_methods(module: Any) -> Split:
     classifier = module.get_classifier()
     first = classifier[0] if isinstance(classifier, tuple | list | nn.ModuleList) and classifier else classifier
     inside = [part for part in first.modules() if isinstance(part, LAYERS)] if isinstance(first, nn.Module) else []
@@ -154,7 +154,6 @@ def _at(traced: GraphModule, node: Node, linear: str) -> Split:
         if one is node:
             break
     first.output(known[node])
-    first.eliminate_dead_code()
     later = {node: second.placeholder("features")}
     nodes = list(traced.graph.nodes)
     batch = [one for one in nodes if _is_batch_size(one)]
@@ -163,10 +162,16 @@ def _at(traced: GraphModule, node: Node, linear: str) -> Split:
             later[one] = second.call_method("size", (later[node], 0))
         elif all(before in later for before in one.all_input_nodes):
             later[one] = second.node_copy(one, later.__getitem__)
-    whole = any(one.op == "output" for one in later)
-    second.eliminate_dead_code()
-    tail = GraphModule(traced, second) if whole else None
-    return Split("graph", node.name, GraphModule(traced, first), tail, linear)
+    tail = _without_idle_nodes(traced, second) if any(one.op == "output" for one in later) else None
+    return Split("graph", node.name, _without_idle_nodes(traced, first), tail, linear)
+
+
+def _without_idle_nodes(traced: GraphModule, graph: Graph) -> GraphModule:
+    part = GraphModule(traced, graph)
+    part.graph.eliminate_dead_code()
+    part.delete_all_unused_submodules()
+    part.recompile()
+    return part
 
 
 def _is_batch_size(node: Node) -> bool:

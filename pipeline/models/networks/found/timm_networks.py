@@ -99,14 +99,13 @@ def _weights(tagged: str) -> PublishedWeights:
 
 def _labels(classes: int, given: Any) -> tuple[str, ...] | None:
     """Return the names of the classes, as the card has them or as timm knows them of ImageNet's parts."""
-    from timm.data import ImageNetInfo, infer_imagenet_subset  # noqa: PLC0415 - see _timm
-
     if given:
         return tuple(map(str, given))
-    subset = infer_imagenet_subset({"num_classes": classes})
+    data = _timm().data
+    subset = data.infer_imagenet_subset({"num_classes": classes})
     if classes == 1000 or subset is None:
         return None
-    info = ImageNetInfo(subset)
+    info = data.ImageNetInfo(subset)
     return tuple(info.index_to_description(number) for number in range(classes))
 
 

@@ -8,6 +8,7 @@ from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.box_rules import Combination
 from schemas.options.config import StorageConfig, option, required
+from schemas.options.network_names import NetworkLayers
 from schemas.url_secrets import safe_url
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.models.localize.foreground import Foreground
 
 
-class ForegroundConfig(StorageConfig):
+class ForegroundConfig(NetworkLayers):
     """The options of ``camlake foreground``."""
 
     input: str = required("photographs: any input that `camlake annotate` reads")

@@ -16,6 +16,7 @@ LEVELS = {
     "pipeline/images": 2.0,
     "pipeline/images/synthetic": 2.1,
     "pipeline/models/networks": 2.2,
+    "pipeline/models/networks/found": 2.25,
     "pipeline/models": 2.3,
     "pipeline/models/weights": 2.4,
     "pipeline/models/learn": 2.5,

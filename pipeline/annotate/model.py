@@ -18,6 +18,7 @@ from pipeline.storage.filesystems import read_url
 from schemas.errors import ModelError, UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.box_rules import HEURISTIC_CLASSES
+from schemas.options.network_names import file_name_of
 from schemas.url_secrets import safe_url
 
 GREATEST_SIDE_PX = 4096
@@ -42,8 +43,8 @@ class Model:
 
     @property
     def partition(self) -> str:
-        """The value of the ``model`` partition of the output: name and first 8 digits of the digest."""
-        return f"{self.network.name}-{self.digest[:8]}"
+        """The value of the ``model`` partition of the output: the network's name and 8 digits of the digest."""
+        return f"{file_name_of(self.network.name)}-{self.digest[:8]}"
 
 
 def load_model(config: AnnotateConfig) -> Model:

@@ -13,6 +13,7 @@ from pipeline.storage.lake.records import load_runs
 from pipeline.storage.lake.run import RunRequest, shown_config
 from schemas.options.annotate import AnnotateConfig, names_weights
 from schemas.options.config import StorageConfig
+from schemas.options.network_names import reference_of
 from schemas.runs import RunManifest
 
 _FREE = {
@@ -87,7 +88,12 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _same_weights(config: AnnotateConfig, run: RunManifest) -> bool:
-    """Return whether the weights are those of ``run``; a name means one file in each version of torchvision."""
+    """Return whether the weights are those of ``run``; a name means one file in each version of torchvision.
+
+    Names of timm's weights mean what the installed timm takes them for, and the user's own code may have changed.
+    """
+    if config.model and reference_of(config.model):
+        return False
     if names_weights(config.weights):
         return True
     return hashlib.sha256(read_url(config.weights, config)).hexdigest() == run.lineage.weights_sha256

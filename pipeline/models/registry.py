@@ -9,7 +9,8 @@ How to add a network:
 - A network that camlake builds itself is one ``NetworkEntry`` in ``OWN_NETWORKS`` of ``networks/own_networks.py``: a
   function that builds it from an ``Architecture``, a ``Family`` for each of its poolings, and where its weights come
   from, if anyone publishes them.
-- Networks of another library are a module beside those two that makes entries, and a line in ``get`` and ``entries``.
+- Networks of another library that have no names here are found by their structure, see ``networks/found``: those of
+  timm and of the user's own code.
 
 No other module depends on the origin of an entry. Commands, options, conversion of weights and training then know the
 network; ``tests/test_models.py`` compares its maps with its logits.
@@ -21,10 +22,13 @@ from typing import get_args
 
 from pipeline.models.networks.architecture import GREATEST_WIDTH, WIDTH_STEPS, Architecture
 from pipeline.models.networks.entry import NetworkEntry
+from pipeline.models.networks.found.own_code import own_entry
+from pipeline.models.networks.found.timm_networks import timm_entry
 from pipeline.models.networks.heads import Pooling
 from pipeline.models.networks.own_networks import OWN_NETWORKS
 from pipeline.models.networks.torchvision_networks import refusal_of, torchvision_entry, torchvision_names
 from schemas.errors import ModelError
+from schemas.options.network_names import reference_of
 
 
 def get(name: str, *, exact_maps: bool = False) -> NetworkEntry:
@@ -33,9 +37,16 @@ def get(name: str, *, exact_maps: bool = False) -> NetworkEntry:
     Raises ModelError for an unknown name (with the nearest known one), for a network that camlake can't cut, and, with
     ``exact_maps``, for one that only classifies; each ends the run.
     """
+    if reference := reference_of(name):
+        found = timm_entry(name, reference) if reference.timm else own_entry(name, reference)
+        if exact_maps:
+            found.require_exact_maps()
+        return found
     if name not in OWN_NETWORKS and name not in torchvision_names():
         near = difflib.get_close_matches(name.lower(), [*OWN_NETWORKS, *torchvision_names()], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "`camlake models` lists all"
+        hint = (
+            f"did you mean {near[0]!r}?" if near else "`camlake models` lists all; others: timm/NAME, module:function"
+        )
         raise ModelError(f"unknown network {name!r}; {hint}")
     entry = OWN_NETWORKS.get(name) or torchvision_entry(name)
     if entry is None and exact_maps:

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from schemas.options.box_rules import HEURISTIC_CLASSES, PAPER_THRESHOLD, BoxConfig
 from schemas.options.config import COMMA_SEPARATED, Device, Precision, option, required
 from schemas.options.input_options import InputKind, InputOptions
+from schemas.options.network_names import NetworkLayers
 from schemas.tables import FeatureType, optional_tables
 from schemas.url_secrets import shown_value
 
@@ -45,7 +46,7 @@ def _actor_range(value: Any) -> Any:
     return value
 
 
-class AnnotateConfig(BoxConfig):
+class AnnotateConfig(NetworkLayers, BoxConfig):
     """The options of ``camlake annotate``."""
 
     input: str = required(
@@ -56,11 +57,12 @@ class AnnotateConfig(BoxConfig):
 
     model: str | None = option(
         None,
-        "network by name (`camlake models`); default: the one that the weights' card names, or resnet50",
+        "network by name (`camlake models`), timm/NAME, or package.module:function of your own; default: the one that"
+        " the weights' card names, or resnet50",
         "Network",
     )
     weights: str = option(
-        "DEFAULT", "torchvision's name of the weights, or a safetensors or state-dict file at any URL", "Network"
+        "DEFAULT", "published name of the weights, or a safetensors or state-dict file at any URL", "Network"
     )
     weights_key: str | None = option(
         None,

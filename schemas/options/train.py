@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from schemas.options.config import Device, Precision, StorageConfig, option, required
+from schemas.options.network_names import NetworkLayers
 
 Supervision = Literal["labels", "boxes"]
 TrainedPart = Literal["full", "head"]
@@ -12,7 +13,7 @@ Schedule = Literal["modern", "paper"]
 Augment = Literal["crop", "flip", "none"]
 
 
-class TrainConfig(StorageConfig):
+class TrainConfig(NetworkLayers):
     """The options of ``camlake train``."""
 
     input: str = required(

@@ -17,6 +17,7 @@ from torch.fx.experimental.optimization import fuse
 from pipeline.models.allocator import keep_freed_memory
 from pipeline.models.localize.runtime import Runtime, resolve_precision
 from pipeline.models.localize.stride16 import Stride16Trunk, TrunkMaps
+from pipeline.models.networks.found.tracing import follows, with_plain_norms
 from pipeline.models.networks.network import CamNetwork, Normalization
 from schemas.errors import ModelError
 
@@ -202,9 +203,12 @@ def _joined(parts: Sequence[Tensor], images: int) -> Tensor:
 
 
 def _folded(trunk: nn.Module) -> nn.Module:
-    """Return a copy of ``trunk``, in float32, with each batch norm folded into the convolution before it."""
-    if any(isinstance(module, nn.BatchNorm2d) for module in trunk.modules()):
-        return fuse(trunk)
+    """Return a copy of ``trunk``, in float32, with each batch norm folded into the convolution before it.
+
+    Where torch.fx can't follow the trunk, the batch norms stay.
+    """
+    if follows(trunk) and any(isinstance(module, nn.BatchNorm2d) for module in trunk.modules()):
+        return fuse(with_plain_norms(trunk))
     return copy.deepcopy(trunk)
 
 

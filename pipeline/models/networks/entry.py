@@ -32,6 +32,8 @@ class PublishedWeights:
     """Names of the C classes, in the order of the logits; None where only the file itself has them."""
     whole: bool = True
     """Whether the file has values for the classifier too."""
+    load: Callable[[], dict[str, Tensor]] | None = None
+    """Returns the state dict of weights that are no file at ``location``, such as those of another library's loader."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,18 @@ class NetworkEntry:
         steps = round(WIDTH_STEPS * channels / self.last_channels)
         return min(max(steps, 1) / WIDTH_STEPS, GREATEST_WIDTH)
 
+    @property
+    def found(self) -> bool:
+        """Whether the structure of the network was found by trying its parts, not by its class."""
+        return self.family.cutter is not None
+
     def without_values(self, architecture: Architecture) -> nn.Module:
-        """Return the network with parameters on the meta device: right shapes in milliseconds, whatever its size."""
-        with _EmptyTensors():
+        """Return the network with parameters on the meta device: right shapes in milliseconds, whatever its size.
+
+        A network whose structure was found has memory for its parameters, but undefined values: its tables of
+        constants, which no state dict holds, may be made of tensors of any kind.
+        """
+        with _UndrawnValues() if self.found else _EmptyTensors():
             return self.construct(architecture)
 
     def shaped_like(self, architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module:
@@ -136,6 +147,8 @@ class NetworkEntry:
         Raises ModelError for a network that only classifies.
         """
         self.require_exact_maps()
+        if self.found:
+            raise ModelError(f"--supervision boxes: allowed: networks that `camlake models` lists, not {self.name}")
         return add_box_head(module, cut(module, self.families[architecture.pooling])[1])
 
     def cam_network(self, architecture: Architecture, module: nn.Module, preprocessing: Preprocessing) -> CamNetwork:
@@ -172,3 +185,18 @@ class _EmptyTensors(TorchFunctionMode):
                 return weight
         device = {"device": "meta"} if func in (torch.empty, torch.zeros, torch.ones) else {}
         return func(*args, **{**given, **device})
+
+
+class _UndrawnValues(TorchFunctionMode):
+    """Leaves out drawing random values, which takes nearly all of the time in which a large network is built."""
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run ``func``, or return the tensor as it is where ``func`` fills it with random values."""
+        if func in _DRAWING:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+_DRAWING = {Tensor.normal_, Tensor.uniform_, Tensor.erfinv_}

@@ -30,6 +30,8 @@ class Family:
     """Name of the last tensor of stride 16, as ``localize.stride16`` names it; None: it is found by its shape."""
     refusal: str | None = None
     """Why the network only classifies, and which network to use instead; None where it has exact maps."""
+    cutter: Callable[[nn.Module], tuple[nn.Module, Head]] | None = None
+    """Cuts a network whose structure was found; None: it is cut between its children, see ``cut``."""
 
 
 def cut(module: nn.Module, family: Family) -> tuple[nn.Module, Head]:
@@ -38,6 +40,8 @@ def cut(module: nn.Module, family: Family) -> tuple[nn.Module, Head]:
     Trunk and head consist of the module's own layers and share its weights. Dropout in front of the linear layer is
     left out. Raises TypeError where ``family`` names layers of other kinds than a head can have.
     """
+    if family.cutter is not None:
+        return family.cutter(module)
     children = list(module.named_children())
     names = [name for name, _ in children]
     trunk = nn.Sequential()

@@ -76,11 +76,34 @@ def _weighted_sums(weights: Tensor, features: Tensor) -> Tensor:
     return torch.einsum("bnk,bkhw->bnhw", weights, features)
 
 
-class LinearHead(Head):
-    """Global pooling, then one linear layer: M_c = Σ_k w_k^c f_k, bias_c = b_c."""
+class PointwiseLinear(nn.Module):
+    """A 1×1 convolution behind the pooling, in the form of the linear layer that it then is; it shares the weights."""
 
-    def __init__(self, linear: nn.Linear, pooling: Pooling = "gap") -> None:
-        """``linear`` must have a bias."""
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """``conv`` is 1×1, without groups."""
+        super().__init__()
+        self.conv = conv
+        self.in_features, self.out_features = conv.in_channels, conv.out_channels
+
+    @property
+    def weight(self) -> Tensor:
+        """(C, K)."""
+        return self.conv.weight.flatten(1)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(C,), or None."""
+        return self.conv.bias
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return the logits (B, C) of vectors (B, K)."""
+        return F.linear(vectors, self.weight, self.bias)
+
+
+class LinearHead(Head):
+    """Global pooling, then one linear layer: M_c = Σ_k w_k^c f_k, bias_c = b_c, or 0 where the layer has no bias."""
+
+    def __init__(self, linear: nn.Linear | PointwiseLinear, pooling: Pooling = "gap") -> None:
         super().__init__()
         self.linear = linear
         self.pooling = pooling
@@ -106,7 +129,8 @@ class LinearHead(Head):
 
     def bias_of(self, class_ids: Tensor) -> Tensor:
         """Return b_c."""
-        return self.linear.bias[class_ids]
+        bias: Tensor | None = self.linear.bias
+        return self.linear.weight.new_zeros(class_ids.shape) if bias is None else bias[class_ids]
 
 
 class ConvHead(Head):
@@ -162,8 +186,8 @@ class NormedHead(LinearHead):
         M_c = Σ_k v_k^c f_k / σ,   v_k^c = w_k^c γ_k − mean_j(w_j^c γ_j),   bias_c = b_c + Σ_k w_k^c β_k
     """
 
-    def __init__(self, norm: nn.LayerNorm, linear: nn.Linear) -> None:
-        """``norm`` normalizes the K averages and has a scale and a shift; ``linear`` must have a bias."""
+    def __init__(self, norm: nn.LayerNorm, linear: nn.Linear | PointwiseLinear) -> None:
+        """``norm`` normalizes the K averages and has a scale and a shift."""
         super().__init__(linear)
         self.norm = norm
 
@@ -182,7 +206,7 @@ class NormedHead(LinearHead):
 
     def bias_of(self, class_ids: Tensor) -> Tensor:
         """Return b_c + Σ_k w_k^c β_k."""
-        return self.linear.bias[class_ids] + self.linear.weight[class_ids] @ self.norm.bias
+        return super().bias_of(class_ids) + self.linear.weight[class_ids] @ self.norm.bias
 
 
 def refitted(head: Head, weight: Tensor, bias: Tensor) -> Head:

@@ -17,6 +17,7 @@ from pipeline.models.weights.state_fitting import State, architecture_of, fit_st
 from schemas.errors import ModelError
 from schemas.label_text import parse_labels
 from schemas.options.annotate import names_weights
+from schemas.options.network_names import reference_of
 from schemas.url_secrets import safe_url
 
 DEFAULT_MODEL = "resnet50"
@@ -108,6 +109,11 @@ def model_digest(
 def _network_name(file: WeightsFile, model: str | None) -> str:
     """Return ``model``, which must be the network on the file's card if there is a card, or else the card's network."""
     on_card = file.card.architecture.name if file.card else None
+    reference = reference_of(on_card) if on_card else None
+    if reference and reference.own and model != on_card:
+        raise ModelError(
+            f"{file.source} holds the network of {on_card}, which is your code to run: give --model {on_card}"
+        )
     if model and on_card and model != on_card:
         raise ModelError(f"--model {model}: {file.source} holds {on_card}, as its card says; leave --model out")
     name = model or on_card

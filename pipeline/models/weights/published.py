@@ -1,5 +1,6 @@
 """Weights by name: the weights that a network's entry lists; they are downloaded if they are not on this machine."""
 
+import hashlib
 import re
 import sys
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
+from torch import Tensor
 
 from pipeline.models.networks.entry import PublishedWeights
 from pipeline.models.weights.checkpoint import FILES, WeightsFile, read_checkpoint
@@ -31,6 +33,9 @@ def read_published(
     if weights not in offered:
         raise ModelError(f"--weights {weights!r} of {model}: allowed: {', '.join(offered)}, or {FILES}")
     chosen = offered[weights]
+    if chosen.load is not None:
+        state = chosen.load()
+        return WeightsFile(state, None, chosen.labels, chosen.preprocessing, chosen.source, sha256_of(state))
     file = read_checkpoint(str(_local_file(model, chosen)))
     return replace(
         file,
@@ -65,3 +70,13 @@ def _local_file(model: str, chosen: PublishedWeights) -> Path:
                 f"fetch them elsewhere and give the file with --weights"
             ) from error
     return path
+
+
+def sha256_of(state: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256, 64 hex digits, of the names, shapes, number types and values of a state dict."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

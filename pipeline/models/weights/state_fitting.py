@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.models import registry
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.entry import NetworkEntry
+from pipeline.models.networks.found.identity import check_identity
 from pipeline.models.networks.network import CamNetwork, Preprocessing
 from pipeline.models.weights.head_file import Head
 from schemas.errors import ModelError
@@ -40,7 +41,8 @@ def load_network(
     no exact class activation map. ``head`` takes the place of the last layer of the state.
 
     Raises ModelError, which ends the run, for an unknown name (with the nearest known one), a head that has no exact
-    map (with a network to use instead), a state of another network, and an ``image_size`` too small for the trunk.
+    map (with a network to use instead), a state of another network, an ``image_size`` that the trunk can't take, and a
+    network whose structure was found and whose maps don't average to its logits.
     """
     entry = registry.get(name, exact_maps=exact_maps)
     if state is None:
@@ -53,6 +55,8 @@ def load_network(
     expected = preprocessing or entry.preprocessing
     network = entry.cam_network(architecture, module, replace(expected, image_size=image_size or expected.image_size))
     network.eval().requires_grad_(False)
+    if entry.found:
+        check_identity(network, module.eval(), maps=entry.exact_maps)
     check_image_size(network, expected.image_size)
     if head is None:
         return network
@@ -66,6 +70,8 @@ def check_image_size(network: CamNetwork, own_size: int) -> None:
     """
     size = network.preprocessing.image_size
     if not _fits(network, size):
+        if getattr(network.trunk, "found", False):
+            raise ModelError(f"--image-size {size}: {network.name} can't take it; its own is {own_size}")
         larger = range(size + 1, GREATEST_IMAGE_SIZE + 1)
         least = larger[bisect_left(larger, True, key=lambda side: _fits(network, side))]
         raise ModelError(

@@ -1,0 +1,130 @@
+"""timm's networks: what is found in them, their maps against their own logits, what is refused, what they say."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("timm")
+
+from pipeline.models import registry
+from pipeline.models.localize.engine import Engine
+from pipeline.models.localize.foreground import stride16_name
+from pipeline.models.localize.runtime import Runtime
+from pipeline.models.weights.load_weights import load_weights
+from pipeline.models.weights.published import read_published
+from pipeline.models.weights.state_fitting import load_network
+from schemas.errors import ModelError
+from tests.jobs_on import ROOT
+from tests.networks import logits_of_maps
+
+FOUND = {
+    "test_resnet": ("linear", "maps", 0),
+    "test_byobnet": ("linear", "maps", 0),
+    "test_efficientnet": ("linear", "maps", 0),
+    "test_efficientnet_ln": ("linear", "maps", 0),
+    "test_nfnet": ("linear", "maps", 0),
+    "test_convnext": ("normed", "maps", 0),
+    "test_convnext2": ("normed", "maps", 0),
+    "test_mambaout": ("opaque", "channels last", 0),
+    "test_vit2": ("normed", "tokens", 1),
+    "levit_128s": ("affine", "tokens", 0),
+    "lcnet_035": ("opaque", "maps", 0),
+}
+
+
+def initial_state(name):
+    """Return the values that a new network of timm has, with noise, so that scales and shifts count."""
+    torch.manual_seed(2)
+    entry = registry.get(name)
+    module = entry.construct(entry.default_architecture).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return module
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_maps_of_timms_networks_average_to_their_logits(name):
+    found = registry.get(f"timm/{name}")
+    structure = found.family.cutter.__self__
+    assert (structure.kind, structure.layout.form, structure.layout.prefix) == FOUND[name]
+    module = initial_state(f"timm/{name}")
+    network = load_network(f"timm/{name}", module.state_dict(), None, exact_maps=found.exact_maps)
+    side = network.preprocessing.image_size
+    pixels = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        features, expected = network.trunk(pixels), module(pixels)
+        assert features.shape == (2, network.channels, *network.map_size(side))
+        size = expected.abs().max()
+        assert (network.head(features).logits - expected).abs().max() <= 1e-4 * size
+        if found.exact_maps:
+            assert (logits_of_maps(network.head, features) - expected).abs().max() <= 1e-4 * size
+
+
+def test_an_engine_folds_timms_norms_and_gives_the_same_maps():
+    network = load_network("timm/test_resnet", initial_state("timm/test_resnet").state_dict(), 64)
+    pixels = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    name = stride16_name(network)
+    assert name is not None
+    engine = Engine(network, Runtime("cpu", "fp32", 2), name)
+    maps = engine.trunk_maps(pixels)
+    assert torch.allclose(maps.features, network.features(pixels), atol=1e-4)
+    assert maps.stride16.shape[2:] == (4, 4)
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in engine._eager.modules())
+
+
+REFUSALS = {
+    "test_vit": r"^timm/test_vit has no exact class activation map: it pools by its class token, not by the mean over",
+    "lcnet_035": r"layers that are not affine stand behind the average \(Hardswish\); give --method layercam, or use",
+    "resnet5": r"knows no network 'resnet5'; did you mean timm/resnet50",
+    "resnet18.mine": r"timm has no weights 'mine' of resnet18; allowed: a1_in1k, ",
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_is_refused_and_what_works_instead(name):
+    with pytest.raises(ModelError, match=REFUSALS[name]) as refused:
+        registry.get(f"timm/{name}", exact_maps=True)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_of_weights_brings_timms_preprocessing_and_imagenets_names(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(initial_state("timm/test_resnet").state_dict(), path)
+    weights = load_weights("timm/test_resnet", str(path), None)
+    assert weights.preprocessing.image_size == 160
+    assert weights.preprocessing.mean == (0.5, 0.5, 0.5)
+    assert weights.labels[:2] == ("tench", "goldfish")
+
+
+def test_weights_by_name_come_from_timms_own_loader(monkeypatch):
+    import timm
+
+    entry = registry.get("timm/test_resnet.r160_in1k")
+    assert list(entry.official_weights) == ["DEFAULT", "r160_in1k"]
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **options: create(name, **options))
+    file = read_published(entry.name, entry.official_weights, "DEFAULT")
+    assert file.source == "timm/test_resnet.r160_in1k"
+    assert len(file.sha256) == 64
+    assert load_network(entry.name, file.state, None).classes == 1000
+
+    def unreachable(name, pretrained=False):
+        raise OSError("no route\nto the hub")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(
+        ModelError, match=r"^timm can't load the weights test_resnet.r160_in1k \(no route\); fetch them"
+    ):
+        read_published(entry.name, entry.official_weights, "DEFAULT")
+
+
+def test_torchvisions_networks_start_without_timm_and_transformers():
+    program = (
+        "import sys; from pipeline.models.weights.state_fitting import load_network; load_network('resnet18', None, 64)\n"
+        "print([name for name in ('timm', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,22 +1,40 @@
 """``camlake view``: the gallery of the report for all images of an output, served on this machine."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from socketserver import BaseServer
+from threading import Thread
+
 from jobs.terminal.console import Screen, main, verb
+from pipeline.annotate.stopping import stop_requested
+from schemas.errors import Stopped
 from schemas.options.reading import ViewConfig
 from schemas.url_secrets import safe_url
 
 
 def run(config: ViewConfig, screen: Screen) -> None:
-    """Serve the page until Ctrl-C; the first line is its URL."""
+    """Serve the page until Ctrl-C or SIGTERM; the first line is its URL."""
     from pipeline.outputs.page.live import LiveCatalog
     from pipeline.outputs.page.server import ViewServer
 
-    with ViewServer(LiveCatalog(config), config.host, config.port) as server:
+    with ViewServer(LiveCatalog(config), config.host, config.port) as server, serving(server):
         screen.result(f"view: {server.url}", url=server.url)
         screen.say(f"shows {safe_url(config.out)} to whoever has this URL; Ctrl-C ends it")
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            screen.say("view: ended")
+        with suppress(Stopped), stop_requested() as asked:
+            asked.wait()
+    screen.say("view: ended")
+
+
+@contextmanager
+def serving(server: BaseServer) -> Iterator[None]:
+    """Answer requests in another thread during the block."""
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
 
 
 ABOUT = "Serve the gallery for all images: search, any threshold, similar pictures."

@@ -2,7 +2,8 @@
 
 The rows are synthetic: two random boxes and five maps of 14×14 for each image, committed by the real code. The pictures
 are photographs, or rendered ones, repeated under new names. Each page is written in a process of its own, by the real
-verb's code. First paint is what the browser reports; ready is when the first pictures stand in the grid.
+verb's code; the seconds are those of the work, without the start of Python. First paint is what the browser reports;
+ready is when the first picture stands in the grid, decoded.
 """
 
 import io

@@ -43,7 +43,7 @@ class ViewServer(ThreadingHTTPServer):
         """Listen on ``host`` and ``port`` (0: a free one); raises UsageError where that can't be."""
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.catalog, self.token = catalog, secrets.token_urlsafe(24)
-        self._names = {host.lower(), "localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
+        self._names = {host.lower(), "localhost", socket.gethostname().lower()}
         self._host = host
         try:
             super().__init__((host, port), _Handler)
@@ -121,8 +121,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "api/near":
             self._json(catalog.current().near(_image_id(_fields(url.query, {"id"}).get("id", ""))))
         elif path.startswith("picture/"):
-            size = _fields(url.query, {"size"}).get("size", "small")
-            if size not in SIDES_PX:
+            asked = _fields(url.query, {"size"}).get("size", "small")
+            size = next((one for one in SIDES_PX if one == asked), None)
+            if size is None:
                 raise UsageError(f"size: allowed: {', '.join(SIDES_PX)}")
             data = catalog.current().picture(_image_id(path.removeprefix("picture/")), size)
             self._answer(data, "image/webp", {"Cache-Control": "private, max-age=3600"})

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from jobs.terminal.console import Screen
 from schemas.options.config import JobConfig, option, required
+
+if TYPE_CHECKING:
+    from pipeline.models.weights.head_file import Head
 
 Pixels = NDArray[np.uint8]
 RESAMPLES = 2000
@@ -80,33 +83,59 @@ class Looked:
         row, column = np.unravel_index(int(self.heat.argmax()), self.heat.shape)
         return (float(column) + 0.5) / columns * self.size_hw[1], (float(row) + 0.5) / rows * self.size_hw[0]
 
+    @property
+    def box(self) -> NDArray[np.float64] | None:
+        """The box (4,) that is cut from the map as annotate cuts it, in half-open pixels; None where there is none."""
+        from pipeline.models.localize.box_rules import BoxRule, boxes_in_pixels, cut_maps
+        from schemas.options.box_rules import AUTO_THRESHOLD
 
-def look(pictures: Pictures, label: str, config: RecipeConfig, screen: Screen) -> list[Looked]:
-    """Annotate all pictures, fit a head of each seed, and return what the heads say of their test pictures."""
-    from pipeline import camlake
+        rule, zero = BoxRule("auto", (AUTO_THRESHOLD,), 0.0), np.zeros(1, np.int64)
+        found = boxes_in_pixels(rule, [cut_maps(rule, self.heat[None], zero, zero, np.array([self.size_hw]))]).xyxy
+        return found[0].astype(np.float64) if len(found) else None
+
+
+def annotated(pictures: Path, out: Path, config: RecipeConfig, screen: Screen) -> None:
+    """Annotate a folder of pictures with features and feature maps."""
     from pipeline.graph.annotate.driver import annotate
-    from pipeline.models.weights.head_file import head_bytes
+    from schemas.options.annotate import AnnotateConfig
+
+    given = {"input": str(pictures), "out": str(out), "model": config.model, "engine": "local", "foreground": "off"}
+    given |= {"weights": config.weights, "image_size": config.image_size, "outputs": "features,feature_maps"}
+    annotate(AnnotateConfig.resolve(given), screen)
+
+
+def fitted(out: Path, labels: Path, screen: Screen) -> "Head":
+    """Return a head for the classes of a file of labels, fitted on the features of an output."""
     from pipeline.outputs.heads.features import open_features
     from pipeline.outputs.heads.head_jobs import fit
     from pipeline.storage.truth.image_labels import read_image_labels
-    from schemas.options.annotate import AnnotateConfig
     from schemas.options.config import StorageConfig
 
-    out = Path(config.out)
-    given = {"input": str(pictures.folder), "out": str(out / "labels"), "model": config.model, "engine": "local"}
-    given |= {"weights": config.weights, "image_size": config.image_size}
-    annotate(AnnotateConfig.resolve({**given, "outputs": "features,feature_maps", "foreground": "off"}), screen)
-    found = []
+    source = open_features(str(out), StorageConfig(), None)
+    return fit(source, read_image_labels(str(labels), StorageConfig()), "logistic", screen)
+
+
+def look(
+    pictures: Pictures, label: str, config: RecipeConfig, screen: Screen, *, everywhere: bool = False
+) -> list[Looked]:
+    """Annotate all pictures, fit a head of each seed, and return what the heads say of their test pictures.
+
+    ``everywhere``: of the pictures that they were fitted on too.
+    """
+    from pipeline import camlake
+    from pipeline.models.weights.head_file import head_bytes
+
+    out, found = Path(config.out), []
+    annotated(pictures.folder, out / "labels", config, screen)
     for seed, names in enumerate(pictures.names):
         labels = out / f"labels-{seed}.csv"
         with labels.open("w", newline="", encoding="utf-8") as sink:
             rows = csv.writer(sink)
             rows.writerow(("file", "label"))
             rows.writerows((name, label if name in pictures.positive else "") for name in names)
-        source = open_features(str(out / "labels"), StorageConfig(), None)
-        head = fit(source, read_image_labels(str(labels), StorageConfig()), "logistic", screen)
+        head = fitted(out / "labels", labels, screen)
         (out / f"head-{seed}.safetensors").write_bytes(head_bytes(head))
-        own = set(pictures.tests[seed])
+        own = set(pictures.tests[seed]) | (set(names) if everywhere else set())
         with camlake.open(str(out / "labels")) as lake:
             for one in lake.maps(head):
                 name = one.uri.rpartition("/")[2]
@@ -131,12 +160,9 @@ def points_in(xy: tuple[float, float], boxes_xyxy: NDArray[np.float64]) -> bool:
 
 def scores(found: Sequence[Looked], pictures: Pictures, baselines: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
     """Return the figures of all seeds; ``baselines``: points in shares of width and height that need no head."""
-    from pipeline.arrays.metrics import iou
+    from pipeline.arrays.metrics import paired_iou
     from pipeline.arrays.ranking import roc_auc
-    from pipeline.models.localize.box_rules import BoxRule, boxes_in_pixels, cut_maps
-    from schemas.options.box_rules import AUTO_THRESHOLD
 
-    rule = BoxRule("auto", (AUTO_THRESHOLD,), 0.0)
     with_it = [one for one in found if one.name in pictures.positive]
     hits = np.array([points_in(one.peak_xy, pictures.boxes[one.name]) for one in with_it])
     figures: dict[str, Any] = {"test pictures with it": len(with_it), "pointing": mean(hits)}
@@ -147,11 +173,9 @@ def scores(found: Sequence[Looked], pictures: Pictures, baselines: Mapping[str, 
         figures |= {f"pointing of {name}": mean(fixed), f"pointing − {name}": mean(hits.astype(int) - fixed)}
     best = []
     for one in with_it:
-        size = np.array([one.size_hw])
-        cut = cut_maps(rule, one.heat[None], np.zeros(1, np.int64), np.zeros(1, np.int64), size)
-        box, truth = boxes_in_pixels(rule, [cut]).xyxy.astype(np.float64), pictures.boxes[one.name]
+        box, truth = one.box, pictures.boxes[one.name]
         around = np.r_[truth[:, :2].min(axis=0), truth[:, 2:].max(axis=0)][None]
-        best.append(float(iou(box, around).max()) if len(box) else 0.0)
+        best.append(0.0 if box is None else float(paired_iou(box[None], around)[0]))
     figures["IoU of the box with the extent of all true boxes"] = mean(np.array(best))
     aucs, by_seed = {}, {}
     for seed in sorted({one.seed for one in found}):
@@ -172,13 +196,15 @@ def report(
     screen: Screen,
 ) -> None:
     """Print the figures, and write results.json and page.html, which shows test pictures with maps and peaks."""
+    from jobs.suites.machine import machine_facts
     from pipeline.outputs.heads.top import Ranked
     from pipeline.outputs.heads.top_page import page
 
     shown = {name: _in_words(value) for name, value in figures.items()}
     screen.table(title, ["figure", "value"], [[name, value] for name, value in shown.items()])
     out = Path(config.out)
-    document = {"recipe": title, "config": config.model_dump(exclude={"out"}), "figures": figures}
+    options = config.model_dump(exclude={"out"})
+    document = {"recipe": title, "config": options, "machine": machine_facts(), "figures": figures}
     (out / "results.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     sections = {}
     for name, wanted in (("test pictures that show it", True), ("test pictures that don't", False)):

@@ -194,8 +194,12 @@ def report(
     figures: dict[str, Any],
     config: RecipeConfig,
     screen: Screen,
+    value: str = "the head's probability",
 ) -> None:
-    """Print the figures, and write results.json and page.html, which shows test pictures with maps and peaks."""
+    """Print the figures, and write results.json and page.html, which shows test pictures with maps and peaks.
+
+    ``value`` says in words what ``Looked.prob`` is.
+    """
     from jobs.suites.machine import machine_facts
     from pipeline.outputs.heads.top import Ranked
     from pipeline.outputs.heads.top_page import page
@@ -209,6 +213,8 @@ def report(
     sections = {}
     for name, wanted in (("test pictures that show it", True), ("test pictures that don't", False)):
         own = [one for one in found if (one.name in pictures.positive) == wanted]
+        if not own:
+            continue
         own = own[:: max(1, len(own) // _SHOWN)][:_SHOWN]
         sections[name] = [Ranked(one.name, one.name, one.prob, "", one.heat, _spot(one)) for one in own]
     ranked = list(sections.values())
@@ -218,7 +224,7 @@ def report(
         for one in some
     }
     notes = [f"{name}: {value}" for name, value in shown.items()]
-    notes.append("The value is the head's probability, the small square the cell that its map points at.")
+    notes.append(f"The value is {value}, the small square the cell that the map points at.")
     (out / "page.html").write_bytes(page(title, notes, list(sections), ranked, seen))
     screen.result(f"{out / 'page.html'}, {out / 'results.json'}", **figures)
 

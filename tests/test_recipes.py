@@ -73,7 +73,7 @@ def test_scores_by_hand(tmp_path):
 
 def test_too_few_photographs_are_refused(tmp_path):
     config = text_detector.TextDetectorConfig.resolve({"out": str(tmp_path / "out"), "images": str(tmp_path)})
-    with pytest.raises(UsageError, match=r"^--images .*: 0 JPEG and PNG files; allowed: 510 or more$"):
+    with pytest.raises(UsageError, match=r"^--images .*: 0 JPEG and PNG files; allowed: 200 or more$"):
         text_detector.render(config)
 
 

@@ -99,8 +99,9 @@ def annotated(pictures: Path, out: Path, config: RecipeConfig, screen: Screen) -
     from pipeline.graph.annotate.driver import annotate
     from schemas.options.annotate import AnnotateConfig
 
-    given = {"input": str(pictures), "out": str(out), "model": config.model, "engine": "local", "foreground": "off"}
-    given |= {"weights": config.weights, "image_size": config.image_size, "outputs": "features,feature_maps"}
+    given: dict[str, Any] = {"input": str(pictures), "out": str(out), "model": config.model, "engine": "local"}
+    given |= {"weights": config.weights, "image_size": config.image_size, "foreground": "off"}
+    given |= {"outputs": "features,feature_maps"}
     annotate(AnnotateConfig.resolve(given), screen)
 
 

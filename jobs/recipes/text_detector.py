@@ -26,9 +26,11 @@ class TextDetectorConfig(RecipeConfig):
 
     images: str | None = option(
         None,
-        "local folder of seeds × (train + test) photographs to write on; default: rendered ones",
+        "local folder of photographs to write on, train + test or more; default: rendered ones",
         "Options",
     )
+    train: int = option(140, "pictures of a seed for the fit, each with words, with shapes and plain", "Options", ge=10)
+    test: int = option(60, "pictures of a seed for the test", "Options", ge=10)
     image_size: int = option(448, "side of the network's input in pixels", "Options", ge=96, le=1024)
 
 
@@ -41,17 +43,19 @@ def run(config: TextDetectorConfig, screen: Screen) -> None:
 
 
 def render(config: TextDetectorConfig) -> Pictures:
-    """Write on the pictures of all seeds; no picture is in two seeds or in both fit and test."""
+    """Write on the pictures of all seeds; no picture of a seed is in both fit and test.
+
+    The seeds share the photographs, in other orders and with other words.
+    """
     from pipeline.images.synthetic.words import write_words
 
     ground, pictures = _grounds(config), Pictures(Path(config.out) / "pictures")
     pictures.folder.mkdir(parents=True, exist_ok=True)
-    each = config.train + config.test
     for seed in range(config.seeds):
         parts: list[list[str]] = [[], []]
-        for number in range(each):
+        for number in range(config.train + config.test):
             rng, name = np.random.default_rng((seed, number)), f"{seed}-{number:04d}"
-            pixels = ground(seed * each + number)
+            pixels = ground(seed, number)
             written = write_words(rng, pixels)
             words = pictures.save(f"{name}-words", written.words)
             pictures.positive.add(words)
@@ -63,11 +67,11 @@ def render(config: TextDetectorConfig) -> Pictures:
     return pictures
 
 
-def _grounds(config: TextDetectorConfig) -> Callable[[int], NDArray[np.uint8]]:
-    """Return the function that gives the picture of a number; raises UsageError for too few photographs."""
+def _grounds(config: TextDetectorConfig) -> Callable[[int, int], NDArray[np.uint8]]:
+    """Return the function that gives the picture of a seed and a number; raises UsageError for too few photographs."""
     from pipeline.images.synthetic.scenes import CLASSES, render_scene
 
-    needed = config.seeds * (config.train + config.test)
+    needed = config.train + config.test
     if config.images is None:
         return lambda number: (
             render_scene(np.random.default_rng((9, number)), number % len(CLASSES), (_SIDE_PX, _SIDE_PX)).pixels
@@ -76,10 +80,10 @@ def _grounds(config: TextDetectorConfig) -> Callable[[int], NDArray[np.uint8]]:
     files = sorted(path for path in Path(config.images).iterdir() if path.suffix.lower() in kinds)
     if len(files) < needed:
         raise UsageError(f"--images {config.images!r}: {len(files)} JPEG and PNG files; allowed: {needed} or more")
-    order = np.random.default_rng(0).permutation(len(files))
+    orders = [np.random.default_rng(seed).permutation(len(files)) for seed in range(config.seeds)]
 
-    def photograph(number: int) -> NDArray[np.uint8]:
-        path = files[order[number]]
+    def photograph(seed: int, number: int) -> NDArray[np.uint8]:
+        path = files[orders[seed][number]]
         pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
         if pixels is None:
             raise UsageError(f"--images: {str(path)!r} can't be decoded; allowed: whole JPEG and PNG files")

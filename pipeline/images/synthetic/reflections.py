@@ -79,7 +79,8 @@ def _water(rng: np.random.Generator, size_hw: tuple[int, int]) -> Pixels:
     waves = np.sin(rows * rng.uniform(0.3, 1.2) + 2 * np.sin(columns * rng.uniform(0.02, 0.08)))[:, :, None]
     grain = rng.normal(0, 4, (height, width, 1))
     values = far * (1 - share) + near * share + waves * rng.uniform(3, 14) + grain
-    return np.clip(values, 0, 255).astype(np.uint8)
+    water: Pixels = np.clip(values, 0, 255).astype(np.uint8)
+    return water
 
 
 def _reflect(rng: np.random.Generator, picture: Pixels, seen: NDArray[np.bool_], edge: int, rows: int) -> None:

@@ -14,11 +14,13 @@ from PIL import Image, ImageDraw, ImageFont
 Pixels = NDArray[np.uint8]
 
 HEIGHTS = (0.07, 0.14)
-"""Range of the height of a word as a share of the picture's shorter side."""
+"""Range of the height of a word's ink as a share of the picture's shorter side: one to two cells of 14."""
 WORDS = (1, 2)
 """Least and greatest number of words of a picture."""
 _LETTERS = (3, 8)
 _TRIES = 20
+_PROBE = 100
+"""Size of a font at which the height of a word's ink is found."""
 
 
 class Written(NamedTuple):
@@ -61,8 +63,9 @@ def _mask(rng: np.random.Generator, side_px: int) -> Pixels:
     """Return the ink (h, w), 0 to 255, of a random word, cut to its extent."""
     letters = string.ascii_lowercase if rng.random() < 0.6 else string.ascii_uppercase
     text = "".join(rng.choice(list(letters), int(rng.integers(_LETTERS[0], _LETTERS[1] + 1))))
-    size = max(8, round(rng.uniform(*HEIGHTS) * side_px))
-    font = ImageFont.truetype(fonts()[rng.integers(len(fonts()))], size)
+    file = fonts()[rng.integers(len(fonts()))]
+    _, top, _, bottom = ImageFont.truetype(file, _PROBE).getbbox(text)
+    font = ImageFont.truetype(file, max(8, round(_PROBE * rng.uniform(*HEIGHTS) * side_px / (bottom - top))))
     left, top, right, bottom = font.getbbox(text)
     canvas = Image.new("L", (max(1, round(right - left)), max(1, round(bottom - top))))
     ImageDraw.Draw(canvas).text((-left, -top), text, fill=255, font=font)

@@ -1,11 +1,13 @@
 """Heads on cases worked by hand: logits, class maps and their biases, and that the maps average to the logits."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.models.networks.heads import ConvHead, LinearHead, NormedHead
+from pipeline.models.networks.heads import ClassifierHead, ConvHead, LinearHead, NormedHead, refitted
+from schemas.errors import ModelError
 from tests.networks import logits_of_maps
 
 
@@ -107,3 +109,30 @@ def test_gmp_heads_by_hand() -> None:
     assert ConvHead(conv, "gmp")(features).logits.tolist() == [[5.5]], "one place"
     broken = torch.cat([features * torch.nan, features])
     assert head(broken).logits.isnan().tolist() == [[True], [False]]
+
+
+NORM = nn.LayerNorm(2, eps=0.0)
+
+
+@pytest.mark.parametrize(
+    "old",
+    [LinearHead(nn.Linear(2, 5)), ConvHead(nn.Conv2d(2, 5, 1)), NormedHead(NORM, nn.Linear(2, 5))],
+    ids=lambda head: type(head).__name__,
+)
+def test_another_linear_layer_stands_on_the_vectors_that_the_old_head_pooled(old) -> None:
+    weight, bias = torch.tensor([[1.0, -2.0], [0.5, 3.0], [1.0, 1.0]]), torch.tensor([0.5, -1.0, 0.0])
+    new = refitted(old, weight, bias)
+    pooled = old(FEATURES).pooled
+    assert torch.equal(new(FEATURES).pooled, pooled)
+    assert torch.allclose(new(FEATURES).logits, pooled @ weight.T + bias)
+    ids = torch.tensor([[0, 1, 2]] * 2)
+    maps = new.class_maps(FEATURES, ids)
+    assert torch.allclose(maps.mean((2, 3)) + new.bias_of(ids), new(FEATURES).logits, atol=1e-6)
+    assert (maps < 0).any(), "no ReLU follows"
+
+
+def test_what_can_not_be_refitted() -> None:
+    with pytest.raises(ModelError, match="a head on 3 features; the network has 2"):
+        refitted(LinearHead(nn.Linear(2, 5)), torch.zeros(1, 3), torch.zeros(1))
+    with pytest.raises(ModelError, match="no exact class activation map"):
+        refitted(ClassifierHead(nn.Flatten(), nn.Linear(4, 5)), torch.zeros(1, 4), torch.zeros(1))

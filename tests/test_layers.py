@@ -42,6 +42,7 @@ LEVELS = {
     "jobs/terminal": 4.9,
     "jobs/suites": 5.0,
     "jobs": 5.1,
+    "jobs/recipes": 5.2,
     "jobs/terminal/program.py": 5.9,
     "pipeline/camlake/__main__.py": 6.0,
 }

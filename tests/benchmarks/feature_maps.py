@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
+import psutil
 import torch
 from numpy.typing import NDArray
 
@@ -34,23 +34,18 @@ from pipeline.models.localize.box_rules import BoxRule
 from pipeline.models.weights.head_file import Head, head_bytes
 from pipeline.outputs.heads.features import open_features
 from pipeline.outputs.heads.head_jobs import fit
-from pipeline.storage.filesystems import connect
-from pipeline.storage.lake.layout import LakePaths
-from pipeline.storage.lake.run import RunRequest, open_run
 from pipeline.storage.truth.image_labels import read_image_labels
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.config import StorageConfig, option
 from schemas.options.localize import LocalizeConfig
-from schemas.runs import Counts
-from schemas.tables import network_types, written_schemas
 from tests.benchmarks.command import TruthConfig, benchmark
 from tests.benchmarks.label_free import in_first_half
+from tests.benchmarks.multiplied import multiply
 
 GROUPS = {"animal": range(398), "dog": range(151, 269), "insect": range(300, 327), "thing": range(398, 1000)}
 """Groups of the classes of ImageNet-1k, by their indices."""
 RULE = {"box_rule": "paper", "threshold": 0.2, "foreground": "off"}
-IMAGES_PER_COMMIT = 2048
 _BATCH = 16
 
 
@@ -62,11 +57,11 @@ class FeatureMapsConfig(TruthConfig):
 
 
 class TimedReporter:
-    """A reporter that keeps when how many images were done."""
+    """A reporter that keeps when how many images were done, and how much CPU time they had taken."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
-        self.done: list[tuple[float, int]] = []
+        self.done: list[tuple[float, float, int]] = []
 
     def say(self, text: str, **facts: Any) -> None:
         """Report a step."""
@@ -77,15 +72,22 @@ class TimedReporter:
         """Keep the progress of the block."""
 
         def advance(done: int, rejected: int = 0) -> None:
-            self.done.append((time.perf_counter(), done))
+            self.done.append((time.perf_counter(), cpu_seconds(), done))
 
         yield advance
 
     @property
-    def images_per_s(self) -> float:
-        """Images a second between the first table that was done and the last one."""
-        (start, first), (end, last) = self.done[0], self.done[-1]
-        return (last - first) / (end - start)
+    def rates(self) -> tuple[float, float]:
+        """Images a second, and images a CPU second, between the first table that was done and the last one."""
+        (start, cpu_start, first), (end, cpu_end, last) = self.done[0], self.done[-1]
+        return (last - first) / (end - start), (last - first) / (cpu_end - cpu_start)
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of all that it started and that live."""
+    here = psutil.Process()
+    times = [one.cpu_times() for one in (here, *here.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
 
 
 def measure(config: FeatureMapsConfig, screen: Screen) -> Figures:
@@ -208,18 +210,23 @@ def speeds(config: FeatureMapsConfig, folder: Path, screen: Screen) -> Figures:
         (many / f"{number:06d}{source.suffix}").symlink_to(source.resolve())
     big = folder / "big"
     multiply(folder / "labels", big, config.copies)
-    rates: dict[str, list[float]] = {name: [] for name in ("annotate", "annotate without", "localize", "unfused")}
+    names = ("annotate", "annotate without", "localize", "unfused")
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    by_cpu: dict[str, list[float]] = {name: [] for name in names}
     for repeat in range(config.repeats):
         for name, with_maps in (("annotate", True), ("annotate without", False)):
             out = folder / f"many-{name}-{repeat}"
-            rates[name].append(annotate_rate(config, many, out, with_maps, screen))
+            rate, cpu_rate = annotate_rates(config, many, out, with_maps, screen)
+            rates[name].append(rate)
+            by_cpu[name].append(cpu_rate)
         for name, foreground in (("localize", "auto"), ("unfused", "off")):
             values = {"labels": str(big), "out": str(folder / f"{name}-{repeat}"), "foreground": foreground}
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             localize(LocalizeConfig.resolve({**values, "head": str(folder / "one.safetensors")}), screen)
             rates[name].append(config.copies / (time.perf_counter() - started))
+            by_cpu[name].append(config.copies / (time.process_time() - cpu_started))
         screen.say(f"images/s: {', '.join(f'{name} {values[-1]:.1f}' for name, values in rates.items())}")
-    medians = {name: float(np.median(values)) for name, values in rates.items()}
+    medians, cpu = ({name: float(np.median(values)) for name, values in of.items()} for of in (rates, by_cpu))
     return {
         "annotate with feature_maps: images/s": spread(rates["annotate"]),
         "annotate without feature_maps: images/s": spread(rates["annotate without"]),
@@ -228,50 +235,24 @@ def speeds(config: FeatureMapsConfig, folder: Path, screen: Screen) -> Figures:
         "localize against annotate, fused": medians["localize"] / medians["annotate"],
         "localize against annotate, not fused": medians["unfused"] / medians["annotate"],
         "added time of annotate": medians["annotate without"] / medians["annotate"] - 1,
+        "annotate with feature_maps: images a CPU second": spread(by_cpu["annotate"]),
+        "localize one head, fused: images a CPU second": spread(by_cpu["localize"]),
+        "localize one head, not fused: images a CPU second": spread(by_cpu["unfused"]),
+        "localize against annotate by CPU time, fused": cpu["localize"] / cpu["annotate"],
+        "localize against annotate by CPU time, not fused": cpu["unfused"] / cpu["annotate"],
+        "added CPU time of annotate": cpu["annotate without"] / cpu["annotate"] - 1,
     }
 
 
-def annotate_rate(config: FeatureMapsConfig, images: Path, out: Path, with_maps: bool, screen: Screen) -> float:
-    """Return the images/s of annotate without its start, with or without feature maps."""
+def annotate_rates(
+    config: FeatureMapsConfig, images: Path, out: Path, with_maps: bool, screen: Screen
+) -> tuple[float, float]:
+    """Return images/s and images a CPU second of annotate without its start, with or without feature maps."""
     options: dict[str, Any] = {"outputs": "boxes,heatmaps,features,foreground"}
     job = annotate_config(config, str(images), out, **({} if with_maps else options))
     timed = TimedReporter(screen)
     annotate(job, timed)
-    return timed.images_per_s
-
-
-def multiply(source: Path, out: Path, images: int) -> None:
-    """Write the tables of ``source``, repeated under new names up to ``images`` images, as an output of their own."""
-    names = ("images", "features", "feature_maps", "foreground")
-    with camlake.open(str(source)) as lake:
-        (run,) = lake.runs
-        tables = {name: lake.arrow(name).drop_columns(["model", "date"]).sort_by("image_id") for name in names}
-    channels = len(tables["features"]["feature"][0])
-    schemas = written_schemas(run.settings["outputs"], network_types(channels, "float32"))
-    request = RunRequest(str(out), StorageConfig(), run.model, run.settings, run.config, run.lineage)
-    fs, root = connect(str(source), StorageConfig())
-    kept = LakePaths(root).foreground_file(run.model)
-    with open_run(request) as opened:
-        begun = opened.begin(Counts(listed=images, planned=images))
-        committer = begun.committer(schemas)
-        fs.makedirs(str(Path(LakePaths(begun.root).foreground_file(run.model)).parent), exist_ok=True)
-        fs.copy(kept, LakePaths(begun.root).foreground_file(run.model))
-        for task, start in enumerate(range(0, images, IMAGES_PER_COMMIT)):
-            rows = np.arange(start, min(start + IMAGES_PER_COMMIT, images))
-            place = pa.array(rows % len(tables["images"]))
-            ids = pa.array([f"{number:032x}" for number in rows])
-            made = {name: renamed(table.take(place), ids, begun.manifest.run_id) for name, table in tables.items()}
-            committer.commit(f"{task:06d}", made)
-        begun.finish()
-
-
-def renamed(rows: pa.Table, ids: pa.Array, run_id: str) -> pa.Table:
-    """Return rows with other image ids and run ids, and with uris that follow from the ids."""
-    changed = {"image_id": ids, "run_id": pa.repeat(run_id, len(rows)), "uri": ids}
-    for name in rows.schema.names:
-        if name in changed:
-            rows = rows.set_column(rows.schema.get_field_index(name), name, changed[name])
-    return rows
+    return timed.rates
 
 
 command = benchmark(

@@ -1,0 +1,88 @@
+"""The recipes: their pictures show what they say, their scores are right by hand, and a small one runs as a whole."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jobs.recipes import mirror_in_lake, text_detector
+from jobs.recipes.recipe import Looked, Pictures, RecipeConfig, mean, points_in, scores
+from jobs.terminal.console import Screen
+from pipeline.images.synthetic.reflections import render_lakes
+from pipeline.images.synthetic.words import fonts, write_words
+from schemas.errors import UsageError
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_lakes_differ_by_their_reflection_alone(seed):
+    pair = render_lakes(np.random.default_rng(seed), 160)
+    again = render_lakes(np.random.default_rng(seed), 160)
+    assert np.array_equal(pair.mirrored, again.mirrored)
+    x0, y0, x1, y1 = pair.box_xyxy
+    assert 0 <= x0 < x1 <= 160
+    assert 0 < y0 < y1 <= 160
+    rows, columns = np.nonzero((pair.mirrored != pair.plain).any(axis=2))
+    ripple = 3 * 160 / 224 + 1
+    assert rows.min() >= y0
+    assert rows.max() < y1
+    assert columns.min() >= x0 - ripple
+    assert columns.max() < x1 + ripple
+    assert len(rows) > 0.1 * (x1 - x0) * (y1 - y0)
+
+
+def test_lakes_are_not_drawn_too_small():
+    with pytest.raises(ValueError, match="side_px 95: allowed: 96 or more"):
+        render_lakes(np.random.default_rng(0), 95)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_words_and_shapes_lie_in_their_boxes(seed):
+    ground = np.random.default_rng(seed).integers(0, 256, (120, 180, 3), np.uint8)
+    before = ground.copy()
+    written = write_words(np.random.default_rng(seed), ground)
+    assert np.array_equal(ground, before)
+    assert len(written.boxes_xyxy) in (1, 2)
+    inside = np.zeros(ground.shape[:2], bool)
+    for x0, y0, x1, y1 in written.boxes_xyxy.astype(int):
+        assert (written.words[y0:y1, x0:x1] != ground[y0:y1, x0:x1]).any()
+        assert (written.shapes[y0:y1, x0:x1] != ground[y0:y1, x0:x1]).any()
+        inside[y0:y1, x0:x1] = True
+    for pixels in (written.words, written.shapes):
+        assert not (pixels != ground).any(axis=2)[~inside].any()
+    assert len(fonts()) > 3
+
+
+def test_scores_by_hand(tmp_path):
+    heat = np.zeros((2, 4), np.float32)
+    heat[1, 2] = 1
+    one = Looked("a.jpg", 0, 0.9, heat, (40, 80))
+    assert one.peak_xy == (50, 30)
+    assert points_in((50, 30), np.array([[0.0, 0, 5, 5], [50, 30, 51, 31]]))
+    assert not points_in((50, 30), np.array([[0.0, 0, 50, 40]]))
+    pictures = Pictures(tmp_path, positive={"a.jpg", "b.jpg"})
+    pictures.boxes = {"a.jpg": np.array([[40.0, 20, 60, 40]]), "b.jpg": np.array([[0.0, 0, 45, 25]])}
+    found = [one, Looked("b.jpg", 0, 0.3, heat, (40, 80)), Looked("c.jpg", 0, 0.5, heat, (40, 80))]
+    figures = scores(found, pictures, {"the centre": (0.5, 0.5)})
+    assert figures["test pictures with it"] == 2
+    assert figures["pointing"] == [0.5, 0.0, 1.0]
+    assert figures["pointing of the centre"] == [1.0, 1.0, 1.0], "40, 20 lies in both"
+    assert figures["pointing − the centre"] == [-0.5, -1.0, 0.0]
+    assert figures["AUC"] == {"seed 0": 0.5}
+    assert mean(np.ones(9)) == [1, 1, 1]
+
+
+def test_too_few_photographs_are_refused(tmp_path):
+    config = text_detector.TextDetectorConfig.resolve({"out": str(tmp_path / "out"), "images": str(tmp_path)})
+    with pytest.raises(UsageError, match=r"^--images .*: 0 JPEG and PNG files; allowed: 200 or more$"):
+        text_detector.render(config)
+
+
+@pytest.mark.slow
+def test_a_recipe_runs_from_pictures_to_its_page(tmp_path):
+    options = {"out": str(tmp_path), "model": "camlake_demo", "seeds": 2, "train": 12, "test": 10, "image_size": 96}
+    mirror_in_lake.run(RecipeConfig.resolve(options), Screen())
+    figures = json.loads((tmp_path / "results.json").read_text())["figures"]
+    assert figures["test pictures with it"] == 20
+    assert set(figures["AUC"]) == {"seed 0", "seed 1"}
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('<img src="data:image/jpeg') == 40

@@ -123,7 +123,8 @@ def test_weights_by_name_come_from_timms_own_loader(monkeypatch):
 
 def test_torchvisions_networks_start_without_timm_and_transformers():
     program = (
-        "import sys; from pipeline.models.weights.state_fitting import load_network; load_network('resnet18', None, 64)\n"
+        "import sys; from pipeline.models.weights.state_fitting import load_network\n"
+        "load_network('resnet18', None, 64)\n"
         "print([name for name in ('timm', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -109,7 +109,7 @@ def _ending(one: dict[str, Any]) -> str:
             return _tried(one, side)
         except ModelError as error:
             ending = f"refused: {error}"
-        except Exception as error:  # noqa: BLE001 - whatever a network raises is its ending in this table
+        except Exception as error:
             ending = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[:1]}"
     return ending
 

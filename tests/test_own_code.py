@@ -64,7 +64,7 @@ def test_an_affine_heads_weights_follow_a_training():
 
 REFUSALS = {
     f"{OWN}hidden": "layers that are not affine stand behind the average (Tanh); give --method layercam",
-    f"{OWN}greatest": "it pools by other means, not by the mean over positions; give --method layercam",
+    f"{OWN}greatest": "layers stand between its last maps and the average (functions",
     f"{OWN}branching": "torch.fx can't follow its forward pass (",
     f"{OWN}branching[fc,fc]": "its last features, at fc, are (2, 3): no maps",
     f"{OWN}branching[body.0,fc]": "body.0 gives 8 maps, but fc takes 6 values: name the layer whose maps are averaged",

@@ -9,9 +9,14 @@ import torch
 pytest.importorskip("timm")
 
 from pipeline.models import registry
+from pipeline.models.learn.conversion import build_network
+from pipeline.models.learn.pretrained import load_pretrained
+from pipeline.models.localize.checking import findings
 from pipeline.models.localize.engine import Engine
 from pipeline.models.localize.foreground import stride16_name
 from pipeline.models.localize.runtime import Runtime
+from pipeline.models.networks.architecture import Architecture
+from pipeline.models.weights.checkpoint import Card, checkpoint_bytes
 from pipeline.models.weights.load_weights import load_weights
 from pipeline.models.weights.published import read_published
 from pipeline.models.weights.state_fitting import load_network
@@ -123,8 +128,72 @@ def test_weights_by_name_come_from_timms_own_loader(monkeypatch):
 
 def test_torchvisions_networks_start_without_timm_and_transformers():
     program = (
-        "import sys; from pipeline.models.weights.state_fitting import load_network; load_network('resnet18', None, 64)\n"
+        "import sys; from pipeline.models.weights.state_fitting import load_network\n"
+        "load_network('resnet18', None, 64)\n"
         "print([name for name in ('timm', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_trained_timm_network_comes_back_from_its_file(tmp_path):
+    import timm
+
+    name = "timm/test_resnet"
+    architecture = Architecture(name, classes=2)
+    start = tmp_path / "start.pth"
+    torch.save(initial_state(name).state_dict(), start)
+    begun = load_pretrained(architecture, str(start))
+    assert begun.new == ("fc.weight", "fc.bias")
+    module = build_network(architecture, begun.state)
+    assert module.training
+    network = registry.get(name).cam_network(architecture, module, begun.preprocessing)
+    facts = registry.origin_facts(name)
+    assert facts == {"timm": timm.__version__, "timm_name": "test_resnet"}
+    path = tmp_path / "trained.safetensors"
+    path.write_bytes(
+        checkpoint_bytes(module.state_dict(), Card(architecture, ("no", "yes"), begun.preprocessing, facts=facts))
+    )
+    weights = load_weights(None, str(path), None)
+    assert (weights.architecture, weights.labels) == (architecture, ("no", "yes"))
+    again = load_network(name, weights.state, None, preprocessing=weights.preprocessing)
+    pixels = torch.randint(0, 256, (1, 160, 160, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        module.eval()
+        assert torch.allclose(again(pixels).logits, network(pixels).logits, atol=1e-4)
+
+
+def test_models_check_says_what_is_found():
+    facts = findings("timm/test_resnet")
+    assert facts["maps from"] == "forward_features, by timm's methods; laid out as maps"
+    assert (facts["map"], facts["channels"], facts["linear layer"], facts["exact maps"]) == ("5×5", 96, "fc", "yes")
+    assert str(facts["stride-16 tensor"]).endswith(", 10×10")
+    facts = findings("timm/lcnet_035")
+    assert str(facts["exact maps"]).startswith("no: layers that are not affine stand behind the average (Hardswish)")
+    assert findings("resnet18")["exact maps"] == "yes"
+
+
+REFUSED_FAMILIES = {"caformer_s18", "coatnext_nano_rw_224", "convformer_s18", "beitv2_base_patch16_224"}
+FAMILIES = (
+    "bat_resnext26ts beitv2_base_patch16_224 botnet26t_256 caformer_s18 coatnext_nano_rw_224 convformer_s18"
+    " convmixer_768_32 convnextv2_atto cs3darknet_s darknet17 davit_tiny densenet121 dla46_c dpn48b edgenext_xx_small"
+    " efficientnet_lite0 ese_vovnet19b_slim eva02_tiny_patch14_224 fastvit_t8 fbnetc_100 focalnet_tiny_srf"
+    " gcresnext26ts gcvit_xxtiny gernet_s gmixer_12_224 gmlp_ti16_224 hiera_tiny_224 hrnet_w18_small legacy_seresnet18"
+    " mixer_s32_224 mixnet_s mnasnet_small mobilenetv1_100 mobilenetv2_035 mobileone_s0 mobilevit_xxs mobilevitv2_050"
+    " nest_tiny nextvit_small nf_resnet26 nfnet_f0 poolformerv2_s12 pvt_v2_b0 regnetx_002 regnety_002 regnetz_005"
+    " repvgg_a0 repvit_m0_9 res2net50_14w_8s resmlp_12_224 resnest14d resnet18 resnetv2_18 resnext26ts rexnetr_100"
+    " seresnet18 skresnet18 swin_tiny_patch4_window7_224 tf_efficientnetv2_b0 tinynet_e tiny_vit_5m_224 tresnet_m"
+    " twins_svt_small vit_medium_patch16_reg4_gap_256 vovnet39a xception41"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES.split())
+def test_the_smallest_network_of_each_family(name):
+    if name in REFUSED_FAMILIES:
+        with pytest.raises(ModelError, match=r"^timm/\w+ has no exact class activation map: "):
+            registry.get(f"timm/{name}", exact_maps=True)
+        return
+    entry = registry.get(f"timm/{name}", exact_maps=True)
+    load_network(f"timm/{name}", initial_state(f"timm/{name}").state_dict(), None)
+    assert entry.exact_maps

@@ -23,7 +23,7 @@ from typing import get_args
 from pipeline.models.networks.architecture import GREATEST_WIDTH, WIDTH_STEPS, Architecture
 from pipeline.models.networks.entry import NetworkEntry
 from pipeline.models.networks.found.own_code import own_entry
-from pipeline.models.networks.found.timm_networks import timm_entry
+from pipeline.models.networks.found.timm_networks import timm_entry, timm_version
 from pipeline.models.networks.heads import Pooling
 from pipeline.models.networks.own_networks import OWN_NETWORKS
 from pipeline.models.networks.torchvision_networks import refusal_of, torchvision_entry, torchvision_names
@@ -58,6 +58,12 @@ def get(name: str, *, exact_maps: bool = False) -> NetworkEntry:
     if exact_maps:
         entry.require_exact_maps()
     return entry
+
+
+def origin_facts(name: str) -> dict[str, str]:
+    """Return what a card should say of a network that another library builds: its version and the name it has there."""
+    reference = reference_of(name)
+    return {"timm": timm_version(), "timm_name": reference.timm} if reference and reference.timm else {}
 
 
 @cache

@@ -178,6 +178,7 @@ def make_job(
         "started_from_sha256": start.sha256,
         "data": _described("train", train) | (_described("val", val) if len(val) else {}),
         "configuration": shown_settings(config),
+        **registry.origin_facts(config.model),
     }
     return TrainJob(
         card=Card(architecture, train.labels, start.preprocessing, train.multi_label, config.supervision, facts),

@@ -25,7 +25,8 @@ class PublishedWeights:
     source: str
     """Name of the weights in an output's lineage, such as ``ResNet50_Weights.IMAGENET1K_V2``."""
     location: str
-    """URL of the file, or the local path of a file that is installed with camlake."""
+    """URL of the file, the local path of a file that is installed with camlake, or ``package:`` and the name of an
+    installed package that holds it."""
     preprocessing: Preprocessing
     """The preprocessing that the weights expect."""
     labels: tuple[str, ...] | None = None

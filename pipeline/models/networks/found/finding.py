@@ -163,7 +163,9 @@ def _other_head(
         layers = _layers_behind(behind, averages)
         why = f"layers that are not affine stand behind the average ({layers})"
     elif close(behind(maps), logits):
-        why = f"it pools by {_pooling_of(module)}, not by the mean over positions"
+        pooling, layers = _pooling_of(module), _layers_behind(behind, maps)
+        averages_late = f"layers stand between its last maps and the average ({layers})"
+        why = f"it pools by {pooling}, not by the mean over positions" if pooling else averages_late
     else:
         return None
     refusal = f"{why}; give --method layercam, or use timm/convnext_tiny or timm/efficientnet_b0"
@@ -216,20 +218,22 @@ def _why_not(module: nn.Module, split: Split, layout: Layout, features: Tensor, 
         )
     if layout.prefix:
         return (
-            f"it pools by {_pooling_of(module)}, not by the mean over positions; use one whose global_pool is avg, such"
+            f"it pools by {_pooling_of(module) or 'other means'}, not by the mean over positions; use one whose"
+            " global_pool is avg, such"
             " as timm/vit_medium_patch16_reg4_gap_256, or timm/convnext_tiny"
         )
-    return f"it pools by {_pooling_of(module)}, not by the mean over positions; use timm/convnext_tiny"
+    pooling = _pooling_of(module) or "other means"
+    return f"it pools by {pooling}, not by the mean over positions; use timm/convnext_tiny"
 
 
 def _pooling_of(module: nn.Module) -> str:
-    """Return the pooling as the network calls it."""
+    """Return the pooling as the network calls it; empty where it averages, or does not say."""
     pooling = getattr(module, "global_pool", None)
-    if getattr(module, "attn_pool", None) is not None:
+    if any("AttentionPool" in type(part).__name__ for part in module.modules()):
         return "attention"
     if pooling == "token" or (not pooling and getattr(module, "cls_token", None) is not None):
         return "its class token"
-    return f"{pooling!r}" if isinstance(pooling, str) and pooling not in ("", "avg") else "other means"
+    return f"{pooling!r}" if isinstance(pooling, str) and pooling not in ("", "avg") else ""
 
 
 def _linear(module: nn.Module, name: str) -> nn.Linear | PointwiseLinear:

@@ -45,6 +45,8 @@ def splits_of(module: nn.Module, images: Tensor, names: tuple[str, str] | None) 
         yield _by_names(module, *names)
     elif all(hasattr(module, name) for name in ("forward_features", "forward_head", "get_classifier")):
         yield _by_methods(module)
+    elif hasattr(module, "forward_features") and hasattr(module, "pretrained_cfg"):
+        raise ModelError("it has no classifier: timm has it to encode pictures, not to classify them")
     else:
         yield from _by_graph(module, images)
 

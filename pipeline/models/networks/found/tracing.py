@@ -16,6 +16,7 @@ NOT_TRACED = (
     LookupError,
     NameError,
     NotImplementedError,
+    SyntaxError,
 )
 """Errors that a forward pass raises when it meets torch.fx's stand-ins in the place of tensors and sizes."""
 

@@ -30,6 +30,8 @@ VERBS = (
     "rebox",
     "report",
     "verify",
+    "sql",
+    "compact",
     "models",
     "benchmark",
 )

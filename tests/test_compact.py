@@ -9,7 +9,9 @@ import duckdb
 import pytest
 
 from jobs.compact import run
+from jobs.rebox import rebox
 from jobs.terminal.console import Screen
+from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.outputs import reader
 from pipeline.storage.lake import records
 from pipeline.storage.lake.commit import done_images, remove_leftovers
@@ -22,9 +24,11 @@ from pipeline.storage.lake.records import load_compactions, load_runs, write_rec
 from pipeline.storage.lake.whole_objects import list_data_files
 from schemas.errors import LeaseError, StoreError, UsageError
 from schemas.options.compact import CompactConfig
+from schemas.options.rebox import ReboxConfig
 from schemas.reasons import Reason
 from schemas.tables import TABLES
 from tests.fake_lake import MODEL, FakeLake, problems
+from tests.jobs_on import run_annotate
 
 OTHER = "other-87654321"
 WRITTEN = ("images", "boxes", "heatmaps", "features", "quarantine")
@@ -260,3 +264,22 @@ def test_on_a_store(kind, request):
     assert (rows(lake), problems(lake)) == (before, [])
     with Lease.acquire(lake.fs, lake.root, "r"):
         assert remove_leftovers(lake.fs, lake.root) == ([], [])
+
+
+@pytest.mark.slow
+def test_annotate_and_rebox_go_on_with_a_compacted_output(tmp_path):
+    write_corpus(tmp_path, 12, seed=5, size_hw=(64, 64), broken=1)
+    photos, labels = tmp_path / "images", tmp_path / "labels"
+    run_annotate(photos, labels, images_per_commit=4)
+    shutil.copytree(labels, tmp_path / "plain")
+    compact(FakeLake(str(labels)))
+    counts = run_annotate(photos, labels).counts
+    assert (counts.planned, counts.already_done) == (0, 13)
+    boxes = []
+    for source in ("labels", "plain"):
+        cut = {"labels": str(tmp_path / source), "out": str(tmp_path / f"{source}-30"), "threshold": 0.3}
+        rebox(ReboxConfig.resolve({**cut, "box_rule": "paper"}), Screen())
+        assert problems(FakeLake(cut["out"])) == []
+        frame = reader.open(cut["out"]).pandas("boxes").drop(columns=["run_id", "date"])
+        boxes.append(frame.sort_values(["image_id", "rank"]).to_dict("records"))
+    assert boxes[0] == boxes[1]

@@ -192,15 +192,14 @@ def _groups(commits: Sequence[CommitRecord], touched: set[int], file_bytes: int)
         if commit.files and (place in touched or _weight([commit]) < file_bytes * SMALL_SHARE):
             by_date[commit.files[0].path.split("/")[2]].append(place)
     for places in by_date.values():
-        group: list[int] = []
-        for place in [*places, None]:
-            full = group and (place is None or _weight([commits[one] for one in [*group, place]]) > file_bytes)
-            if full:
-                if len(group) > 1 or touched.intersection(group):
-                    yield [commits[one] for one in group]
-                group = []
-            if place is not None:
-                group.append(place)
+        groups: list[list[int]] = [[]]
+        for place in places:
+            if groups[-1] and _weight([commits[one] for one in [*groups[-1], place]]) > file_bytes:
+                groups.append([])
+            groups[-1].append(place)
+        for group in groups:
+            if len(group) > 1 or touched.intersection(group):
+                yield [commits[one] for one in group]
 
 
 def _weight(commits: Sequence[CommitRecord]) -> int:

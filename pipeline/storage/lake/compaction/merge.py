@@ -3,18 +3,21 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.lake.encoding import to_parquet
+from pipeline.storage.lake.encoding import BOXES_BY_LABEL, LABEL_ORDER, Encoding, to_parquet
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from schemas.errors import StoreError
 from schemas.runs import DIGEST_BYTES, CommitRecord, DataFile
 from schemas.tables import TABLES
+
+BoxesBy = Literal["image", "label"]
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,23 @@ class Dropped:
 
 
 def merged_commit(
-    fs: AbstractFileSystem, root: str, compaction_id: str, task: str, group: Sequence[CommitRecord], dropped: Dropped
+    fs: AbstractFileSystem,
+    root: str,
+    compaction_id: str,
+    task: str,
+    group: Sequence[CommitRecord],
+    dropped: Dropped,
+    boxes_by: BoxesBy = "image",
 ) -> CommitRecord | None:
     """Write the files of the commit that replaces ``group``, and return its record; None where no row is left.
 
-    One table at a time is in memory. Rows of files with other columns, which another version wrote, get a file of their
-    own. Raises StoreError.
+    ``boxes_by`` says what boxes are sorted by. One table at a time is in memory. Rows of files with other columns,
+    which another version wrote, get a file of their own. Raises StoreError.
     """
     files: list[DataFile] = []
-    for table in TABLES:
+    for table, spec in TABLES.items():
+        by_label = table == "boxes" and boxes_by == "label"
+        order, encoding = (LABEL_ORDER, BOXES_BY_LABEL) if by_label else (spec.order, Encoding())
         own = [file for commit in group for file in commit.files if file.table == table]
         same: list[list[pa.Table]] = []
         for file in own:
@@ -58,8 +69,9 @@ def merged_commit(
             same[-1].append(rows)
         folder = own[0].path.rpartition("/")[0] if own else ""
         for part in same:
-            if rows := _sorted(table, part):
-                files.append(_write(fs, root, table, folder, f"part-{compaction_id}-{task}", rows))
+            if rows := _sorted(part, order):
+                path = f"{folder}/.part-{compaction_id}-{task}"
+                files.append(_write(fs, root, table, path, to_parquet(rows, encoding), len(rows)))
     if not files:
         return None
     rows_of = {table: sum(file.rows for file in files if file.table == table) for table in ("images", "quarantine")}
@@ -78,15 +90,13 @@ def _read(fs: AbstractFileSystem, root: str, file: DataFile) -> pa.Table:
         raise StoreError(f"{file.path} can't be read: {str(error).splitlines()[0]}") from error
 
 
-def _sorted(table: str, parts: Sequence[pa.Table]) -> pa.Table | None:
+def _sorted(parts: Sequence[pa.Table], order: Sequence[str]) -> pa.Table | None:
     rows = pa.concat_tables(parts)
-    order = [(name, "ascending") for name in TABLES[table].order]
-    return rows.take(pc.sort_indices(rows, order)) if len(rows) else None
+    return rows.take(pc.sort_indices(rows, [(name, "ascending") for name in order])) if len(rows) else None
 
 
-def _write(fs: AbstractFileSystem, root: str, table: str, folder: str, name: str, rows: pa.Table) -> DataFile:
-    data = to_parquet(rows)
+def _write(fs: AbstractFileSystem, root: str, table: str, path: str, data: bytes, rows: int) -> DataFile:
     digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
-    path = f"{folder}/.{name}-{digest[:8]}.parquet.compacted"
+    path = f"{path}-{digest[:8]}.parquet.compacted"
     write_whole(fs, LakePaths(root).full(path), data)
-    return DataFile(table=table, path=path, rows=len(rows), size_bytes=len(data), digest=digest)
+    return DataFile(table=table, path=path, rows=rows, size_bytes=len(data), digest=digest)

@@ -1,6 +1,7 @@
 """The documents of a run under ``_runs/<run_id>/``: lineage, commit records, the manifest."""
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, field_validator
@@ -53,6 +54,48 @@ class CommitRecord(Record):
     maps_without_box: int = 0
     """Maps with no positive value, for which the paper's rule gives no box."""
     files: tuple[DataFile, ...]
+
+
+class Compaction(Record):
+    """The record that puts merged commits of one model in the place of others. It is written after their files.
+
+    The replaced files stay for a grace period, for readers that opened the output before. Until then the names of the
+    new files begin with a dot, so that whoever reads all files of a folder meets no row twice. A later run removes the
+    old files and gives the new ones their names.
+    """
+
+    compaction_id: str
+    model: str
+    since: AwareDatetime
+    """When the files that are replaced now ceased to count."""
+    grace_s: float
+    """Seconds for which replaced files stay after that."""
+    boxes_by: Literal["image", "label"] = "image"
+    """What the boxes are sorted by."""
+    shown: bool = False
+    """Whether the replaced files are gone and the new ones have their names."""
+    commits: tuple[CommitRecord, ...]
+    """The commits that count from then on."""
+    replaced: tuple[str, ...]
+    """The commits that no longer count, each as <run_id>/<task>."""
+    replaced_files: tuple[str, ...]
+    """The files that no longer count; paths relative to the output."""
+    dropped: DataFile | None = None
+    """The file that lists the endings whose rows were dropped; None where none were."""
+
+    @property
+    def files(self) -> tuple[DataFile, ...]:
+        """Return the files of the new commits."""
+        return tuple(file for record in self.commits for file in record.files)
+
+    @property
+    def ends_at(self) -> datetime:
+        """Return the end of the grace period of the files that are replaced now."""
+        return self.since + timedelta(seconds=self.grace_s)
+
+    def is_over(self, now: datetime) -> bool:
+        """Return whether the grace period has ended."""
+        return now >= self.ends_at
 
 
 class Lineage(Record):

@@ -204,3 +204,16 @@ PLAN = pa.schema(
     ]
 )
 """A planned input, as the planner passes it to the readers. ``offset`` is null for a file that is one image."""
+
+DROPPED = pa.schema(
+    [
+        ("run_id", pa.string()),
+        IMAGE_ID.remove_metadata(),
+        URI.remove_metadata(),
+        ("annotated", pa.bool_()),
+        ("reason_code", pa.string()),
+        ("boxes", pa.int64()),
+    ]
+)
+"""An ending whose rows a compaction dropped: that of an annotated image, with the number of its boxes, or of a
+rejected one, with the reason."""

@@ -38,6 +38,7 @@ def test_the_import_alone_loads_nothing_heavy(statement):
         ({"input": "in"}, "--out is missing"),
         ({"input": "in", "out": "o", "treshold": 0.1}, "unknown option 'treshold'; did you mean 'threshold'"),
         ({"input": "in", "out": "o", "dry_run": True}, "dry_run: allowed only on the command line"),
+        ({"input": "in", "out": "o", "progress": "loud"}, "progress 'loud': allowed: 'auto', 'bar'"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(options, said):
@@ -45,11 +46,14 @@ def test_options_that_cannot_be_meant_are_refused(options, said):
         camlake.annotate(**options)
 
 
-def test_annotate_returns_the_manifest_and_logs_its_steps(tmp_path, caplog):
+def test_annotate_returns_the_opened_output_and_logs_its_steps(tmp_path, caplog):
     write_corpus(tmp_path, 4, seed=3, size_hw=(64, 64), broken=1)
     where = {"input": str(tmp_path / "images"), "out": str(tmp_path / "labels")}
     with caplog.at_level(logging.INFO, "camlake"):
-        manifest = camlake.annotate(**where, **OPTIONS, max_rejected=1.0)
+        done = camlake.annotate(**where, **OPTIONS, max_rejected=1.0)
+    with done:
+        manifest = done.runs[-1]
+        assert len(done.arrow("images")) == 4
     assert (manifest.counts.annotated, manifest.counts.rejected) == (4, 1)
     assert "5 listed, 0 done, 5 to do" in [record.getMessage() for record in caplog.records if record.name == "camlake"]
     with camlake.open(where["out"]) as lake:

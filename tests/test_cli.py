@@ -31,6 +31,8 @@ VERBS = (
     "report",
     "verify",
     "view",
+    "sql",
+    "compact",
     "models",
     "neighbours",
     "benchmark",

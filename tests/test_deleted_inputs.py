@@ -146,7 +146,7 @@ def test_a_lost_tombstone_is_found_and_repaired(output, folder):
     output.run(folder)
     gone(folder / "a.jpg")
     output.run(folder, "hide")
-    (file,) = Path(output.out).glob("quarantine/**/*.parquet")
+    (file,) = Path(output.out).glob("quarantine/**/part-*.parquet")
     file.unlink()
     assert any("committed, but gone" in problem for problem in verify(output.fs, output.root).problems)
     repair(output.fs, output.root)
@@ -189,7 +189,7 @@ def test_many_are_committed_in_parts(output, folder, monkeypatch):
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         gone(folder / name)
     assert output.run(folder, "hide").hidden == 3
-    assert len(list(Path(output.out).glob("quarantine/**/*.parquet"))) == 2
+    assert len(list(Path(output.out).glob("quarantine/**/part-*.parquet"))) == 2
     assert output.shown() == ["d.jpg"]
     output.check()
 

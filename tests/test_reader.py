@@ -29,7 +29,7 @@ OTHER = "other-87654321"
 
 
 def opened(lake: FakeLake) -> camlake.Lake:
-    return camlake.open(lake.out, endpoint_url=lake.storage.endpoint_url)
+    return camlake.open(lake.out, model="*", endpoint_url=lake.storage.endpoint_url)
 
 
 def etags(table: pa.Table) -> dict[str, str]:

@@ -15,11 +15,10 @@ import typer
 import yaml
 from pydantic.fields import FieldInfo
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.annotate.reporter import Advance, progress_lines
+from pipeline.annotate.reporter import Advance, progress_bar, progress_lines
 from pipeline.annotate.stopping import raising_at_sigterm
 from schemas.errors import CamlakeError, Stopped, UsageError
 from schemas.options.config import JobConfig
@@ -79,32 +78,10 @@ class Screen:
     def progress(self, what: str, total: int) -> Iterator[Advance]:
         """Show the progress of ``total`` inputs, with inputs/s, time left and rejects."""
         if self.err.is_terminal and not self.json:
-            with self._bar(what, total) as advance:
+            with progress_bar(self.err, what, total) as advance:
                 yield advance
         else:
             yield progress_lines(self.say, what, total)
-
-    @contextmanager
-    def _bar(self, what: str, total: int) -> Iterator[Advance]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[rejects]}"),
-        )
-        with Progress(*columns, console=self.err, transient=True) as bar:
-            task = bar.add_task(what, total=total, rate="", rejects="")
-            started = time.monotonic()
-
-            def advance(done: int, rejected: int = 0) -> None:
-                rate = f"{done / max(time.monotonic() - started, 1e-9):.1f}/s" if done else "waiting for the first"
-                bar.update(task, completed=done, rate=rate, rejects=f"{rejected} rejected" if rejected else "")
-
-            yield advance
 
     def _line(self, **facts: Any) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

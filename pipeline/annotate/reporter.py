@@ -1,10 +1,16 @@
 """Reports the progress of a run to the terminal, a log or a test."""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+ProgressKind = Literal["auto", "bar", "plain", "log"]
 
 LINE_EVERY_S = 5.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -40,20 +46,74 @@ class Reporter(Protocol):
         """Show the progress of ``total`` inputs while the block runs."""
 
 
-class LogReporter:
-    """Writes the steps and the progress of a run to a logger, at level INFO."""
+class LineReporter:
+    """Writes the steps and the progress of a run as lines."""
 
-    def __init__(self, logger_name: str) -> None:
-        self._logger = logging.getLogger(logger_name)
+    def __init__(self, write: Callable[[str], Any]) -> None:
+        """Call ``write`` with each line."""
+        self._write = write
 
     def say(self, text: str, **facts: Any) -> None:
-        """Log a step; ``facts`` are not logged, because ``text`` contains them."""
-        self._logger.info(text)
+        """Write a step; ``facts`` are not written, because ``text`` contains them."""
+        self._write(text)
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:
-        """Log the progress of ``total`` inputs every LINE_EVERY_S while the block runs."""
+        """Write the progress of ``total`` inputs every LINE_EVERY_S while the block runs."""
         yield progress_lines(self.say, what, total)
+
+
+class BarReporter:
+    """Writes the steps of a run as lines and shows its progress as a bar, on a terminal or in a notebook."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def say(self, text: str, **facts: Any) -> None:
+        """Write a step; ``facts`` are not written, because ``text`` contains them."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def progress(self, what: str, total: int) -> AbstractContextManager[Advance]:
+        """Show the progress of ``total`` inputs while the block runs."""
+        return progress_bar(self._console, what, total)
+
+
+def reporter_for(kind: ProgressKind, logger_name: str) -> Reporter:
+    """Return a reporter for a call from Python.
+
+    ``bar``: lines and a bar, ``plain``: lines on standard error, ``log``: a logger at level INFO. ``auto`` is a bar on
+    a terminal and in a notebook, else the logger.
+    """
+    console = Console(stderr=True)
+    if kind == "bar" or (kind == "auto" and (console.is_terminal or console.is_jupyter)):
+        return BarReporter(console)
+    if kind == "plain":
+        return LineReporter(lambda text: print(text, file=sys.stderr))
+    return LineReporter(logging.getLogger(logger_name).info)
+
+
+@contextmanager
+def progress_bar(console: Console, what: str, total: int) -> Iterator[Advance]:
+    """Show a bar of ``total`` inputs, with inputs/s, time left and rejects, which is gone when the block ends."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[rejects]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total, rate="", rejects="")
+        started = time.monotonic()
+
+        def advance(done: int, rejected: int = 0) -> None:
+            rate = f"{done / max(time.monotonic() - started, 1e-9):.1f}/s" if done else "waiting for the first"
+            bar.update(task, completed=done, rate=rate, rejects=f"{rejected} rejected" if rejected else "")
+
+        yield advance
 
 
 def progress_lines(say: Callable[..., None], what: str, total: int) -> Advance:

@@ -30,23 +30,33 @@ from schemas.runs import RunManifest
 from schemas.tables import TABLES, Table
 from schemas.url_secrets import safe_url
 
-CURRENT_ROWS_SQL = f"SELECT * FROM {{table}} SEMI JOIN ({LATEST_SQL}) AS latest USING (model, image_id, run_id)"
+CURRENT_ROWS_SQL = f"""SELECT found.* FROM {{table}} AS found INNER JOIN ({LATEST_SQL}) AS latest
+ON found.model = latest.model AND found.image_id = latest.image_id AND found.run_id = latest.run_id"""
 """The current rows of a table for any engine that reads Parquet; fill in ``table``, ``images`` and ``quarantine``.
 
 In DuckDB: table="'OUT/boxes/**/*.parquet'", images="'OUT/images/**/*.parquet'", quarantine likewise; in Spark:
-table="parquet.`OUT/boxes`" and so on. An output without rejected images has no folder quarantine; remove that half of
-the UNION then.
+table="parquet.`OUT/boxes`" and so on. An output of several models gives the rows of all, each with its ``model``; add
+``WHERE found.model = '...'``. ``camlake sql OUT --ddl ENGINE`` prints the statements for an engine.
 """
+
+ALL_MODELS = "*"
+"""Asks for the rows of all models in one table, which the column ``model`` tells apart."""
 
 
 class Lake:
     """An output in its state when it was opened; a context manager that closes its DuckDB connection."""
 
     def __init__(
-        self, runs: list[RunManifest], con: duckdb.DuckDBPyConnection, out: str, storage: StorageConfig
+        self,
+        runs: list[RunManifest],
+        con: duckdb.DuckDBPyConnection,
+        out: str,
+        storage: StorageConfig,
+        model: str | None = None,
     ) -> None:
-        """``camlake.open`` calls this; ``con`` has the views of the committed rows of the output ``out``."""
-        self._runs, self._con, self._out, self._storage = runs, con, out, storage
+        """``camlake.open`` calls this; ``con`` has the views of the committed rows of ``model``, or of all models."""
+        self._runs, self._con, self._model = runs, con, model
+        self._out, self._storage = out, storage
 
     @property
     def models(self) -> list[str]:
@@ -61,19 +71,25 @@ class Lake:
     def connection(self) -> duckdb.DuckDBPyConnection:
         """Return the DuckDB connection with a view for each table: images, boxes, heatmaps, features, quarantine.
 
-        The views ``all_<table>`` also have the rows that a later run replaced. Times are UTC.
+        The views ``all_<table>`` also have the rows that a later run replaced. Times are UTC. Raises UsageError as
+        ``sql`` does.
         """
+        self._refuse_mixture(None)
         return self._con
 
     def sql(self, query: str, params: Mapping[str, Any] | list[Any] | None = None) -> duckdb.DuckDBPyRelation:
-        """Return the query's result as a DuckDB relation; ``params`` fill ``$name`` or ``?``."""
+        """Return the query's result as a DuckDB relation; ``params`` fill ``$name`` or ``?``.
+
+        Raises UsageError where the output has several models and ``camlake.open`` was given none.
+        """
+        self._refuse_mixture(None)
         return self._con.sql(query, params=params)
 
     def relation(self, table: Table, model: str | None = None) -> duckdb.DuckDBPyRelation:
         """Return one table as a DuckDB relation with all of its columns, then ``model`` and ``date``.
 
-        Without ``model`` it has the rows of all models. A table without rows gives an empty relation. Raises UsageError
-        for an unknown table or model.
+        ``model`` may be ``"*"`` for the rows of all models. A table without rows gives an empty relation. Raises
+        UsageError for an unknown table or model, and for no model where the output has several.
         """
         return self._select(table, None, None, model)
 
@@ -82,8 +98,9 @@ class Lake:
     ) -> pa.Table:
         """Return rows of one table as an Arrow table.
 
-        ``columns``: default all. ``where``: an SQL condition that the rows fulfil. Raises UsageError for an unknown
-        table, column or model, and duckdb.Error for a condition that is not valid SQL.
+        ``columns``: default all. ``where``: an SQL condition that the rows fulfil. ``model`` as in ``relation``. Raises
+        UsageError as ``relation`` does and for an unknown column, and duckdb.Error for a condition that is no valid
+        SQL.
         """
         return self._select(table, columns, where, model).to_arrow_table()
 
@@ -145,35 +162,70 @@ class Lake:
         unknown = [name for name in columns or () if name not in column_names(table)]
         if unknown:
             raise UsageError(f"column {unknown[0]!r}: {table} has {', '.join(column_names(table))}")
-        if model is not None and model not in self.models:
-            raise UsageError(f"model {model!r}: this output has {', '.join(self.models) or 'none yet'}")
+        self._refuse_mixture(model)
+        one = None if model == ALL_MODELS else model
         chosen = f"SELECT {', '.join(columns or ['*'])} FROM {table}"
-        conditions = ([] if model is None else ["model = $model"]) + ([] if where is None else [f"({where})"])
+        conditions = ([] if one is None else ["model = $model"]) + ([] if where is None else [f"({where})"])
         if conditions:
             chosen += f" WHERE {' AND '.join(conditions)}"
-        return self._con.sql(chosen, params=None if model is None else {"model": model})
+        return self._con.sql(chosen, params=None if one is None else {"model": one})
+
+    def _refuse_mixture(self, model: str | None) -> None:
+        """Raise UsageError for an unknown model, and where rows of several models would be mixed unasked."""
+        _check_model(model, self.models if self._model in (None, ALL_MODELS) else [self._model])
+        if model is None and self._model is None and len(self.models) > 1:
+            raise UsageError(
+                f"model is missing: this output has {', '.join(self.models)}; name one, also in camlake.open(OUT,"
+                " model=...), or '*' for the rows of all"
+            )
+
+
+def _check_model(model: str | None, models: list[str]) -> None:
+    """Raise UsageError for a model that is not one of ``models``."""
+    if model not in (None, ALL_MODELS, *models):
+        raise UsageError(f"model {model!r}: this output has {', '.join(models) or 'none yet'}")
 
 
 def open(  # noqa: A001 (camlake.open reads as gzip.open does)
-    out: str, *, endpoint_url: str | None = None, profile: str | None = None, anonymous: bool = False
+    out: str,
+    *,
+    model: str | None = None,
+    endpoint_url: str | None = None,
+    profile: str | None = None,
+    anonymous: bool = False,
 ) -> Lake:
     """Return the output ``out``, any fsspec URL, for reading.
 
-    ``endpoint_url`` is the address of an S3-compatible store, ``profile`` a profile of the AWS credentials file;
-    ``anonymous`` reads a public bucket. Raises StoreError where there is no camlake output, or where it can't be read.
+    ``model`` chooses the rows of one model, as the partitions name it, or with ``"*"`` those of all; an output of
+    several models is not mixed unless asked. ``endpoint_url`` is the address of an S3-compatible store, ``profile`` a
+    profile of the AWS credentials file; ``anonymous`` reads a public bucket. Raises StoreError where there is no
+    camlake output, or where it can't be read, and UsageError for an unknown model.
+
+    >>> with camlake.open("labels/") as lake:
+    ...     lake.pandas("boxes", ["label", "xmin", "ymin"], where="rank = 0")
+    ...     lake.sql("SELECT label, count(*) FROM boxes GROUP BY label ORDER BY label").fetchall()
+      label  xmin  ymin
+    0   cat   1.0   2.0
+    [('cat', 1), ('dog', 1)]
     """
-    return open_lake(out, StorageConfig(endpoint_url=endpoint_url, profile=profile, anonymous=anonymous))
+    return open_lake(out, StorageConfig(endpoint_url=endpoint_url, profile=profile, anonymous=anonymous), model)
 
 
-def open_lake(out: str, storage: StorageConfig) -> Lake:
-    """Return the output ``out`` for reading, as ``open`` does, with the storage options of a job's configuration."""
+def open_lake(out: str, storage: StorageConfig, model: str | None = ALL_MODELS) -> Lake:
+    """Return the output ``out`` for reading, as ``open`` does, with the storage options of a job's configuration.
+
+    The rows of all models by default: camlake's own queries name the model themselves.
+    """
     fs, root = connect(out, storage, anonymous=storage.anonymous)
     runs = load_runs(fs, root)
     if not runs:
         raise StoreError(
             f"{safe_url(out)}: no camlake output here; `camlake annotate INPUT --out {safe_url(out)}` makes one"
         )
-    return Lake(runs, add_views(connect_duckdb(memory_limit=None), fs, root, committed_files(runs)), out, storage)
+    _check_model(model, sorted({run.model for run in runs if run.files}))
+    chosen = runs if model in (None, ALL_MODELS) else [run for run in runs if run.model == model]
+    con = add_views(connect_duckdb(memory_limit=None), fs, root, committed_files(chosen))
+    return Lake(runs, con, out, storage, model)
 
 
 def heatmap(row: Mapping[str, Any], size_hw: tuple[int, int] | None = None) -> NDArray[np.float32]:
@@ -183,6 +235,12 @@ def heatmap(row: Mapping[str, Any], size_hw: tuple[int, int] | None = None) -> N
     the error of M_c is at most (heat_max - heat_min) / 510. With ``size_hw`` = (height, width) in pixels, such as the
     size of the upright image, the map is interpolated bilinearly between half-pixel centres and is constant beyond the
     outermost centres. Raises ValueError for a row whose ``heat`` does not have heat_h x heat_w values.
+
+    >>> row = {"heat_h": 1, "heat_w": 2, "heat_min": -1.0, "heat_max": 1.0, "heat": [0, 255]}
+    >>> camlake.heatmap(row)
+    array([[-1.,  1.]], dtype=float32)
+    >>> camlake.heatmap(row, size_hw=(2, 4)).tolist()
+    [[-1.0, -0.5, 0.5, 1.0], [-1.0, -0.5, 0.5, 1.0]]
     """
     levels = np.asarray(row["heat"], np.float32).reshape(int(row["heat_h"]), int(row["heat_w"]))
     low, high = np.float32(row["heat_min"]), np.float32(row["heat_max"])
@@ -201,6 +259,11 @@ def feature_map(row: Mapping[str, Any], feature_row: Mapping[str, Any]) -> NDArr
     its mean plus b is the head's logit. Values are stored in ``bits`` bits: the error of a value f of a map with the
     mean F is at most (f + F) / (2 · mean of the map's codes). With ``--resize fit`` the maps have the cells of the
     padding too. Raises ValueError for rows of two images or runs, and for codes of another length.
+
+    >>> key = {"image_id": "a", "run_id": "r"}
+    >>> row = key | {"map_h": 1, "map_w": 2, "channels": 2, "bits": 4, "codes": bytes([0x31, 0x22])}
+    >>> camlake.feature_map(row, key | {"feature": [2.0, 1.0]}).tolist()
+    [[[1.0, 3.0]], [[1.0, 1.0]]]
     """
     for name in ("image_id", "run_id"):
         if row[name] != feature_row[name]:

@@ -21,7 +21,7 @@ from pipeline.storage.filesystems import canonical_url, connect, read_url
 from pipeline.storage.lake.commit import BATCH_ROWS
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import committed_views, file_urls, quote_list
-from pipeline.storage.lake.records import committed_files, load_commits, load_runs
+from pipeline.storage.lake.records import committed_files, counted_commits, load_runs
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from pipeline.storage.truth.class_join import ClassTable, join_classes
 from pipeline.storage.truth.class_names import ClassNames, StoredNames
@@ -134,11 +134,7 @@ def open_source(config: ReboxConfig, refuse: Callable[[ReboxConfig, RunManifest]
     if not own:
         raise UsageError(f"--model {model!r}: {safe_url(config.labels)} has {', '.join({run.model for run in runs})}")
     (refuse or _refuse_unfit)(config, own[-1])
-    commits = tuple(commit for run in own for commit in load_commits(fs, root, run.run_id))
-    named = {file.path for commit in commits for file in commit.files}
-    lost = [file.path for file in committed_files(own) if file.path not in named]
-    if lost:
-        raise StoreError(f"{safe_url(config.labels)}: no commit record names {lost[0]}; it was removed from _runs")
+    commits = tuple(counted_commits(fs, root, [run for run in load_runs(fs, root) if run.model == model]))
     url = safe_url(canonical_url(config.labels))
     foreground = _foreground(config, fs, root, own[-1])
     return Source(fs, root, url, own[-1], tuple(run.run_id for run in own), commits, foreground)

@@ -77,14 +77,17 @@ def synthetic_output(out: Path, boxes: int) -> int:
         start_run(lake.fs, lake.root, manifest)
         left = boxes
         for task, start in enumerate(range(0, images, IMAGES_PER_COMMIT)):
-            rows = _rows(run_id, start, min(IMAGES_PER_COMMIT, images - start), left, rng)
+            rows = synthetic_rows(run_id, start, min(IMAGES_PER_COMMIT, images - start), left, rng)
             left -= len(rows["boxes"])
             lake.commit(run_id, lease.generation, f"{task:06d}", rows)
         finish_run(lake.fs, lake.root, manifest, lease.generation)
     return images
 
 
-def _rows(run_id: str, start: int, count: int, most_boxes: int, rng: np.random.Generator) -> dict[Table, pa.Table]:
+def synthetic_rows(
+    run_id: str, start: int, count: int, most_boxes: int, rng: np.random.Generator
+) -> dict[Table, pa.Table]:
+    """Return images and boxes of a task, the first image being number ``start``; at most ``most_boxes`` boxes."""
     uris = np.array(
         [f"s3://photographs/{number // 1000:06d}/{number:09d}.jpg" for number in range(start, start + count)]
     )

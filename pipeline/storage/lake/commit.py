@@ -8,6 +8,7 @@ files.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,15 +21,18 @@ import pyarrow.compute as pc
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import connect, is_local
+from pipeline.storage.lake.empty_tables import write_empty_quarantine
 from pipeline.storage.lake.encoding import to_parquet
-from pipeline.storage.lake.layout import DATA_NAME, LakePaths
+from pipeline.storage.lake.layout import DATA_NAME, HIDDEN_NAME, LakePaths
 from pipeline.storage.lake.lease import assert_generation_held
 from pipeline.storage.lake.query import committed_views
 from pipeline.storage.lake.records import (
     committed_files,
     load_commits,
+    load_compactions,
     load_runs,
     parse_record,
+    settle_compactions,
     with_commits,
     write_record,
 )
@@ -45,6 +49,8 @@ from schemas.runs import DIGEST_BYTES, CommitRecord, Counts, DataFile, RunManife
 from schemas.tables import TABLES, Table, optional_tables
 
 BATCH_ROWS = 65_536
+_NAMES = re.compile(f"{DATA_NAME.pattern}|{HIDDEN_NAME.pattern}")
+"""The names that camlake gives to data files."""
 
 
 @dataclass(frozen=True)
@@ -162,12 +168,14 @@ def _check_images(tables: Mapping[Table, pa.Table]) -> None:
 def start_run(fs: AbstractFileSystem, root: str, manifest: RunManifest) -> None:
     """Write the lineage and the manifest of a run that begins; ``manifest`` has the status ``running``.
 
-    The manifest is written twice. ``repair`` needs the copy that stays as it is.
+    The manifest is written twice. ``repair`` needs the copy that stays as it is. An output without a file of
+    quarantine gets one without rows.
     """
     paths = LakePaths(root)
     write_record(fs, paths.full(paths.lineage_path(manifest.run_id)), manifest.lineage)
     write_record(fs, paths.full(paths.began_path(manifest.run_id)), manifest)
     write_record(fs, paths.full(paths.manifest_path(manifest.run_id)), manifest)
+    write_empty_quarantine(fs, root, manifest.model, manifest.date)
 
 
 def finish_run(fs: AbstractFileSystem, root: str, manifest: RunManifest, generation: int) -> RunManifest:
@@ -217,6 +225,7 @@ def remove_leftovers(fs: AbstractFileSystem, root: str) -> tuple[list[str], list
 
     The commit records are read once. A record that a late worker of a dead run writes after that does not count.
     """
+    settle_compactions(fs, root)
     runs = load_runs(fs, root)
     dead = [run for run in runs if run.status == "running"]
     for run in dead:
@@ -232,11 +241,14 @@ def remove_leftovers(fs: AbstractFileSystem, root: str) -> tuple[list[str], list
 def remove_strays(fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest]) -> list[str]:
     """Remove and return the data files with camlake's names that no run names, such as those of a late worker.
 
-    Staged files are removed first, so that no worker of a dead run can show one after the shown files are listed.
+    Files that a compaction replaced stay until its grace period is over. Staged files are removed first, so that no
+    worker of a dead run can show one after the shown files are listed.
     """
     remove_staged(fs, root)
+    now = datetime.now(UTC)
     named = {file.path for file in committed_files(runs)}
-    written = [path for path in list_data_files(fs, root) if DATA_NAME.fullmatch(path.rpartition("/")[2])]
+    named |= {path for one in load_compactions(fs, root) if not one.is_over(now) for path in one.replaced_files}
+    written = [path for path in list_data_files(fs, root) if _NAMES.fullmatch(path.rpartition("/")[2])]
     strays = sorted(path for path in written if path not in named)
     paths = LakePaths(root)
     remove_many(fs, [paths.full(path) for path in strays])

@@ -3,6 +3,7 @@
 `python -m tests.benchmarks.encoding` measures other choices.
 """
 
+import inspect
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,14 +37,39 @@ class Encoding:
     row_group_rows: int = 20_480
     """Light rows in a row group. With 5,000 all tables are 1 % larger and counts of all rows take longer; 65,536 rows
     bring no gain."""
+    sorted_by: str = "image_id"
+    """The first column by which the rows are sorted."""
+    without_dictionary: frozenset[str] = frozenset()
+    """Columns whose repeated values are not stored through a dictionary all the same."""
+    statistics: frozenset[str] | None = None
+    """Columns with the least and the greatest value of each row group in the footer; None: all plain columns."""
+    bloom: frozenset[str] = frozenset()
+    """Columns with a Bloom filter for each row group, where the installed pyarrow writes such filters."""
 
+
+BOXES_BY_LABEL = Encoding(
+    level=9,
+    row_group_rows=2_048,
+    sorted_by="label",
+    without_dictionary=frozenset({"uri"}),
+    statistics=frozenset({"image_id", "run_id", "label", "class_id", "rank", "class_prob", "box_score"}),
+    bloom=frozenset({"image_id"}),
+)
+"""Boxes sorted by label and score: a query for a label reads few row groups, and one for an image finds its own by the
+Bloom filters. `python -m tests.benchmarks.queries` measures it: the price is that an image's boxes lie apart, so that
+image_id and uri, which are random, are stored once for each box."""
+LABEL_ORDER = ("label", "box_score", "image_id", "rank", "threshold", "component")
+"""The columns by which such boxes are sorted."""
+_BLOOM_ERRORS = 0.05
+"""Share of the row groups without an image that its look-up reads in vain. 1 % takes half as many bytes more."""
+_WRITES_BLOOM = "bloom_filter_options" in inspect.signature(pq.ParquetWriter.__init__).parameters
 
 _LEAST_ROWS = 1024
 """Least rows of a row group, for tables whose rows are not binary; codes of feature maps take 31 kB a row."""
 
 
 def to_parquet(rows: pa.Table, encoding: Encoding = Encoding()) -> bytes:
-    """Return ``rows``, which are sorted by image_id, as a Parquet file with a page index and page checksums.
+    """Return ``rows``, sorted as ``encoding`` says, as a Parquet file with a page index and page checksums.
 
     It uses only encodings that every engine reads: BYTE_STREAM_SPLIT would make features 5 % smaller, but the
     vectorized reader of Spark 4 does not know it.
@@ -51,6 +77,9 @@ def to_parquet(rows: pa.Table, encoding: Encoding = Encoding()) -> bytes:
     sink = io.BytesIO()
     bytes_a_row = max(1, rows.nbytes // max(1, len(rows)))
     wide = [field.name for field in rows.schema if pa.types.is_large_binary(field.type)]
+    plain = [field.name for field in rows.schema if not pa.types.is_nested(field.type) and field.name not in wide]
+    repeated = [name for name in _dictionary_columns(rows.schema) if name not in encoding.without_dictionary]
+    filters = {name: {"ndv": encoding.row_group_rows, "fpp": _BLOOM_ERRORS} for name in encoding.bloom}
     pq.write_table(
         rows,
         sink,
@@ -59,13 +88,12 @@ def to_parquet(rows: pa.Table, encoding: Encoding = Encoding()) -> bytes:
         ),
         compression=encoding.compression,
         compression_level=encoding.level,
-        use_dictionary=_dictionary_columns(rows.schema) if encoding.dictionary else False,
-        write_statistics=[
-            field.name for field in rows.schema if not pa.types.is_nested(field.type) and field.name not in wide
-        ],
+        use_dictionary=repeated if encoding.dictionary else False,
+        write_statistics=[name for name in plain if encoding.statistics is None or name in encoding.statistics],
         write_page_index=True,
         write_page_checksum=True,
-        sorting_columns=[pq.SortingColumn(rows.schema.get_field_index("image_id"))],
+        sorting_columns=[pq.SortingColumn(rows.schema.get_field_index(encoding.sorted_by))],
+        **({"bloom_filter_options": filters} if filters and _WRITES_BLOOM else {}),
     )
     return sink.getvalue()
 

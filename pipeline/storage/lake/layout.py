@@ -3,6 +3,7 @@
 <root>/<table>/model=<name>-<digest8>/date=<YYYY-MM-DD>/part-<run_id>-<task>-<digest of its content>.parquet
 <root>/_runs/<run_id>/{lineage.json, began.json, manifest.json, plan/*.parquet, commits/<task>.json}
 <root>/_runs/lease/<generation>.json
+<root>/_runs/compactions/<id>-<model>.{json, dropped.parquet}
 <root>/_runs/secrets/<run_id>/*.parquet, while the run lives
 """
 
@@ -21,6 +22,11 @@ RUN_ID = re.compile(r"\d{8}T\d{6}(?:\.\d{3})?-[0-9a-f]{6}")
 the same second."""
 DATA_NAME = re.compile(rf"part-({RUN_ID.pattern})-[A-Za-z0-9._-]+\.parquet")
 """The name of a data file; its first group is the run id."""
+EMPTY_PATH = re.compile(r"quarantine/model=([^/]+)/date=([^/]+)/none-([0-9a-f]{8})\.parquet")
+"""The path of a file of quarantine without rows, which no run commits; its groups are model, date and digest."""
+HIDDEN_NAME = re.compile(rf"\.({DATA_NAME.pattern})\.compacted")
+"""The name of a file that compaction made, while the files that it replaces are still there: only camlake's readers see
+it. Its first group is its name afterwards."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -80,6 +86,11 @@ class LakePaths:
         """Return the full path of a model's figure/ground direction; raises ValueError for a name that is not plain."""
         _check_names(model)
         return self.full(f"_foreground/model={model}.safetensors")
+
+    @property
+    def compactions_dir(self) -> str:
+        """Return the folder of the records of compactions, and of what they dropped."""
+        return f"{RUNS}/compactions"
 
     @property
     def lease_dir(self) -> str:

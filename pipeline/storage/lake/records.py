@@ -1,23 +1,23 @@
 """Read and write the JSON documents of an output's runs, and list the files that they make part of the output.
 
-``load_runs`` raises at the first unreadable document. ``read_documents`` returns the readable documents and the
-problems, for ``verify`` and ``repair``.
+A compaction is a document beside the runs: it names commits whose files no longer count, and the commits that count in
+their place. Its files are shown as files of the newest run of which it replaced some.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from fsspec import AbstractFileSystem
 from pydantic import ValidationError
 
-from pipeline.storage.lake.layout import RUN_ID, RUNS, LakePaths
-from pipeline.storage.lake.whole_objects import list_dir, read_many, write_whole
+from pipeline.storage.lake.layout import HIDDEN_NAME, RUN_ID, RUNS, LakePaths
+from pipeline.storage.lake.whole_objects import list_dir, read_many, read_whole, remove_many, write_whole
 from schemas.errors import StoreError
-from schemas.runs import DIGEST_BYTES, CommitRecord, Counts, DataFile, Lineage, Record, RunManifest
-from schemas.tables import SCHEMA_VERSION, TABLES
+from schemas.runs import DIGEST_BYTES, CommitRecord, Compaction, Counts, DataFile, Record, RunManifest
+from schemas.tables import SCHEMA_VERSION
 
 _TO_REPAIR = " (`camlake verify OUT --repair` sets right what can be)"
 _RecordType = TypeVar("_RecordType", bound=Record)
@@ -86,7 +86,91 @@ def load_runs(fs: AbstractFileSystem, root: str) -> list[RunManifest]:
         run = parse_record(RunManifest, data, path)
         check_version(run, path)
         runs.append(with_commits(run, load_commits(fs, root, run.run_id)) if run.status == "running" else run)
-    return runs
+    return with_compactions(runs, load_compactions(fs, root))
+
+
+def load_compactions(fs: AbstractFileSystem, root: str) -> list[Compaction]:
+    """Return the compactions of an output, oldest first; raises StoreError for an unreadable document."""
+    paths = LakePaths(root)
+    files = [path for path in list_dir(fs, paths.full(paths.compactions_dir)) if path.endswith(".json")]
+    found = zip(files, read_many(fs, files), strict=True)
+    return [parse_record(Compaction, data, path) for path, data in found if data is not None]
+
+
+def with_compactions(runs: Sequence[RunManifest], compactions: Sequence[Compaction]) -> list[RunManifest]:
+    """Return the runs with the files that count after the compactions, each in the place of the files it replaced."""
+    files = {run.run_id: list(run.files) for run in runs}
+    for one in compactions:
+        gone = set(one.replaced_files)
+        own = [run.run_id for run in runs if run.model == one.model]
+        touched = [run_id for run_id in own if any(file.path in gone for file in files[run_id])]
+        for run_id in touched:
+            files[run_id] = [file for file in files[run_id] if file.path not in gone]
+        if own:
+            files[(touched or own)[-1]] += one.files
+    return [run.model_copy(update={"files": tuple(files[run.run_id])}) for run in runs]
+
+
+def settle_compactions(fs: AbstractFileSystem, root: str) -> None:
+    """End the compactions whose grace period is over: remove the replaced files, and give the new files their names.
+
+    Only the holder of the lease may call this. The old names of the new files stay readable for another grace period.
+    A call that is interrupted is completed by the next one.
+    """
+    paths, now = LakePaths(root), datetime.now(UTC)
+    for one in load_compactions(fs, root):
+        if one.shown or not one.is_over(now):
+            continue
+        names = {file.path: shown_path(file.path) for file in one.files}
+        for old, new in names.items():
+            data = read_whole(fs, paths.full(old))
+            if data is None:
+                raise StoreError(f"{paths.full(old)} is missing, though a compaction made it{_TO_REPAIR}")
+            write_whole(fs, paths.full(new), data)
+        remove_many(fs, [paths.full(path) for path in one.replaced_files])
+        commits = tuple(
+            record.model_copy(
+                update={
+                    "files": tuple(file.model_copy(update={"path": names[file.path]}) for file in record.files),
+                }
+            )
+            for record in one.commits
+        )
+        changed = {"commits": commits, "shown": True, "since": datetime.now(UTC)}
+        changed["replaced_files"] = (*one.replaced_files, *names)
+        write_record(fs, compaction_path(root, one), one.model_copy(update=changed))
+
+
+def shown_path(path: str) -> str:
+    """Return the path that a new file of a compaction has when the replaced files are gone."""
+    folder, _, name = path.rpartition("/")
+    hidden = HIDDEN_NAME.fullmatch(name)
+    return f"{folder}/{hidden[1]}" if hidden else path
+
+
+def compaction_path(root: str, one: Compaction) -> str:
+    """Return the full path of the record of a compaction."""
+    paths = LakePaths(root)
+    return paths.full(f"{paths.compactions_dir}/{one.compaction_id}-{one.model}.json")
+
+
+def counted_commits(fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest]) -> list[CommitRecord]:
+    """Return the commits that count after all compactions, those of each run in order; ``runs`` is from ``load_runs``.
+
+    The files of the commits are the files of ``runs``; raises StoreError where a file has no commit record.
+    """
+    found = {(run.run_id, record.task): record for run in runs for record in load_commits(fs, root, run.run_id)}
+    models = {run.model for run in runs}
+    for one in load_compactions(fs, root):
+        if one.model in models:
+            found = {key: record for key, record in found.items() if f"{key[0]}/{key[1]}" not in one.replaced}
+            found |= {(record.run_id, record.task): record for record in one.commits}
+    files = {file.path for file in committed_files(runs)}
+    commits = [record for record in found.values() if all(file.path in files for file in record.files)]
+    lost = files - {file.path for record in commits for file in record.files}
+    if lost:
+        raise StoreError(f"{root}: no commit record names {min(lost)}; it was removed from _runs{_TO_REPAIR}")
+    return commits
 
 
 def check_version(run: RunManifest, path: str) -> None:
@@ -98,134 +182,3 @@ def check_version(run: RunManifest, path: str) -> None:
 def committed_files(runs: Sequence[RunManifest], table: str | None = None) -> list[DataFile]:
     """Return the committed files of ``runs``, of one table or of all."""
     return [file for run in runs for file in run.files if table in (None, file.table)]
-
-
-@dataclass
-class RunDocuments:
-    """The documents of one run."""
-
-    run_id: str
-    manifest: RunManifest | None = None
-    """The manifest; None where it is missing or unreadable."""
-    began: RunManifest | None = None
-    """The manifest as it was when the run began; version 0.1 kept none."""
-    lineage: Lineage | None = None
-    commits: dict[str, CommitRecord] = field(default_factory=dict)
-    """The readable commit records, by their paths relative to the output."""
-    unreadable: list[str] = field(default_factory=list)
-    """Paths, relative to the output, of the commit records that can't be read."""
-    changed: list[str] = field(default_factory=list)
-    """Paths, relative to the output, of the readable documents that were edited."""
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def run(self) -> RunManifest | None:
-        """Return the manifest with the committed files, as ``load_runs`` gives it."""
-        if self.manifest and self.manifest.status == "running":
-            return with_commits(self.manifest, list(self.commits.values()))
-        return self.manifest
-
-    def committed(self) -> dict[str, CommitRecord]:
-        """Return the commit records that count; a record that was written after the end of its run does not count."""
-        if self.manifest is None or self.manifest.status == "running" or self.problems:
-            return self.commits
-        named = {file.path for file in self.manifest.files}
-        return {path: one for path, one in self.commits.items() if any(file.path in named for file in one.files)}
-
-
-def read_documents(fs: AbstractFileSystem, root: str) -> list[RunDocuments]:
-    """Return the documents of every run that has begun, oldest first.
-
-    Raises StoreError for a schema version or a table that only a newer camlake knows.
-    """
-    paths = LakePaths(root)
-    names = [path.rstrip("/").rpartition("/")[2] for path in list_dir(fs, paths.full(RUNS))]
-    found = (_read(fs, paths, name) for name in names if RUN_ID.fullmatch(name))
-    return [one for one in found if one.manifest or one.began or one.commits or one.problems]
-
-
-def _read(fs: AbstractFileSystem, paths: LakePaths, run_id: str) -> RunDocuments:
-    run = RunDocuments(run_id)
-    places = [paths.manifest_path(run_id), paths.began_path(run_id), paths.lineage_path(run_id)]
-    commits = [path for path in list_dir(fs, paths.full(paths.commits_dir(run_id))) if path.endswith(".json")]
-    manifest, began, lineage, *records = read_many(fs, [*map(paths.full, places), *commits])
-    run.manifest = _parsed(run, RunManifest, manifest, places[0])
-    run.began = _parsed(run, RunManifest, began, places[1])
-    if places[1] in run.changed:
-        run.began = None
-    run.lineage = _parsed(run, Lineage, lineage, places[2])
-    for path, data in zip(map(paths.relative, commits), records, strict=True):
-        if record := _parsed(run, CommitRecord, data, path):
-            run.commits[path] = record
-        else:
-            run.unreadable.append(path)
-    for one in (run.manifest, run.began):
-        if one:
-            check_version(one, places[0])
-    files = [file for record in run.commits.values() for file in record.files]
-    files += run.manifest.files if run.manifest else ()
-    if newer := {file.table for file in files} - TABLES.keys():
-        raise StoreError(f"run {run_id} has the table {min(newer)}, which this camlake does not know; update camlake")
-    if manifest is None and (began is not None or commits):
-        run.problems.append(f"{places[0]}: missing, though the run has begun")
-    if run.manifest:
-        run.problems += _contradictions(run, run.manifest, places[2])
-    return run
-
-
-def _parsed(run: RunDocuments, kind: type[_RecordType], data: bytes | None, path: str) -> _RecordType | None:
-    """Return the document; None where it is missing or unreadable, which is noted in the problems of ``run``."""
-    if data is None:
-        return None
-    try:
-        record = parse_record(kind, data, path)
-    except StoreError as error:
-        run.problems.append(str(error))
-        return None
-    values = json.loads(data)
-    seal = values.pop("seal", None)
-    if seal is not None and seal != seal_of(values):
-        run.changed.append(path)
-        run.problems.append(f"{path}: changed since it was written")
-    return record
-
-
-def _contradictions(run: RunDocuments, manifest: RunManifest, lineage_path: str) -> list[str]:
-    """Return the contradictions between the documents of a run, one line each."""
-    found = []
-    if run.lineage is None:
-        found.append(f"{lineage_path}: missing or unreadable")
-    elif run.lineage != manifest.lineage:
-        found.append(f"{lineage_path}: not the lineage of the manifest")
-    for path, record in run.commits.items():
-        if not record_agrees(record, run.run_id, path):
-            found.append(f"{path}: its numbers are not those of its files")
-    if manifest.status == "running":
-        return found
-    recorded = {file.path: file for record in run.commits.values() for file in record.files}
-    listed = {file.path: file for file in manifest.files}
-    found += [f"{path}: no commit record names this file" for path in listed if path not in recorded]
-    found += [
-        f"{path}: manifest and commit record differ about this file"
-        for path, file in listed.items()
-        if path in recorded and recorded[path] != file
-    ]
-    for path, record in run.commits.items():
-        lost = [file.path for file in record.files if file.path not in listed]
-        if lost and len(lost) < len(record.files):
-            found.append(f"{lost[0]}: {path} names this file, but the manifest does not")
-    tables = {file.table for file in manifest.files} - {"images", "quarantine", *manifest.settings.get("outputs", ())}
-    found += [f"run {run.run_id}: has rows of {table}, but its settings don't name it" for table in sorted(tables)]
-    return found
-
-
-def record_agrees(record: CommitRecord, run_id: str, path: str) -> bool:
-    """Return whether a commit record is of this run and of the task in its name, and counts the rows of its files."""
-    rows = {table: sum(file.rows for file in record.files if file.table == table) for table in ("images", "quarantine")}
-    own = record.run_id == run_id and path.endswith(f"/{record.task}.json")
-    return own and rows == {"images": record.images, "quarantine": record.rejected}
-
-
-def all_problems(documents: Sequence[RunDocuments]) -> list[str]:
-    """Return the problems of all runs."""
-    return [problem for run in documents for problem in run.problems]

@@ -8,7 +8,7 @@ from pathlib import Path
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import is_local, read_object
-from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.layout import EMPTY_PATH, LakePaths
 from pipeline.storage.lake.staged import StagedFile
 from pipeline.storage.store_failures import store_errors
 from schemas.tables import TABLES
@@ -41,13 +41,17 @@ def list_dir(fs: AbstractFileSystem, path: str) -> list[str]:
 
 
 def list_data_files(fs: AbstractFileSystem, root: str) -> dict[str, int]:
-    """Return the size in bytes of each file under the tables' folders, by its relative path. Nothing is cached."""
+    """Return the size in bytes of each file under the tables' folders, by its relative path. Nothing is cached.
+
+    A file of quarantine without rows is left out.
+    """
     paths, found = LakePaths(root), {}
     fs.invalidate_cache()
     with store_errors(f"{root} can't be listed"):
         for table in TABLES:
             for path, info in fs.find(paths.full(table), detail=True).items():
-                found[paths.relative(path)] = int(info["size"])
+                if not EMPTY_PATH.fullmatch(relative := paths.relative(path)):
+                    found[relative] = int(info["size"])
     return found
 
 

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from pipeline.storage.lake.empty_tables import damaged_empty_files
 from pipeline.storage.lake.layout import DATA_NAME, LakePaths
 from pipeline.storage.lake.records import committed_files
 from pipeline.storage.lake.whole_objects import REQUESTS_AT_ONCE, read_many
 from pipeline.storage.store_failures import store_errors
-from schemas.runs import DataFile, RunManifest
+from schemas.runs import DIGEST_BYTES, Compaction, DataFile, RunManifest
 from schemas.tables import TABLES
 
 _NAMED_DIGEST = re.compile(r"-([0-9a-f]{8})\.parquet$")
@@ -90,19 +91,48 @@ def damaged_plans(fs: AbstractFileSystem, root: str, plans: Sequence[DataFile]) 
     return found
 
 
-def misplaced_files(runs: Sequence[RunManifest], listed: dict[str, int], lost: Collection[str] = ()) -> list[str]:
+def changed_empty_files(fs: AbstractFileSystem, root: str) -> list[str]:
+    """Return the problems of files without rows that are not as they were written."""
+    return [f"{path}: its content has changed since it was written" for path in damaged_empty_files(fs, root)]
+
+
+def damaged_dropped(fs: AbstractFileSystem, root: str, compactions: Sequence[Compaction]) -> dict[str, str]:
+    """Return the problem of each list of dropped endings that is not as it was written, by its path."""
+    files = [one.dropped for one in compactions if one.dropped]
+    contents = read_many(fs, [LakePaths(root).full(file.path) for file in files])
+    digests = [hashlib.blake2b(data or b"", digest_size=DIGEST_BYTES).hexdigest() for data in contents]
+    return {
+        file.path: f"{file.path}: the list of dropped rows is lost or has changed"
+        for file, digest in zip(files, digests, strict=True)
+        if digest != file.digest
+    }
+
+
+def misplaced_files(
+    runs: Sequence[RunManifest],
+    listed: dict[str, int],
+    lost: Collection[str] = (),
+    compactions: Sequence[Compaction] = (),
+) -> list[str]:
     """Return the problems of files that no run committed, that are committed twice, or that lie in a wrong folder.
 
-    ``lost`` are the ids of runs without a readable manifest, whose files can't be judged.
+    ``lost`` are the ids of runs without a readable manifest, whose files can't be judged. Files that a compaction
+    replaced may still be there.
     """
+    replaced = {path for one in compactions for path in one.replaced_files}
+    merged = {file.path for one in compactions for file in one.files}
     named = Counter(file.path for file in committed_files(runs))
     problems = [
-        f"{path}: no run committed this file" for path in sorted(listed) if path not in named and not _is_of(path, lost)
+        f"{path}: no run committed this file"
+        for path in sorted(listed)
+        if path not in named and path not in replaced and not _is_of(path, lost)
     ]
     problems += [f"{path}: committed {times} times" for path, times in named.items() if times > 1]
     for run in runs:
         for file in run.files:
-            if not file.path.startswith(f"{file.table}/model={run.model}/date={run.date}/part-{run.run_id}-"):
+            own = f"{file.table}/model={run.model}/date="
+            place = own if file.path in merged else f"{own}{run.date}/part-{run.run_id}-"
+            if not file.path.startswith(place):
                 problems.append(f"{file.path}: no place for table {file.table} of run {run.run_id}")
     return problems
 

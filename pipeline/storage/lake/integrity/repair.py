@@ -16,23 +16,18 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.lake.commit import manifest_path, remove_strays, with_reasons
+from pipeline.storage.lake.empty_tables import damaged_empty_files, rewrite_empty_file
+from pipeline.storage.lake.integrity.compacted import replaced_files, sound_compactions
+from pipeline.storage.lake.integrity.documents import RunDocuments, read_documents, record_agrees
 from pipeline.storage.lake.integrity.file_checks import damaged_files, damaged_plans
 from pipeline.storage.lake.integrity.row_checks import UNPLANNED, add_runs_and_plans, plan_files, row_checks
 from pipeline.storage.lake.layout import DATA_NAME, LakePaths, new_run_id
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.query import committed_views, file_urls, quote_list
-from pipeline.storage.lake.records import (
-    RunDocuments,
-    committed_files,
-    load_runs,
-    read_documents,
-    record_agrees,
-    with_commits,
-    write_record,
-)
+from pipeline.storage.lake.records import committed_files, load_runs, with_commits, with_compactions, write_record
 from pipeline.storage.lake.whole_objects import list_data_files, read_many, remove_many, write_whole
 from schemas.errors import StoreError
-from schemas.runs import CommitRecord, DataFile, RunManifest
+from schemas.runs import CommitRecord, Compaction, DataFile, RunManifest
 from schemas.tables import PLAN, TABLES
 
 Kept = dict[str, list[CommitRecord]]
@@ -49,19 +44,30 @@ def repair(fs: AbstractFileSystem, root: str) -> list[str]:
         documents = read_documents(fs, root)
         if not documents:
             raise StoreError(f"{root}: no camlake output here (no _runs/<run_id>/manifest.json)")
-        kept, said = _sound_commits(fs, root, documents)
+        compactions, undone = sound_compactions(fs, root)
+        kept, said = _sound_commits(fs, root, documents, compactions)
         runs = _bases(documents, kept)
-        said += _remove_bad_plans(fs, root, list(runs.values()))
-        said += _drop_faulty(fs, root, runs, kept)
+        said += undone + _remove_bad_plans(fs, root, list(runs.values()))
+        said += _drop_faulty(fs, root, runs, kept, compactions)
         for run in documents:
-            said += _write_run(fs, root, run, runs.get(run.run_id), kept[run.run_id])
+            said += _write_run(fs, root, run, runs.get(run.run_id), kept[run.run_id], compactions)
         strays = remove_strays(fs, root, load_runs(fs, root))
-        return said + [f"{path}: removed; no commit record names it" for path in strays]
+        said += [f"{path}: removed; no commit record names it" for path in strays]
+        for path in damaged_empty_files(fs, root):
+            rewrite_empty_file(fs, root, path)
+            said.append(f"{path}: written anew; it has no rows")
+        return said
 
 
-def _sound_commits(fs: AbstractFileSystem, root: str, documents: Sequence[RunDocuments]) -> tuple[Kept, list[str]]:
-    """Return the commit records whose files are unchanged, and one line with the reason for each dropped record."""
+def _sound_commits(
+    fs: AbstractFileSystem, root: str, documents: Sequence[RunDocuments], compactions: Sequence[Compaction]
+) -> tuple[Kept, list[str]]:
+    """Return the commit records whose files are unchanged, and one line with the reason for each dropped record.
+
+    Files that a compaction replaced are no longer needed.
+    """
     paths, listed, said = LakePaths(root), list_data_files(fs, root), []
+    replaced = replaced_files(compactions)
     kept: Kept = {}
     for run in documents:
         edited = set(run.changed) if run.manifest else set()  # Without a manifest, edited records are the best source.
@@ -71,7 +77,8 @@ def _sound_commits(fs: AbstractFileSystem, root: str, documents: Sequence[RunDoc
             if path not in edited and record_agrees(record, run.run_id, path)
         ]
         commits += _commits_of_manifest(run, commits)
-        damage = damaged_files(fs, paths, [file for record in commits for file in record.files], listed)
+        needed = [file for record in commits for file in record.files if file.path not in replaced]
+        damage = damaged_files(fs, paths, needed, listed)
         kept[run.run_id] = []
         for record in sorted(commits, key=lambda record: record.task):
             wrong = [damage[file.path] for file in record.files if file.path in damage]
@@ -135,11 +142,21 @@ def _remove_bad_plans(fs: AbstractFileSystem, root: str, runs: Sequence[RunManif
     return [f"{path}: removed" for path in bad]
 
 
-def _drop_faulty(fs: AbstractFileSystem, root: str, runs: dict[str, RunManifest], kept: Kept) -> list[str]:
-    """Remove commits with rows that break a rule until no row breaks one; then write the missing plans."""
+def _drop_faulty(
+    fs: AbstractFileSystem,
+    root: str,
+    runs: dict[str, RunManifest],
+    kept: Kept,
+    compactions: Sequence[Compaction],
+) -> list[str]:
+    """Remove commits with rows that break a rule until no row breaks one; then write the missing plans.
+
+    Raises StoreError where rows of a compaction break a rule.
+    """
+    merged = {file.path for one in compactions for file in one.files}
     said: list[str] = []
     while True:
-        files = committed_files(list(runs.values()))
+        files = committed_files(with_compactions(list(runs.values()), compactions))
         plans = plan_files(fs, root, list(runs.values()))
         with committed_views(fs, root, files + plans) as con:
             add_runs_and_plans(con, list(runs.values()), file_urls(fs, root, plans, "plan"))
@@ -162,6 +179,8 @@ def _drop_faulty(fs: AbstractFileSystem, root: str, runs: dict[str, RunManifest]
                     paths |= {urls[url] for (url,) in con.sql(query).fetchall()}
             if not paths:
                 return said + _complete_plans(fs, root, con.sql(_UNPLANNED_ROWS).to_arrow_table())
+        if broken := sorted(paths & merged):
+            raise StoreError(f"{broken[0]}: rows of a compaction break a rule; put the output back from a copy")
         for run_id, run in runs.items():
             faulty = [record for record in kept[run_id] if any(file.path in paths for file in record.files)]
             said += [_dropped(record, "rows that break a rule") for record in faulty]
@@ -189,7 +208,12 @@ def _complete_plans(fs: AbstractFileSystem, root: str, rows: pa.Table) -> list[s
 
 
 def _write_run(
-    fs: AbstractFileSystem, root: str, run: RunDocuments, base: RunManifest | None, commits: Sequence[CommitRecord]
+    fs: AbstractFileSystem,
+    root: str,
+    run: RunDocuments,
+    base: RunManifest | None,
+    commits: Sequence[CommitRecord],
+    compactions: Sequence[Compaction],
 ) -> list[str]:
     """Rewrite the documents of one run so that they agree with its remaining commits; return the changes."""
     paths, said = LakePaths(root), []
@@ -207,7 +231,7 @@ def _write_run(
     if run.lineage != base.lineage or any("lineage.json" in problem for problem in run.problems):
         write_record(fs, paths.full(paths.lineage_path(run.run_id)), base.lineage)
         said.append(f"{paths.lineage_path(run.run_id)}: rebuilt from the manifest")
-    manifest = _rebuilt(fs, root, run, base, commits)
+    manifest = _rebuilt(fs, root, run, base, commits, compactions)
     if manifest != run.manifest or any("manifest" in problem for problem in run.problems):
         write_record(fs, manifest_path(root, manifest), manifest)
         said.append(f"{paths.manifest_path(run.run_id)}: rebuilt, {manifest.status}")
@@ -218,10 +242,26 @@ def _write_run(
 
 
 def _rebuilt(
-    fs: AbstractFileSystem, root: str, run: RunDocuments, base: RunManifest, commits: Sequence[CommitRecord]
+    fs: AbstractFileSystem,
+    root: str,
+    run: RunDocuments,
+    base: RunManifest,
+    commits: Sequence[CommitRecord],
+    compactions: Sequence[Compaction],
 ) -> RunManifest:
-    """Return the manifest of a run with these commits: complete where they end all of its planned inputs."""
+    """Return the manifest of a run with these commits: complete where they end all of its planned inputs.
+
+    Raises StoreError where the manifest is lost and a compaction replaced files of the run: their rows can't be counted
+    any more.
+    """
     if run.manifest and run.manifest.status == "running" and not run.problems:
+        return run.manifest
+    if replaced_files(compactions).intersection(file.path for record in commits for file in record.files):
+        if run.manifest is None or run.problems:
+            raise StoreError(
+                f"{LakePaths(root).manifest_path(run.run_id)} is lost or changed, and camlake compact replaced files of"
+                " this run; put the documents of the run back from a copy"
+            )
         return run.manifest
     manifest = with_reasons(fs, root, with_commits(base, commits))
     plans = plan_files(fs, root, [manifest])

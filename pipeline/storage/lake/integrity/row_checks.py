@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import quote_list
-from pipeline.storage.lake.whole_objects import list_dir
-from schemas.runs import DataFile, RunManifest
-from schemas.tables import TABLES, TableSpec, optional_tables
+from pipeline.storage.lake.whole_objects import list_dir, read_whole
+from schemas.runs import Compaction, DataFile, RunManifest
+from schemas.tables import DROPPED, TABLES, TableSpec, optional_tables
 
 
 class RowCheck(NamedTuple):
@@ -37,13 +39,17 @@ MISSING = """
 WITH open AS (
     SELECT model, run_id, image_id, plans.uri, status
     FROM plans JOIN runs USING (run_id) ANTI JOIN all_endings USING (model, run_id, image_id)
+    ANTI JOIN dropped USING (run_id, image_id)
 )
 SELECT run_id, image_id, uri AS example FROM open
 WHERE status = 'complete' OR NOT EXISTS (
     FROM all_endings AS later
     WHERE later.image_id = open.image_id AND later.model = open.model AND later.run_id > open.run_id)
 """
-"""Planned inputs without an ending. A complete run must end all its inputs; a later run may end those of a dead run."""
+"""Planned inputs without an ending, also among those that a compaction dropped.
+
+A complete run must end all its inputs; a later run may end those of a dead run.
+"""
 
 PLANNED_TWICE = RowCheck(
     "SELECT run_id, image_id, min(uri) AS example FROM plans GROUP BY run_id, image_id HAVING count(*) > 1",
@@ -98,6 +104,19 @@ def plan_files(fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest]) -
                 size = int(fs.size(path))
                 found.append(DataFile(table="plan", path=paths.relative(path), rows=0, size_bytes=size))
     return found
+
+
+def add_dropped(
+    con: duckdb.DuckDBPyConnection, fs: AbstractFileSystem, root: str, compactions: Sequence[Compaction]
+) -> None:
+    """Add the table ``dropped``, of the schema DROPPED, with the endings that the compactions dropped."""
+    con.register("none_dropped", DROPPED.empty_table())
+    con.execute("CREATE TABLE dropped AS SELECT * FROM none_dropped")
+    for one in compactions:
+        data = read_whole(fs, LakePaths(root).full(one.dropped.path)) if one.dropped else None
+        if data is not None:
+            con.register("more_dropped", pq.read_table(pa.BufferReader(data)))
+            con.execute("INSERT INTO dropped SELECT * FROM more_dropped")
 
 
 def add_runs_and_plans(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest], plan_urls: Sequence[str]) -> None:

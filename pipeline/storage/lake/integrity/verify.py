@@ -11,11 +11,19 @@ import duckdb
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.lake.integrity.file_checks import damaged_files, damaged_plans, misplaced_files
+from pipeline.storage.lake.integrity.documents import all_problems, read_compactions, read_documents
+from pipeline.storage.lake.integrity.file_checks import (
+    changed_empty_files,
+    damaged_dropped,
+    damaged_files,
+    damaged_plans,
+    misplaced_files,
+)
 from pipeline.storage.lake.integrity.row_checks import (
     DONE_AGAIN,
     MISSING,
     PLANNED_TWICE,
+    add_dropped,
     add_runs_and_plans,
     faults_of,
     plan_files,
@@ -24,7 +32,7 @@ from pipeline.storage.lake.integrity.row_checks import (
 )
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import committed_views, file_urls, same_version
-from pipeline.storage.lake.records import all_problems, committed_files, load_runs, read_documents
+from pipeline.storage.lake.records import committed_files, load_runs, with_compactions
 from pipeline.storage.lake.whole_objects import list_data_files
 from schemas.errors import StoreError
 from schemas.runs import DataFile, RunManifest
@@ -45,7 +53,13 @@ SELECT count(*) FILTER (annotated), count(*) FILTER (NOT annotated AND NOT delet
 FROM endings
 """
 
-_COUNTED = {"planned": "plans", "annotated": "all_images", "rejected": "all_quarantine", "boxes": "all_boxes"}
+_COUNTED = {
+    "planned": "SELECT run_id FROM plans",
+    "annotated": "SELECT run_id FROM all_images UNION ALL SELECT run_id FROM dropped WHERE annotated",
+    "rejected": "SELECT run_id FROM all_quarantine UNION ALL SELECT run_id FROM dropped WHERE NOT annotated",
+    "boxes": "SELECT run_id FROM all_boxes UNION ALL SELECT run_id FROM dropped, range(boxes)",
+}
+"""Queries for a row for each thing that a run counted, also for those that a compaction dropped."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +84,28 @@ def verify(fs: AbstractFileSystem, root: str) -> VerifyReport:
     documents = read_documents(fs, root)
     if not documents:
         raise StoreError(f"{root}: no camlake output here (no _runs/<run_id>/manifest.json)")
-    runs = [one.run for one in documents if one.run]
+    compactions, unreadable = read_compactions(fs, root)
+    runs = with_compactions([one.run for one in documents if one.run], compactions)
     lost = {one.run_id for one in documents if not one.run}
     files, listed = committed_files(runs), list_data_files(fs, root)
     damage = damaged_files(fs, LakePaths(root), files, listed)
     plans = plan_files(fs, root, runs)
-    bad_plans = damaged_plans(fs, root, plans)
+    bad_plans, bad_dropped = damaged_plans(fs, root, plans), damaged_dropped(fs, root, compactions)
     plans = [file for file in plans if file.path not in bad_plans]
     sound = [file for file in files if file.path not in damage]
     with committed_views(fs, root, [*sound, *plans]) as con:
         add_runs_and_plans(con, runs, file_urls(fs, root, plans, "plan"))
+        add_dropped(
+            con, fs, root, [one for one in compactions if not one.dropped or one.dropped.path not in bad_dropped]
+        )
         problems = [
             *all_problems(documents),
+            *unreadable,
             *damage.values(),
             *bad_plans.values(),
-            *misplaced_files(runs, listed, lost),
+            *bad_dropped.values(),
+            *misplaced_files(runs, listed, lost, compactions),
+            *changed_empty_files(fs, root),
             *_sums(runs),
             *_open_inputs(con, runs),
             *problems_of(con, [PLANNED_TWICE, DONE_AGAIN, *row_checks()]),
@@ -139,13 +160,16 @@ def _listed_since(run: RunManifest, runs: Sequence[RunManifest]) -> bool:
 
 def _counted(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest]) -> Iterator[str]:
     """Yield a line for each run whose manifest has wrong numbers of rows; a dead run's plan may be incomplete."""
-    for name, view in _COUNTED.items():
-        found = dict(con.sql(f"SELECT run_id, count(*) FROM {view} GROUP BY run_id").fetchall())
+    for name, rows_counted in _COUNTED.items():
+        found = dict(con.sql(f"SELECT run_id, count(*) FROM ({rows_counted}) GROUP BY run_id").fetchall())
         for run in runs:
             recorded, rows = getattr(run.counts, name), found.get(run.run_id, 0)
             if recorded != rows and (name != "planned" or run.status == "complete"):
                 yield f"run {run.run_id}: {rows} rows {name}, but its manifest says {recorded}"
-    query = "SELECT run_id, reason_code, count(*) FROM all_quarantine GROUP BY ALL"
+    query = (
+        "SELECT run_id, reason_code, count(*) FROM (SELECT run_id, reason_code FROM all_quarantine UNION ALL"
+        " SELECT run_id, reason_code FROM dropped WHERE NOT annotated) GROUP BY ALL"
+    )
     reasons = {(run_id, code): rows for run_id, code, rows in con.sql(query).fetchall()}
     for run in runs:
         recorded_reasons = {(run.run_id, code): rows for code, rows in run.counts.rejected_by_reason.items()}
@@ -166,6 +190,8 @@ def _facts(con: duckdb.DuckDBPyConnection, runs: Sequence[RunManifest], files: S
         "images superseded": rows - annotated - rejected - hidden,
     }
     facts |= {"images hidden": hidden} if hidden else {}
+    ((dropped,),) = con.sql("SELECT count(*) FROM dropped").fetchall()
+    facts |= {"endings dropped by compact": dropped} if dropped else {}
     facts |= {table: sum(file.rows for file in files if file.table == table) for table in optional_tables()}
     return facts | {"files": len(files), "bytes": sum(file.size_bytes for file in files)}
 

@@ -1,0 +1,1 @@
+"""Merges the small files of an output and drops the rows that no longer count."""

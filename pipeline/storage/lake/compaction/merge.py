@@ -1,0 +1,102 @@
+"""Merges commits into one: the rows of their files, table by table, without those of dropped endings."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from pipeline.storage.lake.encoding import BOXES_BY_LABEL, LABEL_ORDER, Encoding, to_parquet
+from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.whole_objects import read_whole, write_whole
+from schemas.errors import StoreError
+from schemas.runs import DIGEST_BYTES, CommitRecord, DataFile
+from schemas.tables import TABLES
+
+BoxesBy = Literal["image", "label"]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """The dropped endings of one model: the ids of their images by run."""
+
+    ids: Mapping[str, pa.Array]
+
+    @classmethod
+    def of(cls, endings: pa.Table) -> "Dropped":
+        """Return the endings of a table of the schema DROPPED."""
+        runs = endings["run_id"].unique().to_pylist()
+        rows = {run_id: endings.filter(pc.equal(endings["run_id"], run_id)) for run_id in runs}
+        return cls({run_id: own["image_id"].combine_chunks() for run_id, own in rows.items()})
+
+    def kept(self, rows: pa.Table) -> pa.Table:
+        """Return the rows of a data file that are of no dropped ending."""
+        for run_id in rows["run_id"].unique().to_pylist():
+            if run_id in self.ids:
+                gone = pc.and_(pc.equal(rows["run_id"], run_id), pc.is_in(rows["image_id"], self.ids[run_id]))
+                rows = rows.filter(pc.invert(gone))
+        return rows
+
+
+def merged_commit(
+    fs: AbstractFileSystem,
+    root: str,
+    compaction_id: str,
+    task: str,
+    group: Sequence[CommitRecord],
+    dropped: Dropped,
+    boxes_by: BoxesBy = "image",
+) -> CommitRecord | None:
+    """Write the files of the commit that replaces ``group``, and return its record; None where no row is left.
+
+    ``boxes_by`` says what boxes are sorted by. One table at a time is in memory. Rows of files with other columns,
+    which another version wrote, get a file of their own. Raises StoreError.
+    """
+    files: list[DataFile] = []
+    for table, spec in TABLES.items():
+        by_label = table == "boxes" and boxes_by == "label"
+        order, encoding = (LABEL_ORDER, BOXES_BY_LABEL) if by_label else (spec.order, Encoding())
+        own = [file for commit in group for file in commit.files if file.table == table]
+        same: list[list[pa.Table]] = []
+        for file in own:
+            rows = dropped.kept(_read(fs, root, file))
+            if not same or not same[-1][0].schema.equals(rows.schema, check_metadata=True):
+                same.append([])
+            same[-1].append(rows)
+        folder = own[0].path.rpartition("/")[0] if own else ""
+        for part in same:
+            if rows := _sorted(part, order):
+                path = f"{folder}/.part-{compaction_id}-{task}"
+                files.append(_write(fs, root, table, path, to_parquet(rows, encoding), len(rows)))
+    if not files:
+        return None
+    rows_of = {table: sum(file.rows for file in files if file.table == table) for table in ("images", "quarantine")}
+    return CommitRecord(
+        run_id=compaction_id, task=task, images=rows_of["images"], rejected=rows_of["quarantine"], files=tuple(files)
+    )
+
+
+def _read(fs: AbstractFileSystem, root: str, file: DataFile) -> pa.Table:
+    data = read_whole(fs, LakePaths(root).full(file.path))
+    if data is None:
+        raise StoreError(f"{file.path} is missing; `camlake verify` says what else")
+    try:
+        return pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{file.path} can't be read: {str(error).splitlines()[0]}") from error
+
+
+def _sorted(parts: Sequence[pa.Table], order: Sequence[str]) -> pa.Table | None:
+    rows = pa.concat_tables(parts)
+    return rows.take(pc.sort_indices(rows, [(name, "ascending") for name in order])) if len(rows) else None
+
+
+def _write(fs: AbstractFileSystem, root: str, table: str, path: str, data: bytes, rows: int) -> DataFile:
+    digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
+    path = f"{path}-{digest[:8]}.parquet.compacted"
+    write_whole(fs, LakePaths(root).full(path), data)
+    return DataFile(table=table, path=path, rows=rows, size_bytes=len(data), digest=digest)

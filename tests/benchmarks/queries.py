@@ -1,0 +1,165 @@
+"""Measure what queries of boxes read: seconds and bytes through an object store, before and after ``camlake compact``.
+
+The output is synthetic: random boxes in files of the usual size, committed by the real code, with classes as frequent
+as words are (the k-th takes 1/k of the first) and most scores low. DuckDB reads with two threads; a store counts the
+bytes that it hands out. Each figure in percent is of all bytes of the table.
+"""
+
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from fsspec import AbstractFileSystem
+
+from jobs.suites.machine import Figures
+from jobs.terminal.console import main
+from pipeline.annotate.reporter import Reporter
+from pipeline.storage.lake.commit import finish_run, start_run
+from pipeline.storage.lake.compaction.compact import Wanted, compact
+from pipeline.storage.lake.compaction.dropped import Expiry
+from pipeline.storage.lake.compaction.merge import BoxesBy
+from pipeline.storage.lake.layout import LakePaths, new_run_id
+from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.query import CommittedFiles, quote_list
+from pipeline.storage.lake.records import committed_files, load_runs
+from schemas.options.benchmark import MeasureConfig
+from schemas.options.config import option
+from schemas.runs import DataFile
+from tests.benchmarks.command import benchmark
+from tests.benchmarks.export import CLASSES, IMAGES_PER_COMMIT, synthetic_rows
+from tests.fake_lake import FakeLake, manifest_of
+
+RARE = 776
+"""A class of about 170 boxes in a million; the common one is class 0."""
+
+
+class QueryMeasure(MeasureConfig):
+    """The configuration of this measurement."""
+
+    boxes: int = option(1_000_000, "boxes of the synthetic output", "Options", ge=1_000)
+
+
+class CountingStore(AbstractFileSystem):
+    """The local disk as a store that counts the bytes of its answers."""
+
+    protocol = "counted"
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.requests = 0
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        """Return a range of a file."""
+        with Path(path).open("rb") as file:
+            file.seek(start or 0)
+            data = file.read(-1 if end is None else end - (start or 0))
+        self.bytes += len(data)
+        self.requests += 1
+        return data
+
+
+def measure(config: QueryMeasure, reporter: Reporter) -> Figures:
+    """Return for each layout the bytes of boxes, and for each query the share of them, the requests and the seconds."""
+    figures: Figures = {"boxes": config.boxes}
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary, "labels")
+        _write(out, config.boxes)
+        layouts: tuple[tuple[str, BoxesBy | None], ...] = (("annotate", None), ("compact", "image"), ("label", "label"))
+        first = 0
+        for name, boxes_by in layouts:
+            place = out
+            if boxes_by:
+                place = Path(temporary, name)
+                shutil.copytree(out, place)
+                lake, started_s = FakeLake(str(place)), time.perf_counter()
+                compact(lake.fs, lake.root, Wanted(128 * 10**6, 0, Expiry(), boxes_by), lambda text: None)
+                figures[f"{name}: s"] = round(time.perf_counter() - started_s, 1)
+            files, root = _boxes(place)
+            total = sum(file.size_bytes for file in files)
+            first = first or total
+            figures |= {f"{name}: files": len(files), f"{name}: MB": round(total / 1e6, 1)}
+            figures[f"{name}: size against annotate's"] = round(total / first, 3)
+            figures |= {f"{name}: {key}": value for key, value in _queries(files, root, total).items()}
+            reporter.say(", ".join(f"{key} {value}" for key, value in figures.items() if key.startswith(f"{name}:")))
+    return figures
+
+
+def _write(out: Path, boxes: int) -> None:
+    lake, rng, run_id = FakeLake(str(out)), np.random.default_rng(0), new_run_id()
+    shares = 1 / np.arange(1, CLASSES + 1)
+    with Lease.acquire(lake.fs, lake.root, run_id) as lease:
+        start_run(lake.fs, lake.root, manifest_of(run_id))
+        start = 0
+        while boxes:
+            rows = synthetic_rows(run_id, start, IMAGES_PER_COMMIT, boxes, rng)
+            found = rows["boxes"]
+            class_id = rng.choice(CLASSES, len(found), p=shares / shares.sum())
+            score = rng.beta(1, 3, len(found)).astype(np.float32)
+            changed = {"class_id": class_id, "label": [f"class {one}, of many" for one in class_id]}
+            changed |= {"class_prob": score, "box_score": score * np.float32(0.9)}
+            for name, values in changed.items():
+                index = found.schema.get_field_index(name)
+                found = found.set_column(
+                    index, found.schema.field(index), pa.array(values).cast(found.schema.types[index])
+                )
+            lake.commit(run_id, lease.generation, f"{start:09d}", rows | {"boxes": found})
+            start += IMAGES_PER_COMMIT
+            boxes -= len(found)
+        manifest = manifest_of(run_id, planned=start)
+        finish_run(lake.fs, lake.root, manifest, lease.generation)
+
+
+def _boxes(out: Path) -> tuple[list[DataFile], str]:
+    lake = FakeLake(str(out))
+    return committed_files(load_runs(lake.fs, lake.root), "boxes"), lake.root
+
+
+def _queries(files: Sequence[DataFile], root: str, total: int) -> dict[str, float]:
+    image_id = _one("image_id", files, root)
+    queries = {
+        "rare label, score >= .5": f"SELECT * FROM boxes WHERE label = 'class {RARE}, of many' AND box_score >= 0.5",
+        "common label, box columns": "SELECT xmin, ymin, xmax, ymax, box_score FROM boxes"
+        " WHERE label = 'class 0, of many'",
+        "one image": f"SELECT * FROM boxes WHERE image_id = '{image_id}'",
+        "all, mean score": "SELECT count(*), avg(box_score) FROM boxes",
+    }
+    figures: dict[str, float] = {}
+    for name, query in queries.items():
+        seconds = []
+        for _ in range(3):
+            store, started_s = CountingStore(), time.perf_counter()
+            with duckdb.connect(config={"threads": 2}) as con:
+                con.register_filesystem(CommittedFiles(store, LakePaths(root), files))
+                urls = quote_list([f"camlake://{file.path}" for file in files])
+                con.execute(f"CREATE VIEW boxes AS SELECT * FROM read_parquet({urls})")
+                rows = len(con.sql(query).fetchall())
+            seconds.append(time.perf_counter() - started_s)
+        figures[f"{name}: %"] = round(100 * store.bytes / total, 2)
+        figures |= {f"{name}: requests": store.requests, f"{name}: rows": rows}
+        figures[f"{name}: s"] = round(statistics.median(seconds), 3)
+    return figures
+
+
+def _one(column: str, files: Sequence[DataFile], root: str) -> str:
+    path = LakePaths(root).full(files[0].path)
+    return str(duckdb.sql(f"SELECT max({column}) FROM read_parquet({quote_list([path])})").fetchall()[0][0])
+
+
+command = benchmark(
+    "queries",
+    "Measure what queries of boxes read, before and after `camlake compact`.",
+    QueryMeasure,
+    measure,
+    "--result queries.json",
+)
+
+if __name__ == "__main__":
+    main(command)

@@ -1,0 +1,307 @@
+"""``camlake compact``: the same current rows from fewer files, at every moment, also after a kill at any point."""
+
+import json
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.compact import run
+from jobs.rebox import rebox
+from jobs.terminal.console import Screen
+from pipeline.images.synthetic.scenes import write_corpus
+from pipeline.outputs import reader
+from pipeline.storage.lake import records
+from pipeline.storage.lake.commit import done_images, remove_leftovers
+from pipeline.storage.lake.compaction import compact as compacting
+from pipeline.storage.lake.compaction import merge
+from pipeline.storage.lake.integrity.repair import repair
+from pipeline.storage.lake.integrity.verify import verify
+from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.records import load_compactions, load_runs, write_record
+from pipeline.storage.lake.whole_objects import list_data_files
+from schemas.errors import LeaseError, StoreError, UsageError
+from schemas.options.compact import CompactConfig
+from schemas.options.rebox import ReboxConfig
+from schemas.reasons import Reason
+from schemas.tables import TABLES
+from tests.fake_lake import MODEL, FakeLake, problems
+from tests.jobs_on import run_annotate
+
+OTHER = "other-87654321"
+WRITTEN = ("images", "boxes", "heatmaps", "features", "quarantine")
+
+
+def fill(lake: FakeLake) -> FakeLake:
+    """Write many small files, a changed image, one that was rejected later, one that was annotated later."""
+    lake.run(
+        {"a": "v1", "b": "v0", "c": "v1", "d": "v1"}, {"bad": Reason.CORRUPT, "late": Reason.FETCH_FAILED}, tasks=4
+    )
+    lake.run({"a": "v2", "late": "v1"}, {"b": Reason.EMPTY}, tasks=2)
+    lake.run({"e": "v1"})
+    return lake
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    return fill(FakeLake(str(tmp_path_factory.mktemp("filled") / "out")))
+
+
+@pytest.fixture
+def output(filled, tmp_path):
+    """Return a copy of the filled output."""
+    shutil.copytree(filled.out, tmp_path / "out")
+    return FakeLake(str(tmp_path / "out"), hours=filled.hours)
+
+
+def compact(lake: FakeLake, **options) -> None:
+    run(CompactConfig.resolve({"out": lake.out, "grace": "0s", **options}), Screen())
+
+
+def rows(lake: FakeLake) -> dict[str, list]:
+    """Return the current rows of every table, as a reader gets them."""
+    with reader.open(lake.out, model="*", endpoint_url=lake.storage.endpoint_url) as opened:
+        found = {table: opened.arrow(table).to_pylist() for table in TABLES}
+    return {table: sorted(map(str, rows)) for table, rows in found.items()}
+
+
+def globbed(lake: FakeLake, table: str) -> int:
+    """Return the rows that plain DuckDB finds in the folder of a table."""
+    return duckdb.sql(f"SELECT count(*) FROM '{lake.out}/{table}/**/*.parquet'").fetchall()[0][0]
+
+
+def done_ids(lake: FakeLake, model: str = MODEL) -> set[str]:
+    batches = done_images(lake.fs, lake.root, model)
+    return {image_id for batch in batches for image_id in batch["image_id"].to_pylist()}
+
+
+def age(lake: FakeLake) -> None:
+    """Make the newest compaction two days old."""
+    one = load_compactions(lake.fs, lake.root)[-1]
+    old = one.model_copy(update={"since": one.since - timedelta(days=2)})
+    write_record(lake.fs, records.compaction_path(lake.root, one), old)
+
+
+def test_fewer_files_hold_the_same_current_rows(output, capfd):
+    before, done, facts = rows(output), done_ids(output), verify(output.fs, output.root).facts
+    compact(output)
+    assert rows(output) == before
+    assert problems(output) == []
+    assert len(list_data_files(output.fs, output.root)) == 5
+    assert "dropped" in capfd.readouterr().out
+    assert {table: globbed(output, table) for table in WRITTEN} == {table: len(before[table]) for table in WRITTEN}
+    assert done_ids(output) == done, "annotate has nothing to do"
+    after = verify(output.fs, output.root).facts
+    assert after["endings dropped by compact"] == 3
+    assert (after["images superseded"], facts["images superseded"]) == (0, 3)
+    assert all(after[name] == facts[name] for name in ("images annotated", "images rejected", "inputs planned"))
+
+
+def test_a_second_call_finds_nothing_to_do_and_later_runs_go_on(output, capfd):
+    compact(output)
+    files = list_data_files(output.fs, output.root)
+    compact(output)
+    assert list_data_files(output.fs, output.root) == files
+    output.run({"c": "v2", "f": "v1"}, {"g": Reason.EMPTY})
+    expected = rows(output)
+    assert problems(output) == []
+    compact(output)
+    assert (rows(output), problems(output)) == (expected, [])
+    assert len(list_data_files(output.fs, output.root)) == 5
+
+
+def test_replaced_files_stay_for_the_grace_period(output, capfd):
+    before, files = rows(output), list_data_files(output.fs, output.root)
+    n_rows = {table: globbed(output, table) for table in WRITTEN}
+    with reader.open(output.out) as early:
+        compact(output, grace="1d")
+        assert len(early.arrow("boxes")) == len(before["boxes"])
+    assert "go with the first run" in capfd.readouterr().out
+    assert files.keys() < list_data_files(output.fs, output.root).keys()
+    assert rows(output) == before
+    assert {table: globbed(output, table) for table in WRITTEN} == n_rows, "a glob sees the old files only"
+    assert problems(output) == []
+    compact(output, grace="1d")
+    assert "left as it is; the files that an earlier compaction replaced" in capfd.readouterr().out
+    age(output)
+    with reader.open(output.out) as early:
+        output.run({"new": "v1"})
+        assert len(early.arrow("boxes")) == len(before["boxes"]), "a reader that opened before still reads"
+    assert problems(output) == []
+    assert {table: globbed(output, table) for table in ("images", "boxes")} == {"images": 6, "boxes": 12}
+    age(output)
+    output.run({"newer": "v1"})
+    assert not [path for path in list_data_files(output.fs, output.root) if path.endswith(".compacted")]
+    assert problems(output) == []
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("module", "name", "call"),
+    [
+        pytest.param(merge, "write_whole", 1, marks=pytest.mark.slow),
+        (merge, "write_whole", 3),
+        pytest.param(compacting, "write_whole", 1, marks=pytest.mark.slow),
+        (compacting, "write_record", 1),
+        pytest.param(records, "write_whole", 1, marks=pytest.mark.slow),
+        (records, "write_whole", 4),
+        (records, "remove_many", 1),
+        pytest.param(records, "write_record", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_kill_at_any_point_loses_nothing(output, monkeypatch, module, name, call, after):
+    before, real, calls = rows(output), getattr(module, name), []
+
+    def dies(*values, **named):
+        calls.append(values)
+        if len(calls) < call:
+            return real(*values, **named)
+        if after:
+            real(*values, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, dies)
+        with pytest.raises(KeyboardInterrupt):
+            compact(output)
+    assert rows(output) == before
+    output.run({"new": "v1"})
+    expected = rows(output)
+    assert len(expected["boxes"]) == len(before["boxes"]) + 2
+    assert problems(output) == []
+    compact(output)
+    assert (rows(output), problems(output)) == (expected, [])
+    assert {table: globbed(output, table) for table in WRITTEN} == {table: len(expected[table]) for table in WRITTEN}
+
+
+def test_a_tombstone_keeps_what_it_hides(output):
+    run_id = load_runs(output.fs, output.root)[0].run_id
+    hidden = output.run({}, {"d": Reason.DELETED})
+    before = rows(output)
+    compact(output)
+    assert (rows(output), problems(output)) == (before, [])
+    with reader.open(output.out) as opened:
+        query = "SELECT run_id FROM all_images WHERE uri = 'd'"
+        assert opened.sql(query).fetchall() == [(run_id,)]
+        assert hidden.run_id in {row["run_id"] for row in opened.arrow("quarantine").to_pylist()}
+
+
+def test_expired_models_and_images_are_gone_and_accounted_for(output):
+    output.run({"a": "v1"}, {"x": Reason.EMPTY}, model=OTHER)
+    with pytest.raises(UsageError, match="--expire-model 'none': this output has"):
+        compact(output, expire_model="none")
+    compact(output, expire_model=OTHER)
+    assert problems(output) == []
+    with reader.open(output.out) as opened:
+        assert opened.models == [MODEL]
+    assert done_ids(output, OTHER) == set()
+    compact(output, expire_older_than="1s")
+    assert problems(output) == []
+    assert rows(output)["images"] == []
+    assert globbed(output, "quarantine") == 0
+    output.run({"a": "v1"})
+    assert len(rows(output)["images"]) == 1
+    assert problems(output) == []
+
+
+def test_only_the_holder_of_the_lease_compacts(output):
+    with Lease.acquire(output.fs, output.root, "r"), pytest.raises(LeaseError):
+        compact(output)
+    with pytest.raises(StoreError, match="no camlake output here"):
+        compact(FakeLake(f"{output.out}-none"))
+    with pytest.raises(UsageError, match="--grace '1x': allowed: a number with s, m, h, d or w"):
+        compact(output, grace="1x")
+
+
+def test_files_of_the_wanted_size_are_left_alone(output, monkeypatch):
+    commits = records.counted_commits(output.fs, output.root, load_runs(output.fs, output.root))
+    assert list(compacting._groups(commits, set(), file_bytes=1)) == []
+    assert [len(group) for group in compacting._groups(commits, {0}, file_bytes=1)] == [1]
+    assert [len(group) for group in compacting._groups(commits, set(), file_bytes=10**9)] == [len(commits)]
+
+
+def test_boxes_can_be_sorted_by_label(output):
+    before = rows(output)
+    compact(output, boxes_by="label")
+    assert (rows(output), problems(output)) == (before, [])
+    (file,) = Path(output.out).glob("boxes/**/*.parquet")
+    table = pq.read_table(file, partitioning=None).select(["label", "image_id"])
+    assert table.to_pylist() == sorted(table.to_pylist(), key=lambda row: (row["label"], row["image_id"]))
+    assert [column.name for column in pq.read_schema(file)] == TABLES["boxes"].columns.names
+    files = list_data_files(output.fs, output.root)
+    compact(output)
+    assert list_data_files(output.fs, output.root) == files, "the same order, and nothing to do"
+    output.run({"new": "v1"})
+    compact(output)
+    assert load_compactions(output.fs, output.root)[-1].boxes_by == "label"
+    compact(output, boxes_by="image")
+    (file,) = Path(output.out).glob("boxes/**/*.parquet")
+    ids = pq.read_table(file, partitioning=None)["image_id"].to_pylist()
+    assert ids == sorted(ids)
+    assert problems(output) == []
+
+
+def test_damage_is_found_and_undone_while_the_old_files_are_there(output):
+    before = rows(output)
+    compact(output, grace="1d")
+    one = load_compactions(output.fs, output.root)[0]
+    output.fs.rm_file(output.path(one.files[0].path))
+    assert any("committed, but gone" in line for line in problems(output))
+    assert any("undone with its merged files" in line for line in repair(output.fs, output.root))
+    assert (rows(output), problems(output)) == (before, [])
+    compact(output)
+    one = load_compactions(output.fs, output.root)[0]
+    assert one.dropped
+    Path(output.path(one.dropped.path)).write_bytes(b"")
+    assert any("list of dropped rows is lost" in line for line in problems(output))
+    with pytest.raises(StoreError, match="files that it was made from are gone"):
+        repair(output.fs, output.root)
+
+
+def test_repair_leaves_a_sound_compaction_alone(output):
+    compact(output)
+    before = rows(output)
+    assert repair(output.fs, output.root) == []
+    assert (rows(output), problems(output)) == (before, [])
+    path = records.compaction_path(output.root, load_compactions(output.fs, output.root)[0])
+    changed = json.loads(Path(path).read_text())
+    changed["replaced"] = changed["replaced"][1:]
+    Path(path).write_text(json.dumps(changed))
+    assert any("changed since it was written" in line for line in problems(output))
+
+
+@pytest.mark.parametrize("kind", ["memory", pytest.param("s3", marks=pytest.mark.slow)])
+def test_on_a_store(kind, request):
+    if kind == "memory":
+        lake = fill(FakeLake("memory://compact/model=x/out"))
+    else:
+        store = request.getfixturevalue("s3")
+        lake = fill(FakeLake(f"s3://{store.bucket()}/out=1/it's *", store.storage))
+    before = rows(lake)
+    storage = {"endpoint_url": lake.storage.endpoint_url} if lake.storage.endpoint_url else {}
+    compact(lake, **storage)
+    assert (rows(lake), problems(lake)) == (before, [])
+    with Lease.acquire(lake.fs, lake.root, "r"):
+        assert remove_leftovers(lake.fs, lake.root) == ([], [])
+
+
+@pytest.mark.slow
+def test_annotate_and_rebox_go_on_with_a_compacted_output(tmp_path):
+    write_corpus(tmp_path, 12, seed=5, size_hw=(64, 64), broken=1)
+    photos, labels = tmp_path / "images", tmp_path / "labels"
+    run_annotate(photos, labels, images_per_commit=4)
+    shutil.copytree(labels, tmp_path / "plain")
+    compact(FakeLake(str(labels)))
+    counts = run_annotate(photos, labels).counts
+    assert (counts.planned, counts.already_done) == (0, 13)
+    boxes = []
+    for source in ("labels", "plain"):
+        cut = {"labels": str(tmp_path / source), "out": str(tmp_path / f"{source}-30"), "threshold": 0.3}
+        rebox(ReboxConfig.resolve({**cut, "box_rule": "paper"}), Screen())
+        assert problems(FakeLake(cut["out"])) == []
+        frame = reader.open(cut["out"]).pandas("boxes").drop(columns=["run_id", "date"])
+        boxes.append(frame.sort_values(["image_id", "rank"]).to_dict("records"))
+    assert boxes[0] == boxes[1]

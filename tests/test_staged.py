@@ -64,6 +64,7 @@ class Reader:
         self.rounds += 1
 
     def read(self) -> None:
+        self.look()
         while not self.stop.wait(0.3):
             self.look()
 

@@ -234,6 +234,7 @@ def test_a_browser_searches_and_shows_similar_pictures(server: ViewServer, tmp_p
         tab = browser.tab()
         tab.size(390, 800, phone=True)
         tab.open(server.url, "document.documentElement?.dataset.ready === 'yes'")
+        tab.value("document.getElementById('grid').scrollIntoView({behavior: 'instant'})")
         tab.until(f"{cards}.length === 14 && {cards}[0].querySelector('img').naturalWidth === 128")
         name = tab.value(f"{cards}[3].querySelector('.name').textContent")
         tab.value(

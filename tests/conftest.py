@@ -60,6 +60,27 @@ class ObjectStore:
         return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the group whose tests run in one process, one after another, so that each server starts once.
+
+    The tests on Ceph are one group, the files whose tests share one Ray are another one, and any other file is a group
+    of its own. The two largest come first, because what runs beside them can then be balanced.
+    """
+    on_ray = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
+    order = {"ray": 0, "ceph": 1}
+
+    def group(item: pytest.Item) -> str:
+        if item.path in on_ray:
+            return "ray"
+        values = getattr(item, "callspec", None)
+        on_ceph = "ceph" in getattr(item, "fixturenames", ()) or (values and "ceph" in values.params.values())
+        return "ceph" if on_ceph else str(item.path)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: order.get(group(item), len(order)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _environment() -> Iterator[None]:
     """Give this process, Ray's workers and started commands the test servers' credentials and no others."""

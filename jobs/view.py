@@ -17,11 +17,15 @@ def run(config: ViewConfig, screen: Screen) -> None:
     from pipeline.outputs.page.live import LiveCatalog
     from pipeline.outputs.page.server import ViewServer
 
-    with ViewServer(LiveCatalog(config), config.host, config.port) as server, serving(server):
+    with (
+        ViewServer(LiveCatalog(config), config.host, config.port) as server,
+        serving(server),
+        suppress(Stopped),
+        stop_requested() as asked,
+    ):
         screen.result(f"view: {server.url}", url=server.url)
         screen.say(f"shows {safe_url(config.out)} to whoever has this URL; Ctrl-C ends it")
-        with suppress(Stopped), stop_requested() as asked:
-            asked.wait()
+        asked.wait()
     screen.say("view: ended")
 
 

@@ -63,17 +63,23 @@ class ObjectStore:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each test the group whose tests run in one process, one after another, so that each server starts once.
 
-    The tests on Ceph are one group, the files whose tests share one Ray are another one, and any other file is a group
-    of its own. The two largest come first, because what runs beside them can then be balanced.
+    The tests on Ceph are one group, the files whose tests share one Ray or the rendered output are others, and any
+    other file is a group of its own. The two largest come first, because what runs beside them can then be balanced.
     """
-    on_ray = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
+    on_ray, on_rendered = (
+        {item.path for item in items if fixture in getattr(item, "fixturenames", ())}
+        for fixture in ("ray_session", "rendered")
+    )
     order = {"ray": 0, "ceph": 1}
 
     def group(item: pytest.Item) -> str:
         if item.path in on_ray:
             return "ray"
-        values = getattr(item, "callspec", None)
-        on_ceph = "ceph" in getattr(item, "fixturenames", ()) or (values and "ceph" in values.params.values())
+        if item.path in on_rendered:
+            return "rendered"
+        params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        chosen = {value for value in params if isinstance(value, str)}
+        on_ceph = "ceph" in {*getattr(item, "fixturenames", ()), *chosen}
         return "ceph" if on_ceph else str(item.path)
 
     for item in items:

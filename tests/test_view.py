@@ -4,9 +4,9 @@ import http.client
 import io
 import json
 import os
+import re
 import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +16,8 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 from PIL import Image
 
+from jobs.terminal.console import Screen
+from jobs.view import run
 from pipeline.outputs import reader as camlake
 from pipeline.outputs.page.live import LiveCatalog
 from pipeline.outputs.page.server import ViewServer
@@ -23,7 +25,6 @@ from schemas.errors import StoreError, UsageError
 from schemas.options.reading import ViewConfig
 from tests.chromium import chromium
 from tests.fake_lake import FakeLake, image_id
-from tests.jobs_on import ROOT, command
 from tests.serving import serving
 
 HOSTILE = "\"><script>alert(1)</script>'; DROP TABLE images; --"
@@ -213,19 +214,34 @@ def test_the_page_follows_the_output(tmp_path: Path) -> None:
             ViewServer(live, "127.0.0.1", server.server_port)
 
 
-def test_ctrl_c_ends_it_with_one_line(rendered: Path) -> None:
-    process = subprocess.Popen(
-        command("view", rendered), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    url = urlsplit(process.stdout.readline().removeprefix("view: ").strip())
-    assert url.hostname == "127.0.0.1"
-    with socket.create_connection((url.hostname, url.port), timeout=60) as idle:
-        idle.sendall(b"GET ")  # A reader that never ends its request holds nobody up.
-        os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (0, "")
-    assert err.splitlines()[1:] == ["view: ended"]
+class _Impatient(Screen):
+    """Asks for the page as soon as its URL is there, leaves a request open, and presses Ctrl-C."""
+
+    def say(self, text: str, **facts: Any) -> None:
+        super().say(text, **facts)
+        if "Ctrl-C" in text:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def result(self, text: str, **facts: Any) -> None:
+        super().result(text, **facts)
+        url = urlsplit(facts["url"])
+        self.idle = socket.create_connection((url.hostname or "", url.port or 0), timeout=60)
+        self.idle.sendall(b"GET ")  # A reader that never ends its request holds nobody up.
+        connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
+        connection.request("GET", url.path)
+        self.status = connection.getresponse().status
+        connection.close()
+
+
+def test_ctrl_c_ends_it_with_one_line(rendered: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, screen = signal.getsignal(signal.SIGINT), _Impatient()
+    run(ViewConfig(out=str(rendered)), screen)
+    screen.idle.close()
+    out, err = capsys.readouterr()
+    assert screen.status == 200
+    assert re.fullmatch(r"view: http://127\.0\.0\.1:\d+/[\w-]{32}/\n", out)
+    assert err.splitlines() == [f"shows {rendered} to whoever has this URL; Ctrl-C ends it", "view: ended"]
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_a_browser_searches_and_shows_similar_pictures(server: ViewServer, tmp_path: Path) -> None:
@@ -234,6 +250,7 @@ def test_a_browser_searches_and_shows_similar_pictures(server: ViewServer, tmp_p
         tab = browser.tab()
         tab.size(390, 800, phone=True)
         tab.open(server.url, "document.documentElement?.dataset.ready === 'yes'")
+        tab.value("document.getElementById('grid').scrollIntoView({behavior: 'instant'})")
         tab.until(f"{cards}.length === 14 && {cards}[0].querySelector('img').naturalWidth === 128")
         name = tab.value(f"{cards}[3].querySelector('.name').textContent")
         tab.value(

@@ -1,6 +1,6 @@
 """Collects the content of an output's page: the newest run, scores, pictures and rejected inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from pipeline.outputs.evaluate import evaluate
 from pipeline.outputs.export.plans import add_plans
@@ -81,7 +81,7 @@ def _gallery(
     return Gallery(entries, rule, labels, len(entries), pictures), _unread(read, uris)
 
 
-def _unread(read: Mapping[str, bytes | RejectedImage], uris: Mapping[str, str]) -> Sequence[str]:
+def _unread(read: Mapping[str, bytes | RejectedImage], uris: Mapping[str, str]) -> list[str]:
     """Return one sentence on the pictures that can't be read, or none."""
     lost = {one: reason for one, reason in read.items() if isinstance(reason, RejectedImage)}
     if not lost:

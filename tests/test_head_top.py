@@ -68,7 +68,7 @@ class TestTop:
     def test_more_images_than_fit_into_memory_are_refused(self, lake, tmp_path, monkeypatch):
         monkeypatch.setattr(top, "MOST_RANKED", 10)
         _, head = head_by_hand(tmp_path)
-        with pytest.raises(UsageError, match=r"^--images 4: allowed: up to 3 of each of the head's 3 classes$"):
+        with pytest.raises(UsageError, match=r"^--images 4: allowed: up to 3 of each of 3 classes$"):
             top_images(open_features(lake.out, StorageConfig(), None), by_head(head), 4)
 
     def test_ties_are_ordered_by_image_id(self, tmp_path):

@@ -91,9 +91,7 @@ def top_images(source: FeatureSource, ranking: Ranking, count: int) -> list[list
     """
     if len(ranking.names) * count > MOST_RANKED:
         allowed = MOST_RANKED // len(ranking.names)
-        raise UsageError(
-            f"--images {count}: allowed: up to {allowed} of each of the head's {len(ranking.names)} classes"
-        )
+        raise UsageError(f"--images {count}: allowed: up to {allowed} of each of {len(ranking.names)} classes")
     best: list[list[Ranked]] = [[] for _ in ranking.names]
     for rows in feature_batches(source):
         values = ranking.values(vectors_of(rows))

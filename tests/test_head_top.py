@@ -13,6 +13,7 @@ from pipeline import camlake
 from pipeline.arrays import neighbours as arrays
 from pipeline.outputs.heads import features as features_module
 from pipeline.outputs.heads import neighbours as neighbours_module
+from pipeline.outputs.heads import top
 from pipeline.outputs.heads.features import open_features
 from pipeline.outputs.heads.top import by_channel, by_head, top_images, with_boxes
 from schemas.errors import UsageError
@@ -63,6 +64,12 @@ class TestTop:
         assert some[0].value == pytest.approx(max(means))
         with pytest.raises(UsageError, match=r"^--channel 4: allowed: 0 to 3, the features of tiny-12345678$"):
             by_channel(4, source)
+
+    def test_more_images_than_fit_into_memory_are_refused(self, lake, tmp_path, monkeypatch):
+        monkeypatch.setattr(top, "MOST_RANKED", 10)
+        _, head = head_by_hand(tmp_path)
+        with pytest.raises(UsageError, match=r"^--images 4: allowed: up to 3 of each of 3 classes$"):
+            top_images(open_features(lake.out, StorageConfig(), None), by_head(head), 4)
 
     def test_ties_are_ordered_by_image_id(self, tmp_path):
         lake = FakeLake(str(tmp_path / "labels"))

@@ -111,7 +111,7 @@ def test_gmp_heads_by_hand() -> None:
     assert head(broken).logits.isnan().tolist() == [[True], [False]]
 
 
-NORM = nn.LayerNorm(2, eps=0.0)
+NORM = nn.LayerNorm(2)
 
 
 @pytest.mark.parametrize(

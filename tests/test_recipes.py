@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from jobs.recipes import mirror_in_lake, text_detector
+from jobs.recipes import mirror_in_lake, text_detector, visual_questions
 from jobs.recipes.recipe import Looked, Pictures, RecipeConfig, mean, points_in, scores
 from jobs.terminal.console import Screen
+from pipeline.arrays.feature_maps import pack
 from pipeline.images.synthetic.reflections import render_lakes
 from pipeline.images.synthetic.words import fonts, write_words
 from schemas.errors import UsageError
@@ -69,6 +71,32 @@ def test_scores_by_hand(tmp_path):
     assert figures["pointing − the centre"] == [-0.5, -1.0, 0.0]
     assert figures["AUC"] == {"seed 0": 0.5}
     assert mean(np.ones(9)) == [1, 1, 1]
+
+
+def test_halves_by_hand():
+    maps = np.array([[[4, 4, 9, 0, 0]], [[0, 0, 9, 7, 7]]], np.float32)
+    row = {"image_id": "a", "run_id": "r", "map_h": 1, "map_w": 5, "channels": 2, "bits": 4}
+    codes = pack(torch.from_numpy(maps.astype(np.uint8).reshape(1, -1)), 4).numpy().tobytes()
+    row |= {"codes": codes, "feature": maps.mean((1, 2))}
+    assert visual_questions.halves_of(row) == pytest.approx([4, 0, 0, 7]), "the middle column is in neither half"
+
+
+def test_answers_need_both_the_picture_and_the_question():
+    rng = np.random.default_rng(0)
+    features = {f"{number}.jpg": rng.normal(size=3).astype(np.float32) for number in range(60)}
+    asked = [
+        question
+        for name, vector in features.items()
+        for question in (
+            visual_questions.Question(name, "what", ("what",), "cat" if vector[0] > 0 else "dog"),
+            visual_questions.Question(name, "which side", ("side",), "left" if vector[1] > 0 else "right"),
+        )
+    ]
+    found = visual_questions.answer(asked[:80], asked[80:], features)
+    assert np.mean([one.answer == one.question.answer for one in found]) > 0.8
+    assert {one.weight.shape for one in found} == {(3,)}
+    cat = next(one.weight for one in found if one.answer == "cat")
+    assert np.abs(cat).argmax() == 0
 
 
 def test_too_few_photographs_are_refused(tmp_path):

@@ -61,7 +61,7 @@ def nearest(source: FeatureSource, of: str, count: int) -> pa.Table:
 
 
 def near_duplicates(source: FeatureSource, least: float, reporter: Reporter) -> pa.Table:
-    """Return all pairs of images whose features have a cosine of at least ``least``, in order of their groups.
+    """Return all pairs of images whose features have a cosine of at least ``least``, by group, then by image_id.
 
     Columns: image_id and uri of both (``other_id``, ``other_uri``), cosine, and group, a number: images that are
     connected through pairs have the same one. Raises UsageError for too many images or pairs.
@@ -84,11 +84,15 @@ def near_duplicates(source: FeatureSource, least: float, reporter: Reporter) -> 
                     raise UsageError(f"--least {least:g}: more than {MOST_PAIRS} pairs; give a greater one")
     nothing = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
     i, j, cosine = (np.concatenate(column) for column in zip(nothing, *parts, strict=True))
+    by_id = np.argsort(np.array(ids, dtype=str))  # The order in which rows are read is not always the same.
+    rank = np.empty(len(ids), np.int64)
+    rank[by_id] = np.arange(len(ids))
+    i, j = np.minimum(rank[i], rank[j]), np.maximum(rank[i], rank[j])
     group = groups(len(ids), i, j)[i]
     order = np.lexsort((j, i, group))
-    i, j, group = i[order], j[order], group[order]
-    _, number = np.unique(group, return_inverse=True)
-    id_column, uri_column = pa.array(ids, pa.string()), pa.array(uris, pa.string())
+    i, j = i[order], j[order]
+    _, number = np.unique(group[order], return_inverse=True)
+    id_column, uri_column = (pa.array(values, pa.string()).take(pa.array(by_id)) for values in (ids, uris))
     return pa.table(
         {
             "image_id": id_column.take(pa.array(i)),

@@ -27,6 +27,8 @@ from schemas.options.config import StorageConfig
 from schemas.tables import PLAN
 
 LIMITS = DecodeLimits(max_pixels=100_000_000, max_bytes=100_000_000, timeout_s=30)
+MOST_RANKED = 20_000
+"""Most images of all orders together: the codes of so many take 600 MB with MobileNetV2."""
 _RULE = BoxRule("auto", (AUTO_THRESHOLD,), 0.0)
 Pixels = NDArray[np.uint8]
 
@@ -84,8 +86,12 @@ def by_channel(channel: int, source: FeatureSource) -> Ranking:
 def top_images(source: FeatureSource, ranking: Ranking, count: int) -> list[list[Ranked]]:
     """Return for each name the ``count`` images of the greatest value, greatest first; ties are ordered by image_id.
 
-    The features are read in batches, so that only the first images are in memory.
+    The features are read in batches, so that only the first images are in memory. Raises UsageError for more than
+    MOST_RANKED of them, all names together.
     """
+    if len(ranking.names) * count > MOST_RANKED:
+        allowed = MOST_RANKED // len(ranking.names)
+        raise UsageError(f"--images {count}: allowed: up to {allowed} of each of {len(ranking.names)} classes")
     best: list[list[Ranked]] = [[] for _ in ranking.names]
     for rows in feature_batches(source):
         values = ranking.values(vectors_of(rows))

@@ -15,6 +15,8 @@ from pipeline.storage.lake.compaction import merge
 from pipeline.storage.lake.lease import Lease
 from schemas.options.rebox import ReboxConfig
 from tests.compacting import WRITTEN, compact, fill, globbed, rows
+from tests.deleted import Output, gone
+from tests.deleted import fill as fill_folder
 from tests.fake_lake import FakeLake, problems
 from tests.jobs_on import run_annotate
 
@@ -83,6 +85,23 @@ def test_on_a_store(kind, request):
     assert (rows(lake), problems(lake)) == (before, [])
     with Lease.acquire(lake.fs, lake.root, "r"):
         assert remove_leftovers(lake.fs, lake.root) == ([], [])
+
+
+def test_a_hidden_image_is_shown_again_after_a_compaction(tmp_path):
+    folder, output = fill_folder(tmp_path / "in", "a.jpg", "b.jpg"), Output(tmp_path / "out")
+    output.run(folder)
+    fill_folder(folder, "b.jpg", content=b"another")
+    away = gone(folder / "a.jpg")
+    output.run(folder, "hide")
+    compact(FakeLake(output.out))
+    output.check()
+    assert output.shown() == ["b.jpg"]
+    away.rename(folder / "a.jpg")
+    assert output.run(folder).annotated == 0
+    assert output.shown() == ["a.jpg", "b.jpg"]
+    compact(FakeLake(output.out))
+    output.check()
+    assert output.shown() == ["a.jpg", "b.jpg"]
 
 
 @pytest.mark.slow

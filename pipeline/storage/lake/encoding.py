@@ -52,7 +52,7 @@ class Encoding:
 
 BOXES_BY_LABEL = Encoding(
     level=9,
-    row_group_rows=2_048,
+    row_group_rows=8_192,
     sorted_by="label",
     without_dictionary=frozenset({"uri"}),
     statistics=frozenset({"image_id", "run_id", "label", "class_id", "rank", "class_prob", "box_score"}),

@@ -2,47 +2,24 @@
 
 import json
 import shutil
-from datetime import timedelta
 from pathlib import Path
 
-import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.compact import run
-from jobs.rebox import rebox
-from jobs.terminal.console import Screen
-from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.outputs import reader
 from pipeline.storage.lake import records
-from pipeline.storage.lake.commit import done_images, remove_leftovers
 from pipeline.storage.lake.compaction import compact as compacting
-from pipeline.storage.lake.compaction import merge
 from pipeline.storage.lake.integrity.repair import repair
 from pipeline.storage.lake.integrity.verify import verify
 from pipeline.storage.lake.lease import Lease
-from pipeline.storage.lake.records import load_compactions, load_runs, write_record
+from pipeline.storage.lake.records import load_compactions, load_runs
 from pipeline.storage.lake.whole_objects import list_data_files
 from schemas.errors import LeaseError, StoreError, UsageError
-from schemas.options.compact import CompactConfig
-from schemas.options.rebox import ReboxConfig
 from schemas.reasons import Reason
 from schemas.tables import TABLES
+from tests.compacting import OTHER, WRITTEN, age, compact, done_ids, fill, globbed, rows
 from tests.fake_lake import MODEL, FakeLake, problems
-from tests.jobs_on import run_annotate
-
-OTHER = "other-87654321"
-WRITTEN = ("images", "boxes", "heatmaps", "features", "quarantine")
-
-
-def fill(lake: FakeLake) -> FakeLake:
-    """Write many small files, a changed image, one that was rejected later, one that was annotated later."""
-    lake.run(
-        {"a": "v1", "b": "v0", "c": "v1", "d": "v1"}, {"bad": Reason.CORRUPT, "late": Reason.FETCH_FAILED}, tasks=4
-    )
-    lake.run({"a": "v2", "late": "v1"}, {"b": Reason.EMPTY}, tasks=2)
-    lake.run({"e": "v1"})
-    return lake
 
 
 @pytest.fixture(scope="module")
@@ -55,34 +32,6 @@ def output(filled, tmp_path):
     """Return a copy of the filled output."""
     shutil.copytree(filled.out, tmp_path / "out")
     return FakeLake(str(tmp_path / "out"), hours=filled.hours)
-
-
-def compact(lake: FakeLake, **options) -> None:
-    run(CompactConfig.resolve({"out": lake.out, "grace": "0s", **options}), Screen())
-
-
-def rows(lake: FakeLake) -> dict[str, list]:
-    """Return the current rows of every table, as a reader gets them."""
-    with reader.open(lake.out, model="*", endpoint_url=lake.storage.endpoint_url) as opened:
-        found = {table: opened.arrow(table).to_pylist() for table in TABLES}
-    return {table: sorted(map(str, rows)) for table, rows in found.items()}
-
-
-def globbed(lake: FakeLake, table: str) -> int:
-    """Return the rows that plain DuckDB finds in the folder of a table."""
-    return duckdb.sql(f"SELECT count(*) FROM '{lake.out}/{table}/**/*.parquet'").fetchall()[0][0]
-
-
-def done_ids(lake: FakeLake, model: str = MODEL) -> set[str]:
-    batches = done_images(lake.fs, lake.root, model)
-    return {image_id for batch in batches for image_id in batch["image_id"].to_pylist()}
-
-
-def age(lake: FakeLake) -> None:
-    """Make the newest compaction two days old."""
-    one = load_compactions(lake.fs, lake.root)[-1]
-    old = one.model_copy(update={"since": one.since - timedelta(days=2)})
-    write_record(lake.fs, records.compaction_path(lake.root, one), old)
 
 
 def test_fewer_files_hold_the_same_current_rows(output, capfd):
@@ -136,45 +85,6 @@ def test_replaced_files_stay_for_the_grace_period(output, capfd):
     output.run({"newer": "v1"})
     assert not [path for path in list_data_files(output.fs, output.root) if path.endswith(".compacted")]
     assert problems(output) == []
-
-
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize(
-    ("module", "name", "call"),
-    [
-        pytest.param(merge, "write_whole", 1, marks=pytest.mark.slow),
-        (merge, "write_whole", 3),
-        pytest.param(compacting, "write_whole", 1, marks=pytest.mark.slow),
-        (compacting, "write_record", 1),
-        pytest.param(records, "write_whole", 1, marks=pytest.mark.slow),
-        (records, "write_whole", 4),
-        (records, "remove_many", 1),
-        pytest.param(records, "write_record", 1, marks=pytest.mark.slow),
-    ],
-)
-def test_a_kill_at_any_point_loses_nothing(output, monkeypatch, module, name, call, after):
-    before, real, calls = rows(output), getattr(module, name), []
-
-    def dies(*values, **named):
-        calls.append(values)
-        if len(calls) < call:
-            return real(*values, **named)
-        if after:
-            real(*values, **named)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, name, dies)
-        with pytest.raises(KeyboardInterrupt):
-            compact(output)
-    assert rows(output) == before
-    output.run({"new": "v1"})
-    expected = rows(output)
-    assert len(expected["boxes"]) == len(before["boxes"]) + 2
-    assert problems(output) == []
-    compact(output)
-    assert (rows(output), problems(output)) == (expected, [])
-    assert {table: globbed(output, table) for table in WRITTEN} == {table: len(expected[table]) for table in WRITTEN}
 
 
 def test_a_tombstone_keeps_what_it_hides(output):
@@ -271,37 +181,3 @@ def test_repair_leaves_a_sound_compaction_alone(output):
     changed["replaced"] = changed["replaced"][1:]
     Path(path).write_text(json.dumps(changed))
     assert any("changed since it was written" in line for line in problems(output))
-
-
-@pytest.mark.parametrize("kind", ["memory", pytest.param("s3", marks=pytest.mark.slow)])
-def test_on_a_store(kind, request):
-    if kind == "memory":
-        lake = fill(FakeLake("memory://compact/model=x/out"))
-    else:
-        store = request.getfixturevalue("s3")
-        lake = fill(FakeLake(f"s3://{store.bucket()}/out=1/it's *", store.storage))
-    before = rows(lake)
-    storage = {"endpoint_url": lake.storage.endpoint_url} if lake.storage.endpoint_url else {}
-    compact(lake, **storage)
-    assert (rows(lake), problems(lake)) == (before, [])
-    with Lease.acquire(lake.fs, lake.root, "r"):
-        assert remove_leftovers(lake.fs, lake.root) == ([], [])
-
-
-@pytest.mark.slow
-def test_annotate_and_rebox_go_on_with_a_compacted_output(tmp_path):
-    write_corpus(tmp_path, 12, seed=5, size_hw=(64, 64), broken=1)
-    photos, labels = tmp_path / "images", tmp_path / "labels"
-    run_annotate(photos, labels, images_per_commit=4)
-    shutil.copytree(labels, tmp_path / "plain")
-    compact(FakeLake(str(labels)))
-    counts = run_annotate(photos, labels).counts
-    assert (counts.planned, counts.already_done) == (0, 13)
-    boxes = []
-    for source in ("labels", "plain"):
-        cut = {"labels": str(tmp_path / source), "out": str(tmp_path / f"{source}-30"), "threshold": 0.3}
-        rebox(ReboxConfig.resolve({**cut, "box_rule": "paper"}), Screen())
-        assert problems(FakeLake(cut["out"])) == []
-        frame = reader.open(cut["out"]).pandas("boxes").drop(columns=["run_id", "date"])
-        boxes.append(frame.sort_values(["image_id", "rank"]).to_dict("records"))
-    assert boxes[0] == boxes[1]

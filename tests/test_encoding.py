@@ -1,5 +1,6 @@
 """The tables as Parquet, and the suite that measures them."""
 
+import hashlib
 import io
 
 import duckdb
@@ -11,7 +12,7 @@ import pytest
 
 from jobs.suites.steady_rate import SilentReporter
 from pipeline.arrays.rounding import rounded
-from pipeline.storage.lake.encoding import Encoding, to_parquet
+from pipeline.storage.lake.encoding import BOXES_BY_LABEL, Encoding, to_parquet
 from schemas.options.benchmark import MeasureConfig
 from tests.benchmarks import encoding as suite
 
@@ -25,6 +26,24 @@ def test_heavy_rows_get_smaller_row_groups():
     light = wide.select(["image_id", "run_id"])
     with pq.ParquetFile(io.BytesIO(to_parquet(light))) as file:
         assert file.metadata.num_row_groups == 1
+
+
+@pytest.mark.parametrize("encoding", [Encoding(), BOXES_BY_LABEL])
+def test_a_filter_says_which_row_groups_an_image_is_not_in(tmp_path, encoding):
+    ids = [hashlib.md5(str(n // 2).encode(), usedforsecurity=False).hexdigest() for n in range(50_000)]
+    rows = pa.table({"label": ["cat", "dog"] * 25_000, "image_id": ids}).sort_by(encoding.sorted_by)
+    path = tmp_path / "t.parquet"
+    path.write_bytes(to_parquet(rows, encoding))
+    n_groups = -(-50_000 // encoding.row_group_rows)
+
+    def excluded(image_id: str) -> int:
+        probe = f"parquet_bloom_probe('{path}', 'image_id', '{image_id}')"
+        return duckdb.sql(f"SELECT count(*) FILTER (bloom_filter_excludes) FROM {probe}").fetchall()[0][0]
+
+    found = [excluded(image_id) for image_id in ids[:40]]
+    assert max(found) <= n_groups - (1 if encoding.sorted_by == "image_id" else 2)
+    assert sum(found) > 0.8 * 40 * (n_groups - 2)
+    assert sum(excluded(f"{n:032x}") for n in range(40)) > 0.8 * 40 * n_groups
 
 
 def test_heatmaps_take_a_byte_a_cell():

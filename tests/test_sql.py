@@ -232,6 +232,9 @@ def test_a_store_is_queried_as_the_disk_is(tmp_path):
     assert lake.fs.cat_file("/sql/x.csv").startswith(b'"image_id"')
     with pytest.raises(UsageError, match="lies inside the output"):
         run(SqlConfig.resolve({"out": lake.out, "query": "FROM images", "to": f"{lake.out}/x.csv"}), Screen())
+    query = {"query": "SELECT own.uri FROM own JOIN images USING (uri)", "join": "own=memory://sql/x.csv"}
+    run(SqlConfig.resolve({"out": lake.out, "to": f"{tmp_path}/y.csv", **query}), Screen())
+    assert (tmp_path / "y.csv").read_text().split() == ['"uri"', '"a"']
 
 
 def test_plain_duckdb_reads_an_output_that_rejected_nothing(tmp_path):

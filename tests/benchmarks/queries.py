@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from jobs.suites.machine import Figures
@@ -25,6 +26,7 @@ from pipeline.storage.lake.commit import finish_run, start_run
 from pipeline.storage.lake.compaction.compact import Wanted, compact
 from pipeline.storage.lake.compaction.dropped import Expiry
 from pipeline.storage.lake.compaction.merge import BoxesBy
+from pipeline.storage.lake.encoding import Encoding, to_parquet
 from pipeline.storage.lake.layout import LakePaths, new_run_id
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.query import CommittedFiles, quote_list
@@ -72,8 +74,9 @@ def measure(config: QueryMeasure, reporter: Reporter) -> Figures:
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary, "labels")
         _write(out, config.boxes)
+        figures |= _figures("no filters", *_without_filters(out, Path(temporary, "plain")), 0)
+        first = int(figures["no filters: bytes"])
         layouts: tuple[tuple[str, BoxesBy | None], ...] = (("annotate", None), ("compact", "image"), ("label", "label"))
-        first = 0
         for name, boxes_by in layouts:
             place = out
             if boxes_by:
@@ -82,14 +85,29 @@ def measure(config: QueryMeasure, reporter: Reporter) -> Figures:
                 lake, started_s = FakeLake(str(place)), time.perf_counter()
                 compact(lake.fs, lake.root, Wanted(128 * 10**6, 0, Expiry(), boxes_by), lambda text: None)
                 figures[f"{name}: s"] = round(time.perf_counter() - started_s, 1)
-            files, root = _boxes(place)
-            total = sum(file.size_bytes for file in files)
-            first = first or total
-            figures |= {f"{name}: files": len(files), f"{name}: MB": round(total / 1e6, 1)}
-            figures[f"{name}: size against annotate's"] = round(total / first, 3)
-            figures |= {f"{name}: {key}": value for key, value in _queries(files, root, total).items()}
+            figures |= _figures(name, *_boxes(place), first)
             reporter.say(", ".join(f"{key} {value}" for key, value in figures.items() if key.startswith(f"{name}:")))
     return figures
+
+
+def _figures(name: str, files: Sequence[DataFile], root: str, first: int) -> Figures:
+    total = sum(file.size_bytes for file in files)
+    figures: Figures = {f"{name}: files": len(files), f"{name}: bytes": total}
+    if first:
+        figures[f"{name}: size against that without filters"] = round(total / first, 3)
+    return figures | {f"{name}: {key}": value for key, value in _queries(files, root, total).items()}
+
+
+def _without_filters(out: Path, place: Path) -> tuple[list[DataFile], str]:
+    """Write the boxes again as they were before there were Bloom filters."""
+    files, root = _boxes(out)
+    written = []
+    for file in files:
+        data = to_parquet(pq.read_table(Path(root, file.path), partitioning=None), Encoding(bloom=frozenset()))
+        place.joinpath(file.path).parent.mkdir(parents=True, exist_ok=True)
+        place.joinpath(file.path).write_bytes(data)
+        written.append(file.model_copy(update={"size_bytes": len(data)}))
+    return written, str(place)
 
 
 def _write(out: Path, boxes: int) -> None:

@@ -5,11 +5,13 @@
 
 import inspect
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.tables import TABLES
@@ -43,17 +45,17 @@ class Encoding:
     """Columns whose repeated values are not stored through a dictionary all the same."""
     statistics: frozenset[str] | None = None
     """Columns with the least and the greatest value of each row group in the footer; None: all plain columns."""
-    bloom: frozenset[str] = frozenset()
-    """Columns with a Bloom filter for each row group, where the installed pyarrow writes such filters."""
+    bloom: frozenset[str] = frozenset({"image_id"})
+    """Columns with a Bloom filter for each row group, where the installed pyarrow writes such filters. Ids are hashes,
+    so each file has ids of the whole range, and only a filter says which files an image is not in."""
 
 
 BOXES_BY_LABEL = Encoding(
     level=9,
-    row_group_rows=2_048,
+    row_group_rows=8_192,
     sorted_by="label",
     without_dictionary=frozenset({"uri"}),
     statistics=frozenset({"image_id", "run_id", "label", "class_id", "rank", "class_prob", "box_score"}),
-    bloom=frozenset({"image_id"}),
 )
 """Boxes sorted by label and score: a query for a label reads few row groups, and one for an image finds its own by the
 Bloom filters. `python -m tests.benchmarks.queries` measures it: the price is that an image's boxes lie apart, so that
@@ -79,13 +81,16 @@ def to_parquet(rows: pa.Table, encoding: Encoding = Encoding()) -> bytes:
     wide = [field.name for field in rows.schema if pa.types.is_large_binary(field.type)]
     plain = [field.name for field in rows.schema if not pa.types.is_nested(field.type) and field.name not in wide]
     repeated = [name for name in _dictionary_columns(rows.schema) if name not in encoding.without_dictionary]
-    filters = {name: {"ndv": encoding.row_group_rows, "fpp": _BLOOM_ERRORS} for name in encoding.bloom}
+    most = min(encoding.row_group_rows, encoding.row_group_bytes // bytes_a_row)
+    group_rows = max(1 if wide else _LEAST_ROWS, most)
+    filters = {
+        name: {"ndv": _distinct(rows[name], group_rows, name == encoding.sorted_by), "fpp": _BLOOM_ERRORS}
+        for name in encoding.bloom.intersection(rows.schema.names)
+    }
     pq.write_table(
         rows,
         sink,
-        row_group_size=max(
-            1 if wide else _LEAST_ROWS, min(encoding.row_group_rows, encoding.row_group_bytes // bytes_a_row)
-        ),
+        row_group_size=group_rows,
         compression=encoding.compression,
         compression_level=encoding.level,
         use_dictionary=repeated if encoding.dictionary else False,
@@ -96,6 +101,13 @@ def to_parquet(rows: pa.Table, encoding: Encoding = Encoding()) -> bytes:
         **({"bloom_filter_options": filters} if filters and _WRITES_BLOOM else {}),
     )
     return sink.getvalue()
+
+
+def _distinct(column: pa.ChunkedArray, group_rows: int, is_sorted: bool) -> int:
+    """Return how many values a row group of a column has at most, or about as many where the column is sorted."""
+    values = int(pc.count_distinct(column).as_py())
+    share = min(1.0, group_rows / max(1, len(column))) if is_sorted else 1.0
+    return max(1, min(group_rows, math.ceil(values * share)))
 
 
 def _dictionary_columns(schema: pa.Schema) -> list[str]:

@@ -14,7 +14,7 @@ from fsspec import AbstractFileSystem
 from pydantic import ValidationError
 
 from pipeline.storage.lake.layout import HIDDEN_NAME, RUN_ID, RUNS, LakePaths
-from pipeline.storage.lake.whole_objects import list_dir, read_many, read_whole, remove_many, write_whole
+from pipeline.storage.lake.whole_objects import copy_whole, list_dir, read_many, remove_many, write_whole
 from schemas.errors import StoreError
 from schemas.runs import DIGEST_BYTES, CommitRecord, Compaction, Counts, DataFile, Record, RunManifest
 from schemas.tables import SCHEMA_VERSION
@@ -123,10 +123,7 @@ def settle_compactions(fs: AbstractFileSystem, root: str) -> None:
             continue
         names = {file.path: shown_path(file.path) for file in one.files}
         for old, new in names.items():
-            data = read_whole(fs, paths.full(old))
-            if data is None:
-                raise StoreError(f"{paths.full(old)} is missing, though a compaction made it{_TO_REPAIR}")
-            write_whole(fs, paths.full(new), data)
+            copy_whole(fs, paths.full(old), paths.full(new))
         remove_many(fs, [paths.full(path) for path in one.replaced_files])
         commits = tuple(
             record.model_copy(

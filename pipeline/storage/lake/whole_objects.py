@@ -11,6 +11,7 @@ from pipeline.storage.filesystems import is_local, read_object
 from pipeline.storage.lake.layout import EMPTY_PATH, LakePaths
 from pipeline.storage.lake.staged import StagedFile
 from pipeline.storage.store_failures import store_errors
+from schemas.errors import StoreError
 from schemas.tables import TABLES
 
 REQUESTS_AT_ONCE = 16
@@ -28,6 +29,22 @@ def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:
             StagedFile.write(Path(path), data).show()
         else:
             fs.pipe_file(path, data)
+
+
+def copy_whole(fs: AbstractFileSystem, path: str, target: str) -> None:
+    """Copy an object, on an object store by one request to it; raises StoreError where there is none, and as others do.
+
+    No reader ever sees a part of ``target``.
+    """
+    if is_local(fs):
+        data = read_whole(fs, path)
+        if data is None:
+            raise StoreError(f"{path} is missing (`camlake verify` says what else)")
+        write_whole(fs, target, data)
+    else:
+        with store_errors(f"{path} can't be copied"):
+            fs.cp_file(path, target)
+        fs.invalidate_cache()
 
 
 def list_dir(fs: AbstractFileSystem, path: str) -> list[str]:

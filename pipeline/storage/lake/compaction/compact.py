@@ -58,13 +58,11 @@ class Done:
     """What was done to the rows of one model."""
 
     model: str
-    commits_before: int
-    commits_after: int
-    files_before: int
-    files_after: int
-    bytes_before: int
-    bytes_after: int
-    dropped: int
+    files_before: int = 0
+    files_after: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    dropped: int = 0
     """Endings, of images and of rejected inputs, whose rows were dropped."""
     replaced: int = 0
     """Files that no longer count; they stay for the grace period."""
@@ -91,8 +89,7 @@ def compact(fs: AbstractFileSystem, root: str, wanted: Wanted, say: Callable[[st
         done = []
         for model in models:
             if model in waiting:
-                until = waiting[model].ends_at
-                done.append(Done(model, 0, 0, 0, 0, 0, 0, 0, 0, until))
+                done.append(Done(model, waits_until=waiting[model].ends_at))
                 continue
             say(f"{model}: reading what counts")
             done.append(_compact_model(fs, root, lease, compaction_id, model, runs, wanted))
@@ -127,9 +124,9 @@ def _compact_model(
         merged = merged_commit(fs, root, compaction_id, f"{number:06d}", group, drops, boxes_by)
         new += [merged] if merged else []
         old += group
-    before = _Sizes.of(files)
+    n_bytes = sum(file.size_bytes for file in files)
     if not old:
-        return Done(model, len(commits), len(commits), before.files, before.files, before.bytes, before.bytes, 0)
+        return Done(model, len(files), len(files), n_bytes, n_bytes)
     listed = _write_dropped(fs, root, compaction_id, model, dropped) if len(dropped) else None
     record = Compaction(
         compaction_id=compaction_id,
@@ -144,28 +141,10 @@ def _compact_model(
     )
     lease.assert_held()
     write_record(fs, compaction_path(root, record), record)
-    gone, after = _Sizes.of([file for one in old for file in one.files]), _Sizes.of(record.files)
-    return Done(
-        model,
-        len(commits),
-        len(commits) - len(old) + len(new),
-        before.files,
-        before.files - gone.files + after.files,
-        before.bytes,
-        before.bytes - gone.bytes + after.bytes,
-        len(dropped),
-        gone.files,
-    )
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    files: int
-    bytes: int
-
-    @classmethod
-    def of(cls, files: Sequence[DataFile]) -> "_Sizes":
-        return cls(len(files), sum(file.size_bytes for file in files))
+    gone = [file for one in old for file in one.files]
+    change = sum(file.size_bytes for file in record.files) - sum(file.size_bytes for file in gone)
+    n_files = len(files) - len(gone) + len(record.files)
+    return Done(model, len(files), n_files, n_bytes, n_bytes + change, len(dropped), len(gone))
 
 
 def _touched(

@@ -1,0 +1,123 @@
+"""``camlake compact`` that is killed, on stores, and between annotate and rebox."""
+
+import shutil
+
+import pytest
+
+from jobs.rebox import rebox
+from jobs.terminal.console import Screen
+from pipeline.images.synthetic.scenes import write_corpus
+from pipeline.outputs import reader
+from pipeline.storage.lake import records
+from pipeline.storage.lake.commit import remove_leftovers
+from pipeline.storage.lake.compaction import compact as compacting
+from pipeline.storage.lake.compaction import merge
+from pipeline.storage.lake.lease import Lease
+from schemas.options.rebox import ReboxConfig
+from tests.compacting import WRITTEN, compact, fill, globbed, rows
+from tests.deleted import Output, gone
+from tests.deleted import fill as fill_folder
+from tests.fake_lake import FakeLake, problems
+from tests.jobs_on import run_annotate
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    return fill(FakeLake(str(tmp_path_factory.mktemp("filled") / "out")))
+
+
+@pytest.fixture
+def output(filled, tmp_path):
+    """Return a copy of the filled output."""
+    shutil.copytree(filled.out, tmp_path / "out")
+    return FakeLake(str(tmp_path / "out"), hours=filled.hours)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("module", "name", "call"),
+    [
+        pytest.param(merge, "write_whole", 1, marks=pytest.mark.slow),
+        (merge, "write_whole", 3),
+        pytest.param(compacting, "write_whole", 1, marks=pytest.mark.slow),
+        (compacting, "write_record", 1),
+        pytest.param(records, "copy_whole", 1, marks=pytest.mark.slow),
+        (records, "copy_whole", 4),
+        (records, "remove_many", 1),
+        pytest.param(records, "write_record", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_kill_at_any_point_loses_nothing(output, monkeypatch, module, name, call, after):
+    before, real, calls = rows(output), getattr(module, name), []
+
+    def dies(*values, **named):
+        calls.append(values)
+        if len(calls) < call:
+            return real(*values, **named)
+        if after:
+            real(*values, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, dies)
+        with pytest.raises(KeyboardInterrupt):
+            compact(output)
+    assert rows(output) == before
+    output.run({"new": "v1"})
+    expected = rows(output)
+    assert len(expected["boxes"]) == len(before["boxes"]) + 2
+    assert problems(output) == []
+    compact(output)
+    assert (rows(output), problems(output)) == (expected, [])
+    assert {table: globbed(output, table) for table in WRITTEN} == {table: len(expected[table]) for table in WRITTEN}
+
+
+@pytest.mark.parametrize("kind", ["memory", pytest.param("s3", marks=pytest.mark.slow)])
+def test_on_a_store(kind, request):
+    if kind == "memory":
+        lake = fill(FakeLake("memory://compact/model=x/out"))
+    else:
+        store = request.getfixturevalue("s3")
+        lake = fill(FakeLake(f"s3://{store.bucket()}/out=1/it's *", store.storage))
+    before = rows(lake)
+    storage = {"endpoint_url": lake.storage.endpoint_url} if lake.storage.endpoint_url else {}
+    compact(lake, **storage)
+    assert (rows(lake), problems(lake)) == (before, [])
+    with Lease.acquire(lake.fs, lake.root, "r"):
+        assert remove_leftovers(lake.fs, lake.root) == ([], [])
+
+
+def test_a_hidden_image_is_shown_again_after_a_compaction(tmp_path):
+    folder, output = fill_folder(tmp_path / "in", "a.jpg", "b.jpg"), Output(tmp_path / "out")
+    output.run(folder)
+    fill_folder(folder, "b.jpg", content=b"another")
+    away = gone(folder / "a.jpg")
+    output.run(folder, "hide")
+    compact(FakeLake(output.out))
+    output.check()
+    assert output.shown() == ["b.jpg"]
+    away.rename(folder / "a.jpg")
+    assert output.run(folder).annotated == 0
+    assert output.shown() == ["a.jpg", "b.jpg"]
+    compact(FakeLake(output.out))
+    output.check()
+    assert output.shown() == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.slow
+def test_annotate_and_rebox_go_on_with_a_compacted_output(tmp_path):
+    write_corpus(tmp_path, 12, seed=5, size_hw=(64, 64), broken=1)
+    photos, labels = tmp_path / "images", tmp_path / "labels"
+    run_annotate(photos, labels, images_per_commit=4)
+    shutil.copytree(labels, tmp_path / "plain")
+    compact(FakeLake(str(labels)))
+    counts = run_annotate(photos, labels).counts
+    assert (counts.planned, counts.already_done) == (0, 13)
+    boxes = []
+    for source in ("labels", "plain"):
+        cut = {"labels": str(tmp_path / source), "out": str(tmp_path / f"{source}-30"), "threshold": 0.3}
+        rebox(ReboxConfig.resolve({**cut, "box_rule": "paper"}), Screen())
+        assert problems(FakeLake(cut["out"])) == []
+        frame = reader.open(cut["out"]).pandas("boxes").drop(columns=["run_id", "date"])
+        boxes.append(frame.sort_values(["image_id", "rank"]).to_dict("records"))
+    assert boxes[0] == boxes[1]

@@ -29,6 +29,7 @@ VERBS = (
     "localize",
     "rebox",
     "report",
+    "runs",
     "verify",
     "models",
     "benchmark",

@@ -30,6 +30,7 @@ LEVELS = {
     "pipeline/annotate/local": 3.6,
     "pipeline/outputs": 3.5,
     "pipeline/outputs/heads": 3.6,
+    "pipeline/outputs/runs": 3.6,
     "pipeline/outputs/export": 3.6,
     "pipeline/outputs/export/formats": 3.7,
     "pipeline/graph": 4.0,

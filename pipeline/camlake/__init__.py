@@ -14,6 +14,7 @@ use_own("pipeline", "schemas")
 
 from schemas.errors import (  # noqa: E402 - only now is it certain whose ``schemas`` is meant
     CamlakeError,
+    HeldError,
     InputError,
     LeaseError,
     ModelError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CURRENT_ROWS_SQL",
     "CamlakeError",
+    "HeldError",
     "InputError",
     "Lake",
     "LeaseError",
@@ -68,7 +70,12 @@ def annotate(**options: Any) -> "RunManifest":
     config = AnnotateConfig.resolve(options)
     if config.dry_run:
         raise UsageError("dry_run: allowed only on the command line, which prints the estimate")
-    manifest = annotate_inputs(config, LogReporter("camlake"))
+    if config.notify:
+        raise UsageError("notify: allowed only on the command line; here the manifest or the exception comes back")
+    reporter = LogReporter("camlake")
+    manifest = annotate_inputs(config, reporter)
+    if manifest.summary:
+        reporter.say(manifest.summary.sentence)
     refuse_rejected_share(manifest, config)
     return manifest
 

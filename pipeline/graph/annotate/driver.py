@@ -26,7 +26,7 @@ def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_F
     Raises CamlakeError for every failure of the run; earlier commits stay. A rejected image does not fail the run.
     """
     if before := run_before(config):
-        with open_run(request_like(before, config)) as run:
+        with open_run(request_like(before, config), reporter.say) as run:
             plan = _plan(config, (), run, reporter)
             if not plan.slices:
                 reporter.say(f"model {before.model}, as in run {before.run_id}")
@@ -36,7 +36,7 @@ def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_F
     from pipeline.graph.annotate.with_network import annotate_planned, prepare  # noqa: PLC0415 - imports torch
 
     ready = prepare(config, reporter)
-    with open_run(ready.request) as run:
+    with open_run(ready.request, reporter.say) as run:
         plan = _plan(ready.config, ready.labels, run, reporter)
         return annotate_planned(ready, run, plan, reporter, tune_from)
 
@@ -53,9 +53,10 @@ def _go_on(config: AnnotateConfig, run: OpenRun, plan: Plan, reporter: Reporter,
 
 def _plan(config: AnnotateConfig, labels: Sequence[str], run: OpenRun, reporter: Reporter) -> Plan:
     """Plan the inputs that are not done, and say how many there are and what was left out."""
-    partition = run.manifest.model
+    partition, run_id = run.manifest.model, run.manifest.run_id
+    reporter.say(f"run {run_id}", run_id=run_id)
     done = done_images(run.fs, run.root, partition, config.retry_rejected)
-    plan_dir = LakePaths(run.root).plan_dir(run.manifest.run_id)
+    plan_dir = LakePaths(run.root).plan_dir(run_id)
     plan = plan_inputs(config, partition, labels, done, run.fs, run.root, plan_dir, images_per_slice(config))
     counts = plan.counts
     reporter.say(f"{counts.listed} listed, {counts.already_done} done, {plan.to_do} to do")

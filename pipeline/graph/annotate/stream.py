@@ -12,10 +12,10 @@ from ray.data.exceptions import ExecutionTimeoutError
 from torch import Tensor
 
 from pipeline.annotate.decode_stage import decode_in_task
-from pipeline.annotate.image_reader import FETCHED
+from pipeline.annotate.image_reader import FETCHED, encoded_bytes
 from pipeline.annotate.job import Job
 from pipeline.annotate.model import Model
-from pipeline.annotate.reporter import Reporter, RunProgress
+from pipeline.annotate.reporter import Reporter, RunProgress, SaidOnce
 from pipeline.annotate.resources import Compute, worth_tuning
 from pipeline.annotate.worker import Worker
 from pipeline.graph.annotate.datasink import LakeSink
@@ -27,6 +27,7 @@ from pipeline.graph.tuning.autotune import resolve_compute
 from pipeline.graph.tuning.bench import sample_plan
 from pipeline.storage.lake.planning import Plan, PlanSlice
 from pipeline.storage.lake.run import OpenRun
+from pipeline.storage.patience import PATIENCE
 from schemas.errors import CamlakeError
 from schemas.options.annotate import AnnotateConfig
 
@@ -44,16 +45,21 @@ def planned_on_ray(
 
 
 def run_stream(
-    slices: Sequence[PlanSlice], job: Job, state: dict[str, Tensor], advance: Callable[[int, int], None]
+    slices: Sequence[PlanSlice],
+    job: Job,
+    state: dict[str, Tensor],
+    advance: Callable[[int, int], None],
+    say: Callable[[str], None],
 ) -> RunProgress:
     """Annotate the planned slices on the connected Ray and return the sums over all actors.
 
     ``state`` has the network's weights. ``advance`` gets the numbers of images done and of rejected images, twice a
-    second. Raises CamlakeError with one line where Ray's retries do not help; earlier commits stay.
+    second, ``say`` what the user is to know. Raises CamlakeError with one line where Ray's retries do not help; earlier
+    commits stay.
     """
     compute = job.compute
-    progress = start_progress()
-    reads = [(partial(job.reader.read_slice, one), one.rows) for one in slices]
+    progress, notes = start_progress(), SaidOnce(say)
+    reads = [(partial(_read_slice, job, one, progress), one.rows) for one in slices]
     images = ray.data.read_datasource(
         ReadTasks(reads, FETCHED), num_cpus=compute.read_cpus, override_num_blocks=len(slices)
     )
@@ -79,16 +85,28 @@ def run_stream(
         done: RunProgress = answer(progress.read)
         return done
 
-    with following(read, lambda done: advance(done.images + done.rejected, done.rejected)):
+    def show(done: RunProgress) -> None:
+        advance(done.images + done.rejected, done.rejected)
+        notes(done.notes)
+
+    with following(read, show):
         try:
             rows.write_datasink(
-                LakeSink(job),
+                LakeSink(job, progress),
                 ray_remote_args={"num_cpus": compute.write_cpus},
             )
             total: RunProgress = ray.get(progress.read.remote())
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
             raise in_one_line(error) from error
     return total
+
+
+def _read_slice(job: Job, one: PlanSlice, progress: Any) -> Iterator[pa.Table]:
+    """Yield the fetched tables of a slice, and report their bytes and the requests that were repeated for them."""
+    with PATIENCE.patient(progress.note.remote):
+        for table in job.reader.read_slice(one):
+            progress.add.remote(RunProgress(bytes_in=encoded_bytes(table), retries=PATIENCE.take_retries()))
+            yield table
 
 
 def _pool(compute: Compute) -> ActorPoolStrategy:
@@ -118,5 +136,5 @@ class Annotator:
         if self._failure:
             raise self._failure
         worked = self._work(images)
-        self._progress.add.remote(*worked.progress)
+        self._progress.add.remote(worked.progress._replace(retries=PATIENCE.take_retries()))
         return worked.rows

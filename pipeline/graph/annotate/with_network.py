@@ -23,7 +23,7 @@ from pipeline.storage.lake.planning import Plan, PlanSlice
 from pipeline.storage.lake.run import OpenRun, RunRequest
 from pipeline.storage.lake.tombstones import commit_tombstones
 from schemas.options.annotate import AnnotateConfig
-from schemas.runs import RunManifest
+from schemas.runs import RunManifest, RunSummary
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,9 @@ def _run(
     plan: Plan,
     reporter: Reporter,
     compute: Compute,
-    engine: Callable[[Sequence[PlanSlice], Job, dict[str, Tensor], Callable[[int, int], None]], RunProgress],
+    engine: Callable[
+        [Sequence[PlanSlice], Job, dict[str, Tensor], Callable[[int, int], None], Callable[[str], None]], RunProgress
+    ],
 ) -> RunManifest:
     """Begin the run, let an engine annotate the planned inputs, and return the final manifest."""
     reporter.say(describe(compute))
@@ -114,8 +116,20 @@ def _run(
     job = make_job(ready.config, ready.model, run, compute, plan.to_do)
     started = time.monotonic()
     with reporter.progress("annotating", plan.to_do) as advance:
-        done = engine(plan.slices, job, ready.model.weights.state, advance)
-    elapsed_s = time.monotonic() - started
-    busy = done.busy_s / (compute.actors[1] * elapsed_s)
-    reporter.say(f"{plan.to_do / elapsed_s:.1f} images/s with the start, networks busy {busy:.0%}")
-    return run.finish()
+        done = engine(plan.slices, job, ready.model.weights.state, advance, reporter.say)
+    return run.finish(summarize(done, time.monotonic() - started, compute.actors[1]))
+
+
+def summarize(done: RunProgress, elapsed_s: float, workers: int) -> RunSummary:
+    """Return what ``workers`` workers took for a run; bytes and retries of the commits are added when it finishes."""
+    images = done.images + done.rejected
+    stages = {"decode": (images, done.decode_s), "network": (done.images, done.busy_s)}
+    alone = {name: round(rows * workers / busy_s, 3) for name, (rows, busy_s) in stages.items() if busy_s}
+    return RunSummary(
+        seconds=round(elapsed_s, 3),
+        images_per_s=round(images / elapsed_s, 3),
+        stage_images_per_s=alone,
+        networks_busy=round(done.busy_s / (workers * elapsed_s), 4),
+        bytes_in=done.bytes_in,
+        retries=done.retries,
+    )

@@ -1,6 +1,7 @@
 """Posts how a run ended to a webhook. A webhook that does not answer is a warning, never a failure."""
 
 import base64
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -84,7 +85,7 @@ def _post(url: SecretStr, document: dict[str, Any], screen: Screen) -> None:
     except urllib.error.HTTPError as error:
         error.close()
         screen.say(f"warning: {where}: the webhook answered {error.code}; the run is not affected")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         screen.say(f"warning: {where}: the webhook does not answer ({type(reason).__name__}); the run is not affected")
 

@@ -171,7 +171,18 @@ def test_user_and_password_go_into_a_header(webhook):
     assert kind.posts[0][1] == "Basic bWU6cEBzcw=="
 
 
-@pytest.mark.parametrize("url", [f"hooks.example/{SECRET}", f"ftp://h/{SECRET}", f"file:///{SECRET}", "x", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"hooks.example/{SECRET}",
+        f"ftp://h/{SECRET}",
+        f"file:///{SECRET}",
+        "x",
+        "http://",
+        f"http://[{SECRET}",
+        f"https://h:{SECRET}/",
+    ],
+)
 def test_what_is_no_webhook_is_refused_and_not_shown(url):
     with pytest.raises(UsageError) as caught:
         AnnotateConfig.resolve({"input": "i", "out": "o", "notify": url})

@@ -73,13 +73,12 @@ def _of_error(error: BaseException, notice: Notice, screen: Screen) -> dict[str,
 
 
 def _post(url: SecretStr, document: dict[str, Any], screen: Screen) -> None:
-    address, headers = _without_user(url.get_secret_value())
-    body = json.dumps(public(document), default=str).encode()
-    request = urllib.request.Request(
-        address, data=body, method="POST", headers={"Content-Type": "application/json", **headers}
-    )
-    where = f"--notify {origin_of(address)}/…"
+    where = f"--notify {origin_of(url.get_secret_value())}/…"
     try:
+        address, headers = _without_user(url.get_secret_value())
+        body = json.dumps(public(document), default=str).encode()
+        headers["Content-Type"] = "application/json"
+        request = urllib.request.Request(address, data=body, method="POST", headers=headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             answer.read(1)
     except urllib.error.HTTPError as error:

@@ -3,10 +3,10 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from schemas.options.box_rules import HEURISTIC_CLASSES, PAPER_THRESHOLD, BoxConfig
-from schemas.options.config import COMMA_SEPARATED, Device, Precision, option, required
+from schemas.options.config import COMMA_SEPARATED, WEB_URL, Device, Precision, option, required
 from schemas.options.input_options import InputKind, InputOptions
 from schemas.tables import FeatureType, optional_tables
 from schemas.url_secrets import shown_value
@@ -42,13 +42,6 @@ def _actor_range(value: Any) -> Any:
             raise ValueError("allowed: MIN or MIN:MAX, whole numbers")
         low = int(match[1])
         return low, int(match[2] or low)
-    return value
-
-
-def _web_url(value: SecretStr | None) -> SecretStr | None:
-    """Return the URL of a webhook; raises ValueError for what is none."""
-    if value is not None and not re.match(r"https?://[^/?#\s]", value.get_secret_value(), re.IGNORECASE):
-        raise ValueError("allowed: an http:// or https:// URL")
     return value
 
 
@@ -203,7 +196,7 @@ class AnnotateConfig(BoxConfig):
     )
     address: str | None = option(None, "a running Ray cluster; default with Ray: start one here", "Compute")
 
-    notify: Annotated[SecretStr | None, AfterValidator(_web_url)] = option(
+    notify: Annotated[SecretStr | None, WEB_URL] = option(
         None, "post how the run ended, as JSON, to this webhook; its URL is kept secret", "Run"
     )
     dry_run: bool = option(False, "print the resolved plan and an estimate, write nothing", "Run")

@@ -3,8 +3,9 @@
 import difflib
 import math
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from schemas.errors import UsageError
 from schemas.url_secrets import shown_value
@@ -32,6 +33,23 @@ def _seconds_or_forever(value: Any) -> Any:
         raise ValueError("allowed: seconds, 0 or more, or forever")
     return seconds
 
+
+def _web_url(value: SecretStr | None) -> SecretStr | None:
+    """Return the URL of a webhook; raises ValueError, without the URL, for what is none."""
+    if value is None:
+        return None
+    try:
+        parts = urlsplit(value.get_secret_value())
+        sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that don't match, a port that is no number
+        sound = False
+    if not sound:
+        raise ValueError("allowed: an http:// or https:// URL")
+    return value
+
+
+WEB_URL = AfterValidator(_web_url)
+"""Annotation for the type of an option that takes the URL of a webhook, which may be a secret."""
 
 COMMA_SEPARATED = BeforeValidator(_split)
 """Annotation for the type of an option that takes a list."""

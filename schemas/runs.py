@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, field_validator
+from pydantic.dataclasses import dataclass
 
 from schemas.reasons import Reason
 from schemas.tables import SCHEMA_VERSION
@@ -31,8 +32,9 @@ DIGEST_BYTES = 16
 """Length of the BLAKE2b digest of a data file."""
 
 
-class DataFile(Record):
-    """A committed Parquet file."""
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))
+class DataFile:
+    """A committed Parquet file. An output has hundreds of thousands of them in its life, so that it is small."""
 
     table: str
     path: str

@@ -64,6 +64,7 @@ def test_a_run_is_told_to_machines_and_to_the_webhook(tmp_path, webhook, capsys,
     (folder / "broken.png").write_bytes(b"no picture")
     words = ["annotate", folder, "--out", out, "--model", "camlake_demo", "--actors", 1, "--engine", "local"]
     words += ["--notify", url, "--log-format", "json", "--max-rejected", 1, "--precision", "fp32"]
+    words += ["--metrics", tmp_path / "camlake.prom"]
     status, printed, said = camlake(capsys, monkeypatch, *words)
     assert status == 0, said
     fs, root = connect(str(out), StorageConfig())
@@ -77,6 +78,11 @@ def test_a_run_is_told_to_machines_and_to_the_webhook(tmp_path, webhook, capsys,
     texts = [line["text"] for line in lines]
     assert "rejected: 1 not_an_image" in texts
     assert run.summary.sentence in texts
+
+    figures = (tmp_path / "camlake.prom").read_text().splitlines()
+    assert f'camlake_images_total{{output="{out}"}} {N_IMAGES}.0' in figures
+    assert f'camlake_read_bytes_total{{output="{out}"}} {float(run.summary.bytes_in)}' in figures
+    assert f'camlake_run_succeeded{{output="{out}"}} 1.0' in figures
 
     read = sum(path.stat().st_size for path in folder.iterdir())
     written = sum(path.stat().st_size for path in out.rglob("*.parquet") if "_runs" not in path.parts)

@@ -33,7 +33,7 @@ _FREE = {
         "max_rejected",
     ),
     *("retry_rejected", "images_per_commit", "device", "precision", "compile", "batch_size", "actors"),
-    *("gpus_per_actor", "decode", "engine", "address", "notify", "dry_run", "cluster", "prices"),
+    *("gpus_per_actor", "decode", "engine", "address", "notify", "metrics", "dry_run", "cluster", "prices"),
 }
 """Options that a later run may change without touching the partition of its rows."""
 _CONTINUED = ("box_rule", "threshold", "min_prob", "foreground")

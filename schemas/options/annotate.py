@@ -199,6 +199,9 @@ class AnnotateConfig(BoxConfig):
     notify: Annotated[SecretStr | None, WEB_URL] = option(
         None, "post how the run ended, as JSON, to this webhook; its URL is kept secret", "Run"
     )
+    metrics: str | None = option(
+        None, "keep the run's figures for Prometheus in this local file, for node_exporter's textfile collector", "Run"
+    )
     dry_run: bool = option(False, "print the resolved plan and an estimate, write nothing", "Run")
     cluster: str | None = option(
         None, "Ray cluster file like cluster.yaml for the dry run: what it would take there, all workers up", "Run"

@@ -22,7 +22,7 @@ from pipeline.annotate.image_reader import encoded_bytes
 from pipeline.annotate.job import Job
 from pipeline.annotate.local.local_server import worker_server
 from pipeline.annotate.local.local_worker import Began, Done, Failed, Finished, Ready, stream_of, table_of
-from pipeline.annotate.reporter import RunProgress, SaidOnce
+from pipeline.annotate.reporter import RunProgress
 from pipeline.annotate.resources import LOGICAL_PER_CORE, Machine
 from pipeline.annotate.stopping import stop_requested
 from pipeline.annotate.worker import Worked
@@ -46,16 +46,15 @@ def run_local(
     slices: Sequence[PlanSlice],
     job: Job,
     state: dict[str, Tensor],
-    advance: Callable[[int, int], None],
-    say: Callable[[str], None],
+    follow: Callable[[RunProgress], None],
 ) -> RunProgress:
     """Annotate the planned slices in worker processes and return the sums over all of them.
 
-    ``state`` has the network's weights. ``advance`` gets the numbers of images done and of rejected images after each
-    table, ``say`` what the user is to know. Raises CamlakeError with one line for what is not a matter of one image;
-    earlier commits stay. Raises Stopped after a signal, when the tables that were begun are committed.
+    ``state`` has the network's weights. ``follow`` gets the sums so far after each table. Raises CamlakeError with one
+    line for what is not a matter of one image; earlier commits stay. Raises Stopped after a signal, when the tables
+    that were begun are committed.
     """
-    total, notes = RunProgress(), SaidOnce(say)
+    total = RunProgress()
 
     def read(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         nonlocal total
@@ -67,8 +66,7 @@ def run_local(
         nonlocal total
         for rows, progress in worked:
             total = total.plus(progress)
-            notes(progress.notes)
-            advance(total.images + total.rejected, total.rejected)
+            follow(total)
             yield rows
 
     tables = chain_ahead((job.reader.read_slice(one) for one in slices), READERS, TABLES_AHEAD)

@@ -12,10 +12,10 @@ from ray.data.exceptions import ExecutionTimeoutError
 from torch import Tensor
 
 from pipeline.annotate.decode_stage import decode_in_task
-from pipeline.annotate.image_reader import FETCHED, encoded_bytes
+from pipeline.annotate.image_reader import FETCHED, ImageReader, encoded_bytes
 from pipeline.annotate.job import Job
 from pipeline.annotate.model import Model
-from pipeline.annotate.reporter import Reporter, RunProgress, SaidOnce
+from pipeline.annotate.reporter import Reporter, RunProgress
 from pipeline.annotate.resources import Compute, worth_tuning
 from pipeline.annotate.worker import Worker
 from pipeline.graph.annotate.datasink import LakeSink
@@ -48,18 +48,16 @@ def run_stream(
     slices: Sequence[PlanSlice],
     job: Job,
     state: dict[str, Tensor],
-    advance: Callable[[int, int], None],
-    say: Callable[[str], None],
+    follow: Callable[[RunProgress], None],
 ) -> RunProgress:
     """Annotate the planned slices on the connected Ray and return the sums over all actors.
 
-    ``state`` has the network's weights. ``advance`` gets the numbers of images done and of rejected images, twice a
-    second, ``say`` what the user is to know. Raises CamlakeError with one line where Ray's retries do not help; earlier
-    commits stay.
+    ``state`` has the network's weights. ``follow`` gets the sums so far, twice a second. Raises CamlakeError with one
+    line where Ray's retries do not help; earlier commits stay.
     """
     compute = job.compute
-    progress, notes = start_progress(), SaidOnce(say)
-    reads = [(partial(_read_slice, job, one, progress), one.rows) for one in slices]
+    progress = start_progress()
+    reads = [(partial(_read_slice, job.reader, one, progress), one.rows) for one in slices]
     images = ray.data.read_datasource(
         ReadTasks(reads, FETCHED), num_cpus=compute.read_cpus, override_num_blocks=len(slices)
     )
@@ -85,11 +83,7 @@ def run_stream(
         done: RunProgress = answer(progress.read)
         return done
 
-    def show(done: RunProgress) -> None:
-        advance(done.images + done.rejected, done.rejected)
-        notes(done.notes)
-
-    with following(read, show):
+    with following(read, follow):
         try:
             rows.write_datasink(
                 LakeSink(job, progress),
@@ -101,10 +95,10 @@ def run_stream(
     return total
 
 
-def _read_slice(job: Job, one: PlanSlice, progress: Any) -> Iterator[pa.Table]:
+def _read_slice(reader: ImageReader, one: PlanSlice, progress: Any) -> Iterator[pa.Table]:
     """Yield the fetched tables of a slice, and report their bytes and the requests that were repeated for them."""
     with PATIENCE.patient(progress.note.remote):
-        for table in job.reader.read_slice(one):
+        for table in reader.read_slice(one):
             progress.add.remote(RunProgress(bytes_in=encoded_bytes(table), retries=PATIENCE.take_retries()))
             yield table
 

@@ -16,9 +16,10 @@ from pipeline.annotate.job import Job, make_job
 from pipeline.annotate.local.local_engine import run_local, this_machine
 from pipeline.annotate.local.local_server import worker_server
 from pipeline.annotate.model import Model, fit_topk, load_model
-from pipeline.annotate.reporter import Reporter, RunProgress
+from pipeline.annotate.reporter import Reporter, RunProgress, SaidOnce
 from pipeline.annotate.resources import Compute, describe, plan_compute, worth_tuning
 from pipeline.annotate.spec import continued, run_request
+from pipeline.graph.annotate.metrics_file import RunMetrics
 from pipeline.storage.lake.planning import Plan, PlanSlice
 from pipeline.storage.lake.run import OpenRun, RunRequest
 from pipeline.storage.lake.tombstones import commit_tombstones
@@ -57,7 +58,9 @@ def prepare(config: AnnotateConfig, reporter: Reporter) -> Prepared:
     return Prepared(config, model)
 
 
-def annotate_planned(ready: Prepared, run: OpenRun, plan: Plan, reporter: Reporter, tune_from: int) -> RunManifest:
+def annotate_planned(
+    ready: Prepared, run: OpenRun, plan: Plan, reporter: Reporter, tune_from: int, metrics: RunMetrics
+) -> RunManifest:
     """Choose the figure/ground direction, annotate the planned inputs, and return the final manifest."""
     config, model = ready.config, ready.model
     choice = choose(config, model, run, plan.slices)
@@ -69,12 +72,12 @@ def annotate_planned(ready: Prepared, run: OpenRun, plan: Plan, reporter: Report
         return finish_at_once(run, plan)
     ready = replace(ready, config=config, model=model)
     if choose_engine(config, plan.to_do, tune_from) == "local":
-        return _run(ready, run, plan, reporter, _plan_locally(config, plan), run_local)
+        return _run(ready, run, plan, reporter, _plan_locally(config, plan), run_local, metrics)
     from pipeline.graph.annotate.stream import planned_on_ray, run_stream  # noqa: PLC0415 - imports Ray
 
     reporter.say("starting Ray and the networks")
     with planned_on_ray(config, model, run, plan, reporter, tune_from) as compute:
-        return _run(ready, run, plan, reporter, compute, run_stream)
+        return _run(ready, run, plan, reporter, compute, run_stream, metrics)
 
 
 def choose_engine(config: AnnotateConfig, planned: int = 0, tune_from: int = TUNE_FROM) -> Literal["local", "ray"]:
@@ -105,19 +108,27 @@ def _run(
     plan: Plan,
     reporter: Reporter,
     compute: Compute,
-    engine: Callable[
-        [Sequence[PlanSlice], Job, dict[str, Tensor], Callable[[int, int], None], Callable[[str], None]], RunProgress
-    ],
+    engine: Callable[[Sequence[PlanSlice], Job, dict[str, Tensor], Callable[[RunProgress], None]], RunProgress],
+    metrics: RunMetrics,
 ) -> RunManifest:
     """Begin the run, let an engine annotate the planned inputs, and return the final manifest."""
     reporter.say(describe(compute))
     run = run.begin(plan.counts, asdict(compute))
     commit_tombstones(run, plan.tombstones)
     job = make_job(ready.config, ready.model, run, compute, plan.to_do)
+    workers, notes = compute.actors[1], SaidOnce(reporter.say)
     started = time.monotonic()
     with reporter.progress("annotating", plan.to_do) as advance:
-        done = engine(plan.slices, job, ready.model.weights.state, advance, reporter.say)
-    return run.finish(summarize(done, time.monotonic() - started, compute.actors[1]))
+
+        def follow(done: RunProgress) -> None:
+            advance(done.images + done.rejected, done.rejected)
+            notes(done.notes)
+            metrics.follow(done, workers)
+
+        done = engine(plan.slices, job, ready.model.weights.state, follow)
+    notes(done.notes)
+    metrics.follow(done, workers)
+    return run.finish(summarize(done, time.monotonic() - started, workers))
 
 
 def summarize(done: RunProgress, elapsed_s: float, workers: int) -> RunSummary:

@@ -18,7 +18,7 @@ def run(config: CompactConfig, screen: Screen) -> None:
     wanted = Wanted(
         config.file_mb * 10**6, config.grace_s, Expiry(frozenset(config.expire_model), before), config.boxes_by
     )
-    done = compact(*connect(config.out, config), wanted, screen.say)
+    done = compact(*connect(config.out, config), wanted, screen.say, config.wait_s)
     for one in done:
         if one.waits_until:
             screen.result(

@@ -28,8 +28,9 @@ def localize(config: LocalizeConfig, screen: Screen) -> RunManifest:
     """Make and commit maps and boxes, and return the run's manifest."""
     from pipeline.outputs.heads.localize import open_localize
 
-    with open_localize(config) as opened:
+    with open_localize(config, screen.say) as opened:
         counts, classes = opened.run.manifest.counts, opened.head.card.classes
+        screen.say(f"run {opened.run.manifest.run_id}", run_id=opened.run.manifest.run_id)
         screen.say(f"{counts.listed} inputs in {opened.source.url}, {counts.already_done} done, {counts.planned} to do")
         screen.say(f"{len(classes)} classes of {opened.head.card.model}, as {opened.run.manifest.model}")
         if opened.source.run.settings.get("foreground", "off") != "off" and opened.source.foreground is None:

@@ -27,8 +27,9 @@ def rebox(config: ReboxConfig, screen: Screen) -> RunManifest:
     """Cut and commit the boxes, and return the run's manifest."""
     from pipeline.outputs.rebox import open_rebox
 
-    with open_rebox(config) as opened:
+    with open_rebox(config, screen.say) as opened:
         counts = opened.run.manifest.counts
+        screen.say(f"run {opened.run.manifest.run_id}", run_id=opened.run.manifest.run_id)
         screen.say(f"{counts.listed} inputs in {opened.source.url}, {counts.already_done} done, {counts.planned} to do")
         if opened.left_out_of_classes:
             screen.say(opened.left_out_of_classes)

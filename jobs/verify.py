@@ -20,7 +20,7 @@ def run(config: VerifyConfig, screen: Screen) -> None:
 
     fs, root = connect(config.out, config)
     if config.repair:
-        for done in repair(fs, root):
+        for done in repair(fs, root, config.wait_s, screen.say):
             screen.result(f"repaired: {done}")
     report = verify(fs, root)
     problems, facts = report.problems, dict(report.facts)

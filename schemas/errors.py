@@ -5,7 +5,8 @@ CamlakeError             any error that camlake reports; exit status 1
 │   └── ModelError       an unknown network, a head that has no exact CAM, weights that don't fit
 ├── InputError           the listing can't be made: no such folder, an unreadable manifest
 ├── StoreError           the output store failed, or holds something that camlake did not write
-├── LeaseError           another run holds the lease of this output, or took it over
+├── LeaseError           the lease of the output is lost
+│   └── HeldError        another run holds the output, or took it over; exit status 5
 └── RejectedShareError   the run is complete, but more inputs than allowed were rejected; exit status 3
 
 Stopped is not part of the tree, because no ``except Exception`` may swallow it: SIGTERM or Ctrl-C; exit status 4.
@@ -44,7 +45,13 @@ class StoreError(CamlakeError):
 
 
 class LeaseError(CamlakeError):
-    """Another run holds the lease of the output."""
+    """This run does not hold the lease of the output any more."""
+
+
+class HeldError(LeaseError):
+    """Another run holds the output, or took it over. A schedule may ignore it: the other run does the work."""
+
+    exit_status = 5
 
 
 class RejectedShareError(CamlakeError):

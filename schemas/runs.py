@@ -1,10 +1,11 @@
 """The documents of a run under ``_runs/<run_id>/``: lineage, commit records, the manifest."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, field_validator
+from pydantic.dataclasses import dataclass
 
 from schemas.reasons import Reason
 from schemas.tables import SCHEMA_VERSION
@@ -32,8 +33,9 @@ DIGEST_BYTES = 16
 """Length of the BLAKE2b digest of a data file."""
 
 
-class DataFile(Record):
-    """A committed Parquet file."""
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))
+class DataFile:
+    """A committed Parquet file. An output has hundreds of thousands of them in its life, so that it is small."""
 
     table: str
     path: str
@@ -53,6 +55,8 @@ class CommitRecord(Record):
     rejected: int
     maps_without_box: int = 0
     """Maps with no positive value, for which the paper's rule gives no box."""
+    retries: int = 0
+    """Requests to stores that the committing process had to repeat since its last commit."""
     files: tuple[DataFile, ...]
 
 
@@ -180,6 +184,53 @@ class Counts(Record):
         return f"skipped {files} as no images: {say_kinds(self.skipped_by_kind)}" if self.skipped_by_kind else ""
 
 
+class RunSummary(Record):
+    """What the work of a run took; earlier versions wrote none."""
+
+    seconds: float
+    """From the start of the engine to the last commit."""
+    images_per_s: float
+    """Images annotated or rejected in these seconds."""
+    stage_images_per_s: dict[str, float] = {}
+    """What the workers of a stage would do if they had nothing else to do, for each stage whose time is measured."""
+    networks_busy: float | None = None
+    """Share of these seconds in which the networks were busy, between 0 and 1."""
+    bytes_in: int = 0
+    """Encoded bytes of the images that were read."""
+    bytes_out: int = 0
+    """Bytes of the committed files."""
+    retries: int = 0
+    """Requests to stores that were repeated because the store was overloaded, out of order or out of reach."""
+
+    def with_commits(self, commits: Iterable[CommitRecord], retries: int) -> Self:
+        """Return the summary with the bytes and the retries of the commits, and with ``retries`` of no commit."""
+        records = list(commits)
+        written = sum(file.size_bytes for record in records for file in record.files)
+        repeated = self.retries + retries + sum(record.retries for record in records)
+        return self.model_copy(update={"bytes_out": written, "retries": repeated})
+
+    @property
+    def sentence(self) -> str:
+        """The figures in one line."""
+        alone = ", ".join(f"{stage} {rate:,.1f}" for stage, rate in self.stage_images_per_s.items())
+        parts = [
+            f"{self.images_per_s:,.1f} images/s in {self.seconds:,.1f} s" + (f" (alone: {alone})" if alone else ""),
+            *([f"networks busy {self.networks_busy:.0%}"] if self.networks_busy is not None else []),
+            f"{say_bytes(self.bytes_in)} read, {say_bytes(self.bytes_out)} written",
+            f"{self.retries} {'request' if self.retries == 1 else 'requests'} repeated",
+        ]
+        return "; ".join(parts)
+
+
+def say_bytes(n_bytes: float) -> str:
+    """Return a number of bytes as text, in decimal units: "1.5 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.1f} TB"
+
+
 class RunManifest(Record):
     """The state of a run: ``running`` from its start on, at its end ``complete`` or ``interrupted``."""
 
@@ -195,6 +246,7 @@ class RunManifest(Record):
     settings: dict[str, Any]
     lineage: Lineage
     counts: Counts = Counts()
+    summary: RunSummary | None = None
     files: tuple[DataFile, ...] = ()
     """All committed files. They are added when the run ends, so that later runs need not read the commit records."""
 

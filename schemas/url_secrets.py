@@ -77,6 +77,15 @@ def safe_path(path: str) -> str:
     return safe_url(path) if _SCHEME.match(path) else without_signatures(path)
 
 
+def origin_of(url: str) -> str:
+    """Return protocol, host and port of a web URL, for one whose path is a secret, as that of a webhook often is."""
+    match = _SCHEME.match(url)
+    if match is None:
+        return "…"
+    host = _without_user(match[1].lower(), url[match.end() :])
+    return match[0] + re.split(r"[/?#]", host, maxsplit=1)[0]
+
+
 def has_credentials(url: str) -> bool:
     """Return whether an object store's URL begins with ``key:secret@``, which no such store accepts."""
     match = _SCHEME.match(url)

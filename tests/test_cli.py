@@ -29,6 +29,7 @@ VERBS = (
     "localize",
     "rebox",
     "report",
+    "runs",
     "verify",
     "view",
     "sql",

@@ -1,7 +1,9 @@
 """The ready job files and scheduler manifests: each would start a run that camlake understands."""
 
 import configparser
+import os
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import typer
 import yaml
 
 from jobs import annotate
-from schemas.errors import UsageError
+from schemas.errors import HeldError, UsageError
 from schemas.options.annotate import AnnotateConfig
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
@@ -28,6 +30,12 @@ def kubernetes() -> dict[str, dict[str, Any]]:
 def rayjob() -> dict[str, Any]:
     job: dict[str, Any] = yaml.safe_load(kubernetes()["ConfigMap"]["data"]["rayjob.yaml"])
     return job
+
+
+def script(name: str) -> str:
+    """Return a shell script of the manifest's ConfigMap."""
+    text: str = kubernetes()["ConfigMap"]["data"][name]
+    return text
 
 
 def cron_lines() -> list[str]:
@@ -55,7 +63,7 @@ def command_lines() -> dict[str, str]:
     return shown | {
         "crontab": cron_lines()[0],
         "systemd": service()["Service"]["ExecStart"],
-        "kubernetes": rayjob()["spec"]["entrypoint"],
+        "kubernetes": next(line for line in script("annotate.sh").splitlines() if line.startswith("python")),
     }
 
 
@@ -129,14 +137,54 @@ def test_systemd_starts_the_service_from_a_working_copy() -> None:
     unit = service()["Service"]
     assert unit["Type"] == "oneshot"
     assert unit["ExecStart"].startswith(unit["WorkingDirectory"] + "/.venv/bin/camlake ")
+    assert int(unit["SuccessExitStatus"]) == HeldError.exit_status
 
 
 def test_kubernetes_runs_one_at_a_time_and_may_create_the_job() -> None:
     documents = kubernetes()
     pod = documents["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     assert documents["CronJob"]["spec"]["concurrencyPolicy"] == "Forbid"
-    assert pod["containers"][0]["command"][:2] == ["kubectl", "create"]
-    assert Path(pod["containers"][0]["command"][-1]).name in documents["ConfigMap"]["data"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["sh", f"{container['volumeMounts'][0]['mountPath']}/submit.sh"]
+    assert rayjob()["spec"]["entrypoint"] == "sh /etc/camlake/annotate.sh"
+    assert "--filename /etc/camlake/rayjob.yaml" in script("submit.sh")
     assert pod["serviceAccountName"] == documents["ServiceAccount"]["metadata"]["name"]
-    assert documents["Role"]["rules"] == [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create"]}]
+    assert documents["Role"]["rules"] == [
+        {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "list"]}
+    ]
     assert rayjob()["spec"]["shutdownAfterJobFinishes"] is True
+
+
+def shell(name: str, program: str, does: str, folder: Path) -> tuple[int, str]:
+    """Run a script of the ConfigMap with a ``program`` that ``does`` something; return status and standard output."""
+    stand_in = folder / program
+    stand_in.write_text(f"#!/bin/sh\n{does}\n")
+    stand_in.chmod(0o755)
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", "-c", script(name)], env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize(("status", "seen"), [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (HeldError.exit_status, 0)])
+def test_a_night_that_another_run_keeps_from_working_is_no_failure(tmp_path: Path, status: int, seen: int) -> None:
+    assert shell("annotate.sh", "python", f"exit {status}", tmp_path) == (seen, "")
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        ("", "created\n"),
+        ("camlake-annotate-a Complete\ncamlake-annotate-b Failed", "created\n"),
+        ("camlake-annotate-a Complete\ncamlake-annotate-b Running", "still at work: camlake-annotate-b Running;"),
+        ("camlake-annotate-c ", "still at work: camlake-annotate-c ;"),
+    ],
+)
+def test_a_night_leaves_an_earlier_one_at_work_alone(tmp_path: Path, listed: str, said: str) -> None:
+    does = f"if [ $1 = get ]; then printf '{listed}\n'; else echo created; fi"
+    status, out = shell("submit.sh", "kubectl", does, tmp_path)
+    assert status == 0
+    assert out.startswith(said)
+
+
+def test_a_cluster_that_does_not_answer_fails_the_submission(tmp_path: Path) -> None:
+    assert shell("submit.sh", "kubectl", "[ $1 = create ] && echo created; exit 7", tmp_path) == (7, "")

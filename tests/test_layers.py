@@ -33,6 +33,7 @@ LEVELS = {
     "pipeline/outputs": 3.5,
     "pipeline/outputs/heads": 3.6,
     "pipeline/outputs/sql": 3.6,
+    "pipeline/outputs/runs": 3.6,
     "pipeline/outputs/export": 3.6,
     "pipeline/outputs/export/formats": 3.7,
     "pipeline/outputs/page": 3.7,

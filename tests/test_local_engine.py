@@ -207,7 +207,7 @@ def test_options_that_do_not_go_together(options, line):
 
 def test_what_it_says(images, tmp_path, capsys):
     config = {"input": str(images), "out": str(tmp_path), "model": "camlake_demo", "max_rejected": 1.0}
-    annotate(AnnotateConfig.resolve(config), Screen())
+    manifest = annotate(AnnotateConfig.resolve(config), Screen())
     said = capsys.readouterr().err
     assert "Ray" not in said
-    assert " images/s with the start, networks busy " in said
+    assert f"run {manifest.run_id}" in said.splitlines()

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def test_wrong_use_is_said_in_one_line(local, tmp_path):
 
 def test_manifests_can_not_point_outside(local):
     run = local.run({"a": "v1"})
-    outside = run.files[0].model_copy(update={"path": "../secret.parquet"})
+    outside = replace(run.files[0], path="../secret.parquet")
     changed = run.model_copy(update={"files": (outside,)})
     local.fs.pipe_file(local.path(f"_runs/{run.run_id}/manifest.json"), changed.model_dump_json().encode())
     with pytest.raises(StoreError, match="leaves the output"):

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -274,7 +275,7 @@ def test_a_sound_output_is_left_as_it_is(lake):
 
 def test_tables_of_a_newer_version_are_not_touched(local):
     run = local.run({"a": "v1"})
-    files = tuple(file.model_copy(update={"table": "silhouettes"}) for file in run.files[:1]) + run.files
+    files = tuple(replace(file, table="silhouettes") for file in run.files[:1]) + run.files
     path = local.path(LakePaths(local.root).manifest_path(run.run_id))
     write_record(local.fs, path, run.model_copy(update={"files": files}))
     for act in (verify, repair):

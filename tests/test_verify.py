@@ -1,6 +1,7 @@
 """verify finds each kind of damage, and nothing in a sound output."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ def rewrite(lake: FakeLake, run: RunManifest, table: str, rows: pa.Table) -> Run
     old, data = file_of(run, table), to_parquet(rows)
     lake.fs.pipe_file(lake.path(old.path), data)
     digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
-    new = old.model_copy(update={"rows": len(rows), "size_bytes": len(data), "digest": digest})
+    new = replace(old, rows=len(rows), size_bytes=len(data), digest=digest)
     changed = run.model_copy(update={"files": tuple(new if file == old else file for file in run.files)})
     save(lake, changed)
     for record in load_commits(lake.fs, lake.root, run.run_id):
@@ -126,7 +127,7 @@ def test_a_changed_file_of_an_older_version_is_found_by_its_name(local):
     old = file_of(run, "boxes")
     data = local.fs.cat_file(local.path(old.path))
     name = hashlib.blake2b(data, digest_size=4).hexdigest()
-    renamed = old.model_copy(update={"path": f"{old.path[:-16]}{name}.parquet", "digest": None})
+    renamed = replace(old, path=f"{old.path[:-16]}{name}.parquet", digest=None)
     local.fs.mv(local.path(old.path), local.path(renamed.path))
     save(local, run.model_copy(update={"files": tuple(renamed if file == old else file for file in run.files)}))
     (record,) = load_commits(local.fs, local.root, run.run_id)
@@ -142,7 +143,7 @@ def test_a_changed_file_of_an_older_version_is_found_by_its_name(local):
 
 def test_a_file_with_other_rows_or_columns(local):
     run = local.run({"a": "v1"})
-    save(local, run.model_copy(update={"files": (file_of(run, "images").model_copy(update={"rows": 5}),)}))
+    save(local, run.model_copy(update={"files": (replace(file_of(run, "images"), rows=5),)}))
     assert any("1 rows, but 5 were committed" in line for line in problems(local))
     images = rows_of(run.run_id, {"a": "v1"})["images"]
     rewrite(local, run, "images", images.set_column(6, "width_px", images["width_px"].cast(pa.int64())))

@@ -1,28 +1,26 @@
 """The command line of all verbs: options from a configuration class, one-line errors, progress, exit statuses."""
 
 import inspect
-import json
 import logging
 import os
 import sys
-import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 import yaml
 from pydantic.fields import FieldInfo
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from pipeline.annotate.reporter import Advance, progress_bar, progress_lines
+from jobs.terminal.screen import Screen
 from pipeline.annotate.stopping import raising_at_sigterm
 from schemas.errors import CamlakeError, Stopped, UsageError
 from schemas.options.config import JobConfig
 from schemas.url_secrets import shown_value, without_secrets
+
+__all__ = ["APP_OPTIONS", "Screen", "main", "read_config", "reported_errors", "verb"]
 
 Config = TypeVar("Config", bound=JobConfig)
 APP_OPTIONS: dict[str, Any] = {
@@ -30,72 +28,6 @@ APP_OPTIONS: dict[str, Any] = {
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
 """Arguments of ``typer.Typer`` for every command line."""
-
-
-class Screen:
-    """Writes a job's reports as text or JSON lines, and its progress as a bar on a terminal or as log lines elsewhere.
-
-    Results go to standard output, everything else to standard error, so that a job's output can be piped.
-    """
-
-    def __init__(self, log_format: Literal["text", "json"] = "text") -> None:
-        self.json = log_format == "json"
-        width = None if sys.stdout.isatty() else 200
-        self.out = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=True)
-        self.err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-    def say(self, text: str, **facts: Any) -> None:
-        """Report a step with ``text``; ``--log-format json`` also writes ``facts``, its values."""
-        if self.json:
-            self._line(event="message", text=text, **facts)
-        else:
-            self.err.print(without_secrets(text), markup=False)
-
-    def result(self, text: str, **facts: Any) -> None:
-        """Print a result to standard output; ``--log-format json`` also writes ``facts``, its values."""
-        if self.json:
-            self._line(event="result", text=text, **facts)
-        else:
-            self.out.print(without_secrets(text), markup=False)
-
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Print a table to standard output; columns of numbers are aligned to the right."""
-        if self.json:
-            self._line(event="table", title=title, rows=[dict(zip(columns, row, strict=True)) for row in rows])
-            return
-        table = Table(title=Text(title), title_justify="left")
-        for index, name in enumerate(columns):
-            numeric = all(isinstance(row[index], int | float) for row in rows)
-            justify: Literal["left", "right"] = "right" if numeric else "left"
-            table.add_column(Text(name), justify=justify, overflow="fold", no_wrap=numeric or index == 0)
-        for row in rows:
-            table.add_row(
-                *(Text(f"{cell:.4g}" if isinstance(cell, float) else without_secrets(str(cell))) for cell in row)
-            )
-        self.out.print(table)
-
-    @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Advance]:
-        """Show the progress of ``total`` inputs, with inputs/s, time left and rejects."""
-        if self.err.is_terminal and not self.json:
-            with progress_bar(self.err, what, total) as advance:
-                yield advance
-        else:
-            yield progress_lines(self.say, what, total)
-
-    def _line(self, **facts: Any) -> None:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        stream = self.out.file if facts["event"] in {"result", "table"} else sys.stderr
-        print(json.dumps({"time": stamp, **_public(facts)}, default=str), file=stream, flush=True)
-
-
-def _public(value: Any) -> Any:
-    """Return ``value`` without the secrets in its texts, so that it can be shown."""
-    if isinstance(value, dict):
-        return {key: _public(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_public(one) for one in value]
-    return without_secrets(value) if isinstance(value, str) else value
 
 
 def verb(
@@ -112,11 +44,12 @@ def verb(
 
     def command(**flags: Any) -> None:
         debug, log_format, file = flags.pop("debug"), flags.pop("log_format"), flags.pop("config")
-        with reported_errors(debug):
+        screen = Screen("json" if log_format == "json" else "text")
+        with reported_errors(debug, screen):
             if log_format not in {"text", "json"}:
                 raise UsageError(f"--log-format {shown_value(log_format)}: allowed: text, json")
             given = {key: value for key, value in flags.items() if value is not None}
-            run(config_class.resolve({**read_config(file), **given}), Screen(log_format))
+            run(config_class.resolve({**read_config(file), **given}), screen)
 
     command.__name__ = name
     command.__doc__ = f"{about}\n\nExample: {example}"
@@ -142,25 +75,26 @@ def read_config(path: str | None) -> dict[str, Any]:
 
 
 @contextmanager
-def reported_errors(debug: bool = False) -> Iterator[None]:
-    """Turn a CamlakeError into one line on standard error and its exit status; with ``debug`` the error is raised."""
+def reported_errors(debug: bool = False, screen: Screen | None = None) -> Iterator[None]:
+    """Turn an error into one line on standard error and its exit status; with ``debug`` the error is raised."""
+    screen = screen or Screen()
     try:
         with raising_at_sigterm():
             yield
     except CamlakeError as error:
         if debug:
             raise
-        print(f"camlake: {' '.join(str(error).split())}", file=sys.stderr)
+        screen.fail(" ".join(str(error).split()), type(error).__name__, error.exit_status)
         raise typer.Exit(error.exit_status) from error
     except KeyboardInterrupt as error:
-        print("camlake: stopped; run the same command again to go on", file=sys.stderr)
+        screen.fail("stopped; run the same command again to go on", Stopped.__name__, Stopped.exit_status)
         raise typer.Exit(Stopped.exit_status) from error
     except Exception as error:  # The outermost edge: an unexpected error also becomes one line.
         if debug:
             raise
-        line = without_secrets(" ".join(str(error).split()))
-        print(f"camlake: {type(error).__name__}: {line} (--debug shows where)", file=sys.stderr)
-        raise typer.Exit(1) from error
+        line, kind = " ".join(str(error).split()), type(error).__name__
+        screen.fail(f"{kind}: {line} (--debug shows where)", kind, CamlakeError.exit_status)
+        raise typer.Exit(CamlakeError.exit_status) from error
 
 
 def main(app: typer.Typer | Callable[..., None]) -> None:
@@ -179,12 +113,18 @@ def main(app: typer.Typer | Callable[..., None]) -> None:
             .removesuffix(".")
         )
         if text:  # It is empty after a call without arguments, which has shown the help.
-            print(f"camlake: {text}" if text.endswith("?") else f"camlake: {text}; see --help", file=sys.stderr)
+            text, in_json = text if text.endswith("?") else f"{text}; see --help", _asks_for_json(sys.argv)
+            Screen("json" if in_json else "text").fail(text, UsageError.__name__, UsageError.exit_status)
         status = 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status or 0)
+
+
+def _asks_for_json(words: list[str]) -> bool:
+    """Return whether a command line that can't be parsed has ``--log-format json``."""
+    return "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
 
 
 def _parameter(config_class: type[JobConfig], name: str, field: FieldInfo) -> inspect.Parameter:

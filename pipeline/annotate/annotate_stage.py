@@ -7,6 +7,7 @@ reason.
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -25,6 +26,7 @@ from pipeline.images.resize import ResizePlan
 from pipeline.models.localize.box_rules import Boxes
 from pipeline.models.localize.feature_maps import FeatureMapCodes
 from pipeline.models.localize.foreground import Foreground
+from pipeline.models.localize.gpu_memory import FittingBatches
 from pipeline.models.localize.localizer import CamRule, Localized, Localizer, Maps
 from pipeline.models.localize.runtime import Runtime, resolve_precision
 from pipeline.models.localize.views import View
@@ -145,23 +147,40 @@ class AnnotateStage:
             foreground=spec.foreground,
             feature_map_bits=spec.feature_map_bits,
         )
-        self._localizer.warm_up()
+        with suppress(torch.OutOfMemoryError):  # The first batch finds the size that fits.
+            self._localizer.warm_up()
         self._exact_features = resolve_precision(spec.runtime.precision, spec.runtime.device) == "fp32"
         self._labels = pa.array(spec.labels, pa.string())
         self._schema = row_schema(network_types(network.channels, spec.feature_type))
         self.busy = BusyClock()
         """Runs while the network runs and while its results are copied to main memory."""
+        self.memory = FittingBatches()
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
-        """Return one wide row for each row of ``decoded``, in order."""
-        return self.annotate(decoded)
+        """Return one wide row for each row of ``decoded``, in order, from one batch.
+
+        Raises torch.OutOfMemoryError where the batch does not fit into the GPU's memory.
+        """
+        return self._annotate(decoded, None)
 
     def annotate(self, decoded: pa.Table, pixels: Tensor | None = None) -> pa.Table:
         """Return one wide row for each row of ``decoded``, in order; an image with NaN or infinity is NON_FINITE.
 
         ``pixels``: (B, S, S, 3) uint8 on the network's device, the inputs of the B rows that are not rejected; None
-        where the column ``pixels`` of ``decoded`` holds the inputs.
+        where the column ``pixels`` of ``decoded`` holds the inputs. Rows that don't fit into the GPU's memory together
+        are annotated in parts; raises CamlakeError where one image does not fit.
         """
+        accepted = _combined(decoded["reason_code"]).is_null().to_numpy(zero_copy_only=False)
+        before = np.concatenate([[0], np.cumsum(accepted)]).tolist()
+
+        def part(start: int, end: int) -> pa.Table:
+            own = None if pixels is None else pixels[before[start] : before[end]]
+            return self._annotate(decoded.slice(start, end - start), own)
+
+        parts = self.memory.run(len(decoded), part)
+        return pa.concat_tables(parts) if parts else self._annotate(decoded, pixels)
+
+    def _annotate(self, decoded: pa.Table, pixels: Tensor | None) -> pa.Table:
         reasons, details = _combined(decoded["reason_code"]), _combined(decoded["detail"])
         good = np.flatnonzero(reasons.is_null())
         results: dict[str, pa.Array] = {}

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.fetch import Fetcher
@@ -39,6 +40,11 @@ def joined_slices(slices: Sequence[PlanSlice], rows: int) -> list[list[PlanSlice
 def count_tables(slices: Sequence[PlanSlice]) -> int:
     """Return about how many tables the slices become; an actor works on one table at a time."""
     return sum(max(1, math.ceil(one.rows / STREAM_ROWS)) for one in slices)
+
+
+def encoded_bytes(images: pa.Table) -> int:
+    """Return the bytes of the images of a fetched table (FETCHED)."""
+    return int(pc.sum(pc.binary_length(images["data"])).as_py() or 0)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -23,10 +23,41 @@ class RunProgress(NamedTuple):
     rejected: int = 0
     busy_s: float = 0.0
     """Sum of the seconds that the workers spent in the network and on its results."""
+    decode_s: float = 0.0
+    """Sum of the seconds that the workers spent on decoding; 0 where other processes decode."""
+    bytes_in: int = 0
+    """Encoded bytes of the images that were read."""
+    retries: int = 0
+    """Requests to stores that were repeated, without those that commit records count."""
+    notes: tuple[str, ...] = ()
+    """What the user is to know, each text once."""
 
     def plus(self, more: "RunProgress") -> "RunProgress":
         """Return the sums of both."""
-        return RunProgress(self.images + more.images, self.rejected + more.rejected, self.busy_s + more.busy_s)
+        return RunProgress(
+            self.images + more.images,
+            self.rejected + more.rejected,
+            self.busy_s + more.busy_s,
+            self.decode_s + more.decode_s,
+            self.bytes_in + more.bytes_in,
+            self.retries + more.retries,
+            tuple(dict.fromkeys(self.notes + more.notes)),
+        )
+
+
+class SaidOnce:
+    """Says texts, each of them once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._said: set[str] = set()
+
+    def __call__(self, texts: Iterable[str]) -> None:
+        """Say those of ``texts`` that were not said before."""
+        for text in texts:
+            if text not in self._said:
+                self._said.add(text)
+                self._say(text)
 
 
 class Advance(Protocol):
@@ -135,3 +166,17 @@ def progress_lines(say: Callable[..., None], what: str, total: int) -> Advance:
         say(text, done=done, total=total, images_per_s=round(rate, 2), rejected=rejected, left_s=left_s)
 
     return advance
+
+
+def every_few_seconds(say: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that calls ``say`` the first time, and then at most every LINE_EVERY_S."""
+    last: float | None = None
+
+    def now_and_then(text: str, **facts: Any) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if last is None or now - last >= LINE_EVERY_S:
+            last = now
+            say(text, **facts)
+
+    return now_and_then

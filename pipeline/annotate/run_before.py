@@ -11,13 +11,13 @@ from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.lineage import software_versions
 from pipeline.storage.lake.records import load_runs
 from pipeline.storage.lake.run import RunRequest, shown_config
-from schemas.options.annotate import AnnotateConfig, names_weights
-from schemas.options.config import StorageConfig
-from schemas.options.network_names import reference_of
+from schemas.options.annotate import AnnotateConfig
+from schemas.options.config import LeaseConfig
+from schemas.options.network_names import names_weights, reference_of
 from schemas.runs import RunManifest
 
 _FREE = {
-    *StorageConfig.model_fields,
+    *LeaseConfig.model_fields,
     *(
         "input",
         "input_kind",
@@ -34,7 +34,7 @@ _FREE = {
         "max_rejected",
     ),
     *("retry_rejected", "images_per_commit", "device", "precision", "compile", "batch_size", "actors"),
-    *("gpus_per_actor", "decode", "engine", "address", "dry_run", "cluster", "prices"),
+    *("gpus_per_actor", "decode", "engine", "address", "notify", "metrics", "dry_run", "cluster", "prices"),
 }
 """Options that a later run may change without touching the partition of its rows."""
 _CONTINUED = ("box_rule", "threshold", "min_prob", "foreground")
@@ -70,6 +70,7 @@ def request_like(run: RunManifest, config: AnnotateConfig) -> RunRequest:
         settings=run.settings,
         config=kept | free,
         lineage=run.lineage,
+        wait_s=config.wait_s,
     )
 
 

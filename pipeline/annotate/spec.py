@@ -115,6 +115,7 @@ def run_request(config: AnnotateConfig, model: Model, *, decided: bool = True) -
         config=shown_config(config),
         lineage=_lineage(config, model),
         calibration=config.calibration,
+        wait_s=config.wait_s,
         undecided=frozenset() if decided else frozenset({"foreground", "threshold", "outputs"}),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from pipeline.storage.patience import PATIENCE
 from schemas.errors import Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -26,17 +27,25 @@ def raising_at_sigterm() -> Iterator[None]:
 def stop_requested() -> Iterator[threading.Event]:
     """Set the event at the first signal during the block, so that the work can end in order, and raise Stopped then.
 
+    From that signal on nothing waits long for a store that is out of order.
+
     A second signal does what it does outside of the block.
     """
     event, before = threading.Event(), {number: signal.getsignal(number) for number in _SIGNALS}
 
     def request(number: int, frame: FrameType | None) -> None:
+        if not event.is_set():
+            PATIENCE.hurry()
         event.set()
         for each, handler in before.items():
             signal.signal(each, handler)
 
-    with _handling(_SIGNALS, request):
-        yield event
+    try:
+        with _handling(_SIGNALS, request):
+            yield event
+    finally:
+        if event.is_set():
+            PATIENCE.hurry_no_more()
     if event.is_set():
         raise Stopped
 

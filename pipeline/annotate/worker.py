@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pyarrow as pa
 from torch import Tensor
 
-from pipeline.annotate.annotate_stage import AnnotateStage
+from pipeline.annotate.annotate_stage import AnnotateStage, BusyClock
 from pipeline.annotate.crash_isolation import Attempts, CrashIsolation
 from pipeline.annotate.decode_stage import DecodeStage
 from pipeline.annotate.gpu_decode_stage import GpuDecodeStage
@@ -26,18 +26,27 @@ class Worker:
 
     def __init__(self, job: Job, state: dict[str, Tensor], attempts: Attempts) -> None:
         """``state`` has the network's weights. Raises CamlakeError where the network can't be loaded."""
-        self._isolation = CrashIsolation(attempts)
+        self._isolation, self._decodes = CrashIsolation(attempts), job.compute.decode != "remote"
         self._annotate = AnnotateStage(job.annotate, state)
-        self._decode = decoding_beside_the_network(job)
+        self._decode, self._decoding = decoding_beside_the_network(job), BusyClock()
 
     def __call__(self, images: pa.Table) -> Worked:
         """Return the rows of a table of fetched images, or of decoded images where other processes decode."""
         rows = self._isolation.run(images, self._stages)
         rejected = len(rows) - rows["reason_code"].null_count
-        return Worked(rows, RunProgress(len(rows) - rejected, rejected, self._annotate.busy.lap_s()))
+        progress = RunProgress(
+            len(rows) - rejected,
+            rejected,
+            busy_s=self._annotate.busy.lap_s(),
+            decode_s=self._decoding.lap_s() if self._decodes else 0.0,
+            notes=self._annotate.memory.take_notes(),
+        )
+        return Worked(rows, progress)
 
     def _stages(self, images: pa.Table) -> pa.Table:
-        return self._annotate.annotate(*self._decode(images))
+        with self._decoding:
+            decoded = self._decode(images)
+        return self._annotate.annotate(*decoded)
 
 
 def decoding_beside_the_network(job: Job) -> Callable[[pa.Table], tuple[pa.Table, Tensor | None]]:

@@ -14,6 +14,7 @@ use_own("pipeline", "schemas")
 
 from schemas.errors import (  # noqa: E402 - only now is it certain whose ``schemas`` is meant
     CamlakeError,
+    HeldError,
     InputError,
     LeaseError,
     ModelError,
@@ -36,6 +37,7 @@ __all__ = [
     "CURRENT_ROWS_SQL",
     "CamlakeError",
     "HeadMap",
+    "HeldError",
     "InputError",
     "Lake",
     "LeaseError",
@@ -85,7 +87,12 @@ def annotate(*, progress: "ProgressKind" = "auto", **options: Any) -> "Lake":
     config = AnnotateConfig.resolve(options)
     if config.dry_run:
         raise UsageError("dry_run: allowed only on the command line, which prints the estimate")
-    manifest = annotate_inputs(config, reporter_for(progress, "camlake"))
+    if config.notify:
+        raise UsageError("notify: allowed only on the command line; here the manifest or the exception comes back")
+    reporter = reporter_for(progress, "camlake")
+    manifest = annotate_inputs(config, reporter)
+    if manifest.summary:
+        reporter.say(manifest.summary.sentence)
     refuse_rejected_share(manifest, config)
     return open_lake(config.out, config.storage, manifest.model)
 

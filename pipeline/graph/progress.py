@@ -34,9 +34,13 @@ class ProgressActor:
         """Set the count of the work ``key`` to 0."""
         self._begun.pop(key, None)
 
-    def add(self, images: int, rejected: int, busy_s: float) -> None:
-        """Add the numbers of a table that an actor has finished."""
-        self._done = self._done.plus(RunProgress(images, rejected, busy_s))
+    def add(self, more: RunProgress) -> None:
+        """Add what an actor or a task reports of a table."""
+        self._done = self._done.plus(more)
+
+    def note(self, text: str) -> None:
+        """Keep a line that the user is to know."""
+        self._done = self._done.plus(RunProgress(notes=(text,)))
 
     def read(self) -> RunProgress:
         """Return the sums so far."""

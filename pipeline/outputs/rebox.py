@@ -21,6 +21,7 @@ from pipeline.storage.filesystems import canonical_url
 from pipeline.storage.lake.calibrations import RULE, read_calibration
 from pipeline.storage.lake.commit import Committer
 from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.lease import silent
 from pipeline.storage.lake.lineage import software_versions
 from pipeline.storage.lake.run import OpenRun, RunRequest, open_run, shown_config
 from pipeline.storage.lake.whole_objects import write_whole
@@ -104,11 +105,13 @@ class Rebox:
 
 
 @contextmanager
-def open_rebox(config: ReboxConfig) -> Iterator[Rebox]:
+def open_rebox(config: ReboxConfig, say: Callable[[str], None] = silent) -> Iterator[Rebox]:
     """Open and plan a run on the new output; the caller calls ``cut`` and then finishes the run.
 
+    ``say`` gets a line where the run waits.
+
     Raises UsageError for a source without the tables that the boxes need, and for an output whose rows were made with
-    other settings. Raises LeaseError while another run holds the output.
+    other settings. Raises HeldError while another run holds the output.
     """
     source = open_source(config)
     if canonical_url(config.out) == canonical_url(config.labels):
@@ -119,7 +122,7 @@ def open_rebox(config: ReboxConfig) -> Iterator[Rebox]:
     skipped: list[str] = []
     classes = read_classes(config.classes, config, names, skipped=skipped) if config.classes and names else None
     rule = BoxRule(config.box_rule, config.threshold, config.min_area, config.min_prob)
-    with open_run(_request(config, source)) as opened:
+    with open_run(_request(config, source), say) as opened:
         run = replace(opened, calibration=opened.calibration or _calibration_of(source, opened))
         plan = plan_rebox(source, run.fs, run.root, LakePaths(run.root).plan_dir(run.manifest.run_id), classes)
         _refuse_unmatched_classes(config, plan)
@@ -157,6 +160,7 @@ def _request(config: ReboxConfig, source: Source) -> RunRequest:
         config={"input": source.url, **shown_config(config)},
         lineage=lineage,
         calibration=config.calibration,
+        wait_s=config.wait_s,
     )
 
 

@@ -20,6 +20,25 @@ _VENDORS = frozenset(
 _NO_CREDENTIALS = "NoCredentialsError"
 """Type of botocore's exception where it finds no key; botocore is imported only where S3 is used."""
 _GONE_STATUS, _DENIED_STATUS = (404, 410), (401, 403)
+_PASSING_STATUS = (408, 409, 425, 429, 500, 502, 503, 504, 507, 509)
+"""HTTP statuses after which the same request may succeed; S3 answers 409 to writes of one name at the same time."""
+_PASSING_NUMBERS = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EAGAIN", "EBUSY", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "EPIPE"),
+        *("EHOSTUNREACH", "EHOSTDOWN", "ENETUNREACH", "ENETDOWN", "ENETRESET"),
+    )
+    if hasattr(errno, name)
+)
+"""Numbers of OSErrors that pass; s3fs gives EREMOTEIO and EBUSY to the answers InternalError and SlowDown."""
+_UNREACHABLE = frozenset(
+    {
+        *("HTTPClientError", "ConnectionError", "ResponseParserError"),  # botocore
+        *("ClientConnectionError", "ClientPayloadError", "ServerTimeoutError"),  # aiohttp
+        *("Timeout", "ChunkedEncodingError", "IncompleteRead", "TransportError", "ServiceRequestError"),
+    }
+)
+"""Types of the stores' libraries, or bases of these, for a store that can't be reached or breaks off."""
 _MOST_CHARACTERS = 300
 """Of one line of an error; some libraries put whole HTML pages into theirs."""
 
@@ -40,6 +59,31 @@ def is_denied(error: BaseException) -> bool:
     """Tell whether ``error`` says that the object must not be read, or that there are no credentials."""
     denied = isinstance(error, PermissionError) or getattr(error, "status", None) in _DENIED_STATUS
     return denied or type(error).__name__ == _NO_CREDENTIALS
+
+
+def is_outage(error: BaseException) -> bool:
+    """Tell whether the same request may succeed later: the store is overloaded, out of order or out of reach."""
+    if is_not_found(error) or is_denied(error):
+        return False
+    status = _http_status(error) or _http_status(error.__cause__)
+    if status is not None:
+        return status in _PASSING_STATUS
+    if isinstance(error, TimeoutError | ConnectionError):
+        return True
+    if _is_of_vendor(error) and any(kind.__name__ in _UNREACHABLE for kind in type(error).__mro__):
+        return True
+    return isinstance(error, OSError) and error.errno in _PASSING_NUMBERS
+
+
+def _http_status(error: BaseException | None) -> int | None:
+    """Return the status of the store's answer, where a store's library gives it; None where there was no answer."""
+    if not _is_of_vendor(error):
+        return None
+    answer = getattr(error, "response", None)
+    found = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
+    for name in ("status", "status_code", "code"):
+        found = found or getattr(error, name, None)
+    return found if isinstance(found, int) else None
 
 
 def is_damage(error: BaseException) -> bool:

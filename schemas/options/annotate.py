@@ -3,10 +3,10 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from schemas.options.box_rules import HEURISTIC_CLASSES, PAPER_THRESHOLD, BoxConfig
-from schemas.options.config import COMMA_SEPARATED, Device, Precision, option, required
+from schemas.options.config import COMMA_SEPARATED, WEB_URL, Device, Precision, option, required
 from schemas.options.input_options import InputKind, InputOptions
 from schemas.options.network_names import NetworkLayers
 from schemas.tables import FeatureType, optional_tables
@@ -26,11 +26,6 @@ FIRST_LOCALIZATION: dict[str, Any] = {"method": "cam", "tta": "none", "scales": 
 """The default settings of the maps. Outputs of versions without these options have maps of the same kind."""
 MOST_SCALES = 6
 """The most values of ``--scales``, because torch.compile stops compiling after eight sizes of the input."""
-
-
-def names_weights(weights: str) -> bool:
-    """Return whether a value of ``--weights`` can only be a name, not a file."""
-    return not ("." in weights or "/" in weights)
 
 
 def _actor_range(value: Any) -> Any:
@@ -203,6 +198,12 @@ class AnnotateConfig(NetworkLayers, BoxConfig):
     )
     address: str | None = option(None, "a running Ray cluster; default with Ray: start one here", "Compute")
 
+    notify: Annotated[SecretStr | None, WEB_URL] = option(
+        None, "post how the run ended, as JSON, to this webhook; its URL is kept secret", "Run"
+    )
+    metrics: str | None = option(
+        None, "keep the run's figures for Prometheus in this local file, for node_exporter's textfile collector", "Run"
+    )
     dry_run: bool = option(False, "print the resolved plan and an estimate, write nothing", "Run")
     cluster: str | None = option(
         None, "Ray cluster file like cluster.yaml for the dry run: what it would take there, all workers up", "Run"

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.options.config import COMMA_SEPARATED, StorageConfig, option
+from schemas.options.config import COMMA_SEPARATED, LeaseConfig, option
 
 BoxRuleName = Literal["auto", "paper", "heuristic", "all-components"]
 Combination = Literal["sumprod", "product", "sum"]
@@ -36,7 +36,7 @@ HEURISTIC_CLASSES = 3
 """Number of classes of the heuristic's five boxes."""
 
 
-class BoxConfig(StorageConfig):
+class BoxConfig(LeaseConfig):
     """The options that choose how boxes are cut from maps."""
 
     threshold: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], COMMA_SEPARATED] = option(

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from schemas.options.config import COMMA_SEPARATED, StorageConfig, option, required
+from schemas.options.config import COMMA_SEPARATED, LeaseConfig, option, required
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d|w)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -28,7 +28,7 @@ def _checked(duration: str | None) -> str | None:
 _Duration = AfterValidator(_checked)
 
 
-class CompactConfig(StorageConfig):
+class CompactConfig(LeaseConfig):
     """The options of ``camlake compact``."""
 
     out: str = required("An output of `camlake annotate`: any fsspec URL")

@@ -1,9 +1,11 @@
 """The base of every job's configuration: each field is an option, a YAML key and a help text."""
 
 import difflib
-from typing import Any, Literal, Self
+import math
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from schemas.errors import UsageError
 from schemas.url_secrets import shown_value
@@ -18,6 +20,36 @@ def _split(value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return (value,) if isinstance(value, int | float) else value
 
+
+def _seconds_or_forever(value: Any) -> Any:
+    """Turn "90" into 90.0; raises ValueError for what is neither a number of seconds nor ``forever``."""
+    if value is None or value == "forever":
+        return value
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError("allowed: seconds, 0 or more, or forever")
+    return seconds
+
+
+def _web_url(value: SecretStr | None) -> SecretStr | None:
+    """Return the URL of a webhook; raises ValueError, without the URL, for what is none."""
+    if value is None:
+        return None
+    try:
+        parts = urlsplit(value.get_secret_value())
+        sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that don't match, a port that is no number
+        sound = False
+    if not sound:
+        raise ValueError("allowed: an http:// or https:// URL")
+    return value
+
+
+WEB_URL = AfterValidator(_web_url)
+"""Annotation for the type of an option that takes the URL of a webhook, which may be a secret."""
 
 COMMA_SEPARATED = BeforeValidator(_split)
 """Annotation for the type of an option that takes a list."""
@@ -75,7 +107,13 @@ class JobConfig(BaseModel):
             missing = [cls._shown(str(each["loc"][0])) for each in problems if each["type"] == "missing"]
             return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
         message = problem["msg"].removeprefix("Value error, ")
-        return f"{cls._shown(name)} {shown_value(problem['input'])}: {message}" if name else message
+        shown = f"({len(str(problem['input']))} characters)" if cls._is_secret(name) else shown_value(problem["input"])
+        return f"{cls._shown(name)} {shown}: {message}" if name else message
+
+    @classmethod
+    def _is_secret(cls, name: str) -> bool:
+        field = cls.model_fields.get(name)
+        return field is not None and field.annotation in (SecretStr, SecretStr | None)
 
     @classmethod
     def _shown(cls, name: str) -> str:
@@ -94,3 +132,18 @@ class StorageConfig(JobConfig):
     def storage(self) -> "StorageConfig":
         """Return only the fields of StorageConfig, the part of a job's configuration that every worker needs."""
         return StorageConfig(**{name: getattr(self, name) for name in StorageConfig.model_fields})
+
+
+class LeaseConfig(StorageConfig):
+    """The options of the verbs that write to an output under its lease."""
+
+    wait: Annotated[float | Literal["forever"] | None, BeforeValidator(_seconds_or_forever)] = option(
+        None,
+        "wait so many seconds, or forever, while another run holds the output; default: end at once with status 5",
+        "Run",
+    )
+
+    @property
+    def wait_s(self) -> float:
+        """Return how long to wait for the lease of the output, in seconds; infinity for ``forever``."""
+        return math.inf if self.wait == "forever" else self.wait or 0.0

@@ -44,6 +44,11 @@ def file_name_of(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-")
 
 
+def names_weights(weights: str) -> bool:
+    """Return whether a value of ``--weights`` can only be a name, not a file."""
+    return not ("." in weights or "/" in weights)
+
+
 class NetworkLayers(StorageConfig):
     """The options that name the layers of a network; the name of the network then carries them."""
 

@@ -1,11 +1,13 @@
-"""The configurations of the verbs that read an output: ``camlake verify``, ``report``, ``view`` and ``evaluate``."""
+"""The configurations of ``camlake verify``, ``report``, ``view``, ``evaluate`` and ``runs``, which read an output."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from schemas.options.config import StorageConfig, argument, option, required
+from pydantic import model_validator
+
+from schemas.options.config import LeaseConfig, StorageConfig, argument, option, required
 
 
-class VerifyConfig(StorageConfig):
+class VerifyConfig(LeaseConfig):
     """The options of ``camlake verify``."""
 
     out: str = required("An output of `camlake annotate`: any fsspec URL")
@@ -18,6 +20,34 @@ class VerifyConfig(StorageConfig):
         " works on their images again; manifests are rebuilt, orphans removed",
         "Options",
     )
+
+    @model_validator(mode="after")
+    def _check_wait(self) -> Self:
+        if self.wait is not None and not self.repair:
+            raise ValueError(f"--wait {self.wait}: allowed: with --repair, which alone writes to OUT")
+        return self
+
+
+class RunsConfig(StorageConfig):
+    """The options of ``camlake runs``."""
+
+    out: str = required("An output of `camlake annotate`, `rebox` or `localize`: any fsspec URL")
+    last: int | None = option(None, "show only so many of the newest runs", "Options", ge=1)
+    watch: bool = option(False, "follow the run in progress until it ends", "Options")
+    unlock: bool = option(
+        False,
+        "take the lease from a run that is gone, after its holder was shown; a holder that may be alive keeps it",
+        "Options",
+    )
+    force: bool = option(False, "with --unlock: take it from a living holder too, which then stops", "Options")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.force and not self.unlock:
+            raise ValueError("--force: allowed: with --unlock")
+        if self.watch and self.unlock:
+            raise ValueError("--watch: allowed: without --unlock")
+        return self
 
 
 class ReportConfig(StorageConfig):

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from schemas.options.config import Device, Precision, StorageConfig, option, required
+from schemas.options.config import Device, LeaseConfig, Precision, option, required
 from schemas.options.network_names import NetworkLayers
 
 Supervision = Literal["labels", "boxes"]
@@ -13,7 +13,7 @@ Schedule = Literal["modern", "paper"]
 Augment = Literal["crop", "flip", "none"]
 
 
-class TrainConfig(NetworkLayers):
+class TrainConfig(NetworkLayers, LeaseConfig):
     """The options of ``camlake train``."""
 
     input: str = required(
@@ -118,5 +118,5 @@ class TrainConfig(NetworkLayers):
 
     def settings(self) -> dict[str, Any]:
         """Return the options that affect the result, by name; a training continues only with equal options."""
-        aside = {*StorageConfig.model_fields, "out", "workers", "address", "device", "max_rejected"}
+        aside = {*LeaseConfig.model_fields, "out", "workers", "address", "device", "max_rejected"}
         return self.model_dump(mode="json", exclude=aside)

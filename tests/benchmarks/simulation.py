@@ -133,7 +133,7 @@ def simulate(config: AnnotateConfig, gpu: FakeGpu, block: int | None = None) -> 
             job = make_job(config, model, begun, compute, plan.counts.planned)
             job = replace(job, annotate=replace(job.annotate, load=gpu))
             with CpuByRole() as cpu, progress.progress("", plan.counts.planned) as advance:
-                run_stream(plan.slices, job, {}, advance)
+                run_stream(plan.slices, job, {}, lambda done: advance(done.images + done.rejected, done.rejected))
         started = time.perf_counter()
         manifest = begun.finish()
         finish_s = time.perf_counter() - started

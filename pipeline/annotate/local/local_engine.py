@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.annotate.commit_stage import commit_rows
 from pipeline.annotate.crash_isolation import TRIES
+from pipeline.annotate.image_reader import encoded_bytes
 from pipeline.annotate.job import Job
 from pipeline.annotate.local.local_server import worker_server
 from pipeline.annotate.local.local_worker import Began, Done, Failed, Finished, Ready, stream_of, table_of
@@ -42,25 +43,34 @@ def this_machine() -> Machine:
 
 
 def run_local(
-    slices: Sequence[PlanSlice], job: Job, state: dict[str, Tensor], advance: Callable[[int, int], None]
+    slices: Sequence[PlanSlice],
+    job: Job,
+    state: dict[str, Tensor],
+    follow: Callable[[RunProgress], None],
 ) -> RunProgress:
     """Annotate the planned slices in worker processes and return the sums over all of them.
 
-    ``state`` has the network's weights. ``advance`` gets the numbers of images done and of rejected images after each
-    table. Raises CamlakeError with one line for what is not a matter of one image; earlier commits stay. Raises Stopped
-    after a signal, when the tables that were begun are committed.
+    ``state`` has the network's weights. ``follow`` gets the sums so far after each table. Raises CamlakeError with one
+    line for what is not a matter of one image; earlier commits stay. Raises Stopped after a signal, when the tables
+    that were begun are committed.
     """
     total = RunProgress()
+
+    def read(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        nonlocal total
+        for table in tables:
+            total = total.plus(RunProgress(bytes_in=encoded_bytes(table)))
+            yield from _parts(table, job.compute.runtime.batch_size)
 
     def counted(worked: Iterable[Worked]) -> Iterator[pa.Table]:
         nonlocal total
         for rows, progress in worked:
             total = total.plus(progress)
-            advance(total.images + total.rejected, total.rejected)
+            follow(total)
             yield rows
 
     tables = chain_ahead((job.reader.read_slices(one) for one in slices), READERS, TABLES_AHEAD)
-    batches = (part for table in tables for part in _parts(table, job.compute.runtime.batch_size))
+    batches = read(tables)
     with stop_requested() as stop, _processes(job, state) as work:
         begun = takewhile(lambda batch: not stop.is_set(), batches)
         rows = counted(map_ahead(work, begun, 2 * job.compute.actors[1]))

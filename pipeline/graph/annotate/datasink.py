@@ -8,14 +8,16 @@ from ray.data import Datasink
 
 from pipeline.annotate.commit_stage import commit_rows
 from pipeline.annotate.job import Job
+from pipeline.storage.patience import PATIENCE
 from schemas.runs import CommitRecord
 
 
 class LakeSink(Datasink[CommitRecord | None]):
     """Commits wide rows; each write task makes one commit record."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, progress: Any) -> None:
+        """``progress``: the run's ProgressActor, which gets a line where the store fails for long."""
+        self._job, self._progress = job, progress
 
     @property
     def min_rows_per_write(self) -> int:
@@ -24,4 +26,5 @@ class LakeSink(Datasink[CommitRecord | None]):
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> CommitRecord | None:
         """Write one commit and return its record; None without rows. A task that Ray retries writes the same names."""
-        return commit_rows(self._job, ctx.task_idx, list(blocks))
+        with PATIENCE.patient(self._progress.note.remote):
+            return commit_rows(self._job, ctx.task_idx, list(blocks))

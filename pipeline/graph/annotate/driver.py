@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pipeline.annotate.input_plan import TUNE_FROM, finish_at_once, images_per_slice, plan_inputs
 from pipeline.annotate.reporter import Reporter
 from pipeline.annotate.run_before import request_like, run_before
+from pipeline.graph.annotate.metrics_file import RunMetrics, run_metrics
 from pipeline.storage.lake.commit import done_images
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.planning import Plan
@@ -25,37 +26,47 @@ def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_F
     For ``tune_from`` images or more, a few seconds of trials choose the values that the configuration leaves open.
     Raises CamlakeError for every failure of the run; earlier commits stay. A rejected image does not fail the run.
     """
+    with run_metrics(config.metrics, safe_url(config.out), reporter.say) as metrics:
+        manifest = _annotate(config, reporter, tune_from, metrics)
+        metrics.finished(manifest)
+        return manifest
+
+
+def _annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int, metrics: RunMetrics) -> RunManifest:
     if before := run_before(config):
-        with open_run(request_like(before, config)) as run:
-            plan = _plan(config, (), run, reporter)
+        with open_run(request_like(before, config), reporter.say) as run:
+            plan = _plan(config, (), run, reporter, metrics)
             if not plan.slices:
                 reporter.say(f"model {before.model}, as in run {before.run_id}")
                 return finish_at_once(run, plan)
-            if manifest := _go_on(config, run, plan, reporter, tune_from):
+            if manifest := _go_on(config, run, plan, reporter, tune_from, metrics):
                 return manifest
     from pipeline.graph.annotate.with_network import annotate_planned, prepare  # noqa: PLC0415 - imports torch
 
     ready = prepare(config, reporter)
-    with open_run(ready.request) as run:
-        plan = _plan(ready.config, ready.labels, run, reporter)
-        return annotate_planned(ready, run, plan, reporter, tune_from)
+    with open_run(ready.request, reporter.say) as run:
+        plan = _plan(ready.config, ready.labels, run, reporter, metrics)
+        return annotate_planned(ready, run, plan, reporter, tune_from, metrics)
 
 
-def _go_on(config: AnnotateConfig, run: OpenRun, plan: Plan, reporter: Reporter, tune_from: int) -> RunManifest | None:
+def _go_on(
+    config: AnnotateConfig, run: OpenRun, plan: Plan, reporter: Reporter, tune_from: int, metrics: RunMetrics
+) -> RunManifest | None:
     """Annotate what is planned; return None where the network turns out to be another one than that of the rows."""
     from pipeline.graph.annotate.with_network import annotate_planned, prepare  # noqa: PLC0415 - imports torch
 
     ready = prepare(config, reporter)
     if ready.model.partition != run.manifest.model:
         return None
-    return annotate_planned(ready, run, plan, reporter, tune_from)
+    return annotate_planned(ready, run, plan, reporter, tune_from, metrics)
 
 
-def _plan(config: AnnotateConfig, labels: Sequence[str], run: OpenRun, reporter: Reporter) -> Plan:
+def _plan(config: AnnotateConfig, labels: Sequence[str], run: OpenRun, reporter: Reporter, metrics: RunMetrics) -> Plan:
     """Plan the inputs that are not done, and say how many there are and what was left out."""
-    partition = run.manifest.model
+    partition, run_id = run.manifest.model, run.manifest.run_id
+    reporter.say(f"run {run_id}", run_id=run_id)
     done = done_images(run.fs, run.root, partition, config.retry_rejected)
-    plan_dir = LakePaths(run.root).plan_dir(run.manifest.run_id)
+    plan_dir = LakePaths(run.root).plan_dir(run_id)
     plan = plan_inputs(config, partition, labels, done, run.fs, run.root, plan_dir, images_per_slice(config))
     counts = plan.counts
     reporter.say(f"{counts.listed} listed, {counts.already_done} done, {plan.to_do} to do")
@@ -65,6 +76,7 @@ def _plan(config: AnnotateConfig, labels: Sequence[str], run: OpenRun, reporter:
         if sentence:
             reporter.say(sentence)
     refuse_unmatched_classes(config, plan)
+    metrics.begin(counts)
     return plan
 
 

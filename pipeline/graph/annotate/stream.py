@@ -12,7 +12,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from torch import Tensor
 
 from pipeline.annotate.decode_stage import decode_in_task
-from pipeline.annotate.image_reader import FETCHED, joined_slices
+from pipeline.annotate.image_reader import FETCHED, ImageReader, encoded_bytes, joined_slices
 from pipeline.annotate.job import Job
 from pipeline.annotate.model import Model
 from pipeline.annotate.reporter import Reporter, RunProgress
@@ -27,6 +27,7 @@ from pipeline.graph.tuning.autotune import resolve_compute
 from pipeline.graph.tuning.bench import sample_plan
 from pipeline.storage.lake.planning import Plan, PlanSlice
 from pipeline.storage.lake.run import OpenRun
+from pipeline.storage.patience import PATIENCE
 from schemas.errors import CamlakeError
 from schemas.options.annotate import AnnotateConfig
 
@@ -44,17 +45,20 @@ def planned_on_ray(
 
 
 def run_stream(
-    slices: Sequence[PlanSlice], job: Job, state: dict[str, Tensor], advance: Callable[[int, int], None]
+    slices: Sequence[PlanSlice],
+    job: Job,
+    state: dict[str, Tensor],
+    follow: Callable[[RunProgress], None],
 ) -> RunProgress:
     """Annotate the planned slices on the connected Ray and return the sums over all actors.
 
-    ``state`` has the network's weights. ``advance`` gets the numbers of images done and of rejected images, twice a
-    second. Raises CamlakeError with one line where Ray's retries do not help; earlier commits stay.
+    ``state`` has the network's weights. ``follow`` gets the sums so far, twice a second. Raises CamlakeError with one
+    line where Ray's retries do not help; earlier commits stay.
     """
     compute = job.compute
     progress = start_progress()
     groups = joined_slices(slices, images_of_block(compute, sum(one.rows for one in slices)))
-    reads = [(partial(job.reader.read_slices, *group), sum(one.rows for one in group)) for group in groups]
+    reads = [(partial(_read_slices, job.reader, group, progress), sum(one.rows for one in group)) for group in groups]
     images = ray.data.read_datasource(
         ReadTasks(reads, FETCHED), num_cpus=compute.read_cpus, override_num_blocks=len(reads)
     )
@@ -80,16 +84,24 @@ def run_stream(
         done: RunProgress = answer(progress.read)
         return done
 
-    with following(read, lambda done: advance(done.images + done.rejected, done.rejected)):
+    with following(read, follow):
         try:
             rows.write_datasink(
-                LakeSink(job),
+                LakeSink(job, progress),
                 ray_remote_args={"num_cpus": compute.write_cpus},
             )
             total: RunProgress = ray.get(progress.read.remote())
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
             raise in_one_line(error) from error
     return total
+
+
+def _read_slices(reader: ImageReader, slices: Sequence[PlanSlice], progress: Any) -> Iterator[pa.Table]:
+    """Yield the fetched tables of some slices, and report their bytes and the requests that were repeated for them."""
+    with PATIENCE.patient(progress.note.remote):
+        for table in reader.read_slices(*slices):
+            progress.add.remote(RunProgress(bytes_in=encoded_bytes(table), retries=PATIENCE.take_retries()))
+            yield table
 
 
 def _pool(compute: Compute) -> ActorPoolStrategy:
@@ -119,5 +131,5 @@ class Annotator:
         if self._failure:
             raise self._failure
         worked = self._work(images)
-        self._progress.add.remote(*worked.progress)
+        self._progress.add.remote(worked.progress._replace(retries=PATIENCE.take_retries()))
         return worked.rows

@@ -16,14 +16,15 @@ from pipeline.annotate.job import Job, make_job
 from pipeline.annotate.local.local_engine import run_local, this_machine
 from pipeline.annotate.local.local_server import worker_server
 from pipeline.annotate.model import Model, fit_topk, load_model
-from pipeline.annotate.reporter import Reporter, RunProgress
+from pipeline.annotate.reporter import Reporter, RunProgress, SaidOnce
 from pipeline.annotate.resources import Compute, describe, plan_compute, worth_tuning
 from pipeline.annotate.spec import continued, run_request
+from pipeline.graph.annotate.metrics_file import RunMetrics
 from pipeline.storage.lake.planning import Plan, PlanSlice
 from pipeline.storage.lake.run import OpenRun, RunRequest
 from pipeline.storage.lake.tombstones import commit_tombstones
 from schemas.options.annotate import AnnotateConfig
-from schemas.runs import RunManifest
+from schemas.runs import RunManifest, RunSummary
 from schemas.url_secrets import safe_url
 
 
@@ -60,7 +61,9 @@ def prepare(config: AnnotateConfig, reporter: Reporter) -> Prepared:
     return Prepared(config, model)
 
 
-def annotate_planned(ready: Prepared, run: OpenRun, plan: Plan, reporter: Reporter, tune_from: int) -> RunManifest:
+def annotate_planned(
+    ready: Prepared, run: OpenRun, plan: Plan, reporter: Reporter, tune_from: int, metrics: RunMetrics
+) -> RunManifest:
     """Choose the figure/ground direction, annotate the planned inputs, and return the final manifest."""
     config, model = ready.config, ready.model
     choice = choose(config, model, run, plan.slices)
@@ -72,12 +75,12 @@ def annotate_planned(ready: Prepared, run: OpenRun, plan: Plan, reporter: Report
         return finish_at_once(run, plan)
     ready = replace(ready, config=config, model=model)
     if choose_engine(config, plan.to_do, tune_from) == "local":
-        return _run(ready, run, plan, reporter, _plan_locally(config, plan), run_local)
+        return _run(ready, run, plan, reporter, _plan_locally(config, plan), run_local, metrics)
     from pipeline.graph.annotate.stream import planned_on_ray, run_stream  # noqa: PLC0415 - imports Ray
 
     reporter.say("starting Ray" if not config.address else "connecting to Ray")
     with planned_on_ray(config, model, run, plan, reporter, tune_from) as compute:
-        return _run(ready, run, plan, reporter, compute, run_stream)
+        return _run(ready, run, plan, reporter, compute, run_stream, metrics)
 
 
 def choose_engine(config: AnnotateConfig, planned: int = 0, tune_from: int = TUNE_FROM) -> Literal["local", "ray"]:
@@ -108,7 +111,8 @@ def _run(
     plan: Plan,
     reporter: Reporter,
     compute: Compute,
-    engine: Callable[[Sequence[PlanSlice], Job, dict[str, Tensor], Callable[[int, int], None]], RunProgress],
+    engine: Callable[[Sequence[PlanSlice], Job, dict[str, Tensor], Callable[[RunProgress], None]], RunProgress],
+    metrics: RunMetrics,
 ) -> RunManifest:
     """Begin the run, let an engine annotate the planned inputs, and return the final manifest."""
     reporter.say(describe(compute))
@@ -117,10 +121,31 @@ def _run(
     job = make_job(ready.config, ready.model, run, compute, plan.to_do)
     processes = "1 process" if compute.actors[1] == 1 else f"{compute.actors[1]} processes"
     reporter.say(f"loading the network in {processes}")
+    workers, notes = compute.actors[1], SaidOnce(reporter.say)
     started = time.monotonic()
     with reporter.progress("annotating", plan.to_do) as advance:
-        done = engine(plan.slices, job, ready.model.weights.state, advance)
-    elapsed_s = time.monotonic() - started
-    busy = done.busy_s / (compute.actors[1] * elapsed_s)
-    reporter.say(f"{plan.to_do / elapsed_s:.1f} images/s with the start, networks busy {busy:.0%}")
-    return run.finish()
+
+        def follow(done: RunProgress) -> None:
+            advance(done.images + done.rejected, done.rejected)
+            notes(done.notes)
+            metrics.follow(done, workers)
+
+        done = engine(plan.slices, job, ready.model.weights.state, follow)
+    notes(done.notes)
+    metrics.follow(done, workers)
+    return run.finish(summarize(done, time.monotonic() - started, workers))
+
+
+def summarize(done: RunProgress, elapsed_s: float, workers: int) -> RunSummary:
+    """Return what ``workers`` workers took for a run; bytes and retries of the commits are added when it finishes."""
+    images = done.images + done.rejected
+    stages = {"decode": (images, done.decode_s), "network": (done.images, done.busy_s)}
+    alone = {name: round(rows * workers / busy_s, 3) for name, (rows, busy_s) in stages.items() if busy_s}
+    return RunSummary(
+        seconds=round(elapsed_s, 3),
+        images_per_s=round(images / elapsed_s, 3),
+        stage_images_per_s=alone,
+        networks_busy=round(done.busy_s / (workers * elapsed_s), 4),
+        bytes_in=done.bytes_in,
+        retries=done.retries,
+    )

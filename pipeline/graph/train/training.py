@@ -11,7 +11,7 @@ from pipeline.graph.train.trackers import tracking
 from pipeline.models import registry
 from pipeline.storage.filesystems import canonical_url, connect
 from pipeline.storage.lake.layout import new_run_id
-from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.lease import lease_when_free
 from pipeline.storage.truth.labelled_images import LabelledImages, read_label_names, read_labelled, split_by_hash
 from pipeline.storage.truth.truth import read_truth
 from schemas.errors import UsageError
@@ -85,7 +85,7 @@ def train_network(config: TrainConfig, train: LabelledImages, val: LabelledImage
     """
     files = training_files(config, train, val)
     fs, root = connect(files.out, config)
-    with Lease.acquire(fs, root, new_run_id()) as lease:
+    with lease_when_free(fs, root, new_run_id(), config.wait_s, reporter.say) as lease:
         progress, _ = files.resume()
         if progress.ended(config.epochs, config.patience):
             reporter.say("this training has ended already")

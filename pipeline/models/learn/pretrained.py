@@ -11,7 +11,7 @@ from pipeline.models.weights.load_weights import Read
 from pipeline.models.weights.published import read_published
 from pipeline.models.weights.state_fitting import State
 from schemas.errors import ModelError
-from schemas.options.annotate import names_weights
+from schemas.options.network_names import names_weights
 
 
 @dataclass(frozen=True)

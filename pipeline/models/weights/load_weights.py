@@ -16,8 +16,7 @@ from pipeline.models.weights.published import read_published
 from pipeline.models.weights.state_fitting import State, architecture_of, fit_state
 from schemas.errors import ModelError
 from schemas.label_text import parse_labels
-from schemas.options.annotate import names_weights
-from schemas.options.network_names import reference_of
+from schemas.options.network_names import names_weights, reference_of
 from schemas.url_secrets import safe_url
 
 DEFAULT_MODEL = "resnet50"

@@ -26,6 +26,7 @@ from pipeline.outputs.stored_maps import Cutting, new_tables
 from pipeline.storage.filesystems import canonical_url, read_url
 from pipeline.storage.lake.commit import Committer
 from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.lease import silent
 from pipeline.storage.lake.lineage import software_versions
 from pipeline.storage.lake.run import OpenRun, RunRequest, open_run, shown_config
 from pipeline.storage.lake.whole_objects import write_whole
@@ -86,11 +87,13 @@ def _right_share(source: Source) -> float:
 
 
 @contextmanager
-def open_localize(config: LocalizeConfig) -> Iterator[Localize]:
+def open_localize(config: LocalizeConfig, say: Callable[[str], None] = silent) -> Iterator[Localize]:
     """Open and plan a run on the new output; the caller calls ``work`` and then finishes the run.
 
+    ``say`` gets a line where the run waits.
+
     Raises UsageError for a source without feature maps or of another backbone than the head's, and for an output whose
-    rows were made with other settings. Raises LeaseError while another run holds the output.
+    rows were made with other settings. Raises HeldError while another run holds the output.
     """
     head = read_head(config.head, functools.partial(read_url, storage=config))
     features = open_features(config.labels, config, config.model, head.card.model_digest)
@@ -106,7 +109,7 @@ def open_localize(config: LocalizeConfig) -> Iterator[Localize]:
         config = config.model_copy(update={"threshold": (source.foreground.card.threshold,)})
     rule = BoxRule(config.box_rule, config.threshold, config.min_area, config.min_prob)
     request = _request(config, source, head, topk)
-    with open_run(request) as opened:
+    with open_run(request, say) as opened:
         plan_dir = LakePaths(opened.root).plan_dir(opened.manifest.run_id)
         plan = plan_rebox(source, opened.fs, opened.root, plan_dir, model=request.model)
         run = opened.begin(plan.counts)
@@ -146,6 +149,7 @@ def _request(config: LocalizeConfig, source: Source, head: Head, topk: int) -> R
         config={"input": source.url, **shown_config(config)},
         lineage=lineage,
         calibration=config.calibration,
+        wait_s=config.wait_s,
     )
 
 

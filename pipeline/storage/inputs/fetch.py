@@ -19,6 +19,7 @@ from pipeline.storage.inputs.file_names import PARQUET_SUFFIXES, suffix_of
 from pipeline.storage.inputs.object_reader import Fetched, Objects, read_span
 from pipeline.storage.inputs.parquet_images import chosen_in, read_rows
 from pipeline.storage.inputs.versions import OtherLengthError, OtherVersionError
+from pipeline.storage.patience import PATIENCE
 from pipeline.storage.store_failures import describe_failure, is_damage, is_denied, is_not_found, is_store_failure
 from schemas.errors import RejectedImage, UsageError
 from schemas.options.config import StorageConfig
@@ -198,6 +199,7 @@ def _attempt(fs: AbstractFileSystem, rows: list[_Row], read: _Read) -> Iterator[
             if attempt >= tries:
                 yield from ((place, rejection) for place in left)
                 return
+            PATIENCE.count_retry()
             time.sleep(_FIRST_WAIT_S * 2 ** (attempt - 1))
 
 

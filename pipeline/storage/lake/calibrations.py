@@ -10,8 +10,7 @@ from fsspec import AbstractFileSystem
 from pipeline.arrays.calibration import Calibration, calibration_of
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.commit import committed_settings
-from pipeline.storage.lake.whole_objects import write_whole
-from pipeline.storage.store_failures import store_errors
+from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from schemas.errors import StoreError, UsageError
 from schemas.options.annotate import FIRST_LOCALIZATION
 from schemas.options.box_rules import FIRST_BOXES
@@ -47,11 +46,9 @@ def read_calibration(fs: AbstractFileSystem, root: str, model: str, settings: Ma
     that were made with other settings than ``settings``.
     """
     path = calibration_path(root, model)
-    with store_errors(f"{path} can't be read"):
-        try:
-            content = fs.cat_file(path)
-        except FileNotFoundError:
-            return None
+    content = read_whole(fs, path)
+    if content is None:
+        return None
     try:
         document = json.loads(content)
         calibration, fitted = calibration_of(document), _localization(document.get("localization", {}))

@@ -43,6 +43,7 @@ from pipeline.storage.lake.whole_objects import (
     remove_many,
     remove_secrets,
 )
+from pipeline.storage.patience import PATIENCE
 from schemas.errors import StoreError
 from schemas.options.config import StorageConfig
 from schemas.runs import DIGEST_BYTES, CommitRecord, Counts, DataFile, RunManifest
@@ -104,6 +105,7 @@ class Committer:
             images=rows_of.get("images", 0),
             rejected=rows_of.get("quarantine", 0),
             maps_without_box=maps_without_box,
+            retries=PATIENCE.take_retries(),
             files=tuple(files),
         )
         assert_generation_held(fs, root, self.generation)
@@ -185,15 +187,17 @@ def finish_run(fs: AbstractFileSystem, root: str, manifest: RunManifest, generat
     the commit records. A second call changes only ``ended_at``. Raises StoreError where annotated and rejected do not
     add up to planned; then the run stays unfinished. Raises LeaseError where another run took the output over.
     """
-    run = with_reasons(fs, root, with_commits(manifest, load_commits(fs, root, manifest.run_id)))
+    commits = load_commits(fs, root, manifest.run_id)
+    run = with_reasons(fs, root, with_commits(manifest, commits))
     counts = run.counts
     if counts.planned != counts.annotated + counts.rejected:
         raise StoreError(
             f"{root}: run {run.run_id} planned {counts.planned} images, but {counts.annotated} are annotated and "
             f"{counts.rejected} rejected; run again to annotate what is missing"
         )
-    run = run.model_copy(update={"status": "complete", "ended_at": datetime.now(UTC)})
     assert_generation_held(fs, root, generation)
+    summary = run.summary and run.summary.with_commits(commits, PATIENCE.take_retries())
+    run = run.model_copy(update={"status": "complete", "ended_at": datetime.now(UTC), "summary": summary})
     write_record(fs, manifest_path(root, run), run)
     remove_strays(fs, root, load_runs(fs, root))
     return run

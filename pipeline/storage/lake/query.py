@@ -22,6 +22,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import is_local
 from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.patience import ask_store
 from schemas.errors import StoreError
 from schemas.runs import DataFile
 from schemas.tables import TABLES, Table, TableSpec
@@ -139,6 +140,9 @@ class _RangeFile(io.RawIOBase):
         return data
 
     def _fetch(self, start: int, end: int) -> bytes:
+        return ask_store(f"{self._path} can't be read", lambda: self._bytes(start, end))
+
+    def _bytes(self, start: int, end: int) -> bytes:
         return bytes(self._store.cat_file(self._path, start=start, end=end))
 
 
@@ -193,7 +197,8 @@ def committed_views(
         try:
             yield add_views(con, fs, root, files)
         except duckdb.Error as error:
-            line = str(error).strip().splitlines()[0]
+            lines = str(error).strip().splitlines()
+            line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
             raise StoreError(
                 f"{root} can't be read: {line} (`camlake verify` says what is damaged, `--repair` mends it)"
             ) from error

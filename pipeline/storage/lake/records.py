@@ -6,6 +6,8 @@ their place. Its files are shown as files of the newest run of which it replaced
 
 import hashlib
 import json
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -46,6 +48,42 @@ def parse_record(kind: type[_RecordType], data: bytes, path: str) -> _RecordType
         raise StoreError(text.replace("\n", " ")) from error
 
 
+class _ParsedManifests:
+    """The manifests that this process parsed last, by their content.
+
+    The start of a run asks half a dozen times for all runs. After a year these are 365 manifests of hundreds of files,
+    and parsing them takes half a second of CPU each time (`python -m tests.benchmarks.many_runs`).
+    """
+
+    MOST_BYTES = 64 * 2**20
+    """Of the documents whose manifests are kept; these take about twice as many."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[bytes, tuple[RunManifest, int]] = OrderedDict()
+        self._bytes = 0
+
+    def manifest(self, data: bytes, path: str) -> RunManifest:
+        """Return the manifest in ``data``; raises StoreError where it is none."""
+        digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+        with self._lock:
+            if digest in self._kept:
+                self._kept.move_to_end(digest)
+                return self._kept[digest][0]
+        run = parse_record(RunManifest, data, path)
+        with self._lock:
+            if digest not in self._kept:
+                self._kept[digest] = run, len(data)
+                self._bytes += len(data)
+            while self._bytes > self.MOST_BYTES:
+                _, (_, size) = self._kept.popitem(last=False)
+                self._bytes -= size
+        return run
+
+
+_PARSED = _ParsedManifests()
+
+
 def load_commits(fs: AbstractFileSystem, root: str, run_id: str) -> list[CommitRecord]:
     """Return a run's commit records, ordered by task; raises StoreError for an unreadable one."""
     paths = LakePaths(root)
@@ -83,7 +121,7 @@ def load_runs(fs: AbstractFileSystem, root: str) -> list[RunManifest]:
             if list_dir(fs, path.removesuffix("manifest.json") + "commits"):
                 raise StoreError(f"{path} is missing, though the run has commit records{_TO_REPAIR}")
             continue
-        run = parse_record(RunManifest, data, path)
+        run = _PARSED.manifest(data, path)
         check_version(run, path)
         runs.append(with_commits(run, load_commits(fs, root, run.run_id)) if run.status == "running" else run)
     return with_compactions(runs, load_compactions(fs, root))

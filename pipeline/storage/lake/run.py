@@ -4,7 +4,7 @@ A run is open while it holds the output's lease. This module knows neither Ray n
 name of a partition, a lineage and plain values.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,14 +25,15 @@ from pipeline.storage.lake.commit import (
     start_run,
 )
 from pipeline.storage.lake.layout import new_run_id
-from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.lease import lease_when_free, silent
 from pipeline.storage.lake.whole_objects import remove_secrets
+from pipeline.storage.patience import PATIENCE
 from schemas.errors import CamlakeError, UsageError
 from schemas.options.annotate import FIRST_LOCALIZATION
 from schemas.options.box_rules import FIRST_BOXES
 from schemas.options.config import JobConfig, StorageConfig
 from schemas.options.rebox import MAPS_OF
-from schemas.runs import Counts, Lineage, RunManifest, spelled
+from schemas.runs import Counts, Lineage, RunManifest, RunSummary, spelled
 from schemas.tables import Table
 from schemas.url_secrets import safe_url
 
@@ -52,6 +53,8 @@ class RunRequest:
     lineage: Lineage
     calibration: str | None = None
     """URL of another output whose calibration gives ``box_score``; None: this output's calibration, if it has one."""
+    wait_s: float = 0.0
+    """How long to wait while another run holds the output, in seconds."""
     undecided: frozenset[str] = frozenset()
     """Names of settings that are decided while the run is open; ``settled`` then checks them."""
 
@@ -98,23 +101,25 @@ class OpenRun:
             self.out, self.storage, manifest.run_id, manifest.model, manifest.date, self.generation, schemas
         )
 
-    def finish(self) -> RunManifest:
-        """Write the final manifest and return it; raises StoreError where its counts do not add up."""
-        return finish_run(self.fs, self.root, self.manifest, self.generation)
+    def finish(self, summary: RunSummary | None = None) -> RunManifest:
+        """Write the final manifest, with ``summary``, and return it; raises StoreError where counts do not add up."""
+        manifest = self.manifest.model_copy(update={"summary": summary})
+        return finish_run(self.fs, self.root, manifest, self.generation)
 
 
 @contextmanager
-def open_run(request: RunRequest) -> Iterator[OpenRun]:
+def open_run(request: RunRequest, say: Callable[[str], None] = silent) -> Iterator[OpenRun]:
     """Take the output's lease and remove what dead runs left behind; then the caller plans and calls ``begin``.
 
     The secrets of the run's plan are removed at the end, also after an error.
 
-    Raises LeaseError where another run holds the output, and what ``check_settings`` and ``find_calibration`` raise.
+    ``say`` gets a line where another run holds the output and is waited for. Raises HeldError where it holds the output
+    for longer than ``request.wait_s``, and what ``check_settings`` and ``find_calibration`` raise.
     """
     fs, root = connect(request.out, request.storage)
     started_at = datetime.now(UTC)
     run_id = new_run_id()
-    with Lease.acquire(fs, root, run_id) as lease:
+    with lease_when_free(fs, root, run_id, request.wait_s, say) as lease:
         remove_leftovers(fs, root)
         check_settings(request, fs, root)
         calibration = None if request.undecided else find_calibration(request, fs, root)
@@ -131,11 +136,13 @@ def open_run(request: RunRequest) -> Iterator[OpenRun]:
         try:
             yield OpenRun(fs, root, request.out, request.storage, manifest, lease.generation, calibration)
         except BaseException:
-            with suppress(CamlakeError):  # The error of the run is what counts; the next run marks it where this fails.
-                interrupt_run(fs, root, run_id, lease.generation)
+            with PATIENCE.hurried():  # The error of the run is what counts; the next run does what fails here.
+                with suppress(CamlakeError):
+                    interrupt_run(fs, root, run_id, lease.generation)
+                with suppress(CamlakeError):
+                    remove_secrets(fs, root, run_id)
             raise
-        finally:
-            remove_secrets(fs, root, run_id)
+        remove_secrets(fs, root, run_id)
 
 
 def check_settings(request: RunRequest, fs: AbstractFileSystem, root: str) -> None:

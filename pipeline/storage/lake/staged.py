@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import is_local, is_s3
 from pipeline.storage.lake.layout import DATA_NAME, LakePaths
+from pipeline.storage.patience import LIMIT_S, ask_store
 from pipeline.storage.store_failures import is_store_failure, store_errors
 from schemas.errors import StoreError
 from schemas.tables import TABLES
@@ -117,12 +119,14 @@ class _StagedUpload:
     def send(cls, fs: AbstractFileSystem, path: str, data: bytes) -> "_StagedUpload":
         """Send all parts; ``data`` is not empty."""
         bucket, key, _ = fs.split_path(path)
-        begun = fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+        doing = f"{path} can't be written"
+        begun = ask_store(doing, lambda: fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key))
         staged = cls(fs, path, {"Bucket": bucket, "Key": key, "UploadId": begun["UploadId"]}, len(data))
         try:
             for number, start in enumerate(range(0, len(data), _PART_BYTES), start=1):
                 body = data[start : start + _PART_BYTES]
-                sent = fs.call_s3("upload_part", **staged.upload, PartNumber=number, Body=body)
+                part = {**staged.upload, "PartNumber": number, "Body": body}
+                sent = ask_store(doing, partial(fs.call_s3, "upload_part", **part))
                 staged.parts.append({"PartNumber": number, "ETag": sent["ETag"]})
         except BaseException:
             staged.discard()
@@ -131,14 +135,16 @@ class _StagedUpload:
 
     def show(self) -> None:
         """Complete the upload."""
-        with store_errors(f"{self.path} can't be written"):
-            try:
-                self.fs.call_s3("complete_multipart_upload", **self.upload, MultipartUpload={"Parts": self.parts})
-            except Exception as error:
-                # Where the answer to a first request was lost, a second one finds no upload. The name has a digest.
-                if not is_store_failure(error) or not self._stands():
-                    raise
+        ask_store(f"{self.path} can't be written", self._complete)
         self.shown = True
+
+    def _complete(self) -> None:
+        try:
+            self.fs.call_s3("complete_multipart_upload", **self.upload, MultipartUpload={"Parts": self.parts})
+        except Exception as error:
+            # Where the answer to a first request was lost, a second one finds no upload. The name has a digest.
+            if not is_store_failure(error) or not self._stands():
+                raise
 
     def _stands(self) -> bool:
         self.fs.invalidate_cache()
@@ -148,10 +154,10 @@ class _StagedUpload:
             return False
 
     def discard(self) -> None:
-        """Abort the upload. Where that fails, the next run does it."""
+        """Abort the upload. Where that fails, the end of the run or the next run does it."""
         if not self.shown:
             with suppress(StoreError):
-                _abort(self.fs, self.upload)
+                _abort(self.fs, self.upload, limit_s=0)
 
 
 @dataclass
@@ -164,8 +170,7 @@ class _HeldObject:
 
     def show(self) -> None:
         """Write the object in one step."""
-        with store_errors(f"{self.path} can't be written"):
-            self.fs.pipe_file(self.path, self.data)
+        ask_store(f"{self.path} can't be written", lambda: self.fs.pipe_file(self.path, self.data))
 
     def discard(self) -> None:
         """Do nothing: nothing was written."""
@@ -195,8 +200,10 @@ def _uploads(fs: AbstractFileSystem, root: str) -> Iterator[dict[str, str]]:
     marker: dict[str, str] = {}
     tables = tuple(f"{prefix}{table}/model=" for table in TABLES)
     while True:
-        with store_errors(f"{root}: unfinished uploads can't be listed (s3:ListBucketMultipartUploads)"):
-            page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marker)
+        page = ask_store(
+            f"{root}: unfinished uploads can't be listed (s3:ListBucketMultipartUploads)",
+            partial(fs.call_s3, "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marker),
+        )
         for one in page.get("Uploads", []):
             if one["Key"].startswith(tables) and DATA_NAME.fullmatch(one["Key"].rpartition("/")[2]):
                 yield {"Bucket": bucket, "Key": one["Key"], "UploadId": one["UploadId"]}
@@ -205,11 +212,15 @@ def _uploads(fs: AbstractFileSystem, root: str) -> Iterator[dict[str, str]]:
         marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
 
-def _abort(fs: AbstractFileSystem, upload: dict[str, str]) -> None:
-    """Abort an upload; one that does not exist is no error."""
-    with store_errors(f"{upload['Key']}: the unfinished upload can't be removed (s3:AbortMultipartUpload)"):
+def _abort(fs: AbstractFileSystem, upload: dict[str, str], limit_s: float = LIMIT_S) -> None:
+    """Abort an upload; one that does not exist is no error. It is tried again for up to ``limit_s`` seconds."""
+
+    def abort() -> None:
         try:
             fs.call_s3("abort_multipart_upload", **upload)
         except OSError as error:
             if "NoSuchUpload" not in str(error):
                 raise
+
+    what = f"{upload['Key']}: the unfinished upload can't be removed (s3:AbortMultipartUpload)"
+    ask_store(what, abort, limit_s=limit_s)

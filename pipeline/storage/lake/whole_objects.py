@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from fsspec import AbstractFileSystem
@@ -10,6 +11,7 @@ from fsspec import AbstractFileSystem
 from pipeline.storage.filesystems import is_local, read_object
 from pipeline.storage.lake.layout import EMPTY_PATH, LakePaths
 from pipeline.storage.lake.staged import StagedFile
+from pipeline.storage.patience import ask_store
 from pipeline.storage.store_failures import store_errors
 from schemas.errors import StoreError
 from schemas.tables import TABLES
@@ -24,11 +26,14 @@ def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:
     An object store gets one PUT and shows the object when it is complete. A local file is written under a temporary
     name and renamed; file and folders are synced to the disk. Raises StoreError where the store refuses.
     """
-    with store_errors(f"{path} can't be written"):
+
+    def write() -> None:
         if is_local(fs):
             StagedFile.write(Path(path), data).show()
         else:
             fs.pipe_file(path, data)
+
+    ask_store(f"{path} can't be written", write)
 
 
 def copy_whole(fs: AbstractFileSystem, path: str, target: str) -> None:
@@ -49,12 +54,15 @@ def copy_whole(fs: AbstractFileSystem, path: str, target: str) -> None:
 
 def list_dir(fs: AbstractFileSystem, path: str) -> list[str]:
     """Return the full paths directly under a folder, sorted; empty where there is no folder. Nothing is cached."""
-    fs.invalidate_cache()
-    with store_errors(f"{path} can't be listed"):
+
+    def names() -> list[str]:
+        fs.invalidate_cache()
         try:
             return sorted(str(found) for found in fs.ls(path, detail=False))
         except FileNotFoundError:
             return []
+
+    return ask_store(f"{path} can't be listed", names)
 
 
 def list_data_files(fs: AbstractFileSystem, root: str) -> dict[str, int]:
@@ -64,21 +72,24 @@ def list_data_files(fs: AbstractFileSystem, root: str) -> dict[str, int]:
     """
     paths, found = LakePaths(root), {}
     fs.invalidate_cache()
-    with store_errors(f"{root} can't be listed"):
-        for table in TABLES:
-            for path, info in fs.find(paths.full(table), detail=True).items():
-                if not EMPTY_PATH.fullmatch(relative := paths.relative(path)):
-                    found[relative] = int(info["size"])
+    for table in TABLES:
+        files = ask_store(f"{root} can't be listed", partial(fs.find, paths.full(table), detail=True))
+        for path, info in files.items():
+            if not EMPTY_PATH.fullmatch(relative := paths.relative(path)):
+                found[relative] = int(info["size"])
     return found
 
 
 def read_whole(fs: AbstractFileSystem, path: str) -> bytes | None:
     """Return an object's bytes, None where there is no such object; raises StoreError where the store refuses."""
-    with store_errors(f"{path} can't be read"):
+
+    def read() -> bytes | None:
         try:
             return read_object(fs, path)
         except FileNotFoundError:
             return None
+
+    return ask_store(f"{path} can't be read", read)
 
 
 def read_many(fs: AbstractFileSystem, paths: Sequence[str]) -> list[bytes | None]:
@@ -91,11 +102,11 @@ def remove_many(fs: AbstractFileSystem, paths: Sequence[str]) -> None:
     """Remove objects; a missing object is no error. Raises StoreError where the store refuses."""
 
     def remove(path: str) -> None:
-        with store_errors(f"{path} can't be removed"), suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             fs.rm_file(path)
 
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        list(pool.map(remove, paths))
+        list(pool.map(lambda path: ask_store(f"{path} can't be removed", lambda: remove(path)), paths))
     fs.invalidate_cache()
 
 
@@ -104,8 +115,8 @@ def remove_secrets(fs: AbstractFileSystem, root: str, run_id: str | None = None)
     paths = LakePaths(root)
     folder = paths.full(f"{paths.secrets_dir}/{run_id}" if run_id else paths.secrets_dir)
     fs.invalidate_cache()
-    with store_errors(f"{folder} can't be removed"), suppress(FileNotFoundError):
-        if is_local(fs):
+    if is_local(fs):
+        with store_errors(f"{folder} can't be removed"), suppress(FileNotFoundError):
             fs.rm(folder, recursive=True)
-        else:
-            remove_many(fs, fs.find(folder))
+    else:
+        remove_many(fs, ask_store(f"{folder} can't be listed", lambda: fs.find(folder)))

@@ -22,7 +22,7 @@ from pipeline.storage.lake.compaction.merge import BoxesBy, Dropped, merged_comm
 from pipeline.storage.lake.empty_tables import write_empty_quarantine
 from pipeline.storage.lake.encoding import in_row_groups
 from pipeline.storage.lake.layout import LakePaths, new_run_id
-from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.lease import Lease, lease_when_free
 from pipeline.storage.lake.query import committed_views, file_urls, quote_list
 from pipeline.storage.lake.records import (
     committed_files,
@@ -70,14 +70,16 @@ class Done:
     """Set where nothing was done, because the files of an earlier compaction must be removed first."""
 
 
-def compact(fs: AbstractFileSystem, root: str, wanted: Wanted, say: Callable[[str], None]) -> list[Done]:
+def compact(
+    fs: AbstractFileSystem, root: str, wanted: Wanted, say: Callable[[str], None], wait_s: float = 0.0
+) -> list[Done]:
     """Compact the rows of every model of an output, under its lease, and return what was done.
 
-    Raises StoreError where there is no output or where it can't be read, LeaseError while a run holds the output, and
-    UsageError where the output lacks a model that is to expire.
+    Raises StoreError where there is no output or where it can't be read, HeldError where a run holds the output for longer
+    than ``wait_s``, and UsageError where the output lacks a model that is to expire.
     """
     compaction_id = new_run_id()
-    with Lease.acquire(fs, root, compaction_id) as lease:
+    with lease_when_free(fs, root, compaction_id, wait_s, say) as lease:
         remove_leftovers(fs, root)
         runs = load_runs(fs, root)
         if not runs:

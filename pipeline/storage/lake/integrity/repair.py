@@ -7,7 +7,7 @@ commit records that remain.
 
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from pipeline.storage.lake.integrity.documents import RunDocuments, read_documen
 from pipeline.storage.lake.integrity.file_checks import damaged_files, damaged_plans
 from pipeline.storage.lake.integrity.row_checks import UNPLANNED, add_runs_and_plans, plan_files, row_checks
 from pipeline.storage.lake.layout import DATA_NAME, LakePaths, new_run_id
-from pipeline.storage.lake.lease import Lease
+from pipeline.storage.lake.lease import lease_when_free, silent
 from pipeline.storage.lake.query import committed_views, file_urls, quote_list
 from pipeline.storage.lake.records import committed_files, load_runs, with_commits, with_compactions, write_record
 from pipeline.storage.lake.whole_objects import list_data_files, read_many, remove_many, write_whole
@@ -34,13 +34,13 @@ Kept = dict[str, list[CommitRecord]]
 """The commit records of each run that remain, by the run's id."""
 
 
-def repair(fs: AbstractFileSystem, root: str) -> list[str]:
+def repair(fs: AbstractFileSystem, root: str, wait_s: float = 0.0, say: Callable[[str], None] = silent) -> list[str]:
     """Repair an output under its lease and return the repairs, one line each; ``verify`` finds remaining problems.
 
-    Raises StoreError where there is no output, where it is of a newer version and where the store refuses, LeaseError
-    while a run holds the output's lease.
+    Raises StoreError where there is no output, where it is of a newer version and where the store refuses, HeldError
+    where a run holds the output's lease for longer than ``wait_s``; ``say`` gets a line where it is waited for.
     """
-    with Lease.acquire(fs, root, new_run_id()):
+    with lease_when_free(fs, root, new_run_id(), wait_s, say):
         documents = read_documents(fs, root)
         if not documents:
             raise StoreError(f"{root}: no camlake output here (no _runs/<run_id>/manifest.json)")
@@ -275,7 +275,9 @@ def _rebuilt(
     ended_at = run.manifest.ended_at if run.manifest and _as_many(run.manifest, manifest) else None
     ended_at = ended_at or datetime.now(UTC)  # Runs that ended earlier counted the removed commits as done.
     status = "complete" if complete else "interrupted"
-    return manifest.model_copy(update={"counts": counts, "status": status, "ended_at": ended_at})
+    summary = run.manifest.summary if run.manifest and _as_many(run.manifest, manifest) else None
+    changed = {"counts": counts, "status": status, "ended_at": ended_at, "summary": summary}
+    return manifest.model_copy(update=changed)
 
 
 def _as_many(one: RunManifest, other: RunManifest) -> bool:

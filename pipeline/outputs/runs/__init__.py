@@ -1,0 +1,1 @@
+"""The runs of an output: which there are, and how the one in progress goes on."""

@@ -9,6 +9,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -166,7 +167,7 @@ def settle_compactions(fs: AbstractFileSystem, root: str) -> None:
         commits = tuple(
             record.model_copy(
                 update={
-                    "files": tuple(file.model_copy(update={"path": names[file.path]}) for file in record.files),
+                    "files": tuple(replace(file, path=names[file.path]) for file in record.files),
                 }
             )
             for record in one.commits

@@ -75,8 +75,8 @@ def compact(
 ) -> list[Done]:
     """Compact the rows of every model of an output, under its lease, and return what was done.
 
-    Raises StoreError where there is no output or where it can't be read, HeldError where a run holds the output for longer
-    than ``wait_s``, and UsageError where the output lacks a model that is to expire.
+    Raises StoreError where there is no output or where it can't be read, HeldError where a run holds the output for
+    longer than ``wait_s``, and UsageError where the output lacks a model that is to expire.
     """
     compaction_id = new_run_id()
     with lease_when_free(fs, root, compaction_id, wait_s, say) as lease:

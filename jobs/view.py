@@ -13,10 +13,11 @@ from schemas.url_secrets import safe_url
 
 
 def run(config: ViewConfig, screen: Screen) -> None:
-    """Serve the page until Ctrl-C or SIGTERM; the first line is its URL."""
+    """Serve the page until Ctrl-C or SIGTERM; its URL is said on standard output."""
     from pipeline.outputs.page.live import LiveCatalog
     from pipeline.outputs.page.server import ViewServer
 
+    screen.say(f"reading {safe_url(config.out)}")
     with (
         ViewServer(LiveCatalog(config), config.host, config.port) as server,
         serving(server),

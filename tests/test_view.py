@@ -27,7 +27,7 @@ from tests.chromium import chromium
 from tests.fake_lake import FakeLake, image_id
 from tests.serving import serving
 
-HOSTILE = "\"><script>alert(1)</script>'; DROP TABLE images; --"
+HOSTILE = "\"><img src=x onerror=alert(1)><script>alert(1)</script>'; DROP TABLE images; --"
 
 
 class _Client:
@@ -240,11 +240,15 @@ def test_ctrl_c_ends_it_with_one_line(rendered: Path, capsys: pytest.CaptureFixt
     out, err = capsys.readouterr()
     assert screen.status == 200
     assert re.fullmatch(r"view: http://127\.0\.0\.1:\d+/[\w-]{32}/\n", out)
-    assert err.splitlines() == [f"shows {rendered} to whoever has this URL; Ctrl-C ends it", "view: ended"]
+    assert err.splitlines() == [
+        f"reading {rendered}",
+        f"shows {rendered} to whoever has this URL; Ctrl-C ends it",
+        "view: ended",
+    ]
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_a_browser_searches_and_shows_similar_pictures(server: ViewServer, tmp_path: Path) -> None:
+def test_a_browser_searches_and_shows_similar_pictures(server: ViewServer, local: FakeLake, tmp_path: Path) -> None:
     cards = "[...document.querySelectorAll('.picture')]"
     with chromium(tmp_path) as browser:
         tab = browser.tab()
@@ -266,3 +270,11 @@ def test_a_browser_searches_and_shows_similar_pictures(server: ViewServer, tmp_p
         assert {urlsplit(one).netloc for one in tab.requests if not one.startswith("data:")} == {
             urlsplit(server.url).netloc
         }
+        local.run({HOSTILE: "v1"})
+        with ViewServer(LiveCatalog(ViewConfig(out=local.out)), "127.0.0.1", 0) as other, serving(other):
+            tab.open(other.url, "document.documentElement?.dataset.ready === 'yes'")
+            tab.value("document.getElementById('grid').scrollIntoView({behavior: 'instant'})")
+            tab.until("document.querySelector('.frame.lost') !== null")
+        assert tab.value("document.querySelector('.picture .name').textContent") == HOSTILE.rsplit("/", 1)[-1]
+        assert tab.value(f"{cards}[0].title") == HOSTILE
+        assert all("404" in error and "/picture/" in error for error in tab.errors), tab.errors

@@ -22,7 +22,8 @@ const camlakeDetail = (() => {
     [entry, only, zoom] = [next, null, { scale: 1, x: 0, y: 0 }];
     part("title").textContent = entry.name;
     part("uri").textContent = entry.uri;
-    part("size").textContent = `${entry.width} × ${entry.height}${entry.iou === null ? "" : ` · IoU ${entry.iou.toFixed(2)}`}`;
+    const overlap = entry.iou === null ? "" : ` · IoU ${entry.iou.toFixed(2)}`;
+    part("size").textContent = `${entry.width} × ${entry.height}${overlap}`;
     listClasses();
     part("near").replaceChildren();
     image.removeAttribute("src");

@@ -153,7 +153,8 @@ const camlakeGallery = (() => {
       const here = cards[at].getBoundingClientRect();
       const middle = here.left + here.width / 2;
       const down = event.key === "ArrowDown";
-      const rows = cards.filter((one) => (down ? one.offsetTop > cards[at].offsetTop : one.offsetTop < cards[at].offsetTop));
+      const below = (one) => one.offsetTop - cards[at].offsetTop;
+      const rows = cards.filter((one) => (down ? below(one) > 0 : below(one) < 0));
       const top = rows.length ? rows[down ? 0 : rows.length - 1].offsetTop : -1;
       next = rows
         .filter((one) => one.offsetTop === top)

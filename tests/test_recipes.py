@@ -99,6 +99,15 @@ def test_answers_need_both_the_picture_and_the_question():
     assert np.abs(cat).argmax() == 0
 
 
+def test_words_are_written_on_rendered_scenes_too(tmp_path):
+    config = {"out": str(tmp_path), "seeds": 2, "train": 10, "test": 10}
+    pictures = text_detector.render(text_detector.TextDetectorConfig.resolve(config))
+    assert [len(names) for names in pictures.names + pictures.tests] == [30] * 4
+    assert not set(pictures.names[0]) & set(pictures.tests[0])
+    assert len(pictures.positive) == 40
+    assert len(list((tmp_path / "pictures").iterdir())) == 120
+
+
 def test_too_few_photographs_are_refused(tmp_path):
     config = text_detector.TextDetectorConfig.resolve({"out": str(tmp_path / "out"), "images": str(tmp_path)})
     with pytest.raises(UsageError, match=r"^--images .*: 0 JPEG and PNG files; allowed: 200 or more$"):

@@ -73,8 +73,9 @@ def _grounds(config: TextDetectorConfig) -> Callable[[int, int], NDArray[np.uint
 
     needed = config.train + config.test
     if config.images is None:
-        return lambda number: (
-            render_scene(np.random.default_rng((9, number)), number % len(CLASSES), (_SIDE_PX, _SIDE_PX)).pixels
+        size = _SIDE_PX, _SIDE_PX
+        return lambda seed, number: (
+            render_scene(np.random.default_rng((9, seed, number)), number % len(CLASSES), size).pixels
         )
     kinds = (".jpg", ".jpeg", ".png")
     files = sorted(path for path in Path(config.images).iterdir() if path.suffix.lower() in kinds)

@@ -71,9 +71,9 @@ def test_both_forms_of_the_program_run_and_python_reads_the_tables(call):
 import camlake
 import jobs
 
-run = camlake.annotate(input="demo/pictures/images", out="labels", model="camlake_demo", max_rejected=1.0)
-with camlake.open("labels") as lake:
-    print(jobs.mine, run.counts.planned, run.counts.already_done, len(lake.arrow("images")))
+with camlake.annotate(input="demo/pictures/images", out="labels", model="camlake_demo", max_rejected=1.0) as lake:
+    counts = lake.runs[-1].counts
+    print(jobs.mine, counts.planned, counts.already_done, len(lake.arrow("images")))
 """
     done = call("python", "-c", code)
     assert done.returncode == 0, done.stderr

@@ -154,9 +154,9 @@ def test_a_program_without_a_main_guard_runs_once_and_loads_neither_ray_nor_a_co
             import sys
             import camlake
             print("begun")
-            run = camlake.annotate(input={str(images)!r}, out={str(tmp_path / "out")!r}, model="camlake_demo",
-                                   max_rejected=1.0)
-            print(run.counts.annotated, sorted({{"ray", "torch._dynamo", "sympy"}} & {{*sys.modules}}))
+            lake = camlake.annotate(input={str(images)!r}, out={str(tmp_path / "out")!r}, model="camlake_demo",
+                                    max_rejected=1.0)
+            print(lake.runs[-1].counts.annotated, sorted({{"ray", "torch._dynamo", "sympy"}} & {{*sys.modules}}))
         """)
     )
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False, timeout=120)

@@ -41,9 +41,10 @@ def before(images, out, **options):
 def test_the_second_run_loads_neither_torch_nor_ray(images, out):
     program = (
         "import sys, camlake; "
-        f"run = camlake.annotate(input={str(images)!r}, out={str(out)!r}, model='camlake_demo', topk=2,"
+        f"lake = camlake.annotate(input={str(images)!r}, out={str(out)!r}, model='camlake_demo', topk=2,"
         " box_rule='paper', max_rejected=1.0); "
-        "print(run.counts.already_done, run.counts.planned, {'torch', 'torchvision', 'ray'} & set(sys.modules))"
+        "counts = lake.runs[-1].counts; "
+        "print(counts.already_done, counts.planned, {'torch', 'torchvision', 'ray'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr

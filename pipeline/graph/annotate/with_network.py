@@ -25,6 +25,7 @@ from pipeline.storage.lake.run import OpenRun, RunRequest
 from pipeline.storage.lake.tombstones import commit_tombstones
 from schemas.options.annotate import AnnotateConfig
 from schemas.runs import RunManifest, RunSummary
+from schemas.url_secrets import safe_url
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,12 @@ def annotate_planned(
     ready = replace(ready, config=config, model=model)
     if choose_engine(config, plan.to_do, tune_from) == "local":
         return _run(ready, run, plan, reporter, _plan_locally(config, plan), run_local, metrics)
+    from pipeline.graph.annotate.ray_metrics import RayMetrics  # noqa: PLC0415 - imports Ray
     from pipeline.graph.annotate.stream import planned_on_ray, run_stream  # noqa: PLC0415 - imports Ray
 
     reporter.say("starting Ray and the networks")
     with planned_on_ray(config, model, run, plan, reporter, tune_from) as compute:
+        metrics.mirror = RayMetrics(safe_url(config.out))
         return _run(ready, run, plan, reporter, compute, run_stream, metrics)
 
 

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.annotate.reporter import RunProgress
-from pipeline.graph.annotate import metrics_file
+from pipeline.graph.annotate import metrics_file, ray_metrics
 from pipeline.graph.annotate.metrics_file import run_metrics
 from schemas.errors import HeldError, InputError, UsageError
 from schemas.metrics import METRICS, OUTPUT_LABEL
@@ -103,7 +103,9 @@ def test_without_a_file_nothing_is_written():
 def test_the_dashboard_asks_for_figures_that_there_are_and_for_all_of_them():
     board = json.loads(DASHBOARD.read_text())
     queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
-    queries += [variable["query"] for variable in board["templating"]["list"]]
+    variables = {one["name"]: one["query"] for one in board["templating"]["list"]}
+    assert variables["ray"] == "--metrics FILE : camlake, Ray : ray_camlake", "Ray puts ray_ before every name"
+    queries = [query.replace("${ray}", "camlake") for query in [*queries, variables["output"]]]
     named = {name for query in queries for name in re.findall(r"camlake_\w+", query)}
     assert named == METRICS.keys()
     for query in queries:
@@ -113,6 +115,41 @@ def test_the_dashboard_asks_for_figures_that_there_are_and_for_all_of_them():
     assert f"label_values(camlake_planned_images, {OUTPUT_LABEL})" in queries
     places = [tuple(panel["gridPos"][side] for side in "xy") for panel in board["panels"]]
     assert len(set(places)) == len(places) == len({panel["id"] for panel in board["panels"]})
+
+
+class Kept:
+    """A metric of Ray that keeps what it gets."""
+
+    def __init__(self, name, about, tag_keys):
+        assert tag_keys == (OUTPUT_LABEL,)
+        self.name, self.got = name, []
+
+    def inc(self, value, tags):
+        assert value > 0
+        self.got.append((value, tags))
+
+    set = inc
+
+
+def test_ray_gets_what_was_added_to_a_counter_and_the_value_of_a_gauge(monkeypatch):
+    made = {}
+    monkeypatch.setattr(ray_metrics, "Counter", lambda *how: made.setdefault(how[0], Kept(*how)))
+    gauge = type("Gauge", (Kept,), {"set": lambda self, value, tags: self.got.append((value, tags))})
+    monkeypatch.setattr(ray_metrics, "Gauge", lambda *how: made.setdefault(how[0], gauge(*how)))
+    with run_metrics(None, OUT, pytest.fail) as metrics:
+        metrics.mirror = ray_metrics.RayMetrics(OUT)
+        metrics.begin(COUNTS)
+        for done in (DONE, DONE, DONE.plus(RunProgress(images=5))):
+            metrics.follow(done, workers=2)
+    assert made.keys() == METRICS.keys()
+    assert made["camlake_images_total"].got == [(4, {OUTPUT_LABEL: OUT}), (5, {OUTPUT_LABEL: OUT})]
+    assert made["camlake_written_bytes_total"].got == []
+    assert made["camlake_workers"].got == [(2, {OUTPUT_LABEL: OUT})] * 3
+
+
+def test_rays_own_metrics_take_these_names_and_tags():
+    show = ray_metrics.RayMetrics(OUT)
+    show(dict.fromkeys(METRICS, 1.0))
 
 
 def test_counters_end_with_total_as_prometheus_wants():

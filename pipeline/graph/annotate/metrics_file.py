@@ -1,7 +1,7 @@
 """Writes the figures of a run to a local file in Prometheus' text format, for node_exporter's textfile collector."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, write_to_textfile
@@ -24,7 +24,9 @@ class RunMetrics(Collector):
         """``output``: the output's URL without secrets; ``say`` gets a line where a later write fails."""
         self._file, self._output, self._say = file, output, say
         self._registry, self._written_s, self._warned = CollectorRegistry(), 0.0, False
-        self.values = dict.fromkeys(METRICS, 0.0)
+        self.values: dict[str, float] = dict.fromkeys(METRICS, 0.0)
+        self.mirror: Callable[[Mapping[str, float]], None] = lambda values: None
+        """Gets the figures at every report of the run."""
         self._registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
@@ -56,6 +58,7 @@ class RunMetrics(Collector):
             "camlake_network_seconds_total": done.busy_s,
             "camlake_workers": workers,
         }
+        self.mirror(self.values)
         if time.monotonic() - self._written_s >= EVERY_S:
             self._write_or_warn()
 

@@ -76,10 +76,12 @@ def annotate_planned(
     ready = replace(ready, config=config, model=model)
     if choose_engine(config, plan.to_do, tune_from) == "local":
         return _run(ready, run, plan, reporter, _plan_locally(config, plan), run_local, metrics)
+    from pipeline.graph.annotate.ray_metrics import RayMetrics  # noqa: PLC0415 - imports Ray
     from pipeline.graph.annotate.stream import planned_on_ray, run_stream  # noqa: PLC0415 - imports Ray
 
     reporter.say("starting Ray" if not config.address else "connecting to Ray")
     with planned_on_ray(config, model, run, plan, reporter, tune_from) as compute:
+        metrics.mirror = RayMetrics(safe_url(config.out))
         return _run(ready, run, plan, reporter, compute, run_stream, metrics)
 
 

@@ -17,7 +17,6 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.arrays.feature_maps import decode, packed_bytes
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.query import LATEST_SQL, add_views, column_names, connect_duckdb
 from pipeline.storage.lake.records import committed_files, load_runs
@@ -222,6 +221,9 @@ def feature_map(row: Mapping[str, Any], feature_row: Mapping[str, Any]) -> NDArr
     >>> camlake.feature_map(row, key | {"feature": [2.0, 1.0]}).tolist()
     [[[1.0, 3.0]], [[1.0, 1.0]]]
     """
+    # PyTorch takes seconds to import, and whoever reads other tables does not need it.
+    from pipeline.arrays.feature_maps import decode, packed_bytes  # noqa: PLC0415
+
     for name in ("image_id", "run_id"):
         if row[name] != feature_row[name]:
             raise ValueError(f"{name}: {row[name]!r} in feature_maps, {feature_row[name]!r} in features")

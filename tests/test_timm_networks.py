@@ -174,14 +174,15 @@ def test_models_check_says_what_is_found():
 REFUSED_FAMILIES = {"caformer_s18", "coatnext_nano_rw_224", "convformer_s18", "beitv2_base_patch16_224"}
 FAMILIES = (
     "bat_resnext26ts beitv2_base_patch16_224 botnet26t_256 caformer_s18 coatnext_nano_rw_224 convformer_s18"
-    " convmixer_768_32 convnextv2_atto cs3darknet_s darknet17 davit_tiny densenet121 dla46_c dpn48b edgenext_xx_small"
-    " efficientnet_lite0 ese_vovnet19b_slim eva02_tiny_patch14_224 fastvit_t8 fbnetc_100 focalnet_tiny_srf"
-    " gcresnext26ts gcvit_xxtiny gernet_s gmixer_12_224 gmlp_ti16_224 hiera_tiny_224 hrnet_w18_small legacy_seresnet18"
-    " levit_128s mixer_s32_224 mixnet_s mnasnet_small mobilenetv1_100 mobilenetv2_035 mobileone_s0 mobilevit_xxs"
-    " mobilevitv2_050 nest_tiny nextvit_small nf_resnet26 nfnet_f0 poolformerv2_s12 pvt_v2_b0 regnetx_002 regnety_002 regnetz_005"
-    " repvgg_a0 repvit_m0_9 res2net50_14w_8s resmlp_12_224 resnest14d resnet18 resnetv2_18 resnext26ts rexnetr_100"
-    " seresnet18 skresnet18 swin_tiny_patch4_window7_224 tf_efficientnetv2_b0 tinynet_e tiny_vit_5m_224 tresnet_m"
-    " twins_svt_small vit_medium_patch16_reg4_gap_256 vovnet39a xception41"
+    " convmixer_768_32 convnextv2_atto cs3darknet_s darknet17 davit_tiny densenet121 dla46_c dpn48b"
+    " edgenext_xx_small efficientnet_lite0 ese_vovnet19b_slim eva02_tiny_patch14_224 fastvit_t8 fbnetc_100"
+    " focalnet_tiny_srf gcresnext26ts gcvit_xxtiny gernet_s gmixer_12_224 gmlp_ti16_224 hiera_tiny_224"
+    " hrnet_w18_small legacy_seresnet18 levit_128s mixer_s32_224 mixnet_s mnasnet_small mobilenetv1_100"
+    " mobilenetv2_035 mobileone_s0 mobilevit_xxs mobilevitv2_050 nest_tiny nextvit_small nf_resnet26 nfnet_f0"
+    " poolformerv2_s12 pvt_v2_b0 regnetx_002 regnety_002 regnetz_005 repvgg_a0 repvit_m0_9 res2net50_14w_8s"
+    " resmlp_12_224 resnest14d resnet18 resnetv2_18 resnext26ts rexnetr_100 seresnet18 skresnet18"
+    " swin_tiny_patch4_window7_224 tf_efficientnetv2_b0 tinynet_e tiny_vit_5m_224 tresnet_m twins_svt_small"
+    " vit_medium_patch16_reg4_gap_256 vovnet39a xception41"
 )
 
 

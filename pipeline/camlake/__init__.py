@@ -56,8 +56,11 @@ __all__ = [
     "open",
 ]
 
-_OF_THE_READER = ("CURRENT_ROWS_SQL", "HeadMap", "Lake", "feature_map", "heatmap", "open")
-_LATER = dict.fromkeys(_OF_THE_READER, "pipeline.outputs.reader") | {"draw": "pipeline.outputs.picture"}
+_OF_THE_READER = ("CURRENT_ROWS_SQL", "Lake", "feature_map", "heatmap", "open")
+_LATER = dict.fromkeys(_OF_THE_READER, "pipeline.outputs.reader") | {
+    "HeadMap": "pipeline.outputs.feature_rows",
+    "draw": "pipeline.outputs.picture",
+}
 """The modules of names that are imported when they are first used: DuckDB, pandas and OpenCV take a second."""
 
 

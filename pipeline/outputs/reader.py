@@ -9,7 +9,7 @@ in any engine that reads the files.
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import cv2
 import duckdb
@@ -18,9 +18,6 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.arrays.feature_maps import decode, packed_bytes
-from pipeline.models.weights.head_file import Head, read_head, refuse_other_backbone
-from pipeline.outputs.feature_rows import HeadMap, refuse_without_maps, stream_maps
 from pipeline.storage.filesystems import connect, read_url
 from pipeline.storage.lake.query import LATEST_SQL, add_views, column_names, connect_duckdb
 from pipeline.storage.lake.records import committed_files, load_runs
@@ -29,6 +26,10 @@ from schemas.options.config import StorageConfig
 from schemas.runs import RunManifest
 from schemas.tables import TABLES, Table
 from schemas.url_secrets import safe_url
+
+if TYPE_CHECKING:
+    from pipeline.models.weights.head_file import Head
+    from pipeline.outputs.feature_rows import HeadMap
 
 CURRENT_ROWS_SQL = f"""SELECT found.* FROM {{table}} AS found INNER JOIN ({LATEST_SQL}) AS latest
 ON found.model = latest.model AND found.image_id = latest.image_id AND found.run_id = latest.run_id"""
@@ -112,8 +113,8 @@ class Lake:
         return frame
 
     def maps(
-        self, head: str | Head, classes: Sequence[str] | None = None, model: str | None = None
-    ) -> Iterator[HeadMap]:
+        self, head: "str | Head", classes: Sequence[str] | None = None, model: str | None = None
+    ) -> Iterator["HeadMap"]:
         """Yield the class activation map M_c of each current image and each class of a linear head, as records.
 
         ``head``: a file of `camlake head fit` at any URL, or a ``Head``. ``classes``: names of the head's classes;
@@ -122,6 +123,10 @@ class Lake:
         a commit are ordered by image_id. The records of an image follow each other in the order of ``classes``. Raises
         UsageError for unknown names, for an output without feature maps and for one of another backbone.
         """
+        # PyTorch takes seconds to import, and whoever reads other tables does not need it.
+        from pipeline.models.weights.head_file import Head, read_head, refuse_other_backbone  # noqa: PLC0415
+        from pipeline.outputs.feature_rows import refuse_without_maps, stream_maps  # noqa: PLC0415
+
         found = head if isinstance(head, Head) else read_head(head, partial(read_url, storage=self._storage))
         unknown = [name for name in classes or () if name not in found.card.classes]
         if unknown:
@@ -265,6 +270,9 @@ def feature_map(row: Mapping[str, Any], feature_row: Mapping[str, Any]) -> NDArr
     >>> camlake.feature_map(row, key | {"feature": [2.0, 1.0]}).tolist()
     [[[1.0, 3.0]], [[1.0, 1.0]]]
     """
+    # PyTorch takes seconds to import, and whoever reads other tables does not need it.
+    from pipeline.arrays.feature_maps import decode, packed_bytes  # noqa: PLC0415
+
     for name in ("image_id", "run_id"):
         if row[name] != feature_row[name]:
             raise ValueError(f"{name}: {row[name]!r} in feature_maps, {feature_row[name]!r} in features")

@@ -44,9 +44,7 @@ def get(name: str, *, exact_maps: bool = False) -> NetworkEntry:
         return found
     if name not in OWN_NETWORKS and name not in torchvision_names():
         near = difflib.get_close_matches(name.lower(), [*OWN_NETWORKS, *torchvision_names()], n=1)
-        hint = (
-            f"did you mean {near[0]!r}?" if near else "`camlake models` lists all; others: timm/NAME, module:function"
-        )
+        hint = f"did you mean {near[0]!r}?" if near else "`camlake models` lists all"
         raise ModelError(f"unknown network {name!r}; {hint}")
     entry = OWN_NETWORKS.get(name) or torchvision_entry(name)
     if entry is None and exact_maps:

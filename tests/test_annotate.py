@@ -123,7 +123,7 @@ class TestOneRun:
             assert np.allclose(by_engine[side], boxes[side], atol=0.05)
 
     def test_parquet_has_plain_types_zstd_and_a_page_index(self, annotated):
-        for path in annotated[0].glob("*/model=*/date=*/*.parquet"):
+        for path in annotated[0].glob("*/model=*/date=*/part-*.parquet"):
             file = pq.ParquetFile(path)
             assert not [field for field in file.schema_arrow if isinstance(field.type, pa.ExtensionType)]
             column = file.metadata.row_group(0).column(0)

@@ -24,7 +24,7 @@ def test_the_simulated_network_goes_through_the_real_graph(ray_session, tmp_path
     out = tmp_path / "out"
     config = AnnotateConfig(input=str(tmp_path / "images"), out=str(out), image_size=32, actors=1, topk=2, batch_size=8)
     run = simulate(config, gpu, block=8)
-    assert (run.manifest.counts.annotated, run.manifest.counts.rejected, run.slices) == (40, 1, 6)
+    assert (run.manifest.counts.annotated, run.manifest.counts.rejected, run.blocks) == (40, 1, 6)
     assert verify(*connect(str(out), StorageConfig())).problems == ()
     with camlake.open(str(out)) as lake:
         assert len(lake.arrow("features")["feature"][0]) == 8

@@ -60,6 +60,7 @@ class ObjectStore:
         return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own hook.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each test the group whose tests run in one process, one after another, so that each server starts once.
 

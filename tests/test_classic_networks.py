@@ -19,7 +19,7 @@ from pipeline.models.weights.state_fitting import architecture_of, load_network
 from schemas.errors import ModelError
 from tests.networks import SMALL, cut_by_default, images, seeded, state_of, without_values
 
-SCALABLE = [name for name in OWN_NETWORKS if name != DEMO]
+SCALABLE = [name for name in OWN_NETWORKS if name != DEMO and not name.startswith("efficientnet")]
 """The networks that are built at any width."""
 CAM_FORMS = [name for name in SCALABLE if OWN_NETWORKS[name].exact_maps]
 CLASSIFIERS = [entry.name for entry in registry.entries() if not entry.exact_maps]

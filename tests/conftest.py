@@ -10,6 +10,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -23,6 +24,7 @@ from moto.server import ThreadedMotoServer
 from pipeline.images.synthetic.scenes import write_corpus
 from schemas.options.config import StorageConfig
 from tests.fake_lake import FakeLake
+from tests.groups import Groups, order_of
 from tests.jobs_on import run_annotate
 
 KEY, SECRET, REGION = "testkey", "testsecret", "us-east-1"
@@ -60,32 +62,14 @@ class ObjectStore:
         return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own hook.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test the group whose tests run in one process, one after another, so that each server starts once.
+    """Put the largest groups of tests first."""
+    items.sort(key=lambda item: order_of(item.nodeid))
 
-    The tests on Ceph are one group, the files whose tests share one Ray or the rendered output are others, and any
-    other file is a group of its own. The two largest come first, because what runs beside them can then be balanced.
-    """
-    on_ray, on_rendered = (
-        {item.path for item in items if fixture in getattr(item, "fixturenames", ())}
-        for fixture in ("ray_session", "rendered")
-    )
-    order = {"ray": 0, "ceph": 1}
 
-    def group(item: pytest.Item) -> str:
-        if item.path in on_ray:
-            return "ray"
-        if item.path in on_rendered:
-            return "rendered"
-        params = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        chosen = {value for value in params if isinstance(value, str)}
-        on_ceph = "ceph" in {*getattr(item, "fixturenames", ()), *chosen}
-        return "ceph" if on_ceph else str(item.path)
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: order.get(group(item), len(order)))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
+    """Share the tests between pytest-xdist's processes by groups."""
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
+from jobs.compact import run as compact
+from jobs.terminal.console import Screen
 from pipeline import camlake
 from schemas.errors import UsageError
+from schemas.options.compact import CompactConfig
 from tests.fake_lake import FakeLake
 from tests.feature_lake import add_run, feature_lake, head_by_hand
 
@@ -36,6 +39,23 @@ def test_maps_are_sums_of_the_feature_maps_of_current_images(source, tmp_path):
         assert one.heat == pytest.approx(np.tensordot(weight, maps, 1), abs=1e-5)
         logit = one.heat.mean() + head.bias[one.class_id]
         assert one.prob == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-4)
+
+
+def test_maps_of_a_compacted_output_are_the_same(source, tmp_path):
+    path, _ = head_by_hand(tmp_path)
+    add_run(source, [1, IMAGES])
+
+    def maps():
+        with camlake.open(source.out) as lake:
+            found = {(one.image_id, one.label): one for one in lake.maps(path)}
+        return {key: found[key] for key in sorted(found)}
+
+    before = maps()
+    compact(CompactConfig.resolve({"out": source.out, "grace": "0s"}), Screen())
+    after = maps()
+    assert list(after) == list(before)
+    for key, one in after.items():
+        assert np.array_equal(one.heat, before[key].heat)
 
 
 def test_padding_is_cut_off(tmp_path):

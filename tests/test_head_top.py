@@ -193,3 +193,13 @@ def test_vectors_of_zeros_are_near_to_nothing():
     i, j, cosine = (np.concatenate(column) for column in zip(*arrays.close_pairs(rows, 0.5), strict=True))
     assert (i.tolist(), j.tolist()) == ([1], [2])
     assert cosine == pytest.approx([1])
+
+
+def test_equal_vectors_have_the_cosine_one():
+    """In float32 the product of a unit with itself is often below 1."""
+    rows = arrays.units(np.random.default_rng(0).normal(size=(200, 1280)).astype(np.float32))
+    i, j, _ = (
+        np.concatenate(column) for column in zip(*arrays.close_pairs(np.repeat(rows, 2, axis=0), 1.0), strict=True)
+    )
+    assert i.tolist() == list(range(0, 400, 2))
+    assert j.tolist() == list(range(1, 400, 2))

@@ -113,6 +113,29 @@ def test_one_option_without_the_other_and_a_known_network_are_refused():
         AnnotateConfig.resolve({**job, "model": "resnet18", **both})
 
 
+def test_a_network_that_is_returned_again_and_again_keeps_its_values():
+    before = {name: value.clone() for name, value in their_networks.kept().state_dict().items()}
+    given = registry.get(f"{OWN}kept").published["DEFAULT"].load()
+    for name, value in before.items():
+        assert torch.equal(given[name], value), name
+        assert torch.equal(their_networks.kept().state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("failing", r"^--model \S+:failing: its function fails: KeyError: 'nothing'$"),
+        (
+            "narrow",
+            r"^--model \S+:narrow: fails at random inputs of 224×224 pixels: TypeError: 100 pixels, not others$",
+        ),
+    ],
+)
+def test_whatever_the_users_code_raises_is_one_line(name, said):
+    with pytest.raises(ModelError, match=said):
+        registry.get(f"{OWN}{name}")
+
+
 def test_names_of_networks_and_of_their_folders():
     assert reference_of("timm/resnet50.a1_in1k").timm == "resnet50.a1_in1k"
     assert reference_of(CUT).layers == ("body", "fc")

@@ -96,7 +96,7 @@ def test_a_run_in_progress_is_followed_by_what_it_writes(lake):
     now, seen = [100.0], []
     with Lease.acquire(lake.fs, lake.root, RUN) as lease:
         watched = WatchedRun(lake.fs, lake.root, RUN, clock=lambda: now[0])
-        assert watched.look().text == f"run {RUN} lists and plans its inputs"
+        assert watched.look().text == f"{RUN} has begun no run yet: it plans, compacts or repairs"
         manifest = begun(lake, planned=7)
         assert watched.look().text == f"run {RUN}: 0/7 committed, 0 rejected"
         lake.commit(RUN, lease.generation, "000000", rows_of(RUN, {"s3://b/1.jpg": "v1", "s3://b/2.jpg": "v1"}))

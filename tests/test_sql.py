@@ -116,6 +116,12 @@ def test_a_file_has_the_format_of_its_name(ask, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.parquet", "x.csv"]
 
 
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_a_query_that_fails_while_its_rows_stream_is_one_line(ask, kind):
+    with pytest.raises(UsageError, match=r"^SQL: Conversion Error.*Could not convert string 'c' to INT32"):
+        ask("SELECT uri::INT AS n FROM images", format=kind)
+
+
 def test_a_failing_query_leaves_no_file(ask, tmp_path):
     with pytest.raises(UsageError, match="boom"):
         ask("SELECT CASE WHEN uri = 'c' THEN error('boom') END AS x FROM images", to=str(tmp_path / "x.csv"))
@@ -125,6 +131,7 @@ def test_a_failing_query_leaves_no_file(ask, tmp_path):
 @pytest.mark.parametrize(
     ("query", "said"),
     [
+        ("SELECT 'x'::INT AS n FROM images", "SQL: Conversion Error: Could not convert string 'x' to INT32"),
         ("SELEC 1", 'SQL: Parser Error: syntax error at or near "SELEC"'),
         ("SELECT nothing FROM boxes", 'SQL: Binder Error: Referenced column "nothing" not found'),
         ("SELECT 1; SELECT 2", "SQL: SELECT, SELECT; allowed: one SELECT"),
@@ -157,6 +164,8 @@ def test_sql_that_is_wrong_or_would_write_is_refused_in_one_line(ask, query, sai
         ({"query": "SELECT 1", "join": "metadata.csv"}, "--join 'metadata.csv': allowed: NAME=FILE"),
         ({"query": "SELECT 1", "model": "x-1"}, f"model 'x-1': this output has {MODEL}"),
         ({"query": "SELECT 1", "join": "boxes=README.md"}, "--join boxes=README.md: allowed: a file that ends with"),
+        ({"query": "SELECT 1", "join": "a=x.csv,A=y.csv"}, "--join 'a=x.csv,A=y.csv': allowed: each NAME once"),
+        ({"ddl": "duckdb", "rows": 3}, "--rows: allowed with a query or --shell, not with --ddl"),
         ({"ddl": "athena"}, "--ddl athena: Athena reads s3:// only"),
     ],
 )

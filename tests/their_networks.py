@@ -120,3 +120,29 @@ def no_network():
 
 def with_argument(path):
     return Plain()
+
+
+_KEPT = _seeded(Plain())
+
+
+def kept():
+    """Return the same network each time."""
+    return _KEPT
+
+
+def failing():
+    """Fail as the user's code may."""
+    raise KeyError("nothing")
+
+
+class Narrow(Plain):
+    """Takes no input of another size."""
+
+    def forward(self, images):
+        if images.shape[-1] != 100:
+            raise TypeError("100 pixels,\nnot others")
+        return super().forward(images)
+
+
+def narrow():
+    return _seeded(Narrow())

@@ -89,6 +89,8 @@ def reported_errors(debug: bool = False, screen: Screen | None = None) -> Iterat
     except KeyboardInterrupt as error:
         screen.fail("stopped; run the same command again to go on", Stopped.__name__, Stopped.exit_status)
         raise typer.Exit(Stopped.exit_status) from error
+    except BrokenPipeError:  # The reader of the output has gone, which ``main`` answers.
+        raise
     except Exception as error:  # The outermost edge: an unexpected error also becomes one line.
         if debug:
             raise

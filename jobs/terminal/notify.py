@@ -79,7 +79,7 @@ def _post(url: SecretStr, document: dict[str, Any], screen: Screen) -> None:
         body = json.dumps(public(document), default=str).encode()
         headers["Content-Type"] = "application/json"
         request = urllib.request.Request(address, data=body, method="POST", headers=headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        with urllib.request.build_opener(_NoRedirects).open(request, timeout=TIMEOUT_S) as answer:
             answer.read(1)
     except urllib.error.HTTPError as error:
         error.close()
@@ -87,6 +87,13 @@ def _post(url: SecretStr, document: dict[str, Any], screen: Screen) -> None:
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         screen.say(f"warning: {where}: the webhook does not answer ({type(reason).__name__}); the run is not affected")
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: urllib would send the password to another host, and a GET without the document."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Return nothing, so that the answer becomes an HTTPError."""
 
 
 def _without_user(url: str) -> tuple[str, dict[str, str]]:

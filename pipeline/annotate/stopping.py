@@ -14,13 +14,24 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @contextmanager
 def raising_at_sigterm() -> Iterator[None]:
-    """Raise Stopped in the main thread when SIGTERM comes during the block, as Ctrl-C raises KeyboardInterrupt."""
+    """Raise Stopped in the main thread when SIGTERM comes during the block, as Ctrl-C raises KeyboardInterrupt.
+
+    From that signal on nothing waits long for a store that is out of order, in other threads neither.
+    """
+    signals = 0
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped
+        nonlocal signals
+        signals += 1
+        PATIENCE.hurry()
+        raise Stopped if number == signal.SIGTERM else KeyboardInterrupt
 
-    with _handling((signal.SIGTERM,), stop):
-        yield
+    try:
+        with _handling(_SIGNALS, stop):
+            yield
+    finally:
+        for _ in range(signals):
+            PATIENCE.hurry_no_more()
 
 
 @contextmanager

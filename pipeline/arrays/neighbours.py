@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 BLOCK_ROWS = 2048
 """Rows of each side of a product: 16 MB of cosines, and 10 MB a side with 1,280 values."""
 
+ROUNDING = 2e-6
+"""Of a cosine in float32: that of a vector with itself may be 0.999999."""
+
 
 def units(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return ``vectors`` (N, K) divided by their lengths; a vector of zeros stays one."""
@@ -32,7 +35,7 @@ def close_pairs(
         for other in range(start, len(rows), BLOCK_ROWS):
             there = here if other == start else np.ascontiguousarray(rows[other : other + BLOCK_ROWS])
             cosines = here @ there.T
-            i, j = np.nonzero(cosines >= least)
+            i, j = np.nonzero(cosines >= least - ROUNDING)
             later = j + other > i + start
             i, j = i[later], j[later]
             yield i + start, j + other, cosines[i, j].clip(-1, 1)

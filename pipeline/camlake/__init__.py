@@ -97,7 +97,8 @@ def annotate(*, progress: "ProgressKind" = "auto", **options: Any) -> "Lake":
     if manifest.summary:
         reporter.say(manifest.summary.sentence)
     refuse_rejected_share(manifest, config)
-    return open_lake(config.out, config.storage, manifest.model)
+    # ``anonymous`` is meant for the input alone.
+    return open_lake(config.out, config.storage.model_copy(update={"anonymous": False}), manifest.model)
 
 
 def neighbours(out: str, of: str, count: int = 10, **options: Any) -> "pa.Table":

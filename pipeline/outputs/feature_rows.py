@@ -14,7 +14,7 @@ from pipeline.arrays.feature_maps import head_maps, packed_bytes
 from pipeline.images.resize import ResizePlan
 from pipeline.models.weights.head_file import Head, probabilities
 from pipeline.storage.lake.query import file_urls, quote_list
-from pipeline.storage.lake.records import load_commits
+from pipeline.storage.lake.records import counted_commits
 from schemas.errors import StoreError, UsageError
 from schemas.runs import CommitRecord, RunManifest
 
@@ -99,26 +99,22 @@ def stream_maps(
     """
     model, chosen = runs[-1].model, np.array(classes, np.int64)
     con.execute("CREATE OR REPLACE TEMP TABLE camlake_current AS SELECT model, image_id, run_id FROM images")
-    for run in runs:
-        resize, commits = resize_of(run), load_commits(fs, root, run.run_id)
-        named_files = {file.path for commit in commits for file in commit.files}
-        if lost := [file.path for file in run.files if file.path not in named_files]:
-            raise StoreError(f"{root}: no commit record names {lost[0]}; it was removed from _runs")
-        for commit in commits:
-            rows = _rows_of(con, fs, root, commit, model)
-            if not len(rows):
-                continue
-            vectors = vectors_of(rows)
-            probs = probabilities(head.logits(vectors))
-            maps = maps_of_rows(rows, vectors, head.weight, np.broadcast_to(chosen, (len(rows), len(chosen))))
-            maps = maps.reshape(len(rows), len(chosen), *maps.shape[1:])
-            sizes_hw = np.stack([rows[side].to_numpy() for side in ("height_px", "width_px")], axis=1)
-            named = zip(rows["image_id"].to_pylist(), rows["uri"].to_pylist(), resize.valid_hw(sizes_hw), strict=True)
-            for place, (image_id, uri, (height, width)) in enumerate(named):
-                for number, class_id in enumerate(classes):
-                    heat = maps[place, number, :height, :width].copy()
-                    prob = float(probs[place, class_id])
-                    yield HeadMap(image_id, uri, class_id, head.card.classes[class_id], prob, heat)
+    resize = resize_of(runs[-1])  # All runs of a model resize alike: its partition is named by a digest of that too.
+    for commit in counted_commits(fs, root, runs):
+        rows = _rows_of(con, fs, root, commit, model)
+        if not len(rows):
+            continue
+        vectors = vectors_of(rows)
+        probs = probabilities(head.logits(vectors))
+        maps = maps_of_rows(rows, vectors, head.weight, np.broadcast_to(chosen, (len(rows), len(chosen))))
+        maps = maps.reshape(len(rows), len(chosen), *maps.shape[1:])
+        sizes_hw = np.stack([rows[side].to_numpy() for side in ("height_px", "width_px")], axis=1)
+        named = zip(rows["image_id"].to_pylist(), rows["uri"].to_pylist(), resize.valid_hw(sizes_hw), strict=True)
+        for place, (image_id, uri, (height, width)) in enumerate(named):
+            for number, class_id in enumerate(classes):
+                heat = maps[place, number, :height, :width].copy()
+                prob = float(probs[place, class_id])
+                yield HeadMap(image_id, uri, class_id, head.card.classes[class_id], prob, heat)
 
 
 def _rows_of(
@@ -137,8 +133,8 @@ def _rows_of(
         "SELECT image_id, uri, height_px, width_px, feature, map_h, map_w, channels, bits, codes"
         f" FROM {read['images']} AS images"
         " SEMI JOIN (SELECT image_id, run_id FROM camlake_current WHERE model = $model) USING (image_id, run_id)"
-        f" LEFT JOIN {read['features']} AS features USING (image_id)"
-        f" LEFT JOIN {read['feature_maps']} AS maps USING (image_id) ORDER BY image_id",
+        f" LEFT JOIN {read['features']} AS features USING (image_id, run_id)"
+        f" LEFT JOIN {read['feature_maps']} AS maps USING (image_id, run_id) ORDER BY image_id",
         params={"model": model},
     ).to_arrow_table()
     if rows["feature"].null_count or rows["codes"].null_count:

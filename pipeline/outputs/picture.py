@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pipeline.images.decode import DecodeLimits, decode
 from pipeline.outputs.reader import heatmap
@@ -51,7 +51,8 @@ def draw(
         storage = StorageConfig(endpoint_url=endpoint_url, profile=profile, anonymous=anonymous)
         pixels = _read(next((str(row["uri"]) for row in rows if "uri" in row), None), storage)
     else:
-        pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image, np.uint8)
+        upright = ImageOps.exif_transpose(image).convert("RGB") if isinstance(image, Image.Image) else image
+        pixels = np.asarray(upright, np.uint8)
     for row in rows:
         if "heat" in row:
             pixels = _with_map(pixels, heatmap(row, (pixels.shape[0], pixels.shape[1])))

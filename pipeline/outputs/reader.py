@@ -131,9 +131,10 @@ class Lake:
         unknown = [name for name in classes or () if name not in found.card.classes]
         if unknown:
             raise UsageError(f"class {unknown[0]!r}: the head has {', '.join(found.card.classes)}")
-        if model is not None and model not in self.models:
-            raise UsageError(f"model {model!r}: this output has {', '.join(self.models) or 'none yet'}")
-        own = [run for run in self._runs if run.files and model in (None, run.model)]
+        mine = [one for one in self.models if self._model in (None, ALL_MODELS, one)]
+        if model is not None and model not in mine:
+            raise UsageError(f"model {model!r}: this output has {', '.join(mine) or 'none yet'}")
+        own = [run for run in self._runs if run.files and run.model in mine and model in (None, run.model)]
         fitting = [run for run in own if run.lineage.backbone_digest == found.card.model_digest]
         last = (fitting or own)[-1] if own else None
         if last is None:

@@ -59,9 +59,13 @@ class Source:
         ``commit`` has these inputs; ``columns`` gives other tables and their columns. Raises StoreError, which fails
         the run, where a file can't be read.
         """
-        ids = planned["image_id"].combine_chunks()
-        rows = {table: self._read(commit, table, names) for table, names in (columns or _COLUMNS).items()}
-        kept = {table: pc.is_in(found["image_id"], ids) for table, found in rows.items()}
+        wanted, names_of = _endings(planned, "detail").combine_chunks(), columns or _COLUMNS
+        read = {
+            table: self._read(commit, table, list(dict.fromkeys([*names, "run_id"])))
+            for table, names in names_of.items()
+        }
+        kept = {table: pc.is_in(_endings(found, "run_id"), wanted) for table, found in read.items()}
+        rows = {table: found.select(list(names_of[table])) for table, found in read.items()}
         # Feature maps take 31 kB a row: they are not copied where all rows stay.
         return {
             table: found if pc.all(kept[table]).as_py() else found.filter(kept[table]) for table, found in rows.items()
@@ -86,6 +90,11 @@ class Source:
         return pa.concat_tables([none, *(_read_parquet(self.fs, path, columns).cast(none.schema) for path in paths)])
 
 
+def _endings(rows: pa.Table, run: str) -> pa.ChunkedArray:
+    """Return the run and the image of each row: a merged commit may have rows of an image from several runs."""
+    return pc.binary_join_element_wise(rows[run], rows["image_id"], "/")
+
+
 _COLUMNS: dict[Table, tuple[str, ...]] = {
     "images": tuple(TABLES["images"].columns.names),
     "quarantine": tuple(TABLES["quarantine"].columns.names),
@@ -105,8 +114,8 @@ class Work(NamedTuple):
     rows: int
 
     def planned(self, fs: AbstractFileSystem, root: str) -> pa.Table:
-        """Return image_id and the named ``classes`` of these inputs; the new output at ``root`` holds the plan."""
-        return _read_parquet(fs, LakePaths(root).full(self.plan), ["image_id", "classes"])
+        """Return image_id, the named ``classes`` and, as ``detail``, the run of each input; the plan is at ``root``."""
+        return _read_parquet(fs, LakePaths(root).full(self.plan), ["image_id", "classes", "detail"])
 
 
 def _read_parquet(fs: AbstractFileSystem, path: str, columns: list[str]) -> pa.Table:
@@ -249,7 +258,7 @@ def _add_planned(con: duckdb.DuckDBPyConnection) -> None:
     """Make the table ``planned``: the inputs that are not done, numbered in the order of their commits."""
     con.execute(
         """CREATE TABLE planned AS SELECT row_number() OVER (ORDER BY commit, image_id) AS seq,
-            commit, uri, image_id, etag, size_bytes, modified_at
+            commit, uri, image_id, run_id AS detail, etag, size_bytes, modified_at
         FROM endings JOIN commits USING (image_id, run_id) WHERE NOT EXISTS (
             SELECT 1 FROM done WHERE done.image_id = endings.image_id AND done.annotated = endings.annotated
             AND done.etag IS NOT DISTINCT FROM endings.etag

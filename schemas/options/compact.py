@@ -8,6 +8,7 @@ from pydantic import AfterValidator
 from schemas.options.config import COMMA_SEPARATED, LeaseConfig, option, required
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d|w)")
+_LONGEST_S = 36_500 * 86_400
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -20,8 +21,8 @@ def seconds_of(duration: str) -> float:
 
 
 def _checked(duration: str | None) -> str | None:
-    if duration is not None:
-        seconds_of(duration)
+    if duration is not None and seconds_of(duration) > _LONGEST_S:
+        raise ValueError("allowed: up to 36500d, a hundred years")
     return duration
 
 

@@ -17,6 +17,9 @@ def _checked(parts: tuple[str, ...]) -> tuple[str, ...]:
     wrong = [part for part in parts if not _JOIN.fullmatch(part)]
     if wrong:
         raise ValueError("allowed: NAME=FILE,NAME=FILE with names of letters, digits and _")
+    names = [part.partition("=")[0].lower() for part in parts]
+    if len(set(names)) < len(names):
+        raise ValueError("allowed: each NAME once")
     return parts
 
 
@@ -60,6 +63,8 @@ class SqlConfig(StorageConfig):
         ways = [name for name in ("query", "shell", "ddl") if getattr(self, name)]
         if len(ways) != 1:
             raise ValueError('allowed: one of a query ("SELECT ..."), --shell and --ddl')
+        if self.ddl and (given := sorted({"join", "format", "rows"} & self.model_fields_set)):
+            raise ValueError(f"--{given[0]}: allowed with a query or --shell, not with --ddl")
         if self.to and (self.shell or self.ddl):
             raise ValueError("--to: allowed with a query")
         if self.to and self.result_format == "table":

@@ -137,7 +137,7 @@ class _Process:
         while True:
             try:
                 done = self._answer(stream)
-            except (EOFError, ConnectionError):
+            except (EOFError, OSError):  # Also one that died in the middle of a message.
                 self._replace()
             else:
                 return Worked(table_of(done.rows), done.progress)

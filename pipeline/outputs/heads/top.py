@@ -4,8 +4,10 @@ A feature is a head too: one with the weight 1 for this feature, 0 for the other
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +31,10 @@ from schemas.tables import PLAN
 LIMITS = DecodeLimits(max_pixels=100_000_000, max_bytes=100_000_000, timeout_s=30)
 MOST_RANKED = 20_000
 """Most images of all orders together: the codes of so many take 600 MB with MobileNetV2."""
+SIDE_PX = 360
+"""Longer side of a picture on the page."""
+PART_BYTES, UNKNOWN_BYTES, PART_ROWS = 64 * 2**20, 4 * 2**20, 512
+"""Most bytes of files that are held at a time, the bytes of a file of unknown size, most rows of a Parquet file."""
 _RULE = BoxRule("auto", (AUTO_THRESHOLD,), 0.0)
 Pixels = NDArray[np.uint8]
 
@@ -63,6 +69,8 @@ class Ranked:
     """(h, w): the map of the name; None where the output has no feature maps."""
     box_xyxy: tuple[float, float, float, float] | None = None
     """Half-open, in pixels of the upright original; None without a map."""
+    size_hw: tuple[int, int] | None = None
+    """Of the upright original; None where the picture that is drawn has the original's size."""
 
 
 def by_head(head: Head) -> Ranking:
@@ -122,7 +130,9 @@ def with_boxes(source: FeatureSource, ranking: Ranking, ranked: Sequence[Sequenc
                 "SELECT image_id, map_h, map_w, channels, bits, codes, feature FROM feature_maps JOIN features"
                 f" USING (image_id) {chosen} ORDER BY image_id"
             ).to_arrow_table()
-    known = [[replace(one, run_id=run_of[one.image_id]) for one in some] for some in ranked]
+    known = [
+        [replace(one, run_id=run_of[one.image_id], size_hw=sizes[one.image_id]) for one in some] for some in ranked
+    ]
     if rows is None or not len(rows):
         return known
     codes = rows.set_column(rows.schema.get_field_index("codes"), "codes", rows["codes"].cast(pa.large_binary()))
@@ -148,7 +158,10 @@ def _boxed(
 
 
 def pictures_of(source: FeatureSource, storage: StorageConfig, ranked: Sequence[Ranked]) -> dict[str, Pixels]:
-    """Return the pixels (H, W, 3) uint8 RGB of the images by image_id, upright; what can't be read is missing."""
+    """Return the pixels (H, W, 3) uint8 RGB of the images by image_id, upright; what can't be read is missing.
+
+    The longer side has at most SIDE_PX pixels, because all pictures of the page are in memory.
+    """
     paths, plans = LakePaths(source.root), []
     ids = {one.image_id for one in ranked}
     for run_id in sorted({one.run_id for one in ranked}):
@@ -159,13 +172,18 @@ def pictures_of(source: FeatureSource, storage: StorageConfig, ranked: Sequence[
                 plans.append(rows.filter(pc.is_in(rows["image_id"], pa.array(sorted(ids)))))
     plan = pa.concat_tables([PLAN.empty_table(), *plans])
     found: dict[str, Pixels] = {}
-    for image_id, data in zip(
-        plan["image_id"].to_pylist(), Fetcher(storage, LIMITS.max_bytes).fetch(plan), strict=True
-    ):
-        if isinstance(data, RejectedImage):
-            continue
-        try:
-            found[image_id] = decode(data, LIMITS).pixels
-        except RejectedImage:
-            continue
+    parts = Fetcher(storage, LIMITS.max_bytes).fetch_in_parts(plan, PART_BYTES, UNKNOWN_BYTES, PART_ROWS)
+    for part, fetched in parts:
+        for image_id, data in zip(part["image_id"].to_pylist(), fetched, strict=True):
+            if not isinstance(data, RejectedImage):
+                with suppress(RejectedImage):
+                    found[image_id] = _smaller(decode(data, LIMITS).pixels)
     return found
+
+
+def _smaller(pixels: Pixels) -> Pixels:
+    """Return a picture whose longer side has at most SIDE_PX pixels."""
+    height, width = pixels.shape[:2]
+    scale = min(1.0, SIDE_PX / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)

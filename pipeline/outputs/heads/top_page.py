@@ -10,10 +10,8 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.outputs.heads.top import Pixels, Ranked
+from pipeline.outputs.heads.top import SIDE_PX, Pixels, Ranked
 
-SIDE_PX = 360
-"""Longer side of a picture on the page."""
 _BOX_RGB = (255, 122, 26)
 _JPEG_QUALITY = 85
 
@@ -44,7 +42,7 @@ def _card(place: int, one: Ranked, pixels: Pixels | None) -> dict[str, Any]:
 
 def drawn(pixels: Pixels, one: Ranked, side_px: int = SIDE_PX) -> Pixels:
     """Return the picture, its longer side at most ``side_px``, with its map in colours over it and its box."""
-    height, width = pixels.shape[:2]
+    height, width = one.size_hw or pixels.shape[:2]
     scale = min(1.0, side_px / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     canvas = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)

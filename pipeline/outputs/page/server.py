@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
+import duckdb
+
 from pipeline.outputs.page.catalog import ORDERS, SIDES_PX, Query
 from pipeline.outputs.page.live import LiveCatalog
 from pipeline.outputs.page.report import content_policy
@@ -104,6 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, error.detail)
         except CamlakeError as error:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+        except duckdb.Error:
+            self._refuse(HTTPStatus.CONFLICT, "the output has changed since this page was loaded: load it again")
 
     do_HEAD = do_GET  # noqa: N815 (the base class's names)
 

@@ -48,7 +48,7 @@ class WatchedRun:
         path = paths.full(paths.manifest_path(self.run_id))
         data = read_whole(self.fs, path)
         if data is None:
-            return Seen(f"run {self.run_id} lists and plans its inputs", {"run_id": self.run_id})
+            return Seen(f"{self.run_id} has begun no run yet: it plans, compacts or repairs", {"run_id": self.run_id})
         run = parse_record(RunManifest, data, path)
         if run.status != "running":
             return None

@@ -66,6 +66,8 @@ def statements(config: SqlConfig, engine: Engine) -> Iterator[str]:
     with open_lake(config.out, config) as lake:
         model = chosen_model(lake, config)
         files = {file.table for run in lake.runs if model in (ALL_MODELS, run.model) for file in run.files}
+    if model != ALL_MODELS and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", model):
+        raise UsageError(f"--ddl {engine}: {model!r} is no name of a partition that camlake writes")
     if "images" not in files:
         raise UsageError(f"--ddl {engine}: allowed: an output with an annotated image; {safe_url(config.out)} has none")
     for old, new in dialect.protocols.items():

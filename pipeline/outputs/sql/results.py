@@ -34,7 +34,11 @@ def write_result(relation: duckdb.DuckDBPyRelation, kind: ResultFormat, sink: IO
     write = {"csv": _write_csv, "json": _write_json, "parquet": _write_parquet}[kind]
     try:
         return write(relation.to_arrow_reader(BATCH_ROWS), sink)
-    except duckdb.Error as error:
+    except OSError as error:
+        if error.errno is not None:  # The place of the result failed: a full disk, a closed pipe.
+            raise
+        raise UsageError(f"SQL: {one_line(error)}") from error  # A query that fails while its rows stream.
+    except (duckdb.Error, pa.ArrowException) as error:
         raise UsageError(f"SQL: {one_line(error)}") from error
 
 

@@ -145,8 +145,8 @@ def one_select(con: duckdb.DuckDBPyConnection, query: str) -> duckdb.DuckDBPyRel
         raise UsageError(f"SQL: {one_line(error)}") from error
 
 
-def one_line(error: duckdb.Error) -> str:
-    """Return the message of a DuckDB error in one line, without the drawing of the query."""
+def one_line(error: Exception) -> str:
+    """Return the message of an error of DuckDB or Arrow in one line, without the drawing of the query."""
     lines = [line.strip() for line in str(error).splitlines()]
     drawing = next((place for place, line in enumerate(lines) if line.startswith("LINE ")), len(lines))
     return " ".join(line for line in lines[:drawing] if line)

@@ -10,7 +10,7 @@ files.
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -44,7 +44,7 @@ from pipeline.storage.lake.whole_objects import (
     remove_secrets,
 )
 from pipeline.storage.patience import PATIENCE
-from schemas.errors import StoreError
+from schemas.errors import LeaseError, StoreError
 from schemas.options.config import StorageConfig
 from schemas.runs import DIGEST_BYTES, CommitRecord, Counts, DataFile, RunManifest
 from schemas.tables import TABLES, Table, optional_tables
@@ -199,7 +199,8 @@ def finish_run(fs: AbstractFileSystem, root: str, manifest: RunManifest, generat
     summary = run.summary and run.summary.with_commits(commits, PATIENCE.take_retries())
     run = run.model_copy(update={"status": "complete", "ended_at": datetime.now(UTC), "summary": summary})
     write_record(fs, manifest_path(root, run), run)
-    remove_strays(fs, root, load_runs(fs, root))
+    with suppress(LeaseError):  # The run is complete; a new holder of the lease clears up.
+        remove_strays(fs, root, load_runs(fs, root), generation)
     return run
 
 
@@ -219,7 +220,7 @@ def interrupt_run(fs: AbstractFileSystem, root: str, run_id: str, generation: in
         write_record(fs, path, run.model_copy(update={"status": "interrupted", "ended_at": datetime.now(UTC)}))
 
 
-def remove_leftovers(fs: AbstractFileSystem, root: str) -> tuple[list[str], list[str]]:
+def remove_leftovers(fs: AbstractFileSystem, root: str, generation: int | None = None) -> tuple[list[str], list[str]]:
     """Clear up after dead runs; return the data files that were removed (relative) and the ids of the dead runs.
 
     Only the holder of the lease may call this, before its own run starts: any other run that is ``running`` is dead.
@@ -228,6 +229,7 @@ def remove_leftovers(fs: AbstractFileSystem, root: str) -> tuple[list[str], list
     names that camlake does not give are left alone.
 
     The commit records are read once. A record that a late worker of a dead run writes after that does not count.
+    Raises LeaseError where the lease of the given ``generation`` was taken over meanwhile.
     """
     settle_compactions(fs, root)
     runs = load_runs(fs, root)
@@ -235,26 +237,40 @@ def remove_leftovers(fs: AbstractFileSystem, root: str) -> tuple[list[str], list
     for run in dead:
         ended = with_reasons(fs, root, run).model_copy(update={"status": "interrupted", "ended_at": datetime.now(UTC)})
         write_record(fs, manifest_path(root, run), ended)
+    if generation is not None:
+        assert_generation_held(fs, root, generation)
     remove_secrets(fs, root)
-    strays = remove_strays(fs, root, runs)
+    strays = remove_strays(fs, root, runs, generation)
     if is_local(fs):
         remove_many(fs, [path for path in fs.find(root) if path.endswith(TEMP_SUFFIX)])
     return strays, [run.run_id for run in dead]
 
 
-def remove_strays(fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest]) -> list[str]:
+def remove_strays(
+    fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest], generation: int | None = None
+) -> list[str]:
     """Remove and return the data files with camlake's names that no run names, such as those of a late worker.
 
     Files that a compaction replaced stay until its grace period is over. Staged files are removed first, so that no
-    worker of a dead run can show one after the shown files are listed.
+    worker of a dead run can show one after the shown files are listed. Raises LeaseError where the lease of the given
+    ``generation`` was taken over: the requests of this function may have lasted longer than the lease.
     """
+
+    def assert_held() -> None:
+        if generation is not None:
+            assert_generation_held(fs, root, generation)
+
+    assert_held()
     remove_staged(fs, root)
     now = datetime.now(UTC)
     named = {file.path for file in committed_files(runs)}
-    named |= {path for one in load_compactions(fs, root) if not one.is_over(now) for path in one.replaced_files}
+    # Until a compaction is settled, its new files are hidden from whoever reads by glob.
+    waiting = [one for one in load_compactions(fs, root) if not (one.shown and one.is_over(now))]
+    named |= {path for one in waiting for path in one.replaced_files}
     written = [path for path in list_data_files(fs, root) if _NAMES.fullmatch(path.rpartition("/")[2])]
     strays = sorted(path for path in written if path not in named)
     paths = LakePaths(root)
+    assert_held()
     remove_many(fs, [paths.full(path) for path in strays])
     return strays
 

@@ -10,6 +10,7 @@ from fsspec import AbstractFileSystem
 from pipeline.storage.lake.encoding import to_parquet
 from pipeline.storage.lake.layout import EMPTY_PATH, LakePaths
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
+from pipeline.storage.patience import ask_store
 from pipeline.storage.store_failures import store_errors
 from schemas.tables import TABLES
 
@@ -45,8 +46,8 @@ def _files(fs: AbstractFileSystem, root: str) -> list[str]:
     """Return the files of quarantine as relative paths; nothing is cached."""
     paths = LakePaths(root)
     fs.invalidate_cache()
-    with store_errors(f"{root} can't be listed"):
-        return [paths.relative(path) for path in fs.find(paths.full(_TABLE))]
+    found = ask_store(f"{root} can't be listed", lambda: fs.find(paths.full(_TABLE)))
+    return [paths.relative(path) for path in found]
 
 
 def _digest(data: bytes) -> str:

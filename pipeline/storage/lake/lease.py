@@ -71,16 +71,19 @@ class Lease:
         expired ``ttl_s`` after it was written. With ``force`` the lease is taken from any holder, which then stops.
         Raises HeldError while another run holds the lease, StoreError where the store refuses to write it.
         """
-        holder = this_process(run_id, ttl_s)
         for _ in range(_ATTEMPTS):
             generations = list_generations(fs, root)
             newest = generations[-1] if generations else 0
             if not force:
                 _refuse_if_held(fs, root, newest, ttl_s)
+            holder, began_s = this_process(run_id, ttl_s), time.monotonic()
             if _create(fs, generation_path(root, newest + 1), holder) and list_generations(fs, root)[-1] == newest + 1:
                 lease = cls(fs, root, holder, newest + 1, ttl_s)
-                remove_many(fs, [generation_path(root, old) for old in generations])
+                if time.monotonic() - began_s > ttl_s / RENEWALS_PER_TTL:  # The store took long.
+                    lease._renew()
                 lease._thread.start()
+                with suppress(StoreError):  # The next holder removes them.
+                    remove_many(fs, [generation_path(root, old) for old in generations])
                 return lease
         raise HeldError(f"{root}: other runs keep taking this output's lease; try again when they have ended")
 

@@ -17,7 +17,7 @@ from fsspec import AbstractFileSystem
 from pydantic import ValidationError
 
 from pipeline.storage.lake.layout import HIDDEN_NAME, RUN_ID, RUNS, LakePaths
-from pipeline.storage.lake.whole_objects import copy_whole, list_dir, read_many, remove_many, write_whole
+from pipeline.storage.lake.whole_objects import copy_many, list_dir, read_many, remove_many, write_whole
 from schemas.errors import StoreError
 from schemas.runs import DIGEST_BYTES, CommitRecord, Compaction, Counts, DataFile, Record, RunManifest
 from schemas.tables import SCHEMA_VERSION
@@ -154,15 +154,15 @@ def settle_compactions(fs: AbstractFileSystem, root: str) -> None:
     """End the compactions whose grace period is over: remove the replaced files, and give the new files their names.
 
     Only the holder of the lease may call this. The old names of the new files stay readable for another grace period.
-    A call that is interrupted is completed by the next one.
+    A call that is interrupted is completed by the next one. From the first copy until the replaced files are removed,
+    a plain glob sees merged rows twice: seconds for some files, minutes for thousands on an object store.
     """
     paths, now = LakePaths(root), datetime.now(UTC)
     for one in load_compactions(fs, root):
         if one.shown or not one.is_over(now):
             continue
         names = {file.path: shown_path(file.path) for file in one.files}
-        for old, new in names.items():
-            copy_whole(fs, paths.full(old), paths.full(new))
+        copy_many(fs, {paths.full(old): paths.full(new) for old, new in names.items()})
         remove_many(fs, [paths.full(path) for path in one.replaced_files])
         commits = tuple(
             record.model_copy(
@@ -193,13 +193,14 @@ def compaction_path(root: str, one: Compaction) -> str:
 def counted_commits(fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest]) -> list[CommitRecord]:
     """Return the commits that count after all compactions, those of each run in order; ``runs`` is from ``load_runs``.
 
+    ``runs`` may have been loaded before a compaction: what counts are the files that they name.
+
     The files of the commits are the files of ``runs``; raises StoreError where a file has no commit record.
     """
     found = {(run.run_id, record.task): record for run in runs for record in load_commits(fs, root, run.run_id)}
     models = {run.model for run in runs}
     for one in load_compactions(fs, root):
         if one.model in models:
-            found = {key: record for key, record in found.items() if f"{key[0]}/{key[1]}" not in one.replaced}
             found |= {(record.run_id, record.task): record for record in one.commits}
     files = {file.path for file in committed_files(runs)}
     commits = [record for record in found.values() if all(file.path in files for file in record.files)]

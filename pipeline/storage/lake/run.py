@@ -120,7 +120,7 @@ def open_run(request: RunRequest, say: Callable[[str], None] = silent) -> Iterat
     started_at = datetime.now(UTC)
     run_id = new_run_id()
     with lease_when_free(fs, root, run_id, request.wait_s, say) as lease:
-        remove_leftovers(fs, root)
+        remove_leftovers(fs, root, lease.generation)
         check_settings(request, fs, root)
         calibration = None if request.undecided else find_calibration(request, fs, root)
         manifest = RunManifest(

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import is_local, is_s3
-from pipeline.storage.lake.layout import DATA_NAME, LakePaths
+from pipeline.storage.lake.layout import DATA_NAME, HIDDEN_NAME, LakePaths
 from pipeline.storage.patience import LIMIT_S, ask_store
 from pipeline.storage.store_failures import is_store_failure, store_errors
 from schemas.errors import StoreError
@@ -205,7 +205,8 @@ def _uploads(fs: AbstractFileSystem, root: str) -> Iterator[dict[str, str]]:
             partial(fs.call_s3, "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marker),
         )
         for one in page.get("Uploads", []):
-            if one["Key"].startswith(tables) and DATA_NAME.fullmatch(one["Key"].rpartition("/")[2]):
+            name = one["Key"].rpartition("/")[2]
+            if one["Key"].startswith(tables) and (DATA_NAME.fullmatch(name) or HIDDEN_NAME.fullmatch(name)):
                 yield {"Bucket": bucket, "Key": one["Key"], "UploadId": one["UploadId"]}
         if not page.get("IsTruncated"):
             return

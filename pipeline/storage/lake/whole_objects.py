@@ -1,6 +1,6 @@
 """Reads, writes, lists and removes whole objects of a store, on any fsspec file system."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -41,15 +41,24 @@ def copy_whole(fs: AbstractFileSystem, path: str, target: str) -> None:
 
     No reader ever sees a part of ``target``.
     """
-    if is_local(fs):
-        data = read_whole(fs, path)
-        if data is None:
-            raise StoreError(f"{path} is missing (`camlake verify` says what else)")
-        write_whole(fs, target, data)
-    else:
-        with store_errors(f"{path} can't be copied"):
-            fs.cp_file(path, target)
-        fs.invalidate_cache()
+    if not is_local(fs):
+        try:
+            ask_store(f"{path} can't be copied", partial(fs.cp_file, path, target))
+        except NotImplementedError:  # SFTP, FTP and SMB of fsspec copy nothing by themselves.
+            pass
+        else:
+            return
+    data = read_whole(fs, path)
+    if data is None:
+        raise StoreError(f"{path} is missing (`camlake verify` says what else)")
+    write_whole(fs, target, data)
+
+
+def copy_many(fs: AbstractFileSystem, targets: Mapping[str, str]) -> None:
+    """Copy objects, each to its target, several at a time; raises what ``copy_whole`` does."""
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        list(pool.map(partial(copy_whole, fs), targets, targets.values()))
+    fs.invalidate_cache()
 
 
 def list_dir(fs: AbstractFileSystem, path: str) -> list[str]:

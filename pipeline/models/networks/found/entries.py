@@ -29,6 +29,11 @@ def found_entry(
         structure = find_structure(module, preprocessing.image_size, layers)
     except ModelError as error:
         raise ModelError(f"{name} has no exact class activation map: {error}") from error
+    except Exception as error:  # The network's own code may raise anything.
+        side, why = preprocessing.image_size, " ".join(str(error).split())
+        raise ModelError(
+            f"--model {name}: fails at random inputs of {side}×{side} pixels: {type(error).__name__}: {why}"
+        ) from error
     family = Family(
         "", structure.linear, structure.about, structure.norm, refusal=structure.refusal, cutter=structure.cut
     )

@@ -4,6 +4,7 @@ The function may take ``num_classes``, for training with other classes. The netw
 with ``input_size``, ``mean`` and ``std``, as timm's networks have; without one it takes ImageNet's input.
 """
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -64,10 +65,16 @@ def _function(own: str) -> Callable[..., Any]:
             f"--model {own}: {module_name} can't be imported ({error}); run where it is, install it, or on a cluster"
             " send it as Ray's working_dir or py_modules"
         ) from error
+    except Exception as error:  # The user's code may raise anything.
+        raise ModelError(f"--model {own}: {module_name} fails when it is imported: {_in_one_line(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ModelError(f"--model {own}: {module_name} has no function {function_name!r}")
     return function  # type: ignore[no-any-return]
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _built(own: str, function: Callable[..., Any], classes: int | None) -> nn.Module:
@@ -79,10 +86,13 @@ def _built(own: str, function: Callable[..., Any], classes: int | None) -> nn.Mo
             "to be called without arguments" if classes is None else "a parameter num_classes, to learn other classes"
         )
         raise ModelError(f"--model {own}: its function needs {needs} ({error})") from error
-    module = function(**options)
+    try:
+        module = function(**options)
+    except Exception as error:  # The user's code may raise anything.
+        raise ModelError(f"--model {own}: its function fails: {_in_one_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"--model {own}: returns a {type(module).__name__}; allowed: a torch.nn.Module")
-    return module
+    return copy.deepcopy(module)  # The function may return the same network each time, and ours is changed.
 
 
 def _construct(own: str, function: Callable[..., Any], architecture: Architecture) -> nn.Module:

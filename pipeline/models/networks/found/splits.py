@@ -68,7 +68,7 @@ def _by_names(module: nn.Module, layer: str, linear: str) -> Split:
         if name not in known or not name:
             shown = ", ".join([one for one in known if one.count(".") == 0 and one][:12])
             raise ModelError(f"{option} {name}: the network has no such layer; its outermost are {shown}")
-    if not isinstance(known[linear], LAYERS):
+    if not isinstance(known[linear], LAYERS) or getattr(known[linear], "kernel_size", (1, 1)) != (1, 1):
         kind = type(known[linear]).__name__
         raise ModelError(f"--classifier-layer {linear}: is a {kind}; allowed: a Linear or a 1×1 Conv2d")
     return Split("names", layer, LayerOutput(module, layer), None, linear)

@@ -104,7 +104,8 @@ const camlakeGallery = (() => {
       more.hidden = entries.length >= total;
       document.documentElement.dataset.ready = "yes";
     } catch (error) {
-      count.textContent = `not found: ${error.message}`;
+      if (mine === turn) count.textContent = `not found: ${error.message}`;
+      return;
     } finally {
       if (mine === turn) loading = false;
     }

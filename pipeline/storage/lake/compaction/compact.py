@@ -34,6 +34,7 @@ from pipeline.storage.lake.records import (
     write_record,
 )
 from pipeline.storage.lake.whole_objects import write_whole
+from pipeline.storage.patience import PATIENCE
 from schemas.errors import StoreError, UsageError
 from schemas.runs import DIGEST_BYTES, CommitRecord, Compaction, DataFile, RunManifest
 
@@ -80,7 +81,7 @@ def compact(
     """
     compaction_id = new_run_id()
     with lease_when_free(fs, root, compaction_id, wait_s, say) as lease:
-        remove_leftovers(fs, root)
+        remove_leftovers(fs, root, lease.generation)
         runs = load_runs(fs, root)
         if not runs:
             raise StoreError(f"{root}: no camlake output here (no _runs/<run_id>/manifest.json)")
@@ -97,7 +98,7 @@ def compact(
             done.append(_compact_model(fs, root, lease, compaction_id, model, runs, wanted))
         lease.assert_held()
         settle_compactions(fs, root)
-        remove_strays(fs, root, load_runs(fs, root))
+        remove_strays(fs, root, load_runs(fs, root), lease.generation)
         write_empty_quarantine(fs, root, runs[-1].model, runs[-1].date)
         return done
 
@@ -141,8 +142,9 @@ def _compact_model(
         replaced_files=tuple(file.path for one in old for file in one.files),
         dropped=listed,
     )
-    lease.assert_held()
-    write_record(fs, compaction_path(root, record), record)
+    with PATIENCE.hurried():  # When the lease has expired, another run removes the files that this record names.
+        lease.assert_held()
+        write_record(fs, compaction_path(root, record), record)
     gone = [file for one in old for file in one.files]
     change = sum(file.size_bytes for file in record.files) - sum(file.size_bytes for file in gone)
     n_files = len(files) - len(gone) + len(record.files)

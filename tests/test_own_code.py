@@ -127,7 +127,7 @@ def test_a_network_that_is_returned_again_and_again_keeps_its_values():
         ("failing", r"^--model \S+:failing: its function fails: KeyError: 'nothing'$"),
         (
             "narrow",
-            r"^--model \S+:narrow: fails at random inputs of 224×224 pixels: TypeError: 100 pixels, not others$",
+            r"^--model \S+:narrow: fails at random inputs of 32×32 pixels: TypeError: 100 pixels, not others$",
         ),
     ],
 )

@@ -144,7 +144,7 @@ def test_retries_of_commits_are_in_the_summary_and_nothing_is_wrong_with_the_out
         summary = RunSummary(seconds=2, images_per_s=1, bytes_in=1000, retries=10)
         finish_run(local.fs, local.root, manifest.model_copy(update={"summary": summary}), lease.generation)
     (run,) = load_runs(local.fs, local.root)
-    written = sum(path.stat().st_size for path in Path(local.out).rglob("*.parquet") if "_runs" not in path.parts)
+    written = sum(path.stat().st_size for path in Path(local.out).rglob("part-*.parquet") if "_runs" not in path.parts)
     assert (run.summary.retries, run.summary.bytes_in, run.summary.bytes_out) == (13, 1000, written)
     assert problems(local) == []
     said = run.summary.sentence

@@ -119,7 +119,7 @@ def one_map(heat: np.ndarray) -> Output:
 
 def score(output: Output, folder: Path, truth: str = TRUTH, **options: Any) -> Scores:
     (folder / "truth.csv").write_text(truth)
-    with camlake.open(output.write(str(folder / "out"))) as lake:
+    with camlake.open(output.write(str(folder / "out")), model="*") as lake:
         return evaluate(lake, read_truth(str(folder / "truth.csv"), STORAGE), **options)
 
 

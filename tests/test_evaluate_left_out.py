@@ -58,7 +58,7 @@ def test_the_newest_models_rows_are_scored_unless_one_is_named(tmp_path: Path) -
     assert score(newer, tmp_path).figure("top1_accuracy").value == 0
     (tmp_path / "truth.csv").write_text(TRUTH)
     truth = read_truth(str(tmp_path / "truth.csv"), STORAGE)
-    with camlake.open(str(tmp_path / "out")) as lake:
+    with camlake.open(str(tmp_path / "out"), model="*") as lake:
         assert evaluate(lake, truth, model="older-12345678").figure("top1_accuracy").value == 0.25
         with pytest.raises(UsageError, match=r"--model 'resnet50': this output has older-12345678, tiny-12345678"):
             evaluate(lake, truth, model="resnet50")

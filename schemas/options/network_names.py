@@ -67,11 +67,12 @@ def with_layers(values: dict[str, Any], field: str) -> dict[str, Any]:
     Raises ValueError, in words for the user, for one layer without the other and for a network that camlake knows.
     """
     feature, classifier = values.get("feature_layer"), values.get("classifier_layer")
-    if feature is None and classifier is None:
-        return values
+    given = [one for one in (feature, classifier) if one is not None]
+    if not given or not all(isinstance(one, str) for one in given):
+        return values  # A value of another type is refused as that of any other option.
     if feature is None or classifier is None:
-        given, missing = ("--feature-layer", "--classifier-layer")[:: 1 if classifier is None else -1]
-        raise ValueError(f"{given} {feature or classifier}: allowed: together with {missing}")
+        flag, missing = ("--feature-layer", "--classifier-layer")[:: 1 if classifier is None else -1]
+        raise ValueError(f"{flag} {given[0]}: allowed: together with {missing}")
     model = values.get(field)
     named = f"{model}[{feature},{classifier}]"
     if not isinstance(model, str) or reference_of(named) is None:

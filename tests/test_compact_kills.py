@@ -8,7 +8,7 @@ from jobs.rebox import rebox
 from jobs.terminal.console import Screen
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.outputs import reader
-from pipeline.storage.lake import records
+from pipeline.storage.lake import records, whole_objects
 from pipeline.storage.lake.commit import remove_leftovers
 from pipeline.storage.lake.compaction import compact as compacting
 from pipeline.storage.lake.compaction import merge
@@ -41,8 +41,8 @@ def output(filled, tmp_path):
         (merge, "write_whole", 3),
         pytest.param(compacting, "write_whole", 1, marks=pytest.mark.slow),
         (compacting, "write_record", 1),
-        pytest.param(records, "copy_whole", 1, marks=pytest.mark.slow),
-        (records, "copy_whole", 4),
+        pytest.param(whole_objects, "copy_whole", 1, marks=pytest.mark.slow),
+        (whole_objects, "copy_whole", 4),
         (records, "remove_many", 1),
         pytest.param(records, "write_record", 1, marks=pytest.mark.slow),
     ],

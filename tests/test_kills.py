@@ -50,7 +50,7 @@ def test_killed_runs_cost_nothing_but_their_last_commit(ray_session, tmp_path, e
         assert same_rows(whole, killed, table) > 0, table
     assert verify(*connect(str(killed), StorageConfig())).problems == ()
     named = {file.path for run in camlake.open(str(killed)).runs for file in run.files}
-    assert {str(path.relative_to(killed)) for path in killed.glob("*/model=*/**/*.parquet")} == named
+    assert {str(path.relative_to(killed)) for path in killed.glob("*/model=*/**/part-*.parquet")} == named
     shift_edges(next(killed.glob("boxes/**/*.parquet")))
     with pytest.raises(CamlakeError, match="boxes: xmin is not the same"):
         same_rows(whole, killed, "boxes")

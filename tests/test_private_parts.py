@@ -95,3 +95,7 @@ def test_networks_of_torchvision_are_built_and_measured_without_its_compiler():
 def test_torchvision_itself_imports_the_compiler():
     """Where it no longer does, ``pipeline.models.networks.torchvision_private`` can go."""
     assert "torch._dynamo" in said_by(f"import torchvision; {COMPILER}")
+
+
+def test_the_processes_that_read_images_on_ray_import_no_torch():
+    assert said_by("import sys, pipeline.graph.read_tasks; print('torch' in sys.modules)") == "False\n"

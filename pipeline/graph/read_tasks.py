@@ -1,11 +1,19 @@
-"""A source of Ray Data with given read tasks; Ray does not choose the number of blocks."""
+"""A source of Ray Data with given read tasks; Ray does not choose the number of blocks.
 
-from collections.abc import Callable, Iterable, Sequence
+This module does not import torch, because the processes that read need none.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
+
+from pipeline.annotate.image_reader import ImageReader, encoded_bytes
+from pipeline.annotate.reporter import RunProgress
+from pipeline.storage.lake.planning import PlanSlice
+from pipeline.storage.patience import PATIENCE
 
 Read = Callable[[], Iterable[pa.Table]]
 """The function of a read task: it returns the tables of the task's rows."""
@@ -36,3 +44,11 @@ class ReadTasks(Datasource):
             )
             for read, rows in self._tasks
         ]
+
+
+def read_slices(reader: ImageReader, slices: Sequence[PlanSlice], progress: Any) -> Iterator[pa.Table]:
+    """Yield the fetched tables of some slices, and report their bytes and the requests that were repeated for them."""
+    with PATIENCE.patient(progress.note.remote):
+        for table in reader.read_slices(*slices):
+            progress.add.remote(RunProgress(bytes_in=encoded_bytes(table), retries=PATIENCE.take_retries()))
+            yield table

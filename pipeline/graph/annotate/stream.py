@@ -12,7 +12,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from torch import Tensor
 
 from pipeline.annotate.decode_stage import decode_in_task
-from pipeline.annotate.image_reader import FETCHED, ImageReader, encoded_bytes, joined_slices
+from pipeline.annotate.image_reader import FETCHED, joined_slices
 from pipeline.annotate.job import Job
 from pipeline.annotate.model import Model
 from pipeline.annotate.reporter import Reporter, RunProgress
@@ -22,7 +22,7 @@ from pipeline.graph.annotate.datasink import LakeSink
 from pipeline.graph.cluster import ray_cluster
 from pipeline.graph.progress import ActorAttempts, answer, following, start_progress
 from pipeline.graph.ray_errors import in_one_line
-from pipeline.graph.read_tasks import ReadTasks
+from pipeline.graph.read_tasks import ReadTasks, read_slices
 from pipeline.graph.tuning.autotune import resolve_compute
 from pipeline.graph.tuning.bench import sample_plan
 from pipeline.storage.lake.planning import Plan, PlanSlice
@@ -58,7 +58,7 @@ def run_stream(
     compute = job.compute
     progress = start_progress()
     groups = joined_slices(slices, images_of_block(compute, sum(one.rows for one in slices)))
-    reads = [(partial(_read_slices, job.reader, group, progress), sum(one.rows for one in group)) for group in groups]
+    reads = [(partial(read_slices, job.reader, group, progress), sum(one.rows for one in group)) for group in groups]
     images = ray.data.read_datasource(
         ReadTasks(reads, FETCHED), num_cpus=compute.read_cpus, override_num_blocks=len(reads)
     )
@@ -94,14 +94,6 @@ def run_stream(
         except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
             raise in_one_line(error) from error
     return total
-
-
-def _read_slices(reader: ImageReader, slices: Sequence[PlanSlice], progress: Any) -> Iterator[pa.Table]:
-    """Yield the fetched tables of some slices, and report their bytes and the requests that were repeated for them."""
-    with PATIENCE.patient(progress.note.remote):
-        for table in reader.read_slices(*slices):
-            progress.add.remote(RunProgress(bytes_in=encoded_bytes(table), retries=PATIENCE.take_retries()))
-            yield table
 
 
 def _pool(compute: Compute) -> ActorPoolStrategy:

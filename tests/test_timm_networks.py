@@ -171,7 +171,7 @@ def test_models_check_says_what_is_found():
     assert str(facts["exact maps"]).startswith("no: layers that are not affine stand behind the average (Tanh); give")
 
 
-REFUSED_FAMILIES = {"caformer_s18", "coatnext_nano_rw_224", "convformer_s18", "beitv2_base_patch16_224"}
+REFUSED_FAMILIES = {"caformer_s18", "convformer_s18"}
 FAMILIES = (
     "bat_resnext26ts beitv2_base_patch16_224 botnet26t_256 caformer_s18 coatnext_nano_rw_224 convformer_s18"
     " convmixer_768_32 convnextv2_atto cs3darknet_s darknet17 davit_tiny densenet121 dla46_c dpn48b"

@@ -31,7 +31,7 @@ def run(config: SqlConfig, screen: Screen) -> None:
 
 def answer(con: "duckdb.DuckDBPyConnection", query: str, config: SqlConfig, screen: Screen) -> None:
     """Run one query and write its result."""
-    from pipeline.outputs.sql.results import table_rows, whole_file, write_result
+    from pipeline.outputs.sql.result_files import table_rows, whole_file, write_result
     from pipeline.outputs.sql.views import one_select
 
     relation = one_select(con, query)

@@ -16,13 +16,14 @@ MODULES = {
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "pillow-heif": "pillow_heif",
+    "prometheus-client": "prometheus_client",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
 }
 """Distributions whose module has another name."""
 NOT_IMPORTED = {"pytz"}
 """DuckDB imports pytz, and does not ask for it, where a query returns a time with its zone."""
-OPTIONAL = {"mlflow"}
+OPTIONAL = {"mlflow", "timm"}
 """Imported where it is installed."""
 
 

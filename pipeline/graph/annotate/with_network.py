@@ -89,8 +89,8 @@ def choose_engine(config: AnnotateConfig, planned: int = 0, tune_from: int = TUN
     """Return the engine of a run of so many ``planned`` images.
 
     ``auto`` takes Ray on a cluster, for a GPU, where Ray decodes in processes of its own, and for a run that is long
-    enough for trials: they run on Ray, and compiling can make a network twice as fast. Elsewhere the local engine is as
-    fast as Ray and starts in a fraction of the time (`python -m tests.benchmarks.engines` measures both).
+    enough for trials: they run on Ray, and compiling can make a network twice as fast. Elsewhere the local engine is
+    faster on two cores and starts in a third of the time (`python -m tests.benchmarks.engines` measures both).
     """
     if config.engine != "auto":
         return config.engine

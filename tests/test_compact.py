@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.outputs import reader
 from pipeline.storage.lake import records
+from pipeline.storage.lake.commit import remove_strays
 from pipeline.storage.lake.compaction import compact as compacting
 from pipeline.storage.lake.integrity.repair import repair
 from pipeline.storage.lake.integrity.verify import verify
@@ -16,6 +17,7 @@ from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.records import load_compactions, load_runs
 from pipeline.storage.lake.whole_objects import list_data_files
 from schemas.errors import LeaseError, StoreError, UsageError
+from schemas.options.compact import CompactConfig
 from schemas.reasons import Reason
 from schemas.tables import TABLES
 from tests.compacting import OTHER, WRITTEN, age, compact, done_ids, fill, globbed, rows
@@ -85,6 +87,21 @@ def test_replaced_files_stay_for_the_grace_period(output, capfd):
     output.run({"newer": "v1"})
     assert not [path for path in list_data_files(output.fs, output.root) if path.endswith(".compacted")]
     assert problems(output) == []
+
+
+def test_a_grace_period_that_ends_during_a_run_hides_no_row_from_a_glob(output):
+    n_rows = {table: globbed(output, table) for table in WRITTEN}
+    compact(output, grace="1d")
+    age(output)
+    remove_strays(output.fs, output.root, load_runs(output.fs, output.root))
+    assert {table: globbed(output, table) for table in WRITTEN} == n_rows, "until the compaction is settled"
+    assert problems(output) == []
+
+
+@pytest.mark.parametrize("option", ["grace", "expire_older_than"])
+def test_a_time_beyond_the_calendar_is_refused(option):
+    with pytest.raises(UsageError, match=r"allowed: up to 36500d, a hundred years$"):
+        CompactConfig.resolve({"out": "labels", option: "9999999d"})
 
 
 def test_a_tombstone_keeps_what_it_hides(output):

@@ -161,6 +161,26 @@ def test_a_webhook_that_refuses_or_is_not_there_is_a_warning(webhook, capsys):
         assert FIRST_LETTERS not in said
 
 
+def test_a_webhook_that_moved_is_a_warning_and_its_password_stays(webhook, capsys):
+    url, kind = webhook
+    heard = []
+
+    class Moved(QuietHandler):
+        def do_POST(self):  # noqa: N802
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(302)
+            self.send_header("Location", url)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with serving(HTTPServer(("127.0.0.1", 0), Moved)) as host:
+        with notifying(SecretStr(host.replace("://", f"://me:{SECRET}@")), "labels", Screen()):
+            pass
+        heard.append(capsys.readouterr().err)
+    assert "the webhook answered 302; the run is not affected" in heard[0]
+    assert kind.posts == []
+
+
 def test_a_webhook_that_never_answers_is_given_up(monkeypatch, capsys):
     monkeypatch.setattr(notify, "TIMEOUT_S", 0.2)
     silent = HTTPServer(("127.0.0.1", 0), QuietHandler)  # It listens, and nobody serves.

@@ -22,8 +22,8 @@ def run(config: EvaluateConfig, screen: Screen) -> None:
     from pipeline.outputs.score_files import write_scores
     from pipeline.outputs.truth_join import run_of_model
     from pipeline.storage.lake.calibrations import write_calibration
-    from pipeline.storage.lake.commit import committed_settings
     from pipeline.storage.lake.layout import LakePaths
+    from pipeline.storage.lake.records import committed_settings
     from pipeline.storage.lake.whole_objects import read_whole
     from pipeline.storage.truth.class_names import read_class_names
     from pipeline.storage.truth.masks import read_masks

@@ -7,11 +7,11 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline.storage.lake import commit
-from pipeline.storage.lake.commit import committed_settings, done_images, finish_run, remove_leftovers, start_run
+from pipeline.storage.lake.commit import done_images, finish_run, remove_leftovers, start_run
 from pipeline.storage.lake.integrity.verify import verify
 from pipeline.storage.lake.layout import new_run_id
 from pipeline.storage.lake.lease import Lease
-from pipeline.storage.lake.records import load_runs
+from pipeline.storage.lake.records import committed_settings, load_runs
 from pipeline.storage.lake.whole_objects import list_data_files
 from schemas.errors import StoreError
 from schemas.reasons import Reason

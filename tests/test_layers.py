@@ -60,17 +60,8 @@ PLACES = {"camlake": "pipeline.camlake"}
 
 NETWORK = {"torch", "torchvision", "safetensors"}
 RAY = {"ray"}
-STORAGE = {
-    "fsspec",
-    "s3fs",
-    "boto3",
-    "botocore",
-    "aiobotocore",
-    "duckdb",
-    "pyarrow.fs",
-    "pyarrow.parquet",
-    "pyarrow.dataset",
-}
+S3_CLIENTS = {"s3fs", "boto3", "botocore", "aiobotocore"}
+STORAGE = S3_CLIENTS | {"fsspec", "duckdb", "pyarrow.fs", "pyarrow.parquet", "pyarrow.dataset"}
 OPERATING_SYSTEM = {
     "os",
     "io",

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.annotate.reporter import Advance, every_few_seconds, progress_lines
+from pipeline.annotate.reporter import Advance, every_few_seconds, progress_bar, progress_lines
 from schemas.url_secrets import without_secrets
 
 
@@ -84,34 +83,10 @@ class Screen:
     def progress(self, what: str, total: int) -> Iterator[Advance]:
         """Show the progress of ``total`` inputs, with inputs/s, time left and rejects."""
         if self.err.is_terminal and not self.json:
-            with self._bar(what, total) as advance:
+            with progress_bar(self.err, what, total) as advance:
                 yield advance
         else:
             yield progress_lines(self.say, what, total)
-
-    @contextmanager
-    def _bar(self, what: str, total: int) -> Iterator[Advance]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[rejects]}"),
-        )
-        with Progress(*columns, console=self.err, transient=True) as bar:
-            task = bar.add_task(what, total=total, rate="", rejects="")
-            started = time.monotonic()
-
-            def advance(done: int, rejected: int = 0) -> None:
-                rate = done / max(time.monotonic() - started, 1e-9)
-                bar.update(
-                    task, completed=done, rate=f"{rate:.1f}/s", rejects=f"{rejected} rejected" if rejected else ""
-                )
-
-            yield advance
 
     def _line(self, **facts: Any) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -17,8 +17,8 @@ from pipeline.models.localize.runtime import Runtime
 from pipeline.models.localize.views import make_views
 from pipeline.models.weights.state_fitting import load_network
 from pipeline.storage.filesystems import connect
-from pipeline.storage.lake.commit import committed_settings
 from pipeline.storage.lake.lineage import software_versions
+from pipeline.storage.lake.records import committed_settings
 from pipeline.storage.lake.run import RunRequest, shown_config
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.box_rules import FIRST_BOXES, NO_CUT

@@ -23,9 +23,9 @@ from pipeline.models.localize.foreground import (
     stride16_name,
 )
 from pipeline.storage.filesystems import read_url
-from pipeline.storage.lake.commit import committed_settings
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.planning import PlanSlice, read_plan_slice
+from pipeline.storage.lake.records import committed_settings
 from pipeline.storage.lake.run import OpenRun
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from schemas.errors import StoreError

@@ -9,7 +9,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.arrays.calibration import Calibration, calibration_of
 from pipeline.storage.filesystems import connect
-from pipeline.storage.lake.commit import committed_settings
+from pipeline.storage.lake.records import committed_settings
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from schemas.errors import StoreError, UsageError
 from schemas.options.annotate import FIRST_LOCALIZATION

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +30,7 @@ from pipeline.storage.lake.records import (
     load_commits,
     load_compactions,
     load_runs,
+    manifest_path,
     parse_record,
     settle_compactions,
     with_commits,
@@ -290,20 +290,6 @@ def done_images(
     with committed_views(fs, root, files) as con:
         query = f"SELECT image_id, etag, size_bytes, modified_at FROM endings WHERE {done}"
         yield from con.sql(query).to_arrow_reader(BATCH_ROWS)
-
-
-def committed_settings(fs: AbstractFileSystem, root: str, model: str) -> dict[str, Any] | None:
-    """Return the settings of the newest run of ``model`` that has committed rows; None where there is none."""
-    for run in reversed(load_runs(fs, root)):
-        if run.model == model and run.files:
-            return run.settings
-    return None
-
-
-def manifest_path(root: str, run: RunManifest) -> str:
-    """Return the full path of a run's manifest."""
-    paths = LakePaths(root)
-    return paths.full(paths.manifest_path(run.run_id))
 
 
 def with_reasons(fs: AbstractFileSystem, root: str, run: RunManifest) -> RunManifest:

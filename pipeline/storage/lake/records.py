@@ -219,3 +219,17 @@ def check_version(run: RunManifest, path: str) -> None:
 def committed_files(runs: Sequence[RunManifest], table: str | None = None) -> list[DataFile]:
     """Return the committed files of ``runs``, of one table or of all."""
     return [file for run in runs for file in run.files if table in (None, file.table)]
+
+
+def committed_settings(fs: AbstractFileSystem, root: str, model: str) -> dict[str, Any] | None:
+    """Return the settings of the newest run of ``model`` that has committed rows; None where there is none."""
+    for run in reversed(load_runs(fs, root)):
+        if run.model == model and run.files:
+            return run.settings
+    return None
+
+
+def manifest_path(root: str, run: RunManifest) -> str:
+    """Return the full path of a run's manifest."""
+    paths = LakePaths(root)
+    return paths.full(paths.manifest_path(run.run_id))

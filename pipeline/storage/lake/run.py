@@ -18,7 +18,6 @@ from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.calibrations import calibration_in, read_calibration
 from pipeline.storage.lake.commit import (
     Committer,
-    committed_settings,
     finish_run,
     interrupt_run,
     remove_leftovers,
@@ -26,6 +25,7 @@ from pipeline.storage.lake.commit import (
 )
 from pipeline.storage.lake.layout import new_run_id
 from pipeline.storage.lake.lease import lease_when_free, silent
+from pipeline.storage.lake.records import committed_settings
 from pipeline.storage.lake.whole_objects import remove_secrets
 from pipeline.storage.patience import PATIENCE
 from schemas.errors import CamlakeError, UsageError

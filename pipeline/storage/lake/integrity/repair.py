@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.lake.commit import manifest_path, remove_strays, with_reasons
+from pipeline.storage.lake.commit import remove_strays, with_reasons
 from pipeline.storage.lake.empty_tables import damaged_empty_files, rewrite_empty_file
 from pipeline.storage.lake.integrity.compacted import replaced_files, sound_compactions
 from pipeline.storage.lake.integrity.documents import RunDocuments, read_documents, record_agrees
@@ -24,7 +24,14 @@ from pipeline.storage.lake.integrity.row_checks import UNPLANNED, add_runs_and_p
 from pipeline.storage.lake.layout import DATA_NAME, LakePaths, new_run_id
 from pipeline.storage.lake.lease import lease_when_free, silent
 from pipeline.storage.lake.query import committed_views, file_urls, quote_list
-from pipeline.storage.lake.records import committed_files, load_runs, with_commits, with_compactions, write_record
+from pipeline.storage.lake.records import (
+    committed_files,
+    load_runs,
+    manifest_path,
+    with_commits,
+    with_compactions,
+    write_record,
+)
 from pipeline.storage.lake.whole_objects import list_data_files, read_many, remove_many, write_whole
 from schemas.errors import StoreError
 from schemas.runs import CommitRecord, Compaction, DataFile, RunManifest

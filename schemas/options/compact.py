@@ -39,7 +39,7 @@ class CompactConfig(LeaseConfig):
     )
     boxes_by: Literal["image", "label"] | None = option(
         None,
-        "what boxes are sorted by; label: queries for a label or a score read a tenth, the table is a quarter larger;"
+        "what boxes are sorted by; label: queries for a label or a score read less, the table is larger;"
         " default: as the last time, else image",
         "Options",
     )

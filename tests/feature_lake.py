@@ -1,6 +1,7 @@
 """Outputs with features and feature maps of which the objects are known, made without a network."""
 
 from collections.abc import Iterable
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -61,9 +62,10 @@ def add_run(
     """Add a whole run of pictures to an output."""
     lake.hours += 1
     run_id, numbers = f"2026112{lake.hours}T060000-{new_run_id()[-6:]}", list(numbers)
+    at = START + timedelta(hours=lake.hours)
     versions = {f"p/{number}.jpg": "v1" for number in numbers}
     preprocessing = {"resize": resize, "map_hw": list(MAP_HW), "image_size": 8}
-    manifest = manifest_of(run_id, planned=len(versions) + len(rejected or {}), at=START)
+    manifest = manifest_of(run_id, planned=len(versions) + len(rejected or {}), at=at)
     lineage = manifest.lineage.model_copy(update={"preprocessing": preprocessing, "model_digest": digest})
     settings = {**SETTINGS, "outputs": OUTPUTS, "feature_map_bits": BITS}
     manifest = manifest.model_copy(update={"lineage": lineage, "settings": settings})
@@ -72,7 +74,7 @@ def add_run(
         lake.write_plan(run_id, versions | dict.fromkeys(rejected or {}, "v1"))
         for task in range(tasks):
             own = numbers[task::tasks]
-            rows = rows_of(run_id, {f"p/{number}.jpg": "v1" for number in own}, None if task else rejected)
+            rows = rows_of(run_id, {f"p/{number}.jpg": "v1" for number in own}, None if task else rejected, at)
             rows["features"] = pa.Table.from_pylist(
                 [_key(number, run_id) | {"feature": maps_of(number).mean((1, 2))} for number in own],
                 schema=rows["features"].schema,

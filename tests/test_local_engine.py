@@ -113,7 +113,7 @@ def test_a_fault_of_the_program_is_one_line_with_its_traceback_behind_it(images,
 def test_processes_that_die_at_their_start_end_the_run(images, tmp_path, monkeypatch):
     monkeypatch.setattr(job_module, "annotate_spec", loading(die))
     with pytest.raises(CamlakeError, match=r"^3 processes died while they loaded the network; is there memory"):
-        run_annotate(images, tmp_path)
+        run_annotate(images, tmp_path, batch_size=2)  # The other tables wait for a process meanwhile.
     monkeypatch.undo()
     assert run_annotate(images, tmp_path).counts.annotated == 11
 

@@ -181,7 +181,7 @@ class _Process:
             raise CamlakeError("stopped")
         if self._pid is None:
             self._deaths_at_start += 1
-            if self._deaths_at_start == TRIES:
+            if self._deaths_at_start >= TRIES:  # The tables that wait for this process fail too.
                 raise CamlakeError(
                     f"{TRIES} processes died while they loaded the network; is there memory for all of them? "
                     "--actors 1 starts one"

@@ -20,7 +20,8 @@ from pipeline.annotate import job as job_module
 from pipeline.annotate.local.local_server import worker_server
 from pipeline.annotate.spec import annotate_spec, decode_spec
 from pipeline.graph.annotate.driver import annotate
-from pipeline.graph.annotate.with_network import choose_engine
+from pipeline.graph.annotate import engine_choice
+from pipeline.graph.annotate.engine_choice import choose_engine, import_ahead
 from pipeline.images.resize import ResizePlan
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.outputs import reader as camlake
@@ -189,7 +190,11 @@ def test_the_engine_of_auto(options, environment, engine, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     config = AnnotateConfig.resolve({"input": "in", "out": "out", "device": "cpu", **options})
-    assert choose_engine(config) == engine
+    assert choose_engine(config, 1) == engine
+    servers = []
+    monkeypatch.setattr(engine_choice, "worker_server", lambda: servers.append("started"))
+    import_ahead(config)
+    assert len(servers) == (engine == "local")
 
 
 @pytest.mark.parametrize(

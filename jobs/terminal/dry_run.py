@@ -6,7 +6,7 @@ from typing import Any
 from jobs.terminal.console import Screen
 from pipeline.annotate.input_plan import TUNE_FROM
 from pipeline.annotate.resources import describe
-from pipeline.graph.annotate.with_network import choose_engine
+from pipeline.graph.annotate.engine_choice import choose_engine
 from pipeline.graph.tuning.autotune import Measured
 from pipeline.graph.tuning.estimate import Estimate, PlannedRun, estimate_run, plan_run, read_offer
 from pipeline.storage.lake.run import shown_config

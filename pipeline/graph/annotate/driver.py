@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pipeline.annotate.input_plan import TUNE_FROM, finish_at_once, images_per_slice, plan_inputs
 from pipeline.annotate.reporter import Reporter
 from pipeline.annotate.run_before import request_like, run_before
+from pipeline.graph.annotate.engine_choice import import_ahead
 from pipeline.graph.annotate.metrics_file import RunMetrics, run_metrics
 from pipeline.storage.lake.commit import done_images
 from pipeline.storage.lake.layout import LakePaths
@@ -41,6 +42,7 @@ def _annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int, metric
                 return finish_at_once(run, plan)
             if manifest := _go_on(config, run, plan, reporter, tune_from, metrics):
                 return manifest
+    import_ahead(config)
     from pipeline.graph.annotate.with_network import annotate_planned, prepare  # noqa: PLC0415 - imports torch
 
     ready = prepare(config, reporter)
@@ -53,6 +55,7 @@ def _go_on(
     config: AnnotateConfig, run: OpenRun, plan: Plan, reporter: Reporter, tune_from: int, metrics: RunMetrics
 ) -> RunManifest | None:
     """Annotate what is planned; return None where the network turns out to be another one than that of the rows."""
+    import_ahead(config)
     from pipeline.graph.annotate.with_network import annotate_planned, prepare  # noqa: PLC0415 - imports torch
 
     ready = prepare(config, reporter)

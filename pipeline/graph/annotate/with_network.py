@@ -1,24 +1,21 @@
 """The part of ``camlake annotate`` that needs the network: loads it, chooses the engine, annotates what is planned."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 
-import torch
 from torch import Tensor
 
 from pipeline.annotate.foreground.foreground_choice import choose, with_foreground
 from pipeline.annotate.image_reader import count_tables
-from pipeline.annotate.input_plan import TUNE_FROM, finish_at_once
+from pipeline.annotate.input_plan import finish_at_once
 from pipeline.annotate.job import Job, make_job
 from pipeline.annotate.local.local_engine import run_local, this_machine
-from pipeline.annotate.local.local_server import worker_server
 from pipeline.annotate.model import Model, fit_topk, load_model
 from pipeline.annotate.reporter import Reporter, RunProgress, SaidOnce
-from pipeline.annotate.resources import Compute, describe, plan_compute, worth_tuning
+from pipeline.annotate.resources import Compute, describe, plan_compute
 from pipeline.annotate.spec import continued, run_request
+from pipeline.graph.annotate.engine_choice import choose_engine
 from pipeline.graph.annotate.metrics_file import RunMetrics
 from pipeline.storage.lake.planning import Plan, PlanSlice
 from pipeline.storage.lake.run import OpenRun, RunRequest
@@ -48,8 +45,6 @@ class Prepared:
 
 def prepare(config: AnnotateConfig, reporter: Reporter) -> Prepared:
     """Load the network; raises ModelError where it can't be used."""
-    if choose_engine(config) == "local":
-        worker_server()  # Its imports run beside the work here.
     model = load_model(config)
     size = f"{model.network.n_parameters / 1e6:.1f} M parameters"
     reporter.say(f"model {model.partition} ({size}, {model.weights.source})")
@@ -83,21 +78,6 @@ def annotate_planned(
     with planned_on_ray(config, model, run, plan, reporter, tune_from) as compute:
         metrics.mirror = RayMetrics(safe_url(config.out))
         return _run(ready, run, plan, reporter, compute, run_stream, metrics)
-
-
-def choose_engine(config: AnnotateConfig, planned: int = 0, tune_from: int = TUNE_FROM) -> Literal["local", "ray"]:
-    """Return the engine of a run of so many ``planned`` images.
-
-    ``auto`` takes Ray on a cluster, for a GPU, where Ray decodes in processes of its own, and for a run that is long
-    enough for trials: they run on Ray, and compiling can make a network twice as fast. Elsewhere the local engine is
-    faster on two cores and starts in a third of the time (`python -m tests.benchmarks.engines` measures both).
-    """
-    if config.engine != "auto":
-        return config.engine
-    cluster = config.address or os.environ.get("RAY_ADDRESS")
-    cuda = config.device != "cpu" and torch.cuda.is_available()
-    long = worth_tuning(config, planned, tune_from)
-    return "ray" if cluster or cuda or config.decode == "remote" or long else "local"
 
 
 def _plan_locally(config: AnnotateConfig, plan: Plan) -> Compute:

@@ -19,8 +19,8 @@ from jobs.terminal.console import Screen
 from pipeline.annotate import job as job_module
 from pipeline.annotate.local.local_server import worker_server
 from pipeline.annotate.spec import annotate_spec, decode_spec
-from pipeline.graph.annotate.driver import annotate
 from pipeline.graph.annotate import engine_choice
+from pipeline.graph.annotate.driver import annotate
 from pipeline.graph.annotate.engine_choice import choose_engine, import_ahead
 from pipeline.images.resize import ResizePlan
 from pipeline.images.synthetic.scenes import write_corpus

@@ -12,6 +12,9 @@ pytest.importorskip("transformers")
 import transformers
 
 from pipeline.models import registry
+from pipeline.models.learn.conversion import build_network
+from pipeline.models.learn.pretrained import load_pretrained
+from pipeline.models.networks.architecture import Architecture
 from pipeline.models.weights.load_weights import load_weights
 from pipeline.models.weights.state_fitting import load_network
 from pipeline.outputs import reader as camlake
@@ -105,3 +108,15 @@ def test_a_classifier_annotates_and_the_lineage_names_transformers(saved, tmp_pa
     assert manifest.lineage.preprocessing["interpolation"] == "bicubic"
     with camlake.open(str(tmp_path / "out")) as lake:
         assert {row["label"] for row in lake.arrow("heatmaps").to_pylist()} < set(LABELS.values())
+
+
+def test_a_training_begins_with_its_layers_and_a_new_head(saved):
+    folder = saved("RegNet")
+    architecture = Architecture(f"hf/{folder}", classes=2)
+    begun = load_pretrained(architecture)
+    assert begun.new == ("classifier.1.weight", "classifier.1.bias")
+    module = build_network(architecture, begun.state)
+    network = registry.get(architecture.name).cam_network(architecture, module, begun.preprocessing)
+    assert (network.classes, module.training) == (2, True)
+    facts = {"transformers": transformers.__version__, "transformers_name": str(folder)}
+    assert registry.origin_facts(architecture.name) == facts

@@ -1,5 +1,6 @@
 """Image classifiers of transformers from folders: maps against their logits, names, inputs, refusals, a whole run."""
 
+import json
 import shutil
 
 import cv2
@@ -15,10 +16,12 @@ from pipeline.models import registry
 from pipeline.models.learn.conversion import build_network
 from pipeline.models.learn.pretrained import load_pretrained
 from pipeline.models.networks.architecture import Architecture
+from pipeline.models.networks.found.hf_networks import hf_entry
 from pipeline.models.weights.load_weights import load_weights
 from pipeline.models.weights.state_fitting import load_network
 from pipeline.outputs import reader as camlake
 from schemas.errors import ModelError
+from schemas.options.network_names import reference_of
 from tests.jobs_on import run_annotate
 from tests.networks import logits_of_maps
 
@@ -90,6 +93,19 @@ def test_refusals_are_one_line(saved, tmp_path):
     with pytest.raises(ModelError, match=r"^--model hf/\S+nowhere: transformers can't load it \(") as refused:
         registry.get(f"hf/{tmp_path}/nowhere")
     assert "\n" not in str(refused.value)
+    odd = tmp_path / "odd"
+    shutil.copytree(saved("RegNet"), odd)
+    described = json.loads((odd / "preprocessor_config.json").read_text())
+    for change, said in (
+        (
+            {"size": {"height": 64, "width": 32}, "do_center_crop": False},
+            r"takes inputs of .*32.*; allowed: a square of",
+        ),
+        ({"image_mean": 0.5}, r": its preprocessor_config\.json can't be used: TypeError"),
+    ):
+        (odd / "preprocessor_config.json").write_text(json.dumps(described | change))
+        with pytest.raises(ModelError, match=said):
+            hf_entry.__wrapped__(f"hf/{odd}", reference_of(f"hf/{odd}"))
     backbone = tmp_path / "backbone"
     shutil.copytree(saved("ResNet"), backbone)
     transformers.AutoModel.from_pretrained(saved("ResNet")).save_pretrained(backbone)

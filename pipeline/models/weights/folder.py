@@ -36,7 +36,7 @@ def read_folder(url: str, read: Callable[[str], bytes], allowed: str) -> Weights
     try:
         text = read(f"{folder}/config.json")
     except (InputError, ModelError) as error:
-        raise ModelError(f"--weights {shown}: allowed: {allowed}") from error
+        raise ModelError(f"--weights {shown}: allowed: {allowed} ({error})") from error
     try:
         config: dict[str, Any] = dict(parse_json(text))
         labels = labels_in_config(config)

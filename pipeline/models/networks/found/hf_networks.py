@@ -59,15 +59,19 @@ def hf_entry(name: str, reference: Reference) -> NetworkEntry:
     place = reference.hf
     assert place is not None
     config = _loaded("AutoConfig", place)
-    preprocessing = _preprocessing(name, _loaded("AutoImageProcessor", place).to_dict())
+    given = _loaded("AutoImageProcessor", place).to_dict()
+    try:
+        preprocessing = _preprocessing(name, given)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ModelError(f"{name}: its preprocessor_config.json can't be used: {error!r}") from error
     labels = labels_in_config({"id2label": config.id2label})
-    given = PublishedWeights(name, place, preprocessing, labels, load=partial(_state, place))
+    weights = PublishedWeights(name, place, preprocessing, labels, load=partial(_state, place))
     return found_entry(
         name,
         _construct(place, Architecture(name, classes=config.num_labels)),
         partial(_construct, place),
         preprocessing,
-        lambda: {"DEFAULT": given},
+        lambda: {"DEFAULT": weights},
         reference.layers,
     )
 

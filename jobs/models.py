@@ -15,7 +15,8 @@ class ModelsConfig(JobConfig):
     name: str = option("", "only networks whose name contains this", "Options")
     check: str | None = option(
         None,
-        "build this one network here, a listed one, timm/NAME or package.module:function, and say what is found in it",
+        "build this one network here, a listed one, timm/NAME, hf/FOLDER-OR-NAME or package.module:function, and say"
+        " what is found in it",
         "Options",
     )
     feature_layer: str | None = option(None, FEATURE_LAYER_HELP.replace("--model", "--check"), "Options")

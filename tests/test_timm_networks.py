@@ -23,6 +23,7 @@ from pipeline.models.weights.state_fitting import load_network
 from schemas.errors import ModelError
 from tests.jobs_on import ROOT
 from tests.networks import logits_of_maps
+from tests.pictures import SMOOTH, encoded
 
 FOUND = {
     "test_resnet": ("linear", "maps", 0),
@@ -100,6 +101,8 @@ def test_a_file_of_weights_brings_timms_preprocessing_and_imagenets_names(tmp_pa
     weights = load_weights("timm/test_resnet", str(path), None)
     assert weights.preprocessing.image_size == 160
     assert weights.preprocessing.mean == (0.5, 0.5, 0.5)
+    assert weights.preprocessing.interpolation == "bilinear"
+    assert registry.get("timm/resnet18").preprocessing.interpolation == "bicubic"
     assert weights.labels[:2] == ("tench", "goldfish")
 
 
@@ -125,14 +128,29 @@ def test_weights_by_name_come_from_timms_own_loader(monkeypatch):
         read_published(entry.name, entry.official_weights, "DEFAULT")
 
 
-def test_torchvisions_networks_start_without_timm_and_transformers():
+@pytest.mark.parametrize(
+    "work",
+    [
+        "from pipeline.models.weights.state_fitting import load_network; load_network('resnet18', None, 64)",
+        "from tests.jobs_on import run_annotate; run_annotate(sys.argv[1], sys.argv[2])",
+    ],
+    ids=["a network", "annotate"],
+)
+def test_torchvisions_networks_start_without_timm_and_transformers(work, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "1.png").write_bytes(encoded(SMOOTH, "PNG"))
     program = (
-        "import sys; from pipeline.models.weights.state_fitting import load_network\n"
-        "load_network('resnet18', None, 64)\n"
-        "print([name for name in ('timm', 'transformers') if name in sys.modules])"
+        f"import sys; {work}\n"
+        "print('seen', [name for name in ('timm', 'transformers', 'efficientnet_lite_pytorch') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "[]", done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "in"), str(tmp_path / "out")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip().endswith("seen []"), done.stderr
 
 
 def test_a_trained_timm_network_comes_back_from_its_file(tmp_path):
@@ -162,11 +180,17 @@ def test_a_trained_timm_network_comes_back_from_its_file(tmp_path):
         assert torch.allclose(again(pixels).logits, network(pixels).logits, atol=1e-4)
 
 
-def test_models_check_says_what_is_found():
+def test_models_check_says_what_is_found(capfd):
     facts = findings("timm/test_resnet")
-    assert facts["maps from"] == "forward_features, by timm's methods; laid out as maps"
+    assert facts["maps from"] == "forward_features, by its methods; laid out as maps"
     assert (facts["map"], facts["channels"], facts["linear layer"], facts["exact maps"]) == ("5×5", 96, "fc", "yes")
+    assert str(facts["picture"]).startswith(
+        "whole, squashed to 160×160, bilinear, mean 0.5, 0.5, 0.5, deviation 0.5, 0.5"
+    )
     assert str(facts["stride-16 tensor"]).endswith(", 10×10")
+    assert facts["weights"] == "DEFAULT, r160_in1k"
+    findings("timm/eva02_tiny_patch14_224")
+    assert capfd.readouterr() == ("", "")
     facts = findings("tests.their_networks:hidden")
     assert str(facts["exact maps"]).startswith("no: layers that are not affine stand behind the average (Tanh); give")
 

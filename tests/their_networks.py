@@ -94,6 +94,20 @@ def plain(num_classes: int = 3):
     return _seeded(Plain(num_classes))
 
 
+def bicubic():
+    """Return a network whose pictures are scaled by another interpolation."""
+    network = plain()
+    network.pretrained_cfg = {**INPUT, "interpolation": "bicubic"}
+    return network
+
+
+def oblong():
+    """Return a network for another shape of pictures."""
+    network = plain()
+    network.pretrained_cfg = {**INPUT, "input_size": (3, 32, 48)}
+    return network
+
+
 def branching():
     return _seeded(Branching())
 
@@ -112,6 +126,21 @@ def hidden():
 
 def greatest():
     return _seeded(Greatest())
+
+
+class Flattened(Plain):
+    """A linear layer of all positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6 * 16 * 16, 3)
+
+    def forward(self, images):
+        return self.fc(self.body(images).flatten(1))
+
+
+def flattened():
+    return _seeded(Flattened())
 
 
 def no_network():

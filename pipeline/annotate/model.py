@@ -64,8 +64,11 @@ def load_model(config: AnnotateConfig) -> Model:
         raise ModelError(NO_BOX_HEAD)
     if "feature_maps" in config.outputs:
         refuse_unfit_network(network)
+    interpolation = network.preprocessing.interpolation
+    if config.decode == "gpu" and interpolation != "bilinear":
+        raise UsageError(f"--decode gpu: scales bilinearly; {name} expects {interpolation}: allowed: local, remote")
     views = _views(config, network)
-    resize = ResizePlan(config.resize, views.side_px, views.canvas_hw)
+    resize = ResizePlan(config.resize, views.side_px, views.canvas_hw, interpolation)
     digest = model_digest(name, weights.sha256, network.preprocessing, config.resize, weights.key)
     model = Model(network, weights, digest, resize)
     return _with_head(model, config, read) if config.head else model

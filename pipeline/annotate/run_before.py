@@ -13,7 +13,7 @@ from pipeline.storage.lake.records import load_runs
 from pipeline.storage.lake.run import RunRequest, shown_config
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.config import LeaseConfig
-from schemas.options.network_names import names_weights, reference_of
+from schemas.options.network_names import WEIGHTS_SUFFIXES, names_weights, reference_of
 from schemas.runs import RunManifest
 
 _FREE = {
@@ -97,4 +97,5 @@ def _same_weights(config: AnnotateConfig, run: RunManifest) -> bool:
         return False
     if names_weights(config.weights):
         return True
-    return hashlib.sha256(read_url(config.weights, config)).hexdigest() == run.lineage.weights_sha256
+    is_file = config.weights.lower().endswith(WEIGHTS_SUFFIXES)
+    return is_file and hashlib.sha256(read_url(config.weights, config)).hexdigest() == run.lineage.weights_sha256

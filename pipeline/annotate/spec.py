@@ -10,6 +10,7 @@ from pipeline.annotate.model import Model
 from pipeline.arrays.calibration import Calibration
 from pipeline.arrays.feature_maps import packed_bytes
 from pipeline.images.decode import DecodeLimits
+from pipeline.models import registry
 from pipeline.models.localize.box_rules import BoxRule
 from pipeline.models.localize.localizer import CamRule
 from pipeline.models.localize.methods import METHODS
@@ -121,8 +122,10 @@ def run_request(config: AnnotateConfig, model: Model, *, decided: bool = True) -
 
 
 def _lineage(config: AnnotateConfig, model: Model) -> Lineage:
+    software, origin = software_versions(), registry.origin_facts(model.network.name)
+    libraries = {name: version for name, version in origin.items() if not name.endswith("_name")}
     return Lineage(
-        **software_versions(),
+        **{**software, "packages": software["packages"] | libraries},
         model=model.network.name,
         model_digest=model.digest,
         weights=safe_url(model.weights.source),

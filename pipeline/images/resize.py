@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from schemas.options.annotate import Resize
+from schemas.options.network_names import Interpolation
 
 MARGIN = 2.0
 """A JPEG that is decoded at a smaller scale has sides of at least this many times the sides of the input.
@@ -21,6 +22,14 @@ make it 2.7 times as fast (1/8).
 
 PAD_GRAY = 128
 """Gray value of padding, close to the mean of ImageNet's pixels and so close to zero after normalization."""
+
+
+_BY_OPENCV: dict[Interpolation, int] = {
+    "nearest": cv2.INTER_NEAREST,
+    "bilinear": cv2.INTER_LINEAR,
+    "bicubic": cv2.INTER_CUBIC,
+    "lanczos": cv2.INTER_LANCZOS4,
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class ResizePlan:
     """S, side of the network's input in pixels."""
     map_hw: tuple[int, int]
     """(h, w) of the network's map for an S×S input."""
+    interpolation: Interpolation = "bilinear"
 
     def valid_hw(self, sizes_hw: ArrayLike) -> NDArray[np.int64]:
         """Return the numbers of rows and columns of the map, from the top left, that show an image; each at least 1.
@@ -70,7 +80,7 @@ class ResizePlan:
     ) -> NDArray[np.uint8]:
         """Return the network's input, (S, S, 3) uint8 RGB, C-contiguous, of an upright (h, w, 3) uint8 image.
 
-        The image is scaled with OpenCV's bilinear interpolation without antialiasing, as in published CAM code.
+        The image is scaled with OpenCV's ``interpolation`` without antialiasing, as in published CAM code.
         ``size_hw``: (height, width) of the original, needed where ``pixels`` were decoded at a smaller scale; by
         default the shape of ``pixels``. ``out``: an array (S, S, 3) uint8 for the result; by default a new one.
         """
@@ -78,7 +88,7 @@ class ResizePlan:
         square = np.empty((side, side, 3), np.uint8) if out is None else out
         height, width = self.input_hw(*(size_hw or pixels.shape[:2]))
         square[height:], square[:height, width:] = PAD_GRAY, PAD_GRAY
-        cv2.resize(pixels, (width, height), dst=square[:height, :width], interpolation=cv2.INTER_LINEAR)
+        cv2.resize(pixels, (width, height), dst=square[:height, :width], interpolation=_BY_OPENCV[self.interpolation])
         return square
 
 

@@ -50,6 +50,8 @@ def _weights_of(entry: "NetworkEntry") -> str:
     """Return the names that ``--weights`` accepts, or the weights from which a training of the network starts."""
     if entry.official_weights:
         return ", ".join(entry.official_weights)
+    if entry.source == entry.name:
+        return "of the other layers alone; `camlake train` adds a head" if entry.published else "none; give a file"
     return f"trained from {entry.source}'s convolutions" if entry.source else "trained from random values"
 
 

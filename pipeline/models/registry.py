@@ -10,7 +10,7 @@ How to add a network:
   function that builds it from an ``Architecture``, a ``Family`` for each of its poolings, and where its weights come
   from, if anyone publishes them.
 - Networks of another library that have no names here are found by their structure, see ``networks/found``: those of
-  timm and of the user's own code.
+  timm, of transformers and of the user's own code.
 
 No other module depends on the origin of an entry. Commands, options, conversion of weights and training then know the
 network; ``tests/test_models.py`` compares its maps with its logits.
@@ -18,12 +18,14 @@ network; ``tests/test_models.py`` compares its maps with its logits.
 
 import difflib
 from functools import cache
+from importlib.metadata import version
 from typing import get_args
 
 from pipeline.models.networks.architecture import GREATEST_WIDTH, WIDTH_STEPS, Architecture
 from pipeline.models.networks.entry import NetworkEntry
+from pipeline.models.networks.found.hf_networks import hf_entry
 from pipeline.models.networks.found.own_code import own_entry
-from pipeline.models.networks.found.timm_networks import timm_entry, timm_version
+from pipeline.models.networks.found.timm_networks import timm_entry
 from pipeline.models.networks.heads import Pooling
 from pipeline.models.networks.own_networks import OWN_NETWORKS
 from pipeline.models.networks.torchvision_networks import refusal_of, torchvision_entry, torchvision_names
@@ -38,13 +40,15 @@ def get(name: str, *, exact_maps: bool = False) -> NetworkEntry:
     ``exact_maps``, for one that only classifies; each ends the run.
     """
     if reference := reference_of(name):
-        found = timm_entry(name, reference) if reference.timm else own_entry(name, reference)
+        entry_of = timm_entry if reference.timm else hf_entry if reference.hf else own_entry
+        found = entry_of(name, reference)
         if exact_maps:
             found.require_exact_maps()
         return found
     if name not in OWN_NETWORKS and name not in torchvision_names():
         near = difflib.get_close_matches(name.lower(), [*OWN_NETWORKS, *torchvision_names()], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "`camlake models` lists all"
+        others = "`camlake models` lists all; others are timm/NAME, hf/FOLDER-OR-NAME and package.module:function"
+        hint = f"did you mean {near[0]!r}?" if near else others
         raise ModelError(f"unknown network {name!r}; {hint}")
     entry = OWN_NETWORKS.get(name) or torchvision_entry(name)
     if entry is None and exact_maps:
@@ -61,7 +65,9 @@ def get(name: str, *, exact_maps: bool = False) -> NetworkEntry:
 def origin_facts(name: str) -> dict[str, str]:
     """Return what a card should say of a network that another library builds: its version and the name it has there."""
     reference = reference_of(name)
-    return {"timm": timm_version(), "timm_name": reference.timm} if reference and reference.timm else {}
+    names = {"timm": reference and reference.timm, "transformers": reference and reference.hf}
+    facts = [{library: version(library), f"{library}_name": own} for library, own in names.items() if own]
+    return facts[0] if facts else {}
 
 
 @cache

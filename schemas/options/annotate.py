@@ -52,12 +52,12 @@ class AnnotateConfig(NetworkLayers, BoxConfig):
 
     model: str | None = option(
         None,
-        "network by name (`camlake models`), timm/NAME, or package.module:function of your own; default: the one that"
-        " the weights' card names, or resnet50",
+        "network by name (`camlake models`), timm/NAME, hf/FOLDER-OR-NAME, or package.module:function of your own;"
+        " default: the one that the weights' card names, or resnet50",
         "Network",
     )
     weights: str = option(
-        "DEFAULT", "published name of the weights, or a safetensors or state-dict file at any URL", "Network"
+        "DEFAULT", "published name, or safetensors or state-dict file, or its folder/, at any URL", "Network"
     )
     weights_key: str | None = option(
         None,
@@ -117,7 +117,7 @@ class AnnotateConfig(NetworkLayers, BoxConfig):
     )
 
     resize: Resize = option(
-        "squash", "squash to a square, or fit: keep the aspect ratio to the nearest map cell and pad", "Images"
+        "squash", "of the whole picture: squash to a square, or fit: keep its aspect ratio, padded", "Images"
     )
     image_size: int | None = option(
         None, "side of the network's input in pixels; default: the network's own", "Images", ge=32, le=4096

@@ -1,22 +1,28 @@
-"""The names of networks that camlake has to look into: timm's, and those of the user's own code.
+"""The names of networks that camlake has to look into: timm's, Hugging Face's, and those of the user's own code.
 
-``timm/NAME`` is a network of timm, ``package.module:function`` a function that returns an ``nn.Module``. Behind either
-may stand the two layers between which the network is cut, ``[FEATURE,CLASSIFIER]``; so one name carries all that
-another process, a card or a later run needs.
+``timm/NAME`` is a network of timm, ``hf/FOLDER-OR-NAME`` an image classifier of transformers,
+``package.module:function`` a function that returns an ``nn.Module``. Behind each may stand the two layers between which
+the network is cut, ``[FEATURE,CLASSIFIER]``; so one name carries all that another process, a card or a later run needs.
 """
 
 import re
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import model_validator
 
 from schemas.options.config import StorageConfig, option
 
 _REFERENCE = re.compile(
-    r"(?:(?P<timm>timm/[\w.-]+)|(?P<own>[A-Za-z_][\w.]*:[A-Za-z_]\w*))(?:\[(?P<feature>[\w.]+),(?P<classifier>[\w.]+)\])?"
+    r"(?:timm/(?P<timm>[\w.-]+)|hf/(?P<hf>[\w./~-]+)|(?P<own>[A-Za-z_][\w.]*:[A-Za-z_]\w*))(?:\[(?P<feature>[\w.]+),(?P<classifier>[\w.]+)\])?"
 )
 FEATURE_LAYER_HELP = "layer of --model whose maps are averaged, by its dotted name; default: found by its structure"
 CLASSIFIER_LAYER_HELP = "linear layer behind that average; given together with --feature-layer"
+
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".ckpt", ".bin")
+"""Ends of the names of weights files; all but the first are files of torch.save."""
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+"""How pictures are scaled to a network's input, as its weights expect it."""
 
 
 class Reference(NamedTuple):
@@ -24,6 +30,8 @@ class Reference(NamedTuple):
 
     timm: str | None
     """Name as timm knows it."""
+    hf: str | None
+    """Folder, or name on Hugging Face's hub."""
     own: str | None
     """package.module:function."""
     layers: tuple[str, str] | None
@@ -36,7 +44,7 @@ def reference_of(model: str) -> Reference | None:
     if match is None:
         return None
     layers = (match["feature"], match["classifier"]) if match["feature"] else None
-    return Reference(match["timm"] and match["timm"].removeprefix("timm/"), match["own"], layers)
+    return Reference(match["timm"], match["hf"], match["own"], layers)
 
 
 def file_name_of(model: str) -> str:
@@ -77,7 +85,8 @@ def with_layers(values: dict[str, Any], field: str) -> dict[str, Any]:
     named = f"{model}[{feature},{classifier}]"
     if not isinstance(model, str) or reference_of(named) is None:
         raise ValueError(
-            f"--feature-layer {feature}: allowed: with --{field} timm/NAME or package.module:function, here {model}"
+            f"--feature-layer {feature}: allowed: with --{field} timm/NAME, hf/NAME or package.module:function,"
+            f" here {model}"
         )
     rest = {name: value for name, value in values.items() if name not in ("feature_layer", "classifier_layer")}
     return {**rest, field: named}

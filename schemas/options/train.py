@@ -51,7 +51,11 @@ class TrainConfig(NetworkLayers, LeaseConfig):
         0.05, "share of unusable images above which the job exits with status 3", "Data", ge=0, le=1
     )
 
-    model: str = option("resnet50", "network by name; `camlake models` lists them", "Network")
+    model: str = option(
+        "resnet50",
+        "network by name (`camlake models`), timm/NAME, hf/FOLDER-OR-NAME or package.module:function",
+        "Network",
+    )
     pooling: Literal["gap", "gmp"] = option(
         "gap", "global average or global max pooling before the linear layer", "Network"
     )
@@ -63,7 +67,7 @@ class TrainConfig(NetworkLayers, LeaseConfig):
     )
     weights: str = option(
         "DEFAULT",
-        "what training starts from: torchvision's name of the weights, a weights file at any URL, or none",
+        "what training starts from: a published name of the weights, at any URL a weights file or its folder/, or none",
         "Network",
     )
     weights_key: str | None = option(

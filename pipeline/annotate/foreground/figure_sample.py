@@ -56,7 +56,7 @@ def look_at(config: AnnotateConfig, model: Model, reader: ImageReader, plan: pa.
     """
     network = model.network.eval()
     side = network.preprocessing.image_size
-    resize = ResizePlan("squash", side, network.map_size(side))
+    resize = ResizePlan("squash", side, network.map_size(side), network.preprocessing.interpolation)
     limits = DecodeLimits(config.max_pixels, config.max_bytes, config.decode_timeout_s)
     decode = DecodeStage(DecodeSpec(limits, resize, config.jpeg_scaling), torch.get_num_threads())
     device: Literal["cpu", "cuda"] = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -106,7 +106,8 @@ class _Process:
     def _feed(self, images: Any, side: int) -> Feed:
         config, workers = self._config, self._job.workers
         limits = DecodeLimits(config.max_pixels, config.max_bytes, config.decode_timeout_s)
-        resize = ResizePlan("squash", side, (1, 1))  # The size of the map (1, 1) has no effect on the pixels.
+        # The size of the map (1, 1) has no effect on the pixels.
+        resize = ResizePlan("squash", side, (1, 1), self._job.card.preprocessing.interpolation)
         reader = PictureReader(config.storage, limits, resize)
         return Feed(reader, images, workers.task_cpus, workers.feed_cpus)
 

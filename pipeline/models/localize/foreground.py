@@ -39,6 +39,8 @@ rendered scenes of ``write_corpus`` with seed 77. N·P was the better rule for M
         --truth R/ilsvrc300/annotations.csv --combination product --out foreground_mobilenet_v2.safetensors
     camlake foreground R/ilsvrc300/images --model squeezenet1_1 --weights R/weights/squeezenet1_1.safetensors \\
         --truth R/ilsvrc300/annotations.csv --out foreground_squeezenet1_1.safetensors
+    camlake foreground R/ilsvrc300/images --model efficientnet_lite0 \\
+        --truth R/ilsvrc300/annotations.csv --out foreground_efficientnet_lite0.safetensors
     camlake foreground S/images --model camlake_demo --images 200 --truth S/truth.csv \\
         --out foreground_camlake_demo.safetensors
 """

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pipeline.models.networks.box_head import BoxHead
 from pipeline.models.networks.heads import Head, HeadOutput, refitted
 from pipeline.models.networks.shapes import shapes_only
+from schemas.options.network_names import Interpolation
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -22,6 +23,8 @@ class Preprocessing:
     """Side of the square input, in pixels."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    interpolation: Interpolation = "bilinear"
+    """How pictures are scaled to the input; never with antialiasing."""
 
 
 IMAGENET_INPUT = Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD)

@@ -1,5 +1,7 @@
 """Runs a network without values: the shapes of its results in milliseconds, whatever its size."""
 
+import io
+from contextlib import redirect_stderr
 from typing import Any
 
 import torch
@@ -20,7 +22,8 @@ def shapes_only(module: nn.Module, side_px: int) -> Any:
     failures = []
     for way in ways:
         try:
-            return way(module, side_px)
+            with redirect_stderr(io.StringIO()):  # A module of torch.fx prints a traceback before it raises.
+                return way(module, side_px)
         except (RuntimeError, AssertionError, ValueError, LookupError, ArithmeticError, TypeError) as error:
             failures.append(error)
     last = failures[-1]

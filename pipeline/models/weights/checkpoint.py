@@ -13,7 +13,7 @@ import pickle
 import re
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PosixPath
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -28,17 +28,16 @@ from torch import Tensor
 from pipeline.models import registry
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.network import Preprocessing
+from pipeline.models.weights.folder import FOLDER, read_folder
 from pipeline.models.weights.saved_states import find_state
 from pipeline.models.weights.state_fitting import State
 from schemas.errors import ModelError
 from schemas.label_text import parse_labels
-from schemas.options.network_names import reference_of
+from schemas.options.network_names import WEIGHTS_SUFFIXES, reference_of
 from schemas.options.train import Supervision
 from schemas.url_secrets import safe_url
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".ckpt", ".bin")
-"""Ends of the names of weights files; all but the first are files of torch.save."""
-FILES = f"a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
+FILES = f"a {', '.join(WEIGHTS_SUFFIXES[:-1])} or {WEIGHTS_SUFFIXES[-1]} file, or {FOLDER}"
 CARD_KEY = "camlake"
 """Key of the card in a safetensors file's metadata."""
 
@@ -136,15 +135,18 @@ def checkpoint_bytes(state: Mapping[str, Tensor], card: Card) -> bytes:
 
 
 def read_checkpoint(url: str, read: Callable[[str], bytes] = read_local, key: str | None = None) -> WeightsFile:
-    """Return the contents of a weights file, whose name ends in one of ``SUFFIXES``.
+    """Return the contents of a weights file, whose name ends in one of ``WEIGHTS_SUFFIXES``, or of ``read_folder``.
 
     ``read`` returns the bytes of the file at a URL; its exceptions pass through. ``key`` chooses among the state dicts
     of a file, see ``find_state``. Raises ModelError, which ends the run, where the file has another suffix, is damaged,
     has no state dict (of that key), needs other classes to be unpickled, or has a card that can't be used.
     """
     name = (urlsplit(url).path if url.lower().startswith(("http://", "https://")) else url).lower()
-    if not name.endswith(SUFFIXES):
-        raise ModelError(f"--weights {safe_url(url)}: allowed: {FILES}")
+    if not name.endswith(WEIGHTS_SUFFIXES):
+        folder = read_folder(url, read, FILES)
+        inside = read_checkpoint(folder.file, lambda _: folder.content, key)
+        labels, preprocessing = inside.labels or folder.labels, inside.preprocessing or folder.preprocessing
+        return replace(inside, labels=labels, preprocessing=preprocessing)
     content = read(url)
     if name.endswith(".safetensors"):
         try:
@@ -201,7 +203,7 @@ def _card_inside(metadata: dict[str, str], url: str) -> Card | None:
         where = ".".join(map(str, problem["loc"]))
         raise ModelError(f"the card of {safe_url(url)} can't be read: {where}: {problem['msg']}") from error
     reference = reference_of(card.architecture.name)
-    if reference is None or reference.timm:  # A file must not choose code to run: see load_weights.
+    if reference is None or not reference.own:  # A file must not choose code to run: see load_weights.
         registry.check(card.architecture)
     values = (*card.preprocessing.mean, *card.preprocessing.std)
     if not (card.preprocessing.image_size > 0 and all(map(math.isfinite, values)) and min(card.preprocessing.std) > 0):

@@ -99,7 +99,10 @@ def model_digest(
     model: str, weights_sha256: str, preprocessing: Preprocessing, resize: str, key: str | None = None
 ) -> str:
     """Return a SHA-256, 64 hex digits, of everything that decides the logits and maps of an image."""
-    parts = {"model": model, "weights": weights_sha256, "preprocessing": asdict(preprocessing), "resize": resize}
+    seen = asdict(preprocessing)
+    if preprocessing.interpolation == "bilinear":  # So the digests of outputs without this fact stay as they are.
+        del seen["interpolation"]
+    parts = {"model": model, "weights": weights_sha256, "preprocessing": seen, "resize": resize}
     if key is not None:
         parts["key"] = key
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

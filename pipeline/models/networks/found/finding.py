@@ -165,6 +165,8 @@ def _other_head(
     elif close(behind(maps), logits):
         pooling, layers = _pooling_of(module), _layers_behind(behind, maps)
         averages_late = f"layers stand between its last maps and the average ({layers})"
+        if _linear(module, split.linear).in_features == maps[0].numel():
+            averages_late = f"{split.linear} takes the values of all positions, not their mean"
         why = f"it pools by {pooling}, not by the mean over positions" if pooling else averages_late
     else:
         return None
@@ -212,6 +214,8 @@ def _why_not(module: nn.Module, split: Split, layout: Layout, features: Tensor, 
         if linear.out_features != logits.shape[1]:
             return f"{split.linear} gives {linear.out_features} values, but the network {logits.shape[1]} logits"
         difference = float((linear(averages) - logits).abs().max())
+        if split.way == "methods" and _pooling_of(module):
+            return f"it pools by {_pooling_of(module)}, not by the mean over positions; use timm/convnext_tiny"
         return (
             f"{split.linear} of the averages of {split.layer} differs from the network's logits by up to"
             f" {difference:.3g}, where they have a deviation of {float(logits.std()):.3g}: name other layers"
@@ -231,9 +235,13 @@ def _pooling_of(module: nn.Module) -> str:
     pooling = getattr(module, "global_pool", None)
     if any("AttentionPool" in type(part).__name__ for part in module.modules()):
         return "attention"
-    if pooling == "token" or (not pooling and getattr(module, "cls_token", None) is not None):
+    if pooling == "token" or (not pooling and _has_class_token(module)):
         return "its class token"
     return f"{pooling!r}" if isinstance(pooling, str) and pooling not in ("", "avg") else ""
+
+
+def _has_class_token(module: nn.Module) -> bool:
+    return any(name.rpartition(".")[2] == "cls_token" for name, _ in module.named_parameters())
 
 
 def _linear(module: nn.Module, name: str) -> nn.Linear | PointwiseLinear:

@@ -1,7 +1,8 @@
 """Networks of the user's own code: ``package.module:function``, which returns an ``nn.Module``.
 
 The function may take ``num_classes``, for training with other classes. The network may have a dict ``pretrained_cfg``
-with ``input_size``, ``mean`` and ``std``, as timm's networks have; without one it takes ImageNet's input.
+with ``input_size``, ``mean``, ``std`` and ``interpolation``, as timm's networks have; without one it takes ImageNet's
+input.
 """
 
 import copy
@@ -9,7 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.entry import NetworkEntry, PublishedWeights
 from pipeline.models.networks.found.entries import found_entry
-from pipeline.models.networks.network import IMAGENET_INPUT, Preprocessing
+from pipeline.models.networks.found.input_facts import preprocessing_of
 from schemas.errors import ModelError
 from schemas.options.network_names import Reference
 
@@ -33,7 +34,7 @@ def own_entry(name: str, reference: Reference) -> NetworkEntry:
     assert reference.own is not None
     function = _function(reference.own)
     module = _built(reference.own, function, None)
-    preprocessing = _preprocessing(reference.own, module)
+    preprocessing = preprocessing_of(getattr(module, "pretrained_cfg", None) or {}, f"--model {reference.own}")
     given = PublishedWeights(
         f"the values that {reference.own} returns",
         reference.own,
@@ -99,12 +100,3 @@ def _construct(own: str, function: Callable[..., Any], architecture: Architectur
     """Return the network as the function gives it, or with the classes of ``architecture`` where it takes any."""
     takes_classes = "num_classes" in inspect.signature(function).parameters
     return _built(own, function, architecture.classes if takes_classes else None)
-
-
-def _preprocessing(own: str, module: nn.Module) -> Preprocessing:
-    given = getattr(module, "pretrained_cfg", None) or {}
-    if not isinstance(given, Mapping):
-        raise ModelError(f"--model {own}: its pretrained_cfg is a {type(given).__name__}; allowed: a dict")
-    side = given.get("input_size", (3, IMAGENET_INPUT.image_size, IMAGENET_INPUT.image_size))[-1]
-    mean, std = given.get("mean", IMAGENET_INPUT.mean), given.get("std", IMAGENET_INPUT.std)
-    return Preprocessing(int(side), tuple(mean), tuple(std))

@@ -1,4 +1,4 @@
-"""Takes a network apart behind its last features: by timm's methods, by torch.fx, or by the names of two layers."""
+"""Takes a network apart behind its last features: by its methods, by torch.fx, or by the names of two layers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +43,7 @@ def splits_of(module: nn.Module, images: Tensor, names: tuple[str, str] | None) 
     """
     if names:
         yield _by_names(module, *names)
-    elif all(hasattr(module, name) for name in ("forward_features", "forward_head", "get_classifier")):
+    elif all(hasattr(module, name) for name in ("forward_features", "get_classifier")):
         yield _by_methods(module)
     elif hasattr(module, "forward_features") and hasattr(module, "pretrained_cfg"):
         raise ModelError("it has no classifier: timm has it to encode pictures, not to classify them")
@@ -82,7 +82,8 @@ def _by_methods(module: Any) -> Split:
         raise ModelError("it has no classifier; train one with `camlake train`, or use a network that has one")
     linear = next(name for name, part in module.named_modules() if part is inside[-1])
     prefix = getattr(module, "num_prefix_tokens", None)
-    return Split("methods", "forward_features", ForwardFeatures(module), ForwardHead(module), linear, prefix)
+    tail = ForwardHead(module) if hasattr(module, "forward_head") else None
+    return Split("methods", "forward_features", ForwardFeatures(module), tail, linear, prefix)
 
 
 def _by_graph(module: nn.Module, images: Tensor) -> Iterator[Split]:

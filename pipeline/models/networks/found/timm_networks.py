@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.entry import NetworkEntry, PublishedWeights
 from pipeline.models.networks.found.entries import found_entry
+from pipeline.models.networks.found.input_facts import preprocessing_of
 from pipeline.models.networks.network import Preprocessing
 from schemas.errors import ModelError
 from schemas.options.network_names import Reference
@@ -26,10 +27,7 @@ def timm_entry(name: str, reference: Reference) -> NetworkEntry:
     own_name = reference.timm
     assert own_name is not None
     config = _config(own_name)
-    height, width = config.input_size[-2:]
-    if config.input_size[0] != 3 or height != width:
-        raise ModelError(f"{name} takes inputs of {config.input_size}; allowed: three colours and a square")
-    preprocessing = Preprocessing(height, _three(config.mean), _three(config.std))
+    preprocessing = preprocessing_of(config.to_dict(), name)
     return found_entry(
         name,
         _construct(own_name, Architecture(name, classes=config.num_classes or 1000)),
@@ -38,12 +36,6 @@ def timm_entry(name: str, reference: Reference) -> NetworkEntry:
         partial(_published, own_name, preprocessing),
         reference.layers,
     )
-
-
-def timm_version() -> str:
-    """Return the version of the installed timm."""
-    version: str = _timm().__version__
-    return version
 
 
 def _timm() -> Any:
@@ -90,7 +82,7 @@ def _published(own_name: str, preprocessing: Preprocessing) -> Mapping[str, Publ
 def _weights(tagged: str) -> PublishedWeights:
     timm = _timm()
     config = timm.get_pretrained_cfg(tagged)
-    preprocessing = Preprocessing(config.input_size[-1], _three(config.mean), _three(config.std))
+    preprocessing = preprocessing_of(config.to_dict(), f"timm/{tagged}")
     location = config.hf_hub_id or config.url or tagged
     labels = _labels(config.num_classes, config.label_names)
     whole = bool(config.num_classes)
@@ -120,8 +112,3 @@ def _loaded(tagged: str) -> dict[str, Tensor]:
             f"timm can't load the weights {tagged} ({reason}); fetch them elsewhere and give the file with --weights"
         ) from error
     return state
-
-
-def _three(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue

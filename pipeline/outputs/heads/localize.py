@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from pipeline.arrays.calibration import uncalibrated
 from pipeline.models.localize.box_rules import BoxRule
@@ -63,11 +65,13 @@ class Localize:
     def work(self, advance: Callable[[int], None]) -> None:
         """Commit all works; ``advance`` gets the number of inputs that are done so far."""
         done, threads = 0, os.cpu_count() or 1
-        for work, _ in zip(self.works, map_ahead(self._do, enumerate(self.works), threads), strict=True):
-            done += work.rows
-            advance(done)
+        with threadpool_limits(1, "blas"):  # The commits are done in parallel; their products are too small for that.
+            for work, _ in zip(self.works, map_ahead(self._do, enumerate(self.works), threads), strict=True):
+                done += work.rows
+                advance(done)
 
     def _do(self, numbered: tuple[int, Work]) -> None:
+        torch.set_num_threads(1)
         task, work = numbered
         foreground, run_id = self.source.foreground, self.run.manifest.run_id
         planned = work.planned(self.run.fs, self.run.root)

@@ -41,6 +41,8 @@ from schemas.runs import RunManifest
 from schemas.tables import say_score, written_schemas
 from schemas.url_secrets import safe_url
 
+_THREADS_A_CORE = 2
+"""One thread works while another one waits for the store."""
 _NOT_CARRIED = ("feature_map_bits", "feature_type", "labels", "classes")
 """Settings of the source that say nothing of the new rows."""
 
@@ -64,7 +66,7 @@ class Localize:
 
     def work(self, advance: Callable[[int], None]) -> None:
         """Commit all works; ``advance`` gets the number of inputs that are done so far."""
-        done, threads = 0, os.cpu_count() or 1
+        done, threads = 0, _THREADS_A_CORE * (os.cpu_count() or 1)
         with threadpool_limits(1, "blas"):  # The commits are done in parallel; their products are too small for that.
             for work, _ in zip(self.works, map_ahead(self._do, enumerate(self.works), threads), strict=True):
                 done += work.rows

@@ -42,7 +42,9 @@ def localize(config: LocalizeConfig, screen: Screen) -> RunManifest:
         return opened.run.finish()
 
 
-ABOUT = "Map and box the classes of a head on an output's stored feature maps, without network and images."
+ABOUT = (
+    "Map and box the classes of a head on an output's stored feature maps, without network and images, on one machine."
+)
 
 command = verb(
     "localize",

@@ -23,7 +23,7 @@ def run(config: NeighboursConfig, screen: Screen) -> None:
         rows = [[one["cosine"], one["uri"]] for one in found.to_pylist()]
         screen.table(f"nearest to {config.of} in {source.where}", ["cosine", "uri"], rows)
     else:
-        found = near_duplicates(source, config.least, screen)
+        found = near_duplicates(source, config.least, screen, index=config.index)
         rows = [[one["group"], one["cosine"], one["uri"], one["other_uri"]] for one in found[:_SHOWN].to_pylist()]
         screen.table(
             f"the first near duplicates in {source.where}", ["group", "cosine", "uri", "its near duplicate"], rows

@@ -124,7 +124,7 @@ FEATURE_MAPS = pa.schema(
         described("map_h", pa.int32(), "rows of the feature maps, padding of --resize fit included"),
         described("map_w", pa.int32(), "columns of the feature maps"),
         described("channels", pa.int32(), "K, the number of feature maps"),
-        described("bits", pa.int32(), "2, 3 or 4: a code is a whole number from 0 to 2^bits - 1"),
+        described("bits", pa.int32(), "2, 3 or 4: how fine the codes are; they are 0 to 3 with 2 bits, else 0 to 15"),
         described(
             "codes",
             pa.large_binary(),

@@ -1,5 +1,7 @@
 """``camlake head top`` and ``camlake neighbours``: orders, boxes, cosines and pairs by hand, and what is refused."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -142,6 +144,13 @@ class TestNeighbours:
             assert {int(one[2:-4]) % 3 for one in [*same["uri"], *same["other_uri"]]} == {int(uri[2:-4]) % 3}
         in_memory = camlake.near_duplicates(lake.out, 0.99).to_pandas()
         assert in_memory["uri"].tolist() == found["uri"].tolist()
+        monkeypatch.setattr(neighbours_module, "MOST_IMAGES", 3)
+        indexed = camlake.near_duplicates(lake.out, 0.99, index=True).to_pandas()
+        assert indexed.drop(columns="cosine").equals(in_memory.drop(columns="cosine"))
+        assert indexed["cosine"].tolist() == pytest.approx(in_memory["cosine"].tolist(), abs=1e-6)
+        monkeypatch.setitem(sys.modules, "usearch.index", None)
+        with pytest.raises(UsageError, match=r"^--index: needs usearch; pip install 'camlake\[index\]'$"):
+            camlake.near_duplicates(lake.out, index=True)
 
     def test_too_many_are_refused(self, lake, monkeypatch):
         monkeypatch.setattr(neighbours_module, "MOST_PAIRS", 3)
@@ -157,6 +166,7 @@ class TestNeighbours:
             ({}, "^camlake neighbours: needs one of --of and --duplicates$"),
             ({"of": "a", "duplicates": True}, "^camlake neighbours: needs one of --of and --duplicates$"),
             ({"of": "a", "least": 0.5}, "^--least: not an option with --of$"),
+            ({"of": "a", "index": True}, "^--index: not an option with --of$"),
             ({"duplicates": True, "count": 5}, "^--count: not an option with --duplicates$"),
             ({"of": "a", "table": "x.txt"}, "^--table x.txt: allowed: a .parquet or .csv file$"),
         ],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.recipes import mirror_in_lake, text_detector, visual_questions
+from jobs.recipes import animals, mirror_in_lake, text_detector, visual_questions
 from jobs.recipes.recipe import Looked, Pictures, RecipeConfig, mean, points_in, scores
 from jobs.terminal.console import Screen
 from pipeline.arrays.feature_maps import pack
@@ -106,6 +106,28 @@ def test_words_are_written_on_rendered_scenes_too(tmp_path):
     assert not set(pictures.names[0]) & set(pictures.tests[0])
     assert len(pictures.positive) == 40
     assert len(list((tmp_path / "pictures").iterdir())) == 120
+
+
+def test_photographs_with_animals_are_halved(tmp_path):
+    truth = tmp_path / "truth.csv"
+    rows = [
+        "images/a.jpg,472,0,0,9,9",
+        "images/b.jpg,3;900,1,2,3,4",
+        "images/b.jpg,397,5,6,7,8",
+        "images/c.jpg,,0,0,1,1",
+    ]
+    truth.write_text("\n".join(["file,imagenet_classes,xmin,ymin,xmax,ymax", *rows, "images/d.jpg,398,0,0,1,1"]))
+    config = {"out": str(tmp_path / "out"), "images": str(tmp_path), "truth": str(truth), "seeds": 2}
+    with pytest.raises(UsageError, match=r"^--images .*: has no a.jpg, which --truth names$"):
+        animals.read(animals.AnimalsConfig.resolve(config))
+    for name in "abcd":
+        (tmp_path / f"{name}.jpg").touch()
+    found = animals.read(animals.AnimalsConfig.resolve(config))
+    assert found.positive == {"b.jpg"}
+    assert found.boxes["b.jpg"].tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    for fit, test in zip(found.names, found.tests, strict=True):
+        assert len(fit) == len(test) == 2
+        assert sorted(fit + test) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
 
 
 def test_too_few_photographs_are_refused(tmp_path):

@@ -1,6 +1,8 @@
 """The codec of the table ``feature_maps``: all feature maps of an image in 2, 3 or 4 bits a value.
 
-A code is q = rint((2^b − 1) · f / max_xy f), for each image and each channel. A decoded map is
+A code is q = n · f / max_xy f, rounded, for each image and each channel, with n = 2^b − 1 steps. Codes of 3 bits have
+the room of 4: n = 7 · √(max_xy f / m), from 1 to 15, where m is the mean of the maxima of the image's channels that are
+not zero. So channels of large values get more steps, at about the same bytes. A decoded map is
 
     f̂_k = F_k · q_k / mean_xy(q_k),    F_k = mean_xy f_k, the image's row in ``features``.
 
@@ -35,27 +37,29 @@ def packed_bytes(codes: int, bits: int) -> int:
 def encode(maps: Tensor, bits: int) -> Tensor:
     """Return the codes of ``maps`` (N, K, h, w) float32, packed, (N, ``packed_bytes``) uint8, on the same device.
 
-    A channel with a positive value has the code 2^b − 1 at its maximum; a channel of zeros has zeros only. The maps
+    A channel with a positive value has its greatest code at its maximum; a channel of zeros has zeros only. The maps
     must not be negative. An image with a NaN or an infinity gets codes without a meaning; other images keep theirs.
     """
-    top = 2**bits - 1
+    most = 2 ** (8 // codes_a_byte(bits)) - 1
     peak = maps.amax((2, 3), keepdim=True)
-    shares = maps / torch.where(peak > 0, peak, 1.0)
-    codes = (shares * top).round_().nan_to_num_(0.0).clamp_(0, top).to(torch.uint8).flatten(1)
-    return pack(codes, bits)
+    steps = torch.full_like(peak, 2**bits - 1)
+    if 2**bits - 1 < most:
+        mean = peak.sum(1, keepdim=True) / (peak > 0).sum(1, keepdim=True).clamp_min(1)
+        steps = (steps * (peak / mean).sqrt()).round().clamp(1, most)
+    codes = (maps * (steps / peak.clamp_min(_LEAST_PEAK))).add_(0.5)
+    return pack(codes.nan_to_num_(0.0).clamp_(0, most).to(torch.uint8).flatten(1), bits)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Return codes (N, n) uint8, each under 2^bits, as packed bytes (N, ``packed_bytes``) uint8."""
+    """Return codes (N, n) uint8, under 4 with 2 ``bits`` and else under 16, packed (N, ``packed_bytes``) uint8."""
     each = codes_a_byte(bits)
-    width = 8 // each
     missing = -codes.shape[1] % each
-    whole = torch.nn.functional.pad(codes, (0, missing)) if missing else codes
-    parts = whole.view(len(codes), -1, each)
-    packed = parts[:, :, 0].clone()
+    whole = torch.nn.functional.pad(codes, (0, missing)) if missing else codes.contiguous()
+    wide = whole.view(torch.int32 if each == 4 else torch.int16)
+    packed = wide.clone()
     for place in range(1, each):
-        packed |= parts[:, :, place] << (width * place)
-    return packed
+        packed |= wide >> (8 - 8 // each) * place
+    return packed.to(torch.uint8)
 
 
 def unpack(packed: NDArray[np.uint8], bits: int, codes: int) -> NDArray[np.uint8]:
@@ -104,17 +108,19 @@ def head_maps(
     map_hw: tuple[int, int],
     features: NDArray[np.float32],
     weights: NDArray[np.float32],
+    chosen: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
-    """Return the maps M_c = Σ_k w_k f̂_k of a linear head, (N, C, h, w) float32.
+    """Return the maps M_c = Σ_k w_k f̂_k of a linear head, (N, n, h, w) float32.
 
-    ``weights`` is (C, K), or (N, C, K) with other classes for each image.
+    ``weights`` is (C, K); ``chosen`` (N, n) has the classes that each image gets, None: all, in their order.
 
     The bias of the head is in none of them: mean_xy(M_c) + b_c = S_c. The feature maps are never written out: the
     scales of the channels go into the weights. A few images at a time are unpacked, into memory that is used again.
     """
     images, channels = features.shape
     cells = map_hw[0] * map_hw[1]
-    maps = np.empty((images, weights.shape[-2], cells), np.float32)
+    classes = len(weights) if chosen is None else chosen.shape[1]
+    maps = np.empty((images, classes, cells), np.float32)
     table = _TABLES[bits]
     unpacked = np.empty((AT_ONCE, packed.shape[1]), table.dtype)
     for start in range(0, images, AT_ONCE):
@@ -123,13 +129,15 @@ def head_maps(
         cv2.LUT(packed[own], table, found)
         codes = found.view(_CODE[bits])[:, : channels * cells].astype(np.float32, copy=False)
         codes = codes.reshape(len(found), channels, cells)
-        scaled = weights[own] if weights.ndim == 3 else weights
-        np.matmul(scaled * scales(codes, features[own])[:, None, :], codes, out=maps[own])
-    return maps.reshape(images, weights.shape[-2], *map_hw)
+        own_weights = weights if chosen is None else weights[chosen[own]]
+        np.matmul(own_weights * scales(codes, features[own])[:, None, :], codes, out=maps[own])
+    return maps.reshape(images, classes, *map_hw)
 
 
-AT_ONCE = 8
-"""Images whose codes are unpacked at once: 2 MB of float32 with MobileNetV2, which fits into a processor's cache."""
+_LEAST_PEAK = 1e-30
+"""A channel without a greater value counts as zero; the quotient of its codes would not be finite."""
+AT_ONCE = 4
+"""Images whose codes are unpacked at once: 1 MB of float32 with MobileNetV2, which fits into a core's cache."""
 
 
 def _table(bits: int) -> NDArray[np.float64] | NDArray[np.int32]:

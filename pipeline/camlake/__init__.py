@@ -119,7 +119,8 @@ def near_duplicates(out: str, least: float = 0.95, **options: Any) -> "pa.Table"
     """Return all pairs of images of the output ``out`` whose features have a cosine of at least ``least``.
 
     The Arrow table has image_id, uri, other_id, other_uri, cosine, and group: images that are connected through pairs
-    have the same one. Up to a million images; beyond a GiB the vectors lie in a file. ``options`` as in ``neighbours``.
+    have the same one. Up to a million images, with ``index=True`` more (extra ``index``; may miss some pairs); beyond a
+    GiB the vectors lie in a file. Other ``options`` as in ``neighbours``.
     """
     from pipeline.annotate.reporter import reporter_for  # noqa: PLC0415
     from pipeline.outputs.heads.features import open_features  # noqa: PLC0415 - imports DuckDB
@@ -127,7 +128,7 @@ def near_duplicates(out: str, least: float = 0.95, **options: Any) -> "pa.Table"
     from schemas.options.neighbours import NeighboursConfig  # noqa: PLC0415
 
     config = NeighboursConfig.resolve({"out": out, "duplicates": True, "least": least, **options})
-    return find(open_features(out, config, config.model), least, reporter_for("log", "camlake"))
+    return find(open_features(out, config, config.model), least, reporter_for("log", "camlake"), index=config.index)
 
 
 def __getattr__(name: str) -> Any:

@@ -60,7 +60,7 @@ def maps_of_rows(
     start = 0
     for packed in _packed(rows["codes"], packed_bytes(height * width * channels, bits)):
         own = slice(start, start + len(packed))
-        found[own] = head_maps(packed, bits, (height, width), vectors[own], weight[chosen[own]])
+        found[own] = head_maps(packed, bits, (height, width), vectors[own], weight, chosen[own])
         start = own.stop
     return found.reshape(-1, height, width)
 

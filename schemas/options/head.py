@@ -33,7 +33,8 @@ class HeadConfig(StorageConfig):
     labels: str | None = option(
         None,
         "fit: CSV, Parquet or JSONL with a column uri or image_id and a column label; several labels by ; or in several"
-        " rows, none for an image of no class; of a single class, other images count as those without it",
+        " rows, none for an image of no class; of a single class, other images count as those without it;"
+        " of more than 100,000 labelled images a sample is taken",
         "Options",
     )
     out: str | None = option(

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from pipeline.arrays.calibration import uncalibrated
 from pipeline.models.localize.box_rules import BoxRule
@@ -39,6 +41,8 @@ from schemas.runs import RunManifest
 from schemas.tables import say_score, written_schemas
 from schemas.url_secrets import safe_url
 
+_THREADS_A_CORE = 2
+"""One thread works while another one waits for the store."""
 _NOT_CARRIED = ("feature_map_bits", "feature_type", "labels", "classes")
 """Settings of the source that say nothing of the new rows."""
 
@@ -62,12 +66,14 @@ class Localize:
 
     def work(self, advance: Callable[[int], None]) -> None:
         """Commit all works; ``advance`` gets the number of inputs that are done so far."""
-        done, threads = 0, os.cpu_count() or 1
-        for work, _ in zip(self.works, map_ahead(self._do, enumerate(self.works), threads), strict=True):
-            done += work.rows
-            advance(done)
+        done, threads = 0, _THREADS_A_CORE * (os.cpu_count() or 1)
+        with threadpool_limits(1, "blas"):  # The commits are done in parallel; their products are too small for that.
+            for work, _ in zip(self.works, map_ahead(self._do, enumerate(self.works), threads), strict=True):
+                done += work.rows
+                advance(done)
 
     def _do(self, numbered: tuple[int, Work]) -> None:
+        torch.set_num_threads(1)
         task, work = numbered
         foreground, run_id = self.source.foreground, self.run.manifest.run_id
         planned = work.planned(self.run.fs, self.run.root)

@@ -1,7 +1,7 @@
 """The nearest neighbours of an image, and all near duplicates of an output, by the cosine of their features.
 
 Neighbours stream: only the nearest are in memory. Duplicates hold the unit vectors, in memory up to MEMORY_BYTES and
-beyond that in a temporary file, and compare all pairs in blocks.
+beyond that in a temporary file, and compare all pairs in blocks, or look them up in an index.
 """
 
 import io
@@ -19,6 +19,7 @@ from pipeline.annotate.reporter import Reporter
 from pipeline.arrays.neighbours import close_pairs, groups, units
 from pipeline.outputs.feature_rows import vectors_of
 from pipeline.outputs.heads.features import FeatureSource, feature_batches
+from pipeline.outputs.heads.vector_index import indexed_pairs
 from pipeline.storage.lake.query import committed_views
 from schemas.errors import ModelError, StoreError, UsageError
 
@@ -60,16 +61,19 @@ def nearest(source: FeatureSource, of: str, count: int) -> pa.Table:
     )
 
 
-def near_duplicates(source: FeatureSource, least: float, reporter: Reporter) -> pa.Table:
+def near_duplicates(source: FeatureSource, least: float, reporter: Reporter, *, index: bool = False) -> pa.Table:
     """Return all pairs of images whose features have a cosine of at least ``least``, by group, then by image_id.
 
     Columns: image_id and uri of both (``other_id``, ``other_uri``), cosine, and group, a number: images that are
-    connected through pairs have the same one. Raises UsageError for too many images or pairs.
+    connected through pairs have the same one. With ``index`` an index looks pairs up, and may miss some. Raises
+    UsageError for too many images or pairs.
     """
     with committed_views(source.fs, source.root, source.files) as con:
         ((count,),) = con.sql("SELECT count(*) FROM features").fetchall()
-    if count > MOST_IMAGES:
-        raise UsageError(f"--duplicates: {count} images; allowed: up to {MOST_IMAGES}, all pairs of which are compared")
+    if count > MOST_IMAGES and not index:
+        raise UsageError(
+            f"--duplicates: {count} images; allowed: up to {MOST_IMAGES}, all pairs of which are compared, or --index"
+        )
     with _unit_vectors(source, count) as (ids, uris, rows, where):
         empty = int((~rows.any(axis=1)).sum()) if len(rows) else 0
         reporter.say(f"{len(rows)} vectors of {rows.shape[1]} values, {rows.nbytes / 1e6:.0f} MB {where}")
@@ -77,7 +81,7 @@ def near_duplicates(source: FeatureSource, least: float, reporter: Reporter) -> 
             reporter.say(f"{empty} images have features of zeros only and are near to nothing")
         parts, found = [], 0
         with reporter.progress("comparing", len(rows)) as advance:
-            for part in close_pairs(rows, least, advance):
+            for part in (indexed_pairs if index else close_pairs)(rows, least, advance):
                 parts.append(part)
                 found += len(part[0])
                 if found > MOST_PAIRS:

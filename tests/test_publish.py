@@ -11,15 +11,10 @@ from pipeline.storage.lake.whole_objects import list_data_files
 from schemas.errors import UsageError
 from schemas.options.publish import PublishConfig
 from schemas.reasons import Reason
-from tests.compacting import OTHER, age, compact, fill
-from tests.fake_lake import MODEL, FakeLake
+from tests.compacting import OTHER, age, compact
+from tests.fake_lake import MODEL
 
 NAME = "labels.boxes"
-
-
-@pytest.fixture
-def lake(tmp_path):
-    return fill(FakeLake(str(tmp_path / "out")))
 
 
 class Catalog:
@@ -47,91 +42,91 @@ def catalog(tmp_path):
     return Catalog(tmp_path / "catalog")
 
 
-def current(lake, table="boxes", model=MODEL):
-    with reader.open(lake.out, model=model) as opened:
+def current(output, table="boxes", model=MODEL):
+    with reader.open(output.out, model=model) as opened:
         return sorted(map(str, opened.arrow(table).to_pylist()))
 
 
-def test_the_table_has_the_current_rows_and_their_partitions(lake, catalog, capfd):
-    catalog.publish(lake)
-    assert catalog.rows() == current(lake)
+def test_the_table_has_the_current_rows_and_their_partitions(output, catalog, capfd):
+    catalog.publish(output)
+    assert catalog.rows() == current(output)
     assert [field.name for field in catalog.table().spec().fields] == ["model", "date"]
     registered = {task.file.file_path for task in catalog.table().scan(row_filter=f"model = '{MODEL}'").plan_files()}
-    own = {f"file://{lake.path(path)}" for path in list_data_files(lake.fs, lake.root)}
+    own = {f"file://{output.path(path)}" for path in list_data_files(output.fs, output.root)}
     assert registered & own
-    catalog.publish(lake)
+    catalog.publish(output)
     assert len(catalog.table().snapshots()) == 1
     assert "nothing to do" in capfd.readouterr().out
 
 
-def test_each_later_run_is_one_snapshot_without_superseded_rows(lake, catalog):
-    catalog.publish(lake)
+def test_each_later_run_is_one_snapshot_without_superseded_rows(output, catalog):
+    catalog.publish(output)
     first = catalog.rows()
-    lake.run({"f": "v1"})
-    middle = current(lake)
-    last = lake.run({"c": "v2", "g": "v1"}, {"d": Reason.EMPTY})
-    lake.run({"h": "v1"}, finish=False)
-    catalog.publish(lake)
+    output.run({"f": "v1"})
+    middle = current(output)
+    last = output.run({"c": "v2", "g": "v1"}, {"d": Reason.EMPTY})
+    output.run({"h": "v1"}, finish=False)
+    catalog.publish(output)
     snapshots = catalog.table().snapshots()
     assert len(snapshots) == 3
     assert snapshots[-1].summary.additional_properties["camlake.run-id"] == last.run_id
     then = [catalog.table().scan(snapshot_id=one.snapshot_id).to_arrow().to_pylist() for one in snapshots]
     assert [sorted(map(str, rows)) for rows in then[:2]] == [first, middle]
-    lake.run({"i": "v1"})
-    catalog.publish(lake)
-    assert catalog.rows() == current(lake)
+    output.run({"i": "v1"})
+    catalog.publish(output)
+    assert catalog.rows() == current(output)
 
 
-def test_after_a_compaction_too(lake, catalog):
-    catalog.publish(lake)
-    lake.run({"c": "v2"})
-    compact(lake, grace="1d")
-    before = current(lake)
-    catalog.publish(lake)
+def test_after_a_compaction_too(output, catalog):
+    catalog.publish(output)
+    output.run({"c": "v2"})
+    compact(output, grace="1d")
+    before = current(output)
+    catalog.publish(output)
     assert catalog.rows() == before
-    age(lake)
-    lake.run({"k": "v1"})
-    catalog.publish(lake)
-    assert catalog.rows() == current(lake)
-    compact(lake)
-    catalog.publish(lake)
-    age(lake)
-    compact(lake)
-    catalog.publish(lake)
-    assert catalog.rows() == current(lake)
+    age(output)
+    output.run({"k": "v1"})
+    catalog.publish(output)
+    assert catalog.rows() == current(output)
+    compact(output)
+    catalog.publish(output)
+    age(output)
+    compact(output)
+    catalog.publish(output)
+    assert catalog.rows() == current(output)
     known = len(catalog.table().snapshots())
-    catalog.publish(lake)
+    catalog.publish(output)
     assert len(catalog.table().snapshots()) == known
 
 
 @pytest.mark.parametrize("table", ["images", "heatmaps", "features", "quarantine"])
-def test_every_table_can_be_published(lake, catalog, table):
-    catalog.publish(lake, of=table, table=f"labels.{table}")
-    assert catalog.rows(f"labels.{table}") == current(lake, table)
+def test_every_table_can_be_published(output, catalog, table):
+    catalog.publish(output, of=table, table=f"labels.{table}")
+    assert catalog.rows(f"labels.{table}") == current(output, table)
 
 
-def test_models_never_mix_unasked_and_a_table_keeps_its_source(lake, catalog):
-    lake.run({"a": "v1"}, model=OTHER)
+def test_models_never_mix_unasked_and_a_table_keeps_its_source(output, catalog):
+    output.run({"a": "v1"}, model=OTHER)
     with pytest.raises(UsageError, match="--model is missing"):
-        catalog.publish(lake)
-    catalog.publish(lake, model=MODEL)
-    assert catalog.rows() == current(lake)
+        catalog.publish(output)
+    catalog.publish(output, model=MODEL)
+    assert catalog.rows() == current(output)
     with pytest.raises(UsageError, match=r"--table labels\.boxes: it holds .*; allowed: another name"):
-        catalog.publish(lake, model="*")
-    catalog.publish(lake, model="*", table="labels.all")
-    assert catalog.rows("labels.all") == current(lake, model="*")
+        catalog.publish(output, model="*")
+    catalog.publish(output, model="*", table="labels.all")
+    assert catalog.rows("labels.all") == current(output, model="*")
 
 
-def test_wrong_use_is_one_line(lake, catalog, monkeypatch):
+def test_wrong_use_is_one_line(output, catalog, monkeypatch):
     with pytest.raises(UsageError, match="--warehouse is missing"):
-        catalog.publish(lake, warehouse=None)
+        catalog.publish(output, warehouse=None)
     with pytest.raises(UsageError, match=r"allowed: NAMESPACE\.NAME"):
-        catalog.publish(lake, table="boxes")
+        catalog.publish(output, table="boxes")
     with pytest.raises(UsageError, match=r"--of foreground: .* has no such rows yet"):
-        catalog.publish(lake, of="foreground")
+        catalog.publish(output, of="foreground")
     with pytest.raises(UsageError, match=r"^--catalog sqlite:////nowhere/x\.db, --table labels\.boxes: .*") as found:
-        catalog.publish(lake, catalog="sqlite:////nowhere/x.db")
+        catalog.publish(output, catalog="sqlite:////nowhere/x.db")
     assert "\n" not in str(found.value)
     monkeypatch.setattr(iceberg.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'camlake\[iceberg\]'"):
-        catalog.publish(lake)
+        catalog.publish(output)

@@ -83,6 +83,24 @@ def test_a_grace_period_that_ends_during_a_run_hides_no_row_from_a_glob(output):
     assert problems(output) == []
 
 
+def test_while_files_are_named_a_glob_sees_rows_of_one_table_twice_at_most(output, monkeypatch):
+    compact(output, grace="1d")
+    age(output)
+    real, tables = records.remove_many, []
+
+    def removes(fs, paths):
+        n_rows = {table: (globbed(output, table), len(current[table])) for table in WRITTEN}
+        tables.append([table for table, (seen, own) in n_rows.items() if seen > own + superseded[table]])
+        real(fs, paths)
+
+    current = rows(output)
+    superseded = {table: globbed(output, table) - len(current[table]) for table in WRITTEN}
+    monkeypatch.setattr(records, "remove_many", removes)
+    records.settle_compactions(output.fs, output.root)
+    assert tables == [[table] for table in sorted(WRITTEN)]
+    assert {table: globbed(output, table) for table in WRITTEN} == {table: len(current[table]) for table in WRITTEN}
+
+
 @pytest.mark.parametrize("option", ["grace", "expire_older_than"])
 def test_a_time_beyond_the_calendar_is_refused(option):
     with pytest.raises(UsageError, match=r"allowed: up to 36500d, a hundred years$"):

@@ -122,7 +122,7 @@ def synthetic_rows(
     rank = np.concatenate([[0], (np.diff(image) == 0)]).astype(np.int64)
     rank = rank + np.concatenate([[0], rank[:-1]]) * rank
     n, (width, height) = len(image), SIDES_WH
-    class_id = rng.integers(0, CLASSES, n)
+    class_id = (rng.integers(0, CLASSES, count)[image] + 331 * rank) % CLASSES
     low = rng.random((n, 2)) * 0.6
     high = low + 0.05 + rng.random((n, 2)) * 0.35
     prob = rng.random(n).astype(np.float32)

@@ -47,14 +47,14 @@ CONFIDENT = 0.5
 """The ``box_score`` from which a box is more likely right than wrong. Confident boxes have row groups of their own."""
 CONFIDENT_ROWS = 1024
 """Most confident boxes in a row group. A query for a label reads the ids and uris of its row group as a whole, because
-each of them stands once in the row group's dictionary: with 4,400 confident boxes in one row group instead, a query for
-a rare label reads 10 % of a file instead of 4 %."""
+each of them stands once in the row group's dictionary: with 4,400 in one row group, a query for a rare label read
+10 % of the bytes, with 1,024 it read 6 % (footers of 32 KiB)."""
 BOX_BLOCK_ROWS = 65_536
 """Boxes that share their row groups: those of consecutive image_ids, about as many as a commit has. Over a whole commit
 an id costs a dictionary entry for each image and two bytes for each box, in whatever order the boxes are. Without the
-dictionary a box costs 17 bytes more, and the table is 1.3 times as large."""
+dictionary an id takes 17.6 bytes of a box instead of 9.1, and the table is 1.3 times as large."""
 PAGE_ROWS = 2048
-"""Rows of a page of boxes; DuckDB reads only pages that may have a label. With pages of 512 the table is 5 % larger."""
+"""Rows of a page of boxes; DuckDB reads only pages that may have a label. With pages of 512 the table is 4 % larger."""
 _DICTIONARY_BYTES = 2**24
 """More than the ids and uris of a row group of boxes take. By default a dictionary ends at 1 MiB."""
 _BLOOM_ERRORS = 0.05
@@ -70,9 +70,11 @@ def to_parquet(rows: pa.Table, encoding: Encoding = Encoding()) -> bytes:
     """Return ``rows``, which are sorted by image_id, as a Parquet file with a page index and page checksums.
 
     Boxes may come in any order, and get one of their own: see ``_box_groups``. Of 1,000,000 boxes in commits of 50,000,
-    where 9 % are confident, DuckDB reads 4.1 % of the bytes for the confident ones of a rare label (55 % where boxes
-    lie by image), 8.7 % for the edges of a label that 13 % have (61 %), 3.2 % for an image (7.7 %), and the table is
-    1.08 times as large (`python -m tests.benchmarks.queries`). Where more boxes are confident, the table is larger.
+    where 9 % are confident, DuckDB reads 3.7 % of the bytes for the confident ones of a rare label (53 % where boxes
+    lie by image), 8.6 % for the edges of a label that 13 % have (60 %), 3.5 % for an image (7.0 %); the table is 1.08
+    times as large. The gain for a rare label hangs on ``CONFIDENT``: with a score from .3 on it is 33 % (73 %), and
+    after `camlake compact` 80 %, because ids and uris of the other boxes are then read as a whole. Where more boxes are
+    confident, the table is larger. `python -m tests.benchmarks.queries` measures it.
 
     It uses only encodings that every engine reads: BYTE_STREAM_SPLIT would make features 5 % smaller, but Spark 4.0,
     Iceberg's reader in Spark and others do not know it.

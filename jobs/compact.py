@@ -15,9 +15,7 @@ def run(config: CompactConfig, screen: Screen) -> None:
 
     age = config.expire_older_than
     before = datetime.now(UTC) - timedelta(seconds=seconds_of(age)) if age is not None else None
-    wanted = Wanted(
-        config.file_mb * 10**6, config.grace_s, Expiry(frozenset(config.expire_model), before), config.boxes_by
-    )
+    wanted = Wanted(config.file_mb * 10**6, config.grace_s, Expiry(frozenset(config.expire_model), before))
     done = compact(*connect(config.out, config), wanted, screen.say, config.wait_s)
     for one in done:
         if one.waits_until:

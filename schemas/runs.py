@@ -74,8 +74,6 @@ class Compaction(Record):
     """When the files that are replaced now ceased to count."""
     grace_s: float
     """Seconds for which replaced files stay after that."""
-    boxes_by: Literal["image", "label"] = "image"
-    """What the boxes are sorted by."""
     shown: bool = False
     """Whether the replaced files are gone and the new ones have their names."""
     commits: tuple[CommitRecord, ...]

@@ -54,7 +54,7 @@ class TableSpec:
     sound: str = ""
     """SQL condition for each row. In an optional table it may name width_px and height_px of the image."""
     order: tuple[str, ...] = ("image_id",)
-    """Columns by which the rows of a file are sorted."""
+    """Columns by which the rows of a commit are sorted; `to_parquet` orders boxes anew."""
     repeated: frozenset[str] = frozenset()
     """Columns whose values repeat, so that Parquet stores them through a dictionary."""
 

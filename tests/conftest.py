@@ -23,6 +23,7 @@ from moto.server import ThreadedMotoServer
 
 from pipeline.images.synthetic.scenes import write_corpus
 from schemas.options.config import StorageConfig
+from tests.compacting import fill
 from tests.fake_lake import FakeLake
 from tests.groups import Groups, order_of
 from tests.jobs_on import run_annotate
@@ -217,3 +218,16 @@ def wheel(sources, tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     (built,) = folder.glob("camlake-*.whl")
     return built
+
+
+@pytest.fixture(scope="session")
+def filled(tmp_path_factory) -> FakeLake:
+    """Return an output of many small files with superseded rows, which no test changes."""
+    return fill(FakeLake(str(tmp_path_factory.mktemp("filled") / "out")))
+
+
+@pytest.fixture
+def output(filled, tmp_path) -> FakeLake:
+    """Return a copy of the filled output."""
+    shutil.copytree(filled.out, tmp_path / "out")
+    return FakeLake(str(tmp_path / "out"), hours=filled.hours)

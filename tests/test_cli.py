@@ -34,6 +34,7 @@ VERBS = (
     "view",
     "sql",
     "compact",
+    "publish",
     "models",
     "neighbours",
     "benchmark",

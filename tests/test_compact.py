@@ -1,10 +1,8 @@
 """``camlake compact``: the same current rows from fewer files, at every moment, also after a kill at any point."""
 
 import json
-import shutil
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.outputs import reader
@@ -19,21 +17,8 @@ from pipeline.storage.lake.whole_objects import list_data_files
 from schemas.errors import LeaseError, StoreError, UsageError
 from schemas.options.compact import CompactConfig
 from schemas.reasons import Reason
-from schemas.tables import TABLES
-from tests.compacting import OTHER, WRITTEN, age, compact, done_ids, fill, globbed, rows
+from tests.compacting import OTHER, WRITTEN, age, compact, done_ids, globbed, rows
 from tests.fake_lake import MODEL, FakeLake, problems
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory):
-    return fill(FakeLake(str(tmp_path_factory.mktemp("filled") / "out")))
-
-
-@pytest.fixture
-def output(filled, tmp_path):
-    """Return a copy of the filled output."""
-    shutil.copytree(filled.out, tmp_path / "out")
-    return FakeLake(str(tmp_path / "out"), hours=filled.hours)
 
 
 def test_fewer_files_hold_the_same_current_rows(output, capfd):
@@ -98,6 +83,24 @@ def test_a_grace_period_that_ends_during_a_run_hides_no_row_from_a_glob(output):
     assert problems(output) == []
 
 
+def test_while_files_are_named_a_glob_sees_rows_of_one_table_twice_at_most(output, monkeypatch):
+    compact(output, grace="1d")
+    age(output)
+    real, tables = records.remove_many, []
+
+    def removes(fs, paths):
+        n_rows = {table: (globbed(output, table), len(current[table])) for table in WRITTEN}
+        tables.append([table for table, (seen, own) in n_rows.items() if seen > own + superseded[table]])
+        real(fs, paths)
+
+    current = rows(output)
+    superseded = {table: globbed(output, table) - len(current[table]) for table in WRITTEN}
+    monkeypatch.setattr(records, "remove_many", removes)
+    records.settle_compactions(output.fs, output.root)
+    assert tables == [[table] for table in sorted(WRITTEN)]
+    assert {table: globbed(output, table) for table in WRITTEN} == {table: len(current[table]) for table in WRITTEN}
+
+
 @pytest.mark.parametrize("option", ["grace", "expire_older_than"])
 def test_a_time_beyond_the_calendar_is_refused(option):
     with pytest.raises(UsageError, match=r"allowed: up to 36500d, a hundred years$"):
@@ -148,27 +151,6 @@ def test_files_of_the_wanted_size_are_left_alone(output, monkeypatch):
     assert list(compacting._groups(commits, set(), file_bytes=1)) == []
     assert [len(group) for group in compacting._groups(commits, {0}, file_bytes=1)] == [1]
     assert [len(group) for group in compacting._groups(commits, set(), file_bytes=10**9)] == [len(commits)]
-
-
-def test_boxes_can_be_sorted_by_label(output):
-    before = rows(output)
-    compact(output, boxes_by="label")
-    assert (rows(output), problems(output)) == (before, [])
-    (file,) = Path(output.out).glob("boxes/**/*.parquet")
-    table = pq.read_table(file, partitioning=None).select(["label", "image_id"])
-    assert table.to_pylist() == sorted(table.to_pylist(), key=lambda row: (row["label"], row["image_id"]))
-    assert [column.name for column in pq.read_schema(file)] == TABLES["boxes"].columns.names
-    files = list_data_files(output.fs, output.root)
-    compact(output)
-    assert list_data_files(output.fs, output.root) == files, "the same order, and nothing to do"
-    output.run({"new": "v1"})
-    compact(output)
-    assert load_compactions(output.fs, output.root)[-1].boxes_by == "label"
-    compact(output, boxes_by="image")
-    (file,) = Path(output.out).glob("boxes/**/*.parquet")
-    ids = pq.read_table(file, partitioning=None)["image_id"].to_pylist()
-    assert ids == sorted(ids)
-    assert problems(output) == []
 
 
 def test_damage_is_found_and_undone_while_the_old_files_are_there(output):

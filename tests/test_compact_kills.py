@@ -21,18 +21,6 @@ from tests.fake_lake import FakeLake, problems
 from tests.jobs_on import run_annotate
 
 
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory):
-    return fill(FakeLake(str(tmp_path_factory.mktemp("filled") / "out")))
-
-
-@pytest.fixture
-def output(filled, tmp_path):
-    """Return a copy of the filled output."""
-    shutil.copytree(filled.out, tmp_path / "out")
-    return FakeLake(str(tmp_path / "out"), hours=filled.hours)
-
-
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(
     ("module", "name", "call"),

@@ -12,9 +12,13 @@ import pytest
 
 from jobs.suites.steady_rate import SilentReporter
 from pipeline.arrays.rounding import rounded
-from pipeline.storage.lake.encoding import BOXES_BY_LABEL, Encoding, to_parquet
+from pipeline.storage.lake.encoding import Encoding, to_parquet
+from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.query import CommittedFiles
 from schemas.options.benchmark import MeasureConfig
+from schemas.runs import DataFile
 from tests.benchmarks import encoding as suite
+from tests.benchmarks.queries import CountingStore
 
 
 def test_heavy_rows_get_smaller_row_groups():
@@ -28,22 +32,75 @@ def test_heavy_rows_get_smaller_row_groups():
         assert file.metadata.num_row_groups == 1
 
 
-@pytest.mark.parametrize("encoding", [Encoding(), BOXES_BY_LABEL])
-def test_a_filter_says_which_row_groups_an_image_is_not_in(tmp_path, encoding):
-    ids = [hashlib.md5(str(n // 2).encode(), usedforsecurity=False).hexdigest() for n in range(50_000)]
-    rows = pa.table({"label": ["cat", "dog"] * 25_000, "image_id": ids}).sort_by(encoding.sorted_by)
+def box_rows(n: int, confident: float = 0.1) -> pa.Table:
+    """Return boxes sorted by image, two of each image."""
+    rng = np.random.default_rng(0)
+    ids = [hashlib.md5(str(one // 2).encode(), usedforsecurity=False).hexdigest() for one in range(n)]
+    scores = pa.array(np.where(rng.random(n) < confident, 0.9, 0.1) * rng.random(n), pa.float32())
+    labels = [f"class {one}" for one in rng.integers(0, 200, n)]
+    columns = {"image_id": ids, "uri": [f"s3://photographs/{one}.jpg" for one in ids]}
+    return pa.table({**columns, "label": labels, "box_score": scores}).sort_by("image_id")
+
+
+@pytest.mark.parametrize("boxes", [False, True])
+def test_a_filter_says_which_row_groups_an_image_is_not_in(tmp_path, boxes):
+    rows = box_rows(100_000)
+    ids = rows["image_id"].to_pylist()
     path = tmp_path / "t.parquet"
-    path.write_bytes(to_parquet(rows, encoding))
-    n_groups = -(-50_000 // encoding.row_group_rows)
+    path.write_bytes(to_parquet(rows if boxes else rows.select(["image_id", "label"])))
+    n_groups = pq.read_metadata(path).num_row_groups
 
     def excluded(image_id: str) -> int:
         probe = f"parquet_bloom_probe('{path}', 'image_id', '{image_id}')"
         return duckdb.sql(f"SELECT count(*) FILTER (bloom_filter_excludes) FROM {probe}").fetchall()[0][0]
 
     found = [excluded(image_id) for image_id in ids[:40]]
-    assert max(found) <= n_groups - (1 if encoding.sorted_by == "image_id" else 2)
+    assert max(found) <= n_groups - 1
     assert sum(found) > 0.8 * 40 * (n_groups - 2)
     assert sum(excluded(f"{n:032x}") for n in range(40)) > 0.8 * 40 * n_groups
+
+
+def test_boxes_lie_by_label_and_the_confident_ones_apart():
+    rows = box_rows(100_000)
+    with pq.ParquetFile(io.BytesIO(to_parquet(rows))) as file:
+        groups = [file.read_row_group(number) for number in range(file.num_row_groups)]
+        assert file.metadata.row_group(0).column(0).has_offset_index
+    assert (
+        pa.concat_tables(groups)
+        .sort_by([(name, "ascending") for name in rows.schema.names])
+        .equals(rows.sort_by([(name, "ascending") for name in rows.schema.names]))
+    )
+    for group in groups:
+        keys = list(zip(group["label"].to_pylist(), (-group["box_score"].to_numpy()).tolist(), strict=True))
+        assert keys == sorted(keys)
+        confident = pc.greater_equal(group["box_score"], 0.5)
+        assert len(pc.unique(confident)) == 1
+        assert len(group) <= (2048 if confident[0].as_py() else 65_536)
+
+
+def test_boxes_without_a_score_are_written_too():
+    rows = box_rows(100)
+    none = rows.set_column(3, "box_score", pa.nulls(100, pa.float32()))
+    assert pq.read_table(io.BytesIO(to_parquet(none)))["box_score"].null_count == 100
+    with pq.ParquetFile(io.BytesIO(to_parquet(rows.slice(0, 0)))) as file:
+        assert file.schema_arrow.equals(rows.schema)
+
+
+def test_a_query_for_a_label_reads_few_bytes(tmp_path):
+    rows = box_rows(60_000)
+    store = CountingStore()
+    (tmp_path / "boxes").mkdir()
+    data = to_parquet(rows)
+    (tmp_path / "boxes" / "0.parquet").write_bytes(data)
+    file = DataFile(table="boxes", path="boxes/0.parquet", rows=len(rows), size_bytes=len(data))
+    with duckdb.connect() as con:
+        con.register_filesystem(CommittedFiles(store, LakePaths(str(tmp_path)), [file]))
+        con.execute("SET parquet_prefetch_column_gap = 0")
+        query = "SELECT * FROM 'camlake://boxes/0.parquet' WHERE label = 'class 7' AND box_score >= 0.5"
+        found = con.sql(query).to_arrow_table()
+    expected = rows.filter((pc.field("label") == "class 7") & (pc.field("box_score") >= 0.5))
+    assert len(found) == len(expected) > 0
+    assert store.bytes < 0.15 * len(data)
 
 
 def test_heatmaps_take_a_byte_a_cell():

@@ -37,6 +37,7 @@ LEVELS = {
     "pipeline/outputs/export": 3.6,
     "pipeline/outputs/export/formats": 3.7,
     "pipeline/outputs/page": 3.7,
+    "pipeline/outputs/publish": 3.7,
     "pipeline/graph": 4.0,
     "pipeline/graph/tuning": 4.1,
     "pipeline/graph/annotate": 4.2,

@@ -1,7 +1,7 @@
 """The configuration of ``camlake compact``."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator
 
@@ -36,12 +36,6 @@ class CompactConfig(LeaseConfig):
     file_mb: int = option(128, "MB that the largest file of a merged commit should have", "Options", ge=1, le=1024)
     grace: Annotated[str, _Duration] = option(
         "1d", "how long replaced files stay for readers that have the output open, such as 12h", "Options"
-    )
-    boxes_by: Literal["image", "label"] | None = option(
-        None,
-        "what boxes are sorted by; label: queries for a label or a score read less, the table is larger;"
-        " default: as the last time, else image",
-        "Options",
     )
     expire_older_than: Annotated[str | None, _Duration] = option(
         None,

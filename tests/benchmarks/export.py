@@ -1,7 +1,8 @@
 """Measure ``camlake export``: seconds and peak memory for 1,000,000 boxes without pictures, in several formats.
 
 The output is synthetic: random boxes of two or three classes an image, committed by the real code in files of the usual
-size. Each format is written in a process of its own by the real verb's code, with no masks.
+size. Each format is written in a process of its own by the real verb's code, with no masks; COCO with masks of maps of
+7x7 is measured on a part of the boxes.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from jobs.suites.machine import Figures
 from jobs.suites.memory import peak_bytes
@@ -39,6 +41,7 @@ class ExportMeasure(MeasureConfig):
     """The configuration of this measurement."""
 
     boxes: int = option(1_000_000, "boxes of the synthetic output", "Options", ge=1_000)
+    masks: int = option(20_000, "boxes of the output that is exported with masks", "Options", ge=1_000)
 
 
 def measure(config: ExportMeasure, reporter: Reporter) -> Figures:
@@ -55,12 +58,17 @@ def measure(config: ExportMeasure, reporter: Reporter) -> Figures:
             figures[f"{name}: peak MiB of the process"] = round(peak / 2**20)
             figures[f"{name}: MB written"] = round(size / 1e6, 1)
             reporter.say(f"{name}: {seconds:.1f} s, {peak / 2**30:.2f} GiB, {size / 1e6:.0f} MB")
+        synthetic_output(Path(temporary, "mapped"), config.masks, maps=True)
+        seconds, peak, size = in_new_process(_export, f"{temporary}/mapped", f"{temporary}/masks", "coco", True)
+        figures |= {"coco with masks: boxes": config.masks, "coco with masks: s": round(seconds, 2)}
+        figures["coco with masks: peak MiB of the process"] = round(peak / 2**20)
+        reporter.say(f"coco with masks of {config.masks} boxes: {seconds:.1f} s, {size / 1e6:.0f} MB")
     return figures
 
 
-def _export(out: str, dest: str, name: str) -> tuple[float, int, int]:
+def _export(out: str, dest: str, name: str, masks: bool = False) -> tuple[float, int, int]:
     """Return the seconds of an export, the peak bytes of this process, and the bytes written."""
-    values = {"out": out, "dest": dest, "to": name, "images": "reference", "split": "train=.8,val=.2", "masks": False}
+    values = {"out": out, "dest": dest, "to": name, "images": "reference", "split": "train=.8,val=.2", "masks": masks}
     started_s = time.perf_counter()
     done = export(ExportConfig.resolve(values), lambda text: None, lambda *counts: None)
     seconds = time.perf_counter() - started_s
@@ -68,8 +76,8 @@ def _export(out: str, dest: str, name: str) -> tuple[float, int, int]:
     return seconds, peak_bytes(), sum(file.stat().st_size for file in Path(dest).rglob("*") if file.is_file())
 
 
-def synthetic_output(out: Path, boxes: int) -> int:
-    """Commit an output with ``boxes`` boxes, and return the number of its images."""
+def synthetic_output(out: Path, boxes: int, maps: bool = False) -> int:
+    """Commit an output with ``boxes`` boxes, each with its map where ``maps``; return the number of its images."""
     images = -(-boxes * len(BOXES_OF) // sum(BOXES_OF))
     lake, rng, run_id = FakeLake(str(out)), np.random.default_rng(0), new_run_id()
     with Lease.acquire(lake.fs, lake.root, run_id) as lease:
@@ -77,26 +85,44 @@ def synthetic_output(out: Path, boxes: int) -> int:
         start_run(lake.fs, lake.root, manifest)
         left = boxes
         for task, start in enumerate(range(0, images, IMAGES_PER_COMMIT)):
-            rows = synthetic_rows(run_id, start, min(IMAGES_PER_COMMIT, images - start), left, rng)
+            rows = synthetic_rows(run_id, np.arange(start, min(start + IMAGES_PER_COMMIT, images)), left, rng)
             left -= len(rows["boxes"])
+            rows |= {"heatmaps": _maps(rows["boxes"])} if maps else {}
             lake.commit(run_id, lease.generation, f"{task:06d}", rows)
         finish_run(lake.fs, lake.root, manifest, lease.generation)
     return images
 
 
+def _maps(boxes: pa.Table) -> pa.Table:
+    """Return the maps of boxes, 7x7 cells: a hill in the middle of each box."""
+    centre = np.arange(7) + 0.5
+    sides = {name: boxes[name].to_numpy()[:, None] for name in ("xmin", "ymin", "xmax", "ymax")}
+    away = []
+    for low, high, side in (("ymin", "ymax", SIDES_WH[1]), ("xmin", "xmax", SIDES_WH[0])):
+        middle, width = (sides[low] + sides[high]) / 2 / side * 7, (sides[high] - sides[low]) / side * 7
+        away.append(((centre - middle) / np.maximum(width, 1)) ** 2)
+    hills = np.exp(-4 * (away[0][:, :, None] + away[1][:, None, :])).reshape(len(boxes), -1)
+    cells = np.rint(255 * hills / hills.max(axis=1, keepdims=True)).astype(np.uint8)
+    schema, n = TABLES["heatmaps"].schema(), len(boxes)
+    numbers = {"heat_h": np.full(n, 7), "heat_w": np.full(n, 7), "heat_min": np.zeros(n), "heat_max": np.ones(n)}
+    columns = {name: boxes[name] for name in schema.names if name in boxes.schema.names}
+    heat = pa.ListArray.from_arrays(pa.array(np.arange(0, 49 * n + 1, 49), pa.int32()), pa.array(cells.reshape(-1)))
+    columns |= {name: pa.array(values) for name, values in numbers.items()} | {"heat": heat}
+    return pa.table([columns[one.name].cast(one.type) for one in schema], schema=schema)
+
+
 def synthetic_rows(
-    run_id: str, start: int, count: int, most_boxes: int, rng: np.random.Generator
+    run_id: str, numbers: NDArray[np.int64], most_boxes: int, rng: np.random.Generator
 ) -> dict[Table, pa.Table]:
-    """Return images and boxes of a task, the first image being number ``start``; at most ``most_boxes`` boxes."""
-    uris = np.array(
-        [f"s3://photographs/{number // 1000:06d}/{number:09d}.jpg" for number in range(start, start + count)]
-    )
+    """Return images and boxes of a task, of the images of these numbers; at most ``most_boxes`` boxes."""
+    count = len(numbers)
+    uris = np.array([f"s3://photographs/{number // 1000:06d}/{number:09d}.jpg" for number in numbers])
     ids = np.array([hashlib.blake2b(uri.encode(), digest_size=16).hexdigest() for uri in uris])
     image = np.repeat(np.arange(count), np.resize(BOXES_OF, count))[:most_boxes]
     rank = np.concatenate([[0], (np.diff(image) == 0)]).astype(np.int64)
     rank = rank + np.concatenate([[0], rank[:-1]]) * rank
     n, (width, height) = len(image), SIDES_WH
-    class_id = rng.integers(0, CLASSES, n)
+    class_id = (rng.integers(0, CLASSES, count)[image] + 331 * rank) % CLASSES
     low = rng.random((n, 2)) * 0.6
     high = low + 0.05 + rng.random((n, 2)) * 0.35
     prob = rng.random(n).astype(np.float32)

@@ -19,28 +19,18 @@ from schemas.options.sql import Engine, SqlConfig
 from schemas.tables import TABLES, TableSpec
 from schemas.url_secrets import safe_url
 
-_HIVE: dict[pa.DataType, str] = {
-    pa.string(): "string",
-    pa.int32(): "int",
-    pa.int64(): "bigint",
-    pa.float32(): "float",
-    pa.bool_(): "boolean",
-    pa.timestamp("us", "UTC"): "timestamp",
-    pa.large_binary(): "binary",
-    pa.list_(pa.uint8()): "array<int>",
-    pa.list_(pa.float32()): "array<float>",
+_TYPES: dict[pa.DataType, tuple[str, str]] = {
+    pa.string(): ("string", "varchar"),
+    pa.int32(): ("int", "integer"),
+    pa.int64(): ("bigint", "bigint"),
+    pa.float32(): ("float", "real"),
+    pa.bool_(): ("boolean", "boolean"),
+    pa.timestamp("us", "UTC"): ("timestamp", "timestamp(3)"),
+    pa.large_binary(): ("binary", "varbinary"),
+    pa.list_(pa.uint8()): ("array<int>", "array(integer)"),
+    pa.list_(pa.float32()): ("array<float>", "array(real)"),
 }
-_TRINO: dict[pa.DataType, str] = {
-    pa.string(): "varchar",
-    pa.int32(): "integer",
-    pa.int64(): "bigint",
-    pa.float32(): "real",
-    pa.bool_(): "boolean",
-    pa.timestamp("us", "UTC"): "timestamp(3)",
-    pa.large_binary(): "varbinary",
-    pa.list_(pa.uint8()): "array(integer)",
-    pa.list_(pa.float32()): "array(real)",
-}
+"""The names of the columns' types for Athena, which are Hive's, and for Trino."""
 
 
 class _Dialect(NamedTuple):
@@ -84,17 +74,21 @@ def statements(config: SqlConfig, engine: Engine) -> Iterator[str]:
         yield f"{dialect.view} {spec.name} AS\n{current}{condition};"
 
 
+def _columns(spec: TableSpec, engine: int, mark: str) -> str:
+    """Return a table's columns with their types, one a line; ``engine`` is a place in _TYPES, ``mark`` quotes names."""
+    return ",\n".join(f"  {mark}{one.name}{mark} {_TYPES[one.type][engine]}" for one in spec.columns)
+
+
 def _athena(spec: TableSpec, folder: str) -> Iterator[str]:
-    columns = ",\n".join(f"  `{one.name}` {_HIVE[one.type]}" for one in spec.columns)
     yield (
-        f"CREATE EXTERNAL TABLE all_{spec.name} (\n{columns}\n)\nPARTITIONED BY (`model` string, `date` date)\n"
-        f"STORED AS PARQUET\nLOCATION {quote(folder + '/')};"
+        f"CREATE EXTERNAL TABLE all_{spec.name} (\n{_columns(spec, 0, '`')}\n)\nPARTITIONED BY (`model` string, `date`"
+        f" date)\nSTORED AS PARQUET\nLOCATION {quote(folder + '/')};"
     )
     yield f"MSCK REPAIR TABLE all_{spec.name};"
 
 
 def _trino(spec: TableSpec, folder: str) -> Iterator[str]:
-    columns = ",\n".join(f'  "{one.name}" {_TRINO[one.type]}' for one in spec.columns)
+    columns = _columns(spec, 1, '"')
     yield (
         f'CREATE TABLE all_{spec.name} (\n{columns},\n  "model" varchar,\n  "date" date\n)\nWITH (external_location ='
         f" {quote(folder + '/')}, format = 'PARQUET', partitioned_by = ARRAY['model', 'date']);"

@@ -31,7 +31,7 @@ PROTOCOL = "camlake"
 MEMORY_LIMIT = "1GB"
 """Memory of camlake's own queries; other data is spilled. 24 million images take 18 s with 300 MB on two cores."""
 
-TAIL_BYTES = 32 * 2**10
+TAIL_BYTES = 16 * 2**10
 """Bytes that hold the footer of an ordinary file, which DuckDB reads in two or three steps."""
 
 THREADS = 4

@@ -7,8 +7,8 @@ their place. Its files are shown as files of the newest run of which it replaced
 import hashlib
 import json
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -154,16 +154,18 @@ def settle_compactions(fs: AbstractFileSystem, root: str) -> None:
     """End the compactions whose grace period is over: remove the replaced files, and give the new files their names.
 
     Only the holder of the lease may call this. The old names of the new files stay readable for another grace period.
-    A call that is interrupted is completed by the next one. From the first copy until the replaced files are removed,
-    a plain glob sees merged rows twice: seconds for some files, minutes for thousands on an object store.
+    A call that is interrupted is completed by the next one. One folder, that is one table of one date, comes after the
+    other: from the first copy in a folder until its replaced files are removed, a plain glob sees its rows twice.
     """
     paths, now = LakePaths(root), datetime.now(UTC)
     for one in load_compactions(fs, root):
         if one.shown or not one.is_over(now):
             continue
         names = {file.path: shown_path(file.path) for file in one.files}
-        copy_many(fs, {paths.full(old): paths.full(new) for old, new in names.items()})
-        remove_many(fs, [paths.full(path) for path in one.replaced_files])
+        new = _by_folder(names)
+        for folder, replaced in sorted(_by_folder(one.replaced_files).items()):
+            copy_many(fs, {paths.full(path): paths.full(names[path]) for path in new.get(folder, ())})
+            remove_many(fs, [paths.full(path) for path in replaced])
         commits = tuple(
             record.model_copy(
                 update={
@@ -175,6 +177,13 @@ def settle_compactions(fs: AbstractFileSystem, root: str) -> None:
         changed = {"commits": commits, "shown": True, "since": datetime.now(UTC)}
         changed["replaced_files"] = (*one.replaced_files, *names)
         write_record(fs, compaction_path(root, one), one.model_copy(update=changed))
+
+
+def _by_folder(files: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in files:
+        found[path.rpartition("/")[0]].append(path)
+    return found
 
 
 def shown_path(path: str) -> str:

@@ -18,7 +18,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.storage.lake.commit import remove_leftovers, remove_strays
 from pipeline.storage.lake.compaction.dropped import Expiry, dropped_endings
-from pipeline.storage.lake.compaction.merge import BoxesBy, Dropped, merged_commit
+from pipeline.storage.lake.compaction.merge import Dropped, merged_commit
 from pipeline.storage.lake.empty_tables import write_empty_quarantine
 from pipeline.storage.lake.encoding import in_row_groups
 from pipeline.storage.lake.layout import LakePaths, new_run_id
@@ -50,8 +50,6 @@ class Wanted:
     """Size that the largest file of a merged commit should have."""
     grace_s: float
     expiry: Expiry
-    boxes_by: BoxesBy | None = None
-    """What boxes are sorted by; None: as by the last compaction, or by image."""
 
 
 @dataclass(frozen=True)
@@ -114,17 +112,15 @@ def _compact_model(
 ) -> Done:
     own = [run for run in runs if run.model == model]
     files, commits = committed_files(own), counted_commits(fs, root, own)
-    before_this = [one for one in load_compactions(fs, root) if one.model == model]
-    boxes_by = wanted.boxes_by or (before_this[-1].boxes_by if before_this else "image")
     with committed_views(fs, root, files) as con:
         dropped = dropped_endings(con, model, wanted.expiry)
-        touched = _touched(con, fs, root, commits, dropped) | _sorted_otherwise(commits, before_this, boxes_by)
+        touched = _touched(con, fs, root, commits, dropped)
     new: list[CommitRecord] = []
     old: list[CommitRecord] = []
     drops = Dropped.of(dropped)
     for number, group in enumerate(_groups(commits, touched, wanted.file_bytes)):
         lease.assert_held()
-        merged = merged_commit(fs, root, compaction_id, f"{number:06d}", group, drops, boxes_by)
+        merged = merged_commit(fs, root, compaction_id, f"{number:06d}", group, drops)
         new += [merged] if merged else []
         old += group
     n_bytes = sum(file.size_bytes for file in files)
@@ -136,7 +132,6 @@ def _compact_model(
         model=model,
         since=datetime.now(UTC),
         grace_s=wanted.grace_s,
-        boxes_by=boxes_by,
         commits=tuple(new),
         replaced=tuple(f"{one.run_id}/{one.task}" for one in old),
         replaced_files=tuple(file.path for one in old for file in one.files),
@@ -168,18 +163,6 @@ def _touched(
             query = f"SELECT DISTINCT filename FROM {rows} SEMI JOIN dropped_rows USING (run_id, image_id)"
             found |= {urls[url] for (url,) in con.sql(query).fetchall()}
     return found
-
-
-def _sorted_otherwise(
-    commits: Sequence[CommitRecord], compactions: Sequence[Compaction], boxes_by: BoxesBy
-) -> set[int]:
-    """Return the places of the commits whose boxes are sorted by something else; runs write them by image."""
-    sorted_by = {one.compaction_id: one.boxes_by for one in compactions}
-    return {
-        place
-        for place, commit in enumerate(commits)
-        if sorted_by.get(commit.run_id, "image") != boxes_by and any(file.table == "boxes" for file in commit.files)
-    }
 
 
 def _groups(commits: Sequence[CommitRecord], touched: set[int], file_bytes: int) -> Iterator[list[CommitRecord]]:

@@ -3,21 +3,18 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.lake.encoding import BOXES_BY_LABEL, LABEL_ORDER, Encoding, to_parquet
+from pipeline.storage.lake.encoding import to_parquet
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from schemas.errors import StoreError
 from schemas.runs import DIGEST_BYTES, CommitRecord, DataFile
 from schemas.tables import TABLES
-
-BoxesBy = Literal["image", "label"]
 
 
 @dataclass(frozen=True)
@@ -49,17 +46,14 @@ def merged_commit(
     task: str,
     group: Sequence[CommitRecord],
     dropped: Dropped,
-    boxes_by: BoxesBy = "image",
 ) -> CommitRecord | None:
     """Write the files of the commit that replaces ``group``, and return its record; None where no row is left.
 
-    ``boxes_by`` says what boxes are sorted by. One table at a time is in memory. Rows of files with other columns,
-    which another version wrote, get a file of their own. Raises StoreError.
+    One table at a time is in memory. Rows of files with other columns, which another version wrote, get a file of their
+    own. Raises StoreError.
     """
     files: list[DataFile] = []
     for table, spec in TABLES.items():
-        by_label = table == "boxes" and boxes_by == "label"
-        order, encoding = (LABEL_ORDER, BOXES_BY_LABEL) if by_label else (spec.order, Encoding())
         own = [file for commit in group for file in commit.files if file.table == table]
         same: list[list[pa.Table]] = []
         for file in own:
@@ -69,9 +63,9 @@ def merged_commit(
             same[-1].append(rows)
         folder = own[0].path.rpartition("/")[0] if own else ""
         for part in same:
-            if rows := _sorted(part, order):
+            if rows := _sorted(part, spec.order):
                 path = f"{folder}/.part-{compaction_id}-{task}"
-                files.append(_write(fs, root, table, path, to_parquet(rows, encoding), len(rows)))
+                files.append(_write(fs, root, table, path, to_parquet(rows), len(rows)))
     if not files:
         return None
     rows_of = {table: sum(file.rows for file in files if file.table == table) for table in ("images", "quarantine")}

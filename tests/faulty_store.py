@@ -7,6 +7,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.storage import patience
+from tests.fake_lake import FakeLake
 
 
 class FakeTime:
@@ -76,3 +77,25 @@ class FaultyStore(MemoryFileSystem):
 
     def rm_file(self, path):
         return self._do("delete", path, lambda: super(FaultyStore, self).rm_file(path))
+
+
+class StoredLake(FakeLake):
+    """An output on a store that fails when it is told to."""
+
+    store: FaultyStore
+
+    @property
+    def fs(self):
+        return self.store
+
+    @property
+    def root(self):
+        return "/out"
+
+
+def stored_lake(monkeypatch: pytest.MonkeyPatch) -> StoredLake:
+    """Return an output on a FaultyStore, which its commits use too."""
+    lake = StoredLake("faulty:///out")
+    lake.store = FaultyStore()
+    monkeypatch.setattr("pipeline.storage.lake.commit.connect", lambda out, storage: (lake.store, "/out"))
+    return lake

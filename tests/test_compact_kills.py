@@ -75,6 +75,49 @@ def test_on_a_store(kind, request):
         assert remove_leftovers(lake.fs, lake.root) == ([], [])
 
 
+@pytest.mark.slow
+def test_uploads_of_a_killed_compact_are_removed_by_the_next_run(s3, monkeypatch):
+    """A large merged file is an upload of several parts, of which the kill leaves some."""
+    bucket = s3.bucket()
+    lake = fill(FakeLake(f"s3://{bucket}/out", s3.storage))
+    before = rows(lake)
+
+    def dies(fs, path, data):
+        upload = fs.call_s3("create_multipart_upload", Bucket=bucket, Key=path.partition("/")[2])
+        part = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"], "PartNumber": 1}
+        fs.call_s3("upload_part", **part, Body=data)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merge, "write_whole", dies)
+        with pytest.raises(KeyboardInterrupt):
+            compact(lake, endpoint_url=s3.endpoint_url)
+    assert len(s3.client.list_multipart_uploads(Bucket=bucket)["Uploads"]) == 1
+    assert rows(lake) == before
+    lake.run({"new": "v1"})
+    assert "Uploads" not in s3.client.list_multipart_uploads(Bucket=bucket)
+    assert problems(lake) == []
+
+
+def test_rebox_goes_on_after_a_compaction_of_its_source_and_of_its_output(output, tmp_path):
+    cut = {"labels": output.out, "out": str(tmp_path / "cut"), "threshold": 0.3, "box_rule": "paper"}
+
+    def again():
+        return rebox(ReboxConfig.resolve(cut), Screen()).counts
+
+    first = again()
+    whole = rows(FakeLake(cut["out"]))
+    compact(output)
+    assert again().planned == 0
+    compact(FakeLake(cut["out"]))
+    assert again().planned == 0
+    assert rows(FakeLake(cut["out"])) == whole
+    output.run({"new": "v1"})
+    counts = again()
+    assert (counts.annotated, counts.already_done) == (1, first.annotated + first.rejected)
+    assert problems(FakeLake(cut["out"])) == []
+
+
 def test_a_hidden_image_is_shown_again_after_a_compaction(tmp_path):
     folder, output = fill_folder(tmp_path / "in", "a.jpg", "b.jpg"), Output(tmp_path / "out")
     output.run(folder)

@@ -103,6 +103,10 @@ def test_an_actor_says_so_at_its_first_call(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("pipeline.graph.annotate.stream.ray.get", lambda reference: reference)
     compute = SimpleNamespace(decode="gpu", decode_threads=1, runtime=SimpleNamespace(device="cuda"))
     spec = DecodeSpec(LIMITS, ResizePlan("squash", 32, (4, 4)))
+    context = SimpleNamespace(get_actor_id=lambda: "a")
+    monkeypatch.setattr("pipeline.graph.annotate.stream.ray.get_runtime_context", lambda: context)
+    attempts = SimpleNamespace(begin=lambda key: 1, finish=lambda key: None)
+    monkeypatch.setattr("pipeline.graph.annotate.stream.ActorAttempts", lambda progress: attempts)
     actor = Annotator(SimpleNamespace(compute=compute, decode=spec, annotate=None), [None], None)
     with pytest.raises(ModelError, match="--decode gpu: nvJPEG fails here"):
         actor(mixture())

@@ -3,12 +3,16 @@
 import errno
 import json
 import os
+import signal
+import threading
+import time as clock
 
 import aiohttp
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ParamValidationError
 from s3fs.errors import translate_boto_error
 
+from pipeline.annotate.stopping import stop_requested
 from pipeline.storage import patience
 from pipeline.storage.lake.commit import Committer, finish_run, start_run
 from pipeline.storage.lake.lease import Lease, lease_when_free
@@ -17,7 +21,7 @@ from pipeline.storage.lake.records import load_commits, load_runs
 from pipeline.storage.lake.whole_objects import list_dir, read_many, read_whole, remove_many, write_whole
 from pipeline.storage.patience import HURRIED_S, LIMIT_S, Patience
 from pipeline.storage.store_failures import is_outage
-from schemas.errors import HeldError, StoreError
+from schemas.errors import HeldError, Stopped, StoreError
 from schemas.options.config import StorageConfig
 from tests.fake_lake import DATE, MODEL, manifest_of, rows_of, schemas
 from tests.faulty_store import FakeTime, FaultyStore, patient_in
@@ -123,6 +127,22 @@ def test_a_real_pause_ends_when_the_process_is_hurried():
     real = Patience()
     with real.hurried(), real.patient(), pytest.raises(StoreError):
         real.ask("doing", Failing(10**6), limit_s=0.2)
+
+
+def test_a_signal_in_the_middle_of_a_pause_ends_it(monkeypatch):
+    """The process is asked to stop while it waits to try again: it tries for some moments more, not for minutes."""
+    monkeypatch.setattr(patience, "HURRIED_S", 0.4)
+    monkeypatch.setattr(patience.random, "uniform", lambda low, high: 60)
+    began_s = clock.monotonic()
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    def work():
+        with stop_requested(), pytest.raises(StoreError, match=r"SlowDown \(\d+ tries in [012] s\)"):
+            patience.PATIENCE.ask("doing", Failing(10**6))
+
+    with patience.PATIENCE.patient(), pytest.raises(Stopped):
+        work()
+    assert clock.monotonic() - began_s < 10
 
 
 def answered(status, code="Whatever"):

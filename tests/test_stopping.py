@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 
+from pipeline.annotate import stopping
 from pipeline.annotate.stopping import raising_at_sigterm, stop_requested
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.storage.filesystems import connect
@@ -24,11 +25,21 @@ N_IMAGES = 160
 WITHIN_S = 20
 
 
+def not_called():
+    raise AssertionError("the end took too long")
+
+
+def decided(metrics):
+    """Return how many images the workers had annotated, from the file of ``--metrics``."""
+    (line,) = [line for line in metrics.read_text().splitlines() if line.startswith("camlake_images_total{")]
+    return float(line.split()[-1])
+
+
 def stopped(images, out, engine, number):
     """Return a command's exit status and standard error after a signal at its first commit, and the seconds it took."""
     words = command("annotate", images, "--out", out, "--model", "camlake_demo", "--topk", 2, "--actors", 1)
     words += ["--batch-size", "2", "--images-per-commit", "8", "--precision", "fp32", "--engine", engine]
-    words += ["--box-rule", "paper"]
+    words += ["--box-rule", "paper", "--metrics", str(out.parent / "run.prom")]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while not list(out.glob("_runs/*/commits/*.json")):
             assert process.poll() is None, process.stderr.read()
@@ -49,6 +60,7 @@ def stopped(images, out, engine, number):
         ("local", signal.SIGTERM),
         ("local", signal.SIGINT),
         pytest.param("ray", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("ray", signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_run_is_in_order_and_goes_on(tmp_path, engine, number):
@@ -60,7 +72,8 @@ def test_a_stopped_run_is_in_order_and_goes_on(tmp_path, engine, number):
     fs, root = connect(str(out), StorageConfig())
     (run,) = load_runs(fs, root)
     assert run.status == "interrupted"
-    assert 8 <= run.counts.annotated < N_IMAGES
+    assert 8 <= run.counts.annotated <= N_IMAGES
+    assert run.counts.annotated >= decided(tmp_path / "run.prom")
     (lease,) = out.glob("_runs/lease/*.json")
     assert json.loads(lease.read_text())["released"]
     counts = run_annotate(tmp_path / "images", out).counts
@@ -72,7 +85,7 @@ def test_the_first_signal_asks_and_the_second_one_ends():
     seen = []
 
     def work():
-        with raising_at_sigterm(), stop_requested() as event:
+        with raising_at_sigterm(not_called), stop_requested() as event:
             os.kill(os.getpid(), signal.SIGTERM)
             seen.append(event.is_set())
             os.kill(os.getpid(), signal.SIGTERM)
@@ -83,9 +96,23 @@ def test_the_first_signal_asks_and_the_second_one_ends():
     assert seen == [True]
 
 
+def test_whoever_does_not_end_in_time_is_given_up(monkeypatch):
+    monkeypatch.setattr(stopping, "GIVE_UP_S", 0.2)
+    given_up = threading.Event()
+
+    def work():
+        with raising_at_sigterm(given_up.set), stop_requested():
+            assert not given_up.wait(0.4)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert given_up.wait(10)
+
+    with pytest.raises(Stopped):
+        work()
+
+
 def test_without_a_signal_nothing_changes():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with raising_at_sigterm(), stop_requested() as event:
+    with raising_at_sigterm(not_called), stop_requested() as event:
         pass
     assert not event.is_set()
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
@@ -95,7 +122,7 @@ def test_in_another_thread_there_are_no_signals():
     seen = []
 
     def work():
-        with raising_at_sigterm(), stop_requested() as event:
+        with raising_at_sigterm(not_called), stop_requested() as event:
             seen.append(event.is_set())
 
     thread = threading.Thread(target=work)

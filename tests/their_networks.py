@@ -1,5 +1,8 @@
 """Networks as users write them, for ``--model tests.their_networks:NAME``; each is tiny and takes 32×32 pixels."""
 
+import os
+import signal
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -175,3 +178,10 @@ class Narrow(Plain):
 
 def narrow():
     return _seeded(Narrow())
+
+
+def dies_in_workers() -> nn.Module:
+    """A network that ends every process that makes it on Ray, as one that is too large for its machine."""
+    if "RAY_RAYLET_PID" in os.environ:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _seeded(Plain())

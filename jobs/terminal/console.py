@@ -23,6 +23,7 @@ from schemas.url_secrets import shown_value, without_secrets
 __all__ = ["APP_OPTIONS", "Screen", "main", "read_config", "reported_errors", "verb"]
 
 Config = TypeVar("Config", bound=JobConfig)
+_STOPPED = "stopped; run the same command again to go on"
 APP_OPTIONS: dict[str, Any] = {
     "pretty_exceptions_enable": False,
     "context_settings": {"help_option_names": ["-h", "--help"]},
@@ -79,7 +80,7 @@ def reported_errors(debug: bool = False, screen: Screen | None = None) -> Iterat
     """Turn an error into one line on standard error and its exit status; with ``debug`` the error is raised."""
     screen = screen or Screen()
     try:
-        with raising_at_sigterm():
+        with raising_at_sigterm(lambda: _give_up(screen)):
             yield
     except CamlakeError as error:
         if debug:
@@ -87,7 +88,7 @@ def reported_errors(debug: bool = False, screen: Screen | None = None) -> Iterat
         screen.fail(" ".join(str(error).split()), type(error).__name__, error.exit_status)
         raise typer.Exit(error.exit_status) from error
     except KeyboardInterrupt as error:
-        screen.fail("stopped; run the same command again to go on", Stopped.__name__, Stopped.exit_status)
+        screen.fail(_STOPPED, Stopped.__name__, Stopped.exit_status)
         raise typer.Exit(Stopped.exit_status) from error
     except BrokenPipeError:  # The reader of the output has gone, which ``main`` answers.
         raise
@@ -97,6 +98,13 @@ def reported_errors(debug: bool = False, screen: Screen | None = None) -> Iterat
         line, kind = " ".join(str(error).split()), type(error).__name__
         screen.fail(f"{kind}: {line} (--debug shows where)", kind, CamlakeError.exit_status)
         raise typer.Exit(CamlakeError.exit_status) from error
+
+
+def _give_up(screen: Screen) -> None:
+    """End the process, whose orderly end takes too long, as it does while a store is out of order."""
+    screen.fail(_STOPPED, Stopped.__name__, Stopped.exit_status)
+    sys.stderr.flush()
+    os._exit(Stopped.exit_status)
 
 
 def main(app: typer.Typer | Callable[..., None]) -> None:

@@ -18,6 +18,13 @@ TRIES = 3
 """Most processes that a table may kill; after that, most processes that each of its images alone may kill."""
 
 
+def died_at_start() -> CamlakeError:
+    """Return the error for a worker whose process died TRIES times before it could work."""
+    return CamlakeError(
+        f"{TRIES} processes died while they loaded the network; is there memory for all of them? --actors 1 starts one"
+    )
+
+
 class Attempts(Protocol):
     """Counts, outside of the working process, how often work began and did not finish."""
 

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -10,26 +10,41 @@ from pipeline.storage.patience import PATIENCE
 from schemas.errors import Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+GIVE_UP_S = 16.0
+"""How long a command may take to end in order after a signal; a spot notice or an eviction leaves some 20 s or more."""
+_asked = threading.Event()
+"""Set by the first signal of a command."""
 
 
 @contextmanager
-def raising_at_sigterm() -> Iterator[None]:
+def raising_at_sigterm(give_up: Callable[[], None]) -> Iterator[None]:
     """Raise Stopped in the main thread when SIGTERM comes during the block, as Ctrl-C raises KeyboardInterrupt.
 
-    From that signal on nothing waits long for a store that is out of order, in other threads neither.
+    From that signal on nothing waits long for a store that is out of order, in other threads neither. Where the block
+    has not ended GIVE_UP_S after the first signal, another thread calls ``give_up``.
     """
-    signals = 0
+    signals, over = 0, threading.Event()
+    _asked.clear()
+
+    def watch() -> None:
+        _asked.wait()
+        if not over.wait(GIVE_UP_S):
+            give_up()
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal signals
         signals += 1
+        _asked.set()
         PATIENCE.hurry()
         raise Stopped if number == signal.SIGTERM else KeyboardInterrupt
 
+    threading.Thread(target=watch, name="camlake-give-up", daemon=True).start()
     try:
         with _handling(_SIGNALS, stop):
             yield
     finally:
+        over.set()
+        _asked.set()  # The watching thread ends.
         for _ in range(signals):
             PATIENCE.hurry_no_more()
 
@@ -47,6 +62,7 @@ def stop_requested() -> Iterator[threading.Event]:
     def request(number: int, frame: FrameType | None) -> None:
         if not event.is_set():
             PATIENCE.hurry()
+        _asked.set()
         event.set()
         for each, handler in before.items():
             signal.signal(each, handler)

@@ -24,6 +24,15 @@ class ProgressActor:
     def __init__(self) -> None:
         self._done = RunProgress()
         self._begun: dict[str, int] = {}
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Ask the workers to begin nothing new."""
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        """Return whether the workers shall begin nothing new."""
+        return self._stopping
 
     def begin(self, key: str) -> int:
         """Return how often the work ``key`` has begun since it last finished, this time included."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import ray
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
@@ -47,8 +48,15 @@ class ReadTasks(Datasource):
 
 
 def read_slices(reader: ImageReader, slices: Sequence[PlanSlice], progress: Any) -> Iterator[pa.Table]:
-    """Yield the fetched tables of some slices, and report their bytes and the requests that were repeated for them."""
+    """Yield the fetched tables of some slices, and report their bytes and the requests that were repeated for them.
+
+    Nothing more is fetched once the run is asked to stop.
+    """
     with PATIENCE.patient(progress.note.remote):
+        if ray.get(progress.stopping.remote()):
+            return
         for table in reader.read_slices(*slices):
             progress.add.remote(RunProgress(bytes_in=encoded_bytes(table), retries=PATIENCE.take_retries()))
             yield table
+            if ray.get(progress.stopping.remote()):
+                return

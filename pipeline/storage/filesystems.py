@@ -4,8 +4,10 @@ Pass URLs and a StorageConfig between processes, never a filesystem. Each proces
 one connection pool for each process, thread and set of options.
 """
 
+import errno
 import os
 import re
+import sys
 from typing import Any
 
 import fsspec
@@ -13,7 +15,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
 
-from pipeline.storage.fsspec_private import adapt_s3, options_in, path_on
+from pipeline.storage.fsspec_private import adapt_s3, options_in, path_on, read_s3
 from pipeline.storage.store_failures import describe_failure, store_errors
 from schemas.errors import InputError, UsageError
 from schemas.options.config import StorageConfig
@@ -145,9 +147,17 @@ def is_http(fs: AbstractFileSystem) -> bool:
 
 
 def read_object(fs: AbstractFileSystem, path: str) -> bytes:
-    """Return an object's bytes, on S3 by one request; raises the errors of the filesystem."""
-    # By default s3fs asks for the size first and reads a large object in several requests.
-    data: bytes = fs.cat_file(path, max_concurrency=1) if is_s3(fs) else fs.cat_file(path)
+    """Return an object's bytes, on S3 by one request; raises the errors of the filesystem.
+
+    S3 sends a version tag with every object. An answer without one is no object, such as a gateway's page; it raises
+    an OSError after which the request may succeed.
+    """
+    if is_s3(fs):
+        found = read_s3(fs, path, sys.maxsize)
+        if found.etag is None:
+            raise OSError(errno.EREMOTEIO, "the answer has no version tag and is none of the store's")
+        return found.data or b""
+    data: bytes = fs.cat_file(path)
     return data
 
 

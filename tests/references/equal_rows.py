@@ -19,14 +19,16 @@ Box edges in pixels change with the last digits of the maps.
 """
 
 
-def same_rows(one: str | Path, other: str | Path, table: str, leave_out: Collection[str] = ()) -> int:
+def same_rows(
+    one: str | Path, other: str | Path, table: str, leave_out: Collection[str] = (), endpoint_url: str | None = None
+) -> int:
     """Return the number of rows of a table; raises CamlakeError where its rows in two outputs differ beyond ROUNDING.
 
     The current rows are sorted and then compared. A resumed run may put an image into another batch or another place
     of a batch, and there float32 sums can have other last digits. ``leave_out`` names columns that are not compared,
-    such as ``modified_at`` of images that were copied.
+    such as ``modified_at`` of images that were copied. ``endpoint_url``: of outputs on S3.
     """
-    rows, others = (_sorted_rows(out, table, VARYING | set(leave_out)) for out in (one, other))
+    rows, others = (_sorted_rows(out, table, VARYING | set(leave_out), endpoint_url) for out in (one, other))
     if len(rows) != len(others):
         raise CamlakeError(f"{table}: {len(rows)} rows in {one}, {len(others)} in {other}")
     if rows.column_names != others.column_names:
@@ -38,8 +40,8 @@ def same_rows(one: str | Path, other: str | Path, table: str, leave_out: Collect
     return len(rows)
 
 
-def _sorted_rows(out: str | Path, table: str, leave_out: Collection[str]) -> pa.Table:
-    with camlake.open(str(out)) as lake:
+def _sorted_rows(out: str | Path, table: str, leave_out: Collection[str], endpoint_url: str | None) -> pa.Table:
+    with camlake.open(str(out), endpoint_url=endpoint_url) as lake:
         rows = lake.arrow(table)
     rows = rows.select([name for name in rows.column_names if name not in leave_out])
     keys = [name for name in ("image_id", "rank", "class_id", "threshold", "component") if name in rows.column_names]

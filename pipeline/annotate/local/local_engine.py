@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.annotate.commit_stage import commit_rows
-from pipeline.annotate.crash_isolation import TRIES
+from pipeline.annotate.crash_isolation import TRIES, died_at_start
 from pipeline.annotate.image_reader import encoded_bytes
 from pipeline.annotate.job import Job
 from pipeline.annotate.local.local_server import worker_server
@@ -182,8 +182,5 @@ class _Process:
         if self._pid is None:
             self._deaths_at_start += 1
             if self._deaths_at_start >= TRIES:  # The tables that wait for this process fail too.
-                raise CamlakeError(
-                    f"{TRIES} processes died while they loaded the network; is there memory for all of them? "
-                    "--actors 1 starts one"
-                )
+                raise died_at_start()
         self._start()

@@ -1,5 +1,9 @@
 """The graph on Ray Data: read → decode → annotate → commit."""
 
+import math
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,12 +15,14 @@ from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 from torch import Tensor
 
+from pipeline.annotate.crash_isolation import TRIES, died_at_start
 from pipeline.annotate.decode_stage import decode_in_task
 from pipeline.annotate.image_reader import FETCHED, joined_slices
 from pipeline.annotate.job import Job
 from pipeline.annotate.model import Model
 from pipeline.annotate.reporter import Reporter, RunProgress
 from pipeline.annotate.resources import Compute, images_of_block, worth_tuning
+from pipeline.annotate.stopping import stop_requested
 from pipeline.annotate.worker import Worker
 from pipeline.graph.annotate.datasink import LakeSink
 from pipeline.graph.cluster import ray_cluster
@@ -30,6 +36,9 @@ from pipeline.storage.lake.run import OpenRun
 from pipeline.storage.patience import PATIENCE
 from schemas.errors import CamlakeError
 from schemas.options.annotate import AnnotateConfig
+
+DRAIN_S = 8.0
+"""How long after a signal the tables that the actors had begun may take until they are committed."""
 
 
 @contextmanager
@@ -53,7 +62,8 @@ def run_stream(
     """Annotate the planned slices on the connected Ray and return the sums over all actors.
 
     ``state`` has the network's weights. ``follow`` gets the sums so far, twice a second. Raises CamlakeError with one
-    line where Ray's retries do not help; earlier commits stay.
+    line where Ray's retries do not help; earlier commits stay. Raises Stopped after a signal, when the tables that the
+    actors had begun are committed, or after DRAIN_S.
     """
     compute = job.compute
     progress = start_progress()
@@ -80,11 +90,19 @@ def run_stream(
         num_gpus=compute.gpus_per_actor,
     )
 
+    asked_s: list[float] = []
+
     def read() -> RunProgress:
+        if stop.is_set():
+            asked_s.append(time.monotonic())
+            progress.stop.remote()
+            if asked_s[-1] - asked_s[0] > DRAIN_S:
+                asked_s[0] = math.inf
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # A second signal ends it.
         done: RunProgress = answer(progress.read)
         return done
 
-    with following(read, follow):
+    with stop_requested() as stop, following(read, follow):
         try:
             rows.write_datasink(
                 LakeSink(job, progress),
@@ -113,15 +131,21 @@ class Annotator:
         """``state`` holds the reference to the network's weights: Ray's object store has one copy on each machine."""
         self._progress = progress
         self._failure: CamlakeError | None = None
+        attempts, key = ActorAttempts(progress), f"start of {ray.get_runtime_context().get_actor_id()}"
         try:
-            self._work = Worker(job, ray.get(state[0]), ActorAttempts(progress))
+            if attempts.begin(key) > TRIES:  # Ray would start it again without end.
+                raise died_at_start()
+            self._work = Worker(job, ray.get(state[0]), attempts)
         except CamlakeError as error:
             self._failure = error  # The first call raises it; Ray reports a failed constructor only as a dead actor.
+        attempts.finish(key)
 
     def __call__(self, images: pa.Table) -> pa.Table:
         """Return wide rows for a table of fetched or decoded images; raises the error of a network that can't load."""
         if self._failure:
             raise self._failure
+        if ray.get(self._progress.stopping.remote()):
+            images = images.slice(0, 0)
         worked = self._work(images)
         self._progress.add.remote(worked.progress._replace(retries=PATIENCE.take_retries()))
         return worked.rows

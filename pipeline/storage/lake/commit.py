@@ -31,18 +31,13 @@ from pipeline.storage.lake.records import (
     load_compactions,
     load_runs,
     manifest_path,
-    parse_record,
+    read_record,
     settle_compactions,
     with_commits,
     write_record,
 )
 from pipeline.storage.lake.staged import TEMP_SUFFIX, Staged, remove_staged, stage
-from pipeline.storage.lake.whole_objects import (
-    list_data_files,
-    read_whole,
-    remove_many,
-    remove_secrets,
-)
+from pipeline.storage.lake.whole_objects import list_data_files, remove_many, remove_secrets
 from pipeline.storage.patience import PATIENCE
 from schemas.errors import LeaseError, StoreError
 from schemas.options.config import StorageConfig
@@ -80,7 +75,7 @@ class Committer:
         fs, root = connect(self.out, self.storage)
         paths = LakePaths(root)
         record_path = paths.full(paths.commit_path(self.run_id, task))
-        if committed := _read_record(fs, record_path):
+        if committed := read_record(fs, record_path, CommitRecord):
             return committed
         assert_generation_held(fs, root, self.generation)
         checked = {table: self._checked(table, rows) for table, rows in tables.items()}
@@ -95,7 +90,7 @@ class Committer:
                     staged.append(stage(fs, paths.full(file.path), data))
                     to_discard.callback(staged[-1].discard)
             assert_generation_held(fs, root, self.generation)
-            if committed := _read_record(fs, record_path):
+            if committed := read_record(fs, record_path, CommitRecord):
                 return committed
             self._show(fs, root, staged)
         rows_of = {file.table: file.rows for file in files}
@@ -109,7 +104,8 @@ class Committer:
             files=tuple(files),
         )
         assert_generation_held(fs, root, self.generation)
-        if committed := _read_record(fs, record_path):  # by another attempt at this task, on a node that seemed dead
+        # Another attempt at this task, on a node that seemed dead, may have committed it meanwhile.
+        if committed := read_record(fs, record_path, CommitRecord):
             remove_many(fs, [paths.full(file.path) for file in files if file not in committed.files])
             return committed
         write_record(fs, record_path, record)
@@ -134,9 +130,12 @@ class Committer:
         return rows if in_order else rows.take(order)
 
     def _show(self, fs: AbstractFileSystem, root: str, staged: Sequence[Staged]) -> None:
-        """Show the staged files; raises LeaseError where they are gone because another run took the output over."""
+        """Show the staged files; raises LeaseError where they are gone because another run took the output over.
+
+        Those of ``images`` come last: whoever reads by glob sees an image when all of its rows are there.
+        """
         try:
-            for one in staged:
+            for one in reversed(staged):
                 one.show()
         except StoreError:
             assert_generation_held(fs, root, self.generation)
@@ -147,11 +146,6 @@ class Committer:
         digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
         path = paths.data_path(table, self.model, self.date, self.run_id, f"{task}-{digest[:8]}")
         return DataFile(table=table, path=path, rows=len(rows), size_bytes=len(data), digest=digest), data
-
-
-def _read_record(fs: AbstractFileSystem, path: str) -> CommitRecord | None:
-    data = read_whole(fs, path)
-    return None if data is None else parse_record(CommitRecord, data, path)
 
 
 def _check_images(tables: Mapping[Table, pa.Table]) -> None:
@@ -210,11 +204,8 @@ def interrupt_run(fs: AbstractFileSystem, root: str, run_id: str, generation: in
     Does nothing where the run has not begun or has finished. Raises LeaseError where another run took the output over.
     """
     path = LakePaths(root).full(LakePaths(root).manifest_path(run_id))
-    data = read_whole(fs, path)
-    if data is None:
-        return
-    run = parse_record(RunManifest, data, path)
-    if run.status == "running":
+    run = read_record(fs, path, RunManifest)
+    if run and run.status == "running":
         assert_generation_held(fs, root, generation)
         run = with_reasons(fs, root, with_commits(run, load_commits(fs, root, run_id)))
         write_record(fs, path, run.model_copy(update={"status": "interrupted", "ended_at": datetime.now(UTC)}))
@@ -252,7 +243,8 @@ def remove_strays(
     """Remove and return the data files with camlake's names that no run names, such as those of a late worker.
 
     Files that a compaction replaced stay until its grace period is over. Staged files are removed first, so that no
-    worker of a dead run can show one after the shown files are listed. Raises LeaseError where the lease of the given
+    worker of a dead run can show one after the shown files are listed; then those of ``images``, so that whoever reads
+    by glob sees no image without its other rows. Raises LeaseError where the lease of the given
     ``generation`` was taken over: the requests of this function may have lasted longer than the lease.
     """
 
@@ -271,7 +263,8 @@ def remove_strays(
     strays = sorted(path for path in written if path not in named)
     paths = LakePaths(root)
     assert_held()
-    remove_many(fs, [paths.full(path) for path in strays])
+    for of_images in (True, False):
+        remove_many(fs, [paths.full(path) for path in strays if path.startswith("images/") is of_images])
     return strays
 
 

@@ -19,7 +19,7 @@ from typing import Self
 
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.filesystems import is_local
+from pipeline.storage.filesystems import is_local, read_object
 from pipeline.storage.lake.lease_holder import (
     Holder,
     after,
@@ -254,10 +254,10 @@ def _create_in_store(fs: AbstractFileSystem, path: str, data: bytes, probe: byte
         except OSError:  # Stores report a failed condition in many ways; the present object shows what happened.
             if not _stands(fs, path):
                 raise
-    if bytes(fs.cat_file(path)) == probe:
+    if read_object(fs, path) == probe:
         time.sleep(SETTLE_S)
-        return bytes(fs.cat_file(path)) == probe
-    return bytes(fs.cat_file(path)) == data
+        return read_object(fs, path) == probe
+    return read_object(fs, path) == data
 
 
 def _stands(fs: AbstractFileSystem, path: str) -> bool:

@@ -37,6 +37,9 @@ TAIL_BYTES = 16 * 2**10
 THREADS = 4
 """Threads of camlake's own queries; each thread needs a share of MEMORY_LIMIT."""
 
+_READS = 4
+"""How often a part of a store's object is read that comes in another length, such as a gateway's page."""
+
 _SOURCE = "model, image_id, run_id, uri, etag, size_bytes, modified_at"
 
 ENDINGS_SQL = f"""
@@ -143,7 +146,12 @@ class _RangeFile(io.RawIOBase):
         return ask_store(f"{self._path} can't be read", lambda: self._bytes(start, end))
 
     def _bytes(self, start: int, end: int) -> bytes:
-        return bytes(self._store.cat_file(self._path, start=start, end=end))
+        data = b""
+        for _ in range(1 if is_local(self._store) else _READS):
+            data = bytes(self._store.cat_file(self._path, start=start, end=end))
+            if len(data) == end - start:
+                break
+        return data
 
 
 def quote(text: str) -> str:

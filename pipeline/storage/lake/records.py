@@ -17,7 +17,7 @@ from fsspec import AbstractFileSystem
 from pydantic import ValidationError
 
 from pipeline.storage.lake.layout import HIDDEN_NAME, RUN_ID, RUNS, LakePaths
-from pipeline.storage.lake.whole_objects import copy_many, list_dir, read_many, remove_many, write_whole
+from pipeline.storage.lake.whole_objects import copy_many, list_dir, read_many, read_whole, remove_many, write_whole
 from schemas.errors import StoreError
 from schemas.runs import DIGEST_BYTES, CommitRecord, Compaction, Counts, DataFile, Record, RunManifest
 from schemas.tables import SCHEMA_VERSION
@@ -47,6 +47,12 @@ def parse_record(kind: type[_RecordType], data: bytes, path: str) -> _RecordType
         where = ".".join(map(str, problem["loc"]))
         text = f"{path} is no {kind.__name__}: {where} {problem['msg']}{_TO_REPAIR}"
         raise StoreError(text.replace("\n", " ")) from error
+
+
+def read_record(fs: AbstractFileSystem, path: str, kind: type[_RecordType]) -> _RecordType | None:
+    """Return the document at ``path``, None where there is none; raises StoreError where it is none of this kind."""
+    data = read_whole(fs, path)
+    return None if data is None else parse_record(kind, data, path)
 
 
 class _ParsedManifests:
@@ -89,8 +95,7 @@ def load_commits(fs: AbstractFileSystem, root: str, run_id: str) -> list[CommitR
     """Return a run's commit records, ordered by task; raises StoreError for an unreadable one."""
     paths = LakePaths(root)
     files = [path for path in list_dir(fs, paths.full(paths.commits_dir(run_id))) if path.endswith(".json")]
-    found = zip(files, read_many(fs, files), strict=True)
-    return [parse_record(CommitRecord, data, path) for path, data in found if data is not None]
+    return _read_records(fs, files, CommitRecord)
 
 
 def with_commits(manifest: RunManifest, commits: Sequence[CommitRecord]) -> RunManifest:
@@ -132,8 +137,13 @@ def load_compactions(fs: AbstractFileSystem, root: str) -> list[Compaction]:
     """Return the compactions of an output, oldest first; raises StoreError for an unreadable document."""
     paths = LakePaths(root)
     files = [path for path in list_dir(fs, paths.full(paths.compactions_dir)) if path.endswith(".json")]
+    return _read_records(fs, files, Compaction)
+
+
+def _read_records(fs: AbstractFileSystem, files: Sequence[str], kind: type[_RecordType]) -> list[_RecordType]:
+    """Return the documents that are there; raises StoreError for an unreadable one."""
     found = zip(files, read_many(fs, files), strict=True)
-    return [parse_record(Compaction, data, path) for path, data in found if data is not None]
+    return [parse_record(kind, data, path) for path, data in found if data is not None]
 
 
 def with_compactions(runs: Sequence[RunManifest], compactions: Sequence[Compaction]) -> list[RunManifest]:

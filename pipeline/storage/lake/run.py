@@ -136,11 +136,10 @@ def open_run(request: RunRequest, say: Callable[[str], None] = silent) -> Iterat
         try:
             yield OpenRun(fs, root, request.out, request.storage, manifest, lease.generation, calibration)
         except BaseException:
-            with PATIENCE.hurried():  # The error of the run is what counts; the next run does what fails here.
-                with suppress(CamlakeError):
-                    interrupt_run(fs, root, run_id, lease.generation)
-                with suppress(CamlakeError):
-                    remove_secrets(fs, root, run_id)
+            # The error of the run is what counts; the next run does what fails here.
+            with PATIENCE.hurried(), suppress(CamlakeError):
+                remove_secrets(fs, root, run_id)
+                interrupt_run(fs, root, run_id, lease.generation)
             raise
         remove_secrets(fs, root, run_id)
 

@@ -23,7 +23,7 @@ MODULES = {
 """Distributions whose module has another name."""
 NOT_IMPORTED = {"pytz"}
 """DuckDB imports pytz, and does not ask for it, where a query returns a time with its zone."""
-OPTIONAL = {"mlflow", "timm"}
+OPTIONAL = {"airflow", "dagster", "mlflow", "timm"}
 """Imported where it is installed."""
 
 

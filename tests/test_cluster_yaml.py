@@ -15,11 +15,9 @@ from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.annotate.resources import Compute, Machine, plan_compute
-from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAD_CORES = 4
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +38,9 @@ def job() -> AnnotateConfig:
 
 
 def compute_at_start(job: AnnotateConfig, node_types: dict[str, Any]) -> Compute:
-    """Return camlake's plan on the cluster as it is when the job starts: the head and the least number of workers."""
-    amount = {
-        kind: sum(node["resources"].get(kind, 0) * node["min_workers"] for node in node_types.values())
-        for kind in ("CPU", "GPU")
-    }
-    return plan_compute(job, Machine(amount["CPU"], amount["GPU"], HEAD_CORES))
+    """Return camlake's plan on the cluster when the first GPU worker, for which the job waits, has come."""
+    amount = node_types["gpu_worker"]["resources"]
+    return plan_compute(job, Machine(amount["CPU"], amount["GPU"], None))
 
 
 def check_machine(node_config: dict[str, Any]) -> None:
@@ -101,10 +96,8 @@ def test_the_job_finds_its_gpu_at_the_start(job: AnnotateConfig, node_types: dic
     assert compute_at_start(job, node_types).runtime.device == "cuda"
 
 
-def test_a_cluster_without_gpus_at_the_start_is_refused(job: AnnotateConfig, node_types: dict[str, Any]) -> None:
-    cold = {name: {**node, "min_workers": 0} for name, node in node_types.items()}
-    with pytest.raises(UsageError, match="no GPU"):
-        compute_at_start(job, cold)
+def test_no_worker_idles_between_the_runs(node_types: dict[str, Any]) -> None:
+    assert [node["min_workers"] for node in node_types.values()] == [0, 0, 0]
 
 
 def test_an_actor_fits_on_a_gpu_worker(job: AnnotateConfig, node_types: dict[str, Any]) -> None:

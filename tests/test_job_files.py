@@ -2,6 +2,7 @@
 
 import configparser
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -50,6 +51,12 @@ def service() -> configparser.ConfigParser:
     return parser
 
 
+def scheduled_command(file: str) -> str:
+    """Return the command line in a schedule that is a program."""
+    (line,) = re.findall(r'"([^"]*camlake annotate [^"]*)"', (JOBS / "schedule" / file).read_text())
+    return line
+
+
 def commented_commands(file: Path) -> list[str]:
     """Return the command lines that a file's opening comment shows."""
     return [line for line in file.read_text().splitlines() if line.startswith("#") and "--config" in line]
@@ -63,6 +70,8 @@ def command_lines() -> dict[str, str]:
     return shown | {
         "crontab": cron_lines()[0],
         "systemd": service()["Service"]["ExecStart"],
+        "airflow": scheduled_command("airflow_dag.py"),
+        "dagster": scheduled_command("dagster_asset.py"),
         "kubernetes": next(line for line in script("annotate.sh").splitlines() if line.startswith("python")),
     }
 
@@ -103,7 +112,8 @@ def test_the_kubernetes_job_file_resolves() -> None:
     config = AnnotateConfig.resolve(yaml.safe_load(kubernetes()["ConfigMap"]["data"]["annotate.yaml"]))
     group = rayjob()["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     assert config.device == "cuda"
-    assert config.actors == (group["minReplicas"], group["maxReplicas"])
+    assert config.actors == (1, group["maxReplicas"])
+    assert (group["replicas"], group["minReplicas"]) == (0, 0), "no GPU where there is nothing to do"
 
 
 @pytest.mark.parametrize(("where", "line"), command_lines().items(), ids=lambda value: value.split()[0])
@@ -131,6 +141,13 @@ def test_the_cron_line_has_five_fields_of_time() -> None:
     assert 0 <= int(minute) < 60
     assert 0 <= int(hour) < 24
     assert dates == ["*", "*", "*"]
+
+
+def test_a_held_output_is_no_failure_of_any_schedule() -> None:
+    """The crontab's own line tells nobody: what it says goes to the log."""
+    assert cron_lines()[0].endswith(" >> camlake.log 2>&1")
+    assert f"skip_on_exit_code=[{HeldError.exit_status}]" in (JOBS / "schedule/airflow_dag.py").read_text()
+    assert f"HELD = {HeldError.exit_status}\n" in (JOBS / "schedule/dagster_asset.py").read_text()
 
 
 def test_systemd_starts_the_service_from_a_working_copy() -> None:

@@ -44,6 +44,7 @@ LEVELS = {
     "pipeline/graph/train": 4.2,
     "pipeline/camlake": 4.9,
     "jobs/terminal": 4.9,
+    "jobs/schedule": 5.0,
     "jobs/suites": 5.0,
     "jobs": 5.1,
     "jobs/recipes": 5.2,

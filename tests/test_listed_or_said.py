@@ -3,13 +3,14 @@
 Each case is a file, a folder or a table that people have; beside it stands what is right.
 """
 
-from pathlib import Path
+from pathlib import posixpath
 
 import fsspec
+import Path
 import pytest
 
 from pipeline.images.formats import open_header
-from pipeline.storage.inputs.file_names import SIGNATURE_BYTES, is_hidden, looks_like_image
+from pipeline.storage.inputs.file_names import SIGNATURE_BYTES, is_hidden, looks_like_image, suffix_of
 from pipeline.storage.inputs.listing import list_inputs
 from schemas.errors import InputError, RejectedImage
 from schemas.options.input_options import InputOptions
@@ -237,3 +238,11 @@ def test_first_bytes_say_what_the_decoder_says(shared):
             wrong.append(path.name)
     assert wrong == []
     assert not any(map(looks_like_image, (b"", b"MIT License", b"#!/bin/sh", b"{}", b"\x1f\x8b", b"PK\3\4", b"PAR1")))
+
+
+@pytest.mark.parametrize(
+    "path", ["a/b.JPG", "a.b/c", "a/.hidden", "a/..x", "a/...", "a/b.", "a/.b.c", ".", "", "a/b.tar.GZ", "é/ü.Ä"]
+)
+def test_an_extension_is_what_python_takes_for_one(path):
+    assert suffix_of(path) == posixpath.splitext(path)[1].lower()
+    assert suffix_of(f"https://host/{path}?x=a.png") == posixpath.splitext(path)[1].lower()

@@ -43,10 +43,18 @@ def test_two_failures_are_one_line(starts):
     assert said.endswith(" on 2 cores)? The current node timed out during startup. This could happen because")
 
 
+def refused_in_words() -> ConnectionError:
+    """What Ray 2.60 raises where a cluster wants a token and none is found."""
+    error = ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
+    error.__cause__ = RuntimeError("Failed to connect to GCS. Last connection error: RPC error: InvalidAuthToken: …")
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
         (ray.exceptions.AuthenticationError("no"), "this cluster wants a token; set RAY_AUTH_MODE=token, and"),
+        (refused_in_words(), "this cluster wants a token; set RAY_AUTH_MODE=token, and"),
         (ConnectionError("no"), "no Ray cluster answers there; start one with `ray start --head`"),
         (ValueError("no"), "no Ray cluster answers there; start one with `ray start --head`"),
     ],

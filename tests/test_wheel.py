@@ -23,7 +23,7 @@ MODULES = {
 """Distributions whose module has another name."""
 NOT_IMPORTED = {"pytz"}
 """DuckDB imports pytz, and does not ask for it, where a query returns a time with its zone."""
-OPTIONAL = {"mlflow", "timm", "transformers"}
+OPTIONAL = {"airflow", "dagster", "mlflow", "pyiceberg", "sqlalchemy", "timm", "transformers", "usearch"}
 """Imported where it is installed."""
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jobs.suites.machine import Figures
 from jobs.suites.photographs import make_photographs
@@ -96,13 +96,13 @@ class _Timeline(Reporter):
         yield advance
 
 
-def peak_bytes() -> int:
-    """Return the peak memory of this process so far in bytes, with the pages of mapped libraries.
+def peak_bytes(pid: int | Literal["self"] = "self") -> int:
+    """Return the peak memory of a process so far in bytes, with the pages of mapped libraries.
 
     The value comes from /proc on Linux: psutil has only the present memory, and ru_maxrss starts at the memory of the
     parent process.
     """
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 

@@ -70,12 +70,13 @@ def _connect(address: str | None, cores: int) -> None:
     try:
         with _quiet_core():
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=_runtime_env())
-    except ray.exceptions.AuthenticationError as error:
-        raise UsageError(
-            f"--address {address!r}: this cluster wants a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or"
-            " RAY_AUTH_TOKEN_PATH to the cluster's"
-        ) from error
-    except (ConnectionError, ValueError) as error:
+    except (ray.exceptions.AuthenticationError, ConnectionError, ValueError) as error:
+        # Of a cluster that wants a token Ray may say only that it does not answer; then the cause has the reason.
+        if isinstance(error, ray.exceptions.AuthenticationError) or "InvalidAuthToken" in str(error.__cause__):
+            raise UsageError(
+                f"--address {address!r}: this cluster wants a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or"
+                " RAY_AUTH_TOKEN_PATH to the cluster's"
+            ) from error
         raise UsageError(
             f"--address {address!r}: no Ray cluster answers there; start one with `ray start --head`"
         ) from error

@@ -29,6 +29,7 @@ from pipeline.graph.cluster import ray_cluster
 from pipeline.graph.progress import ActorAttempts, answer, following, start_progress
 from pipeline.graph.ray_errors import in_one_line
 from pipeline.graph.read_tasks import ReadTasks, read_slices
+from pipeline.graph.scale_from_zero import with_gpus
 from pipeline.graph.tuning.autotune import resolve_compute
 from pipeline.graph.tuning.bench import sample_plan
 from pipeline.storage.lake.planning import Plan, PlanSlice
@@ -46,7 +47,8 @@ def planned_on_ray(
     config: AnnotateConfig, model: Model, run: OpenRun, plan: Plan, reporter: Reporter, tune_from: int
 ) -> Iterator[Compute]:
     """Connect to Ray during the block, and yield where the stages of the run run, measured where the run is long."""
-    with ray_cluster(config.address) as machine:
+    with ray_cluster(config.address) as cluster:
+        machine = with_gpus(cluster, config.device, config.gpus_per_actor, reporter.say)
         if worth_tuning(config, plan.to_do, tune_from):
             reporter.say("trying for a few seconds what is fastest here")
         sample = partial(sample_plan, plan.slices, run.fs, run.root)

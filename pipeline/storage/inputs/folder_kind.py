@@ -11,6 +11,7 @@ from typing import Literal
 
 from pipeline.storage.inputs.entries import Entry
 from pipeline.storage.inputs.file_names import (
+    IMAGE_SUFFIXES,
     MANIFEST_SUFFIXES,
     PARQUET_SUFFIXES,
     SIDECAR_SUFFIXES,
@@ -111,17 +112,21 @@ class Folder:
         self._piles.skip_others(kind, self._skipped)
         return kind, iter(sorted(self._piles.entries[kind]))
 
-    def _sort(self, entry: Entry, *, hold: bool) -> None:
+    def _sort(self, entry: Entry, *, hold: bool) -> Pile | None:
+        """Count an entry, keep it where it is to be kept, and return its kind; None for one that is skipped."""
         pile = self._pile_of(entry)
         if pile is None:
             self._skipped[kind_of(entry.path)] += 1
-            return
+            return None
         self._piles.add(pile, entry)
         if hold or pile != "images":
             self._piles.entries[pile].append(entry)
+        return pile
 
     def _pile_of(self, entry: Entry) -> Pile | None:
         suffix = suffix_of(entry.path)
+        if suffix in IMAGE_SUFFIXES:  # nearly all of a large folder's files
+            return "images"
         if self._chosen == "manifest" and suffix in MANIFEST_SUFFIXES:
             return "manifest"
         if suffix == ".tar":
@@ -142,8 +147,7 @@ class Folder:
     def _stream(self, held: list[Entry]) -> Iterator[Entry]:
         yield from held
         for entry in self._objects:
-            self._sort(entry, hold=False)
-            if self._pile_of(entry) == "images":
+            if self._sort(entry, hold=False) == "images":
                 yield entry
         if not self._chosen and (kind := self._decide()) != "images":
             raise InputError(self._unclear(["images", kind]))

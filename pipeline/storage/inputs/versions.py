@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _MODIFIED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
 """Names of the time of an object's last change in fsspec's filesystems."""
 
@@ -55,7 +56,7 @@ def microseconds(value: Any) -> int | None:
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     aware = value if value.tzinfo else value.replace(tzinfo=UTC)
-    return int((aware - _EPOCH) // timedelta(microseconds=1))
+    return int((aware - _EPOCH) // _MICROSECOND)
 
 
 def version_of(info: dict[str, Any]) -> Version:

@@ -3,10 +3,10 @@
 Each case is a file, a folder or a table that people have; beside it stands what is right.
 """
 
-from pathlib import posixpath
+import posixpath
+from pathlib import Path
 
 import fsspec
-import Path
 import pytest
 
 from pipeline.images.formats import open_header

@@ -145,6 +145,7 @@ class TestNeighbours:
         in_memory = camlake.near_duplicates(lake.out, 0.99).to_pandas()
         assert in_memory["uri"].tolist() == found["uri"].tolist()
         monkeypatch.setattr(neighbours_module, "MOST_IMAGES", 3)
+        monkeypatch.setattr("pipeline.outputs.heads.vector_index.BLOCK_ROWS", 11)  # The last block has a single row.
         indexed = camlake.near_duplicates(lake.out, 0.99, index=True).to_pandas()
         assert indexed.drop(columns="cosine").equals(in_memory.drop(columns="cosine"))
         assert indexed["cosine"].tolist() == pytest.approx(in_memory["cosine"].tolist(), abs=1e-6)
@@ -157,6 +158,7 @@ class TestNeighbours:
         with pytest.raises(UsageError, match=r"^--least 0.1: more than 3 pairs; give a greater one$"):
             camlake.near_duplicates(lake.out, 0.1)
         monkeypatch.setattr(neighbours_module, "MOST_IMAGES", 3)
+        monkeypatch.setattr("pipeline.outputs.heads.vector_index.BLOCK_ROWS", 11)  # The last block has a single row.
         with pytest.raises(UsageError, match=r"^--duplicates: 12 images; allowed: up to 3, all pairs"):
             camlake.near_duplicates(lake.out)
 

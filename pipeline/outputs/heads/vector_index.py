@@ -33,14 +33,16 @@ def indexed_pairs(
         here = np.ascontiguousarray(rows[start : start + BLOCK_ROWS])
         found = index.search(here, min(NEAREST + 1, len(rows)))
         own = np.arange(start, start + len(here))
-        filled = np.arange(found.keys.shape[-1]) < np.atleast_1d(found.counts)[:, None]
+        keys = np.atleast_2d(found.keys)  # For a single row usearch returns its matches alone, without their number.
+        counts: NDArray[np.uint64] = np.atleast_1d(np.asarray(getattr(found, "counts", keys.shape[1])))
+        filled = np.arange(keys.shape[1]) < counts[:, None]
         one, other = np.nonzero(filled)
-        i, j = own[one], found.keys.reshape(len(here), -1)[one, other].astype(np.int64)
-        keys = np.setdiff1d((np.minimum(i, j) * len(rows) + np.maximum(i, j))[i != j], seen)
-        i, j = keys // len(rows), keys % len(rows)
+        i, j = own[one], keys[one, other].astype(np.int64)
+        pairs = np.setdiff1d((np.minimum(i, j) * len(rows) + np.maximum(i, j))[i != j], seen)
+        i, j = pairs // len(rows), pairs % len(rows)
         cosines = np.einsum("nk,nk->n", rows[i], rows[j])
         close = cosines >= least - ROUNDING
-        seen = np.union1d(seen, keys[close])
+        seen = np.union1d(seen, pairs[close])
         yield i[close], j[close], cosines[close].clip(-1, 1)
         if advance is not None:
             advance(start + len(here))

@@ -54,7 +54,7 @@ def statements(config: SqlConfig, engine: Engine) -> Iterator[str]:
     if engine == "athena" and not url.startswith("s3://"):
         raise UsageError(f"--ddl athena: Athena reads s3:// only; allowed: another engine for {safe_url(config.out)}")
     with open_lake(config.out, config) as lake:
-        model = chosen_model(lake, config)
+        model = chosen_model(lake, config.out, config.model)
         files = {file.table for run in lake.runs if model in (ALL_MODELS, run.model) for file in run.files}
     if model != ALL_MODELS and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", model):
         raise UsageError(f"--ddl {engine}: {model!r} is no name of a partition that camlake writes")

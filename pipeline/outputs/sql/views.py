@@ -44,7 +44,7 @@ def open_views(config: SqlConfig) -> Iterator[duckdb.DuckDBPyConnection]:
     """
     with ExitStack() as stack:
         lake = stack.enter_context(open_lake(config.out, config, config.model or ALL_MODELS))
-        model = chosen_model(lake, config)
+        model = chosen_model(lake, config.out, config.model)
         con = lake.connection()
         add_runs(con, [run for run in lake.runs if model in (ALL_MODELS, run.model)])
         fs, root = connect(config.out, config, anonymous=config.anonymous)
@@ -57,14 +57,14 @@ def open_views(config: SqlConfig) -> Iterator[duckdb.DuckDBPyConnection]:
         yield con
 
 
-def chosen_model(lake: Lake, config: SqlConfig) -> str:
+def chosen_model(lake: Lake, out: str, model: str | None) -> str:
     """Return the model whose rows are meant, or ``*``; raises UsageError where several are there and none is named."""
-    if config.model is None and len(lake.models) > 1:
+    if model is None and len(lake.models) > 1:
         raise UsageError(
-            f"--model is missing: {safe_url(config.out)} has {', '.join(lake.models)}; allowed: one of them, or '*' for"
+            f"--model is missing: {safe_url(out)} has {', '.join(lake.models)}; allowed: one of them, or '*' for"
             " the rows of all, which the column model tells apart"
         )
-    return config.model or (lake.models[0] if lake.models else ALL_MODELS)
+    return model or (lake.models[0] if lake.models else ALL_MODELS)
 
 
 def close_to_all_but(con: duckdb.DuckDBPyConnection, paths: list[str]) -> None:

@@ -7,7 +7,7 @@ import inspect
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -93,7 +93,7 @@ def to_parquet(rows: pa.Table, encoding: Encoding = Encoding()) -> bytes:
         if groups
     }
     order = [("label", False), ("box_score", True)] if by_label else [("image_id", False)]
-    newer = {"bloom_filter_options": filters} if filters else {}
+    newer: dict[str, Any] = {"bloom_filter_options": filters} if filters else {}
     newer |= {"max_rows_per_page": PAGE_ROWS} if by_label else {}
     with pq.ParquetWriter(
         sink,
@@ -130,7 +130,7 @@ def _slices(rows: pa.Table, most: int) -> Iterator[pa.Table]:
 
 
 def _most_rows(rows: pa.Table, encoding: Encoding, wide: bool) -> int:
-    bytes_a_row = max(1, rows.nbytes // max(1, len(rows)))
+    bytes_a_row: int = max(1, rows.nbytes // max(1, len(rows)))
     return max(1 if wide else _LEAST_ROWS, min(encoding.row_group_rows, encoding.row_group_bytes // bytes_a_row))
 
 

@@ -28,6 +28,9 @@ _HOST_IN_PATH = {"file", "s3", "gs", "memory", "http", "https"}
 _S3_ATTEMPTS = 4
 """Most attempts that botocore makes after 5xx answers, throttling and lost connections; it waits about 4 s in all."""
 
+_UNTAGGED_READS = 4
+"""How often an object of S3 is asked for where the answer has no version tag."""
+
 
 def protocol_of(url: str) -> str:
     """Return the protocol of ``url`` in its usual spelling; ``file`` for a path without one."""
@@ -149,14 +152,15 @@ def is_http(fs: AbstractFileSystem) -> bool:
 def read_object(fs: AbstractFileSystem, path: str) -> bytes:
     """Return an object's bytes, on S3 by one request; raises the errors of the filesystem.
 
-    S3 sends a version tag with every object. An answer without one is no object, such as a gateway's page; it raises
-    an OSError after which the request may succeed.
+    S3 sends a version tag with every object. An answer without one is no object, such as a gateway's page; the object
+    is asked for a few times, and then an OSError is raised after which the request may succeed.
     """
     if is_s3(fs):
-        found = read_s3(fs, path, sys.maxsize)
-        if found.etag is None:
-            raise OSError(errno.EREMOTEIO, "the answer has no version tag and is none of the store's")
-        return found.data or b""
+        for _ in range(_UNTAGGED_READS):
+            found = read_s3(fs, path, sys.maxsize)
+            if found.etag is not None:
+                return found.data or b""
+        raise OSError(errno.EREMOTEIO, "the answer has no version tag and is none of the store's")
     data: bytes = fs.cat_file(path)
     return data
 

@@ -128,7 +128,7 @@ def _slices(rows: pa.Table, most: int) -> Iterator[pa.Table]:
 
 
 def _most_rows(rows: pa.Table, encoding: Encoding, wide: bool) -> int:
-    bytes_a_row = max(1, rows.nbytes // max(1, len(rows)))
+    bytes_a_row: int = max(1, rows.nbytes // max(1, len(rows)))
     return max(1 if wide else _LEAST_ROWS, min(encoding.row_group_rows, encoding.row_group_bytes // bytes_a_row))
 
 

@@ -7,7 +7,7 @@ import inspect
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -91,7 +91,7 @@ def to_parquet(rows: pa.Table, encoding: Encoding = Encoding()) -> bytes:
         if groups
     }
     order = [("label", False), ("box_score", True)] if by_label else [("image_id", False)]
-    newer = {"bloom_filter_options": filters} if filters else {}
+    newer: dict[str, Any] = {"bloom_filter_options": filters} if filters else {}
     newer |= {"max_rows_per_page": PAGE_ROWS} if by_label else {}
     with pq.ParquetWriter(
         sink,

@@ -102,7 +102,8 @@ class _Publication:
     def _catalog(self) -> "Catalog":
         from pyiceberg.catalog import load_catalog  # noqa: PLC0415
 
-        config, given = self._config, {}
+        config = self._config
+        given: dict[str, str] = {}
         if config.is_uri:
             given = {"uri": config.catalog, "warehouse": str(config.warehouse)}
         if config.endpoint_url:

@@ -15,7 +15,7 @@ from pipeline import camlake
 from pipeline.arrays import neighbours as arrays
 from pipeline.outputs.heads import features as features_module
 from pipeline.outputs.heads import neighbours as neighbours_module
-from pipeline.outputs.heads import top
+from pipeline.outputs.heads import top, vector_index
 from pipeline.outputs.heads.features import open_features
 from pipeline.outputs.heads.top import by_channel, by_head, top_images, with_boxes
 from schemas.errors import UsageError
@@ -149,6 +149,8 @@ class TestNeighbours:
         indexed = camlake.near_duplicates(lake.out, 0.99, index=True).to_pandas()
         assert indexed.drop(columns="cosine").equals(in_memory.drop(columns="cosine"))
         assert indexed["cosine"].tolist() == pytest.approx(in_memory["cosine"].tolist(), abs=1e-6)
+        monkeypatch.setattr(vector_index, "BLOCK_ROWS", IMAGES - 1)
+        assert len(camlake.near_duplicates(lake.out, 0.99, index=True)) == len(found), "the last block has one row"
         monkeypatch.setitem(sys.modules, "usearch.index", None)
         with pytest.raises(UsageError, match=r"^--index: needs usearch; pip install 'camlake\[index\]'$"):
             camlake.near_duplicates(lake.out, index=True)

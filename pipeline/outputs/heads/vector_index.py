@@ -1,6 +1,7 @@
 """Near duplicates among many vectors by an index of their neighbours: approximate, where all pairs would take days."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ def indexed_pairs(
         from usearch.index import Index  # noqa: PLC0415 - an optional extra
     except ImportError as error:
         raise UsageError("--index: needs usearch; pip install 'camlake[index]'") from error
-    index = Index(ndim=rows.shape[1], metric="cos", dtype="bf16")
+    index: Any = Index(ndim=rows.shape[1], metric="cos", dtype="bf16")
     for start in range(0, len(rows), BLOCK_ROWS):
         here = np.ascontiguousarray(rows[start : start + BLOCK_ROWS])
         index.add(np.arange(start, start + len(here), dtype=np.uint64), here)

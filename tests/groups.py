@@ -1,8 +1,8 @@
 """Which tests run in one process, one after another, where pytest-xdist shares the suite between processes.
 
-So each server starts once: the tests on Ceph are one group, the files whose tests share one Ray or the rendered output
-are others, and any other file is a group of its own. (pytest-xdist's own groups are marks that it writes into a private
-field of pytest's, which pytest 9.2 does not read.)
+So each server starts once: the tests on Ceph are one group, the files whose tests start a Ray or share the rendered
+output are others, and any other file is a group of its own. (pytest-xdist's own groups are marks that it writes into a
+private field of pytest's, which pytest 9.2 does not read.)
 """
 
 import functools
@@ -14,15 +14,18 @@ from xdist.scheduler import LoadScopeScheduling
 ROOT = Path(__file__).resolve().parents[1]
 FIRST = ("ray", "ceph")
 """The largest groups begin first, because what runs beside them can then be balanced."""
+_STARTS_RAY = re.compile(r"ray_session|Cluster\(|nodes\(\)|ray\.init|ray up|soak")
+"""Only files whose tests start a Ray, the shared one or one of their own, hold this: two at once overload two cores."""
 
 
 def group_of(nodeid: str) -> str:
     """Return the group of a test; ``nodeid`` is pytest's name of it."""
     file, _, name = nodeid.partition("::")
     source = _source_of(file)
-    for fixture in ("ray_session", "rendered"):
-        if fixture in source:
-            return "ray" if fixture == "ray_session" else fixture
+    if _STARTS_RAY.search(source):
+        return "ray"
+    if "rendered" in source:
+        return "rendered"
     function, _, parameters = name.rpartition("::")[2].partition("[")
     on_ceph = "ceph" in re.split(r"[-\]]", parameters) or re.search(rf"def {function}\([^)]*\bceph\b", source)
     return "ceph" if on_ceph else file

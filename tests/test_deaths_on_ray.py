@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import psutil
@@ -21,7 +20,6 @@ from tests.killing import LOOKS_EVERY_S
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 N_IMAGES = 160
-DRAIN_S = 3
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +74,7 @@ def a_vanished_node(cluster):
         process.resume()
 
 
-def a_drained_node(cluster):
-    """Announce that a node will be taken back, as the operator of spot machines does, and take it."""
-    words = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--reason-message", "spot"]
-    words += ["--deadline-remaining-seconds", str(DRAIN_S), "--address", cluster.address]
-    words += ["--node-id", cluster.second_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    time.sleep(DRAIN_S)
-    cluster.kill_one()
-
-
-@pytest.mark.parametrize("dies", [a_task, a_raylet, a_vanished_node, a_drained_node])
+@pytest.mark.parametrize("dies", [a_task, a_raylet, a_vanished_node])
 def test_a_run_goes_on_and_every_image_is_accounted_for(cluster, photos, tmp_path, dies):
     out = tmp_path / "out"
     with start(cluster, photos, out, "--model", "camlake_demo") as process:

@@ -63,14 +63,15 @@ def publish(config: PublishConfig, say: Callable[[str], None]) -> list[Snapshot]
     from pyiceberg import exceptions  # noqa: PLC0415 - an optional extra
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
-    refusals = tuple(one for one in vars(exceptions).values() if isinstance(one, type) and issubclass(one, Exception))
+    own = [one for one in vars(exceptions).values() if isinstance(one, type) and issubclass(one, Exception)]
+    refusals: tuple[type[Exception], ...] = (*own, SQLAlchemyError, ValueError)
     with open_lake(config.out, config) as lake:
         model = chosen_model(lake, config)
         runs = [run for run in lake.runs if model in (ALL_MODELS, run.model) and run.status != "running"]
     fs, root = connect(config.out, config)
     try:
         return _Publication(config, fs, root, model).bring(runs, say)
-    except (*refusals, SQLAlchemyError, ValueError) as error:
+    except refusals as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"--catalog {safe_url(config.catalog)}, --table {config.table}: {reason}") from error
 

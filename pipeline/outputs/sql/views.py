@@ -24,6 +24,7 @@ from pipeline.storage.lake.whole_objects import read_whole
 from schemas.columns import TIMESTAMP
 from schemas.errors import InputError, UsageError
 from schemas.options.config import StorageConfig
+from schemas.options.publish import PublishConfig
 from schemas.options.sql import SqlConfig
 from schemas.runs import Counts, RunManifest
 from schemas.tables import TABLES
@@ -57,7 +58,7 @@ def open_views(config: SqlConfig) -> Iterator[duckdb.DuckDBPyConnection]:
         yield con
 
 
-def chosen_model(lake: Lake, config: SqlConfig) -> str:
+def chosen_model(lake: Lake, config: SqlConfig | PublishConfig) -> str:
     """Return the model whose rows are meant, or ``*``; raises UsageError where several are there and none is named."""
     if config.model is None and len(lake.models) > 1:
         raise UsageError(

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 _RUN, _SOURCE = "camlake.run-id", "camlake.source"
 """The run of a snapshot, in its summary; what a table is made from, in its properties."""
+_PROPERTIES = {
+    "commit.retry.num-retries": "0",  # A second publisher at the same time would add the same files once more.
+    "gc.enabled": "false",  # Engines must not delete files that belong to the output.
+}
 _EPOCH = date(1970, 1, 1)
 
 
@@ -65,7 +69,7 @@ def publish(config: PublishConfig, say: Callable[[str], None]) -> list[Snapshot]
 
     of_iceberg = [one for one in vars(exceptions).values() if isinstance(one, type) and issubclass(one, Exception)]
     refusals: tuple[type[Exception], ...] = (*of_iceberg, SQLAlchemyError, ValueError)
-    with open_lake(config.out, config) as lake:
+    with open_lake(config.out, config, config.model or ALL_MODELS) as lake:
         model = chosen_model(lake, config.out, config.model)
         runs = [run for run in lake.runs if model in (ALL_MODELS, run.model) and run.status != "running"]
     fs, root = connect(config.out, config)
@@ -93,7 +97,9 @@ class _Publication:
         last = table.current_snapshot()
         published = last.summary.additional_properties.get(_RUN) if last and last.summary else None
         done = []
-        for state in states_after(self._fs, self._root, runs, published):
+        known = {task.file.file_path for task in table.scan().plan_files()}
+        published_paths = {file.path for file in files if self._own_location(file.path) in known}
+        for state in states_after(self._fs, self._root, runs, published, published_paths):
             say(f"run {state[-1].run_id}: comparing its files with the table's")
             if snapshot := self._snapshot(table, state):
                 done.append(snapshot)
@@ -115,7 +121,8 @@ class _Publication:
         catalog, name = self._catalog(), self._config.table
         if not catalog.table_exists(name):
             catalog.create_namespace_if_not_exists(name.rpartition(".")[0])
-            with catalog.create_table_transaction(name, schema, properties={_SOURCE: self._source}) as made:
+            properties = _PROPERTIES | {_SOURCE: self._source}
+            with catalog.create_table_transaction(name, schema, properties=properties) as made:
                 mapping = made.table_metadata.schema().name_mapping.model_dump_json()
                 made.set_properties({"schema.name-mapping.default": mapping})
                 with made.update_spec() as spec:
@@ -127,16 +134,27 @@ class _Publication:
                 f"--table {name}: it holds {source or 'rows that camlake did not publish'}, not {self._source};"
                 " allowed: another name"
             )
+        new = [one.with_nullable(True) for one in schema if one.name not in table.schema().column_names]
+        if new:  # A newer camlake writes more columns; the older rows have no value there.
+            with table.update_schema() as change:
+                change.union_by_name(pa.schema(new))
         return table
 
     def _schema(self, path: str) -> pa.Schema:
-        with self._fs.open(LakePaths(self._root).full(path)) as file:
-            columns = pq.read_schema(file)
-        lists = [one for one in columns if pa.types.is_fixed_size_list(one.type)]
-        halves = [one.name for one in lists if one.type.value_type == pa.float16()]
-        if halves:
-            raise UsageError(f"--of {self._config.of}: Iceberg has no type for the half floats of {halves[0]}")
+        columns = self._footer(path).schema.to_arrow_schema()
         return pa.schema([*columns, pa.field("model", pa.string()), pa.field("date", pa.date32())])
+
+    def _footer(self, path: str) -> pq.FileMetaData:
+        """Return a file's metadata; raises UsageError for half floats and StoreError where the file is missing."""
+        try:
+            with self._fs.open(LakePaths(self._root).full(path)) as file:
+                footer = pq.read_metadata(file)
+        except FileNotFoundError as error:
+            raise StoreError(f"{path} is missing; `camlake verify` says what else") from error
+        for one in footer.schema.to_arrow_schema():
+            if pa.types.is_fixed_size_list(one.type) and one.type.value_type == pa.float16():
+                raise UsageError(f"--of {self._config.of}: Iceberg has no type for the half floats of {one.name}")
+        return footer
 
     def _snapshot(self, table: "IcebergTable", state: Sequence[RunManifest]) -> Snapshot | None:
         """Add the snapshot that gives the table the rows of a state; None where it has them."""
@@ -162,8 +180,11 @@ class _Publication:
     def _location(self, table: "IcebergTable", one: CurrentFile) -> str:
         if one.superseded is not None:
             return f"{table.location().rstrip('/')}/data/{one.copy_name}"
+        return self._own_location(one.file.path)
+
+    def _own_location(self, path: str) -> str:
         protocol = "file://" if is_local(self._fs) else ""
-        return f"{protocol}{self._url}/{one.file.path}"
+        return f"{protocol}{self._url}/{path}"
 
     def _described(self, table: "IcebergTable", location: str, one: CurrentFile) -> "IcebergFile":
         """Return Iceberg's entry for a file; a copy without superseded rows is written first."""
@@ -175,16 +196,16 @@ class _Publication:
         from pyiceberg.manifest import DataFile, DataFileContent, FileFormat  # noqa: PLC0415
         from pyiceberg.typedef import Record  # noqa: PLC0415
 
-        data = read_whole(self._fs, LakePaths(self._root).full(one.file.path))
-        if data is None:
-            raise StoreError(f"{one.file.path} is missing; `camlake verify` says what else")
+        footer, size = self._footer(one.file.path), one.file.size_bytes
         if one.superseded is not None:
+            data = read_whole(self._fs, LakePaths(self._root).full(one.file.path)) or b""
             data = to_parquet(Dropped.of(one.superseded).kept(pq.read_table(io.BytesIO(data))))
             with table.io.new_output(location).create(overwrite=True) as sink:
                 sink.write(data)
+            footer, size = pq.read_metadata(io.BytesIO(data)), len(data)
         schema = table.schema()
         statistics = data_file_statistics_from_parquet_metadata(
-            parquet_metadata=pq.read_metadata(io.BytesIO(data)),
+            parquet_metadata=footer,
             stats_columns=compute_statistics_plan(schema, table.properties),
             parquet_column_mapping=parquet_path_to_id_mapping(schema),
         )
@@ -194,7 +215,7 @@ class _Publication:
             file_path=location,
             file_format=FileFormat.PARQUET,
             partition=Record(model, (date.fromisoformat(day) - _EPOCH).days),
-            file_size_in_bytes=len(data),
+            file_size_in_bytes=size,
             sort_order_id=None,
             spec_id=table.metadata.default_spec_id,
             equality_ids=None,

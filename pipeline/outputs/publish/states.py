@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -62,20 +62,17 @@ def current_files(fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest]
 
 
 def states_after(
-    fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest], published: str | None
+    fs: AbstractFileSystem, root: str, runs: Sequence[RunManifest], published: str | None, known: Collection[str]
 ) -> list[list[RunManifest]]:
     """Return the runs up to each run that is to become a snapshot, the last one being all of ``runs``.
 
-    ``published`` is the run of the last snapshot. The first snapshot holds all runs, and each later run makes one. Runs
-    that a compaction has merged since then have no files of their own any more; they become one snapshot.
+    ``published`` is the run of the last snapshot, ``known`` the paths of the files that the table has. The first
+    snapshot holds all runs, and each later run makes one. A compaction since then has dropped rows that were current
+    after a run in between, so all runs since then become one snapshot.
     """
     ids = [run.run_id for run in runs]
-    if published not in ids:
-        return [list(runs)]
     merged = {file.path for one in load_compactions(fs, root) for file in one.files}
-    ends = [
-        end
-        for end in range(ids.index(published) + 2, len(runs))
-        if not any(file.path in merged for run in runs[end:] for file in run.files)
-    ]
-    return [list(runs[:end]) for end in ends] + [list(runs)]
+    compacted = any(file.path in merged and file.path not in known for run in runs for file in run.files)
+    if published not in ids or compacted:
+        return [list(runs)]
+    return [list(runs[:end]) for end in range(ids.index(published) + 2, len(runs) + 1)] or [list(runs)]

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -17,6 +19,7 @@ from PIL import Image
 
 from jobs.terminal.console import Screen
 from pipeline.annotate import job as job_module
+from pipeline.annotate import stopping
 from pipeline.annotate.local.local_server import worker_server
 from pipeline.annotate.spec import annotate_spec, decode_spec
 from pipeline.graph.annotate import engine_choice
@@ -27,7 +30,7 @@ from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.outputs import reader as camlake
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.integrity.verify import verify
-from schemas.errors import CamlakeError, ModelError, UsageError
+from schemas.errors import CamlakeError, ModelError, Stopped, UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.config import StorageConfig
 from tests.jobs_on import ROOT, run_annotate
@@ -53,8 +56,25 @@ def deadly_decode_spec(config, model):
     return replace(spec, resize=DeadlyPlan(spec.resize.resize, spec.resize.image_size, spec.resize.map_hw))
 
 
+@dataclass(frozen=True)
+class StuckPlan(ResizePlan):
+    """A resize that does not end for one picture, and says so in a file."""
+
+    says: str = ""
+
+    def apply(self, pixels, size_hw, into):
+        if size_hw == DEADLY_HW:
+            Path(self.says).touch()
+            time.sleep(60)
+        super().apply(pixels, size_hw, into)
+
+
 def refuse(state):
     raise ModelError("the network does not fit")
+
+
+def sleep(state):
+    time.sleep(60)
 
 
 def die(state):
@@ -117,6 +137,40 @@ def test_processes_that_die_at_their_start_end_the_run(images, tmp_path, monkeyp
         run_annotate(images, tmp_path, batch_size=2)  # The other tables wait for a process meanwhile.
     monkeypatch.undo()
     assert run_annotate(images, tmp_path).counts.annotated == 11
+
+
+def test_after_a_signal_what_came_back_in_time_is_committed(images, tmp_path, monkeypatch):
+    stuck, out = tmp_path / "stuck", tmp_path / "out"
+
+    def stuck_decode_spec(config, model):
+        spec = decode_spec(config, model)
+        plan = StuckPlan(spec.resize.resize, spec.resize.image_size, spec.resize.map_hw, says=str(stuck))
+        return replace(spec, resize=plan)
+
+    def ask():
+        while not stuck.exists():
+            time.sleep(LOOKS_EVERY_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(job_module, "decode_spec", stuck_decode_spec)
+    monkeypatch.setattr(stopping, "DRAIN_S", 0.2)
+    threading.Thread(target=ask).start()
+    with pytest.raises(Stopped):
+        run_annotate(images, out, batch_size=4, decode_timeout_s=50)
+    with camlake.open(str(out)) as lake:
+        (run,) = lake.runs
+        assert run.status == "interrupted"
+        assert 0 < len(lake.arrow("images")) < 11
+    monkeypatch.undo()
+    assert run_annotate(images, out, batch_size=4).counts.annotated == 11 - run.counts.annotated
+
+
+def test_a_signal_ends_a_worker_that_loads_its_network(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(job_module, "annotate_spec", loading(sleep))
+    monkeypatch.setattr(stopping, "DRAIN_S", 0.2)
+    threading.Timer(2, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    with pytest.raises(Stopped):
+        run_annotate(images, tmp_path)
 
 
 def test_a_server_that_died_is_replaced(images, tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -12,11 +13,12 @@ import pytest
 
 from pipeline.annotate import stopping
 from pipeline.annotate.stopping import raising_at_sigterm, stop_requested
+from pipeline.graph import cluster
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.integrity.verify import verify
 from pipeline.storage.lake.records import load_runs
-from schemas.errors import Stopped
+from schemas.errors import Stopped, StoreError
 from schemas.options.config import StorageConfig
 from tests.jobs_on import ROOT, command, run_annotate
 from tests.killing import LOOKS_EVERY_S
@@ -108,6 +110,31 @@ def test_whoever_does_not_end_in_time_is_given_up(monkeypatch):
 
     with pytest.raises(Stopped):
         work()
+
+
+def test_a_store_that_refuses_after_a_signal_leaves_the_run_stopped():
+    def work(number):
+        with stop_requested():
+            os.kill(os.getpid(), number)
+            raise StoreError("SlowDown")
+
+    with pytest.raises(Stopped):
+        work(signal.SIGTERM)
+    with pytest.raises(StoreError):
+        work(0)
+
+
+def test_a_signal_while_ray_starts_is_a_stop():
+    before = signal.getsignal(signal.SIGTERM)
+
+    def start():
+        with cluster._own_sigterm():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        start()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_without_a_signal_nothing_changes():

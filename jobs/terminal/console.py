@@ -4,6 +4,7 @@ import inspect
 import logging
 import os
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -102,9 +103,14 @@ def reported_errors(debug: bool = False, screen: Screen | None = None) -> Iterat
 
 def _give_up(screen: Screen) -> None:
     """End the process, whose orderly end takes too long, as it does while a store is out of order."""
-    screen.fail(_STOPPED, Stopped.__name__, Stopped.exit_status)
-    sys.stderr.flush()
-    os._exit(Stopped.exit_status)
+    at_last = threading.Timer(1, os._exit, [Stopped.exit_status])  # Writing to a full pipe never ends.
+    at_last.daemon = True
+    at_last.start()
+    try:
+        screen.fail(_STOPPED, Stopped.__name__, Stopped.exit_status)
+        sys.stderr.flush()
+    finally:
+        os._exit(Stopped.exit_status)
 
 
 def main(app: typer.Typer | Callable[..., None]) -> None:

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from types import FrameType
 
 from pipeline.storage.patience import PATIENCE
-from schemas.errors import Stopped
+from schemas.errors import Stopped, StoreError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GIVE_UP_S = 16.0
 """How long a command may take to end in order after a signal; a spot notice or an eviction leaves some 20 s or more."""
+DRAIN_S = 8.0
+"""How long after a signal the work that was begun may take until it is committed."""
 _asked = threading.Event()
 """Set by the first signal of a command."""
 
@@ -50,27 +52,41 @@ def raising_at_sigterm(give_up: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def stop_requested() -> Iterator[threading.Event]:
+def stop_requested(late: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
     """Set the event at the first signal during the block, so that the work can end in order, and raise Stopped then.
 
-    From that signal on nothing waits long for a store that is out of order.
-
-    A second signal does what it does outside of the block.
+    From that signal on nothing waits long for a store that is out of order, and what such a store still refuses is
+    left to the next run. Where the block has not ended DRAIN_S after the signal, another thread calls ``late``. A
+    second signal does what it does outside of the block.
     """
     event, before = threading.Event(), {number: signal.getsignal(number) for number in _SIGNALS}
+    ending, over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        ending.wait()
+        if not over.wait(DRAIN_S):
+            late()
 
     def request(number: int, frame: FrameType | None) -> None:
         if not event.is_set():
             PATIENCE.hurry()
         _asked.set()
         event.set()
+        ending.set()
         for each, handler in before.items():
             signal.signal(each, handler)
 
+    threading.Thread(target=watch, name="camlake-drain", daemon=True).start()
     try:
         with _handling(_SIGNALS, request):
             yield event
+    except StoreError as error:
+        if event.is_set():
+            raise Stopped from error
+        raise
     finally:
+        over.set()
+        ending.set()  # The watching thread ends.
         if event.is_set():
             PATIENCE.hurry_no_more()
     if event.is_set():

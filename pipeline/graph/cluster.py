@@ -17,7 +17,7 @@ from ray.data import DataContext
 
 from pipeline.annotate.resources import LOGICAL_PER_CORE, Machine
 from pipeline.graph.ray_environment import set_environment
-from schemas.errors import CamlakeError, UsageError
+from schemas.errors import CamlakeError, Stopped, UsageError
 
 SECOND_START_AFTER_S = 20.0
 """Wait in seconds between a start of Ray that failed and the second one: other work may end in this time."""
@@ -35,8 +35,7 @@ def ray_cluster(address: str | None) -> Iterator[Machine]:
     # Ray reports dead workers on standard output, which is only for results.
     with redirect_stdout(sys.stderr):
         if ours:
-            with _own_sigterm():
-                _connect(address, cores)
+            _connect(address, cores)
         elif folder := _shadowing_folder():
             raise UsageError(
                 f"{folder} has the name of a package of camlake's, and the workers of the Ray that runs already would "
@@ -56,9 +55,13 @@ def ray_cluster(address: str | None) -> Iterator[Machine]:
 def _own_sigterm() -> Iterator[None]:
     """Keep the handler of SIGTERM, which Ray replaces when it starts by one that ends the process at once."""
     handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    except SystemExit as error:  # Ray's own handler raises it.
+        raise Stopped from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _connect(address: str | None, cores: int) -> None:
@@ -68,7 +71,7 @@ def _connect(address: str | None, cores: int) -> None:
         _start(cores)
         return
     try:
-        with _quiet_core():
+        with _own_sigterm(), _quiet_core():
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=_runtime_env())
     except (ray.exceptions.AuthenticationError, ConnectionError, ValueError) as error:
         # Of a cluster that wants a token Ray may say only that it does not answer; then the cause has the reason.
@@ -86,7 +89,7 @@ def _start(cores: int) -> None:
     """Start a Ray here; a start that fails, as on a busy machine where Ray's own limit is 30 s, is tried once more."""
     for patience_s in (SECOND_START_AFTER_S, 0.0):
         try:
-            with _quiet_core():
+            with _own_sigterm(), _quiet_core():
                 ray.init(
                     address="local",
                     num_cpus=cores * LOGICAL_PER_CORE,

@@ -8,9 +8,12 @@ import pickle
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
+from functools import partial
 from itertools import takewhile
 from queue import SimpleQueue
+from socket import SHUT_RDWR, socket
+from threading import Event
 
 import pyarrow as pa
 import torch
@@ -52,7 +55,7 @@ def run_local(
 
     ``state`` has the network's weights. ``follow`` gets the sums so far after each table. Raises CamlakeError with one
     line for what is not a matter of one image; earlier commits stay. Raises Stopped after a signal, when the tables
-    that were begun are committed.
+    that were begun are committed, or those of them that came back in time.
     """
     total = RunProgress()
 
@@ -62,18 +65,23 @@ def run_local(
             total = total.plus(RunProgress(bytes_in=encoded_bytes(table)))
             yield from _parts(table, job.compute.runtime.batch_size)
 
-    def counted(worked: Iterable[Worked]) -> Iterator[pa.Table]:
+    def counted(worked: Iterable[Worked | None]) -> Iterator[pa.Table]:
         nonlocal total
-        for rows, progress in worked:
-            total = total.plus(progress)
-            follow(total)
-            yield rows
+        try:
+            for rows, progress in filter(None, worked):
+                total = total.plus(progress)
+                follow(total)
+                yield rows
+        except CamlakeError:
+            if not stop.is_set():  # After a signal, what came back before is still committed.
+                raise
 
     tables = chain_ahead((job.reader.read_slices(one) for one in slices), READERS, TABLES_AHEAD)
     batches = read(tables)
-    with stop_requested() as stop, _processes(job, state) as work:
+    pool = _Pool(job, state)
+    with stop_requested(pool.end) as stop, closing(pool):
         begun = takewhile(lambda batch: not stop.is_set(), batches)
-        rows = counted(map_ahead(work, begun, 2 * job.compute.actors[1]))
+        rows = counted(map_ahead(partial(pool.work, stop), begun, 2 * job.compute.actors[1]))
         groups = enumerate(_groups(rows, job.images_per_commit))
         for _ in map_ahead(lambda group: commit_rows(job, *group), groups, 2):
             pass
@@ -97,27 +105,36 @@ def _groups(tables: Iterable[pa.Table], size: int) -> Iterator[list[pa.Table]]:
         yield group
 
 
-@contextmanager
-def _processes(job: Job, state: dict[str, Tensor]) -> Iterator[Callable[[pa.Table], Worked]]:
-    """Run the workers during the block; the function gives a table to an idle one, and threads may call it."""
-    payload, begun = pickle.dumps((job, state), protocol=5), Counter[str]()
-    gpus = torch.cuda.device_count() if job.compute.runtime.device == "cuda" else 0
-    processes = [_Process(number, gpus, payload, begun) for number in range(job.compute.actors[1])]
-    idle: SimpleQueue[_Process] = SimpleQueue()
-    for process in processes:
-        idle.put(process)
+class _Pool:
+    """The worker processes of a run."""
 
-    def work(images: pa.Table) -> Worked:
-        process = idle.get()
+    def __init__(self, job: Job, state: dict[str, Tensor]) -> None:
+        payload, begun = pickle.dumps((job, state), protocol=5), Counter[str]()
+        gpus = torch.cuda.device_count() if job.compute.runtime.device == "cuda" else 0
+        self._processes = [_Process(number, gpus, payload, begun) for number in range(job.compute.actors[1])]
+        self._idle: SimpleQueue[_Process] = SimpleQueue()
+        for process in self._processes:
+            self._idle.put(process)
+
+    def work(self, stop: Event, images: pa.Table) -> Worked | None:
+        """Give a table to an idle worker and return its rows, None where ``stop`` is set by then; threads may call it.
+
+        Raises CamlakeError for what is not a matter of one image.
+        """
+        process = self._idle.get()
         try:
-            return process.work(images)
+            return None if stop.is_set() else process.work(images)
         finally:
-            idle.put(process)
+            self._idle.put(process)
 
-    try:
-        yield work
-    finally:
-        for process in processes:
+    def end(self) -> None:
+        """End the processes; the work that they have begun raises CamlakeError."""
+        for process in self._processes:
+            process.end()
+
+    def close(self) -> None:
+        """End the processes when no thread works any more."""
+        for process in self._processes:
             process.close()
 
 
@@ -142,12 +159,18 @@ class _Process:
             else:
                 return Worked(table_of(done.rows), done.progress)
 
-    def close(self) -> None:
-        """End the process."""
+    def end(self) -> None:
+        """End the process; another thread that waits for its answer gets the end of the pipe."""
         self._closed = True
         if self._pid:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
+        with suppress(OSError), socket(fileno=os.dup(self._pipe.fileno())) as ours:
+            ours.shutdown(SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the process and close the pipe; no thread may wait for an answer."""
+        self.end()
         self._pipe.close()
 
     def _start(self) -> None:

@@ -1,9 +1,7 @@
 """The graph on Ray Data: read → decode → annotate → commit."""
 
-import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -38,9 +36,6 @@ from pipeline.storage.patience import PATIENCE
 from schemas.errors import CamlakeError
 from schemas.options.annotate import AnnotateConfig
 
-DRAIN_S = 8.0
-"""How long after a signal the tables that the actors had begun may take until they are committed."""
-
 
 @contextmanager
 def planned_on_ray(
@@ -65,7 +60,8 @@ def run_stream(
 
     ``state`` has the network's weights. ``follow`` gets the sums so far, twice a second. Raises CamlakeError with one
     line where Ray's retries do not help; earlier commits stay. Raises Stopped after a signal, when the tables that the
-    actors had begun are committed, or after DRAIN_S.
+    actors had begun are committed, or when that takes too long: with thousands of blocks to go Ray starts a task for
+    each of them, though it does nothing any more.
     """
     compute = job.compute
     progress = start_progress()
@@ -92,19 +88,17 @@ def run_stream(
         num_gpus=compute.gpus_per_actor,
     )
 
-    asked_s: list[float] = []
+    def end() -> None:
+        """Give the main thread the second signal, which ends what is at work."""
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def read() -> RunProgress:
         if stop.is_set():
-            asked_s.append(time.monotonic())
             progress.stop.remote()
-            if asked_s[-1] - asked_s[0] > DRAIN_S:
-                asked_s[0] = math.inf
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # A second signal ends it.
         done: RunProgress = answer(progress.read)
         return done
 
-    with stop_requested() as stop, following(read, follow):
+    with stop_requested(end) as stop, following(read, follow):
         try:
             rows.write_datasink(
                 LakeSink(job, progress),

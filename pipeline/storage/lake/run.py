@@ -137,9 +137,11 @@ def open_run(request: RunRequest, say: Callable[[str], None] = silent) -> Iterat
             yield OpenRun(fs, root, request.out, request.storage, manifest, lease.generation, calibration)
         except BaseException:
             # The error of the run is what counts; the next run does what fails here.
-            with PATIENCE.hurried(), suppress(CamlakeError):
-                remove_secrets(fs, root, run_id)
-                interrupt_run(fs, root, run_id, lease.generation)
+            with PATIENCE.hurried():
+                with suppress(CamlakeError):
+                    remove_secrets(fs, root, run_id)
+                with suppress(CamlakeError):
+                    interrupt_run(fs, root, run_id, lease.generation)
             raise
         remove_secrets(fs, root, run_id)
 

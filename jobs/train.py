@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from jobs.terminal.console import Screen, main, verb
 from schemas.errors import CamlakeError, RejectedShareError
+from schemas.options.network_names import only_user_names
 from schemas.options.train import TrainConfig
 from schemas.url_secrets import safe_url
 
@@ -33,7 +34,8 @@ def run(config: TrainConfig, screen: Screen) -> None:
     best = progress.best or last
     screen.result(f"best of {len(progress.history)} epochs: {epoch_in_words(best)}", **best)
     way = " --method regress" if config.supervision == "boxes" else ""
-    screen.result(f"use it:  camlake annotate IMAGES --out LABELS --weights {out}/best.safetensors{way}")
+    named = f" --model {config.model}" if only_user_names(config.model) else ""
+    screen.result(f"use it:  camlake annotate IMAGES --out LABELS{named} --weights {out}/best.safetensors{way}")
     refuse_rejected_share(config, progress, len(train) + len(val))
 
 

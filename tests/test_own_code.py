@@ -2,13 +2,16 @@
 
 import hashlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
+import jobs.train
 from pipeline.annotate.model import load_model
+from pipeline.graph.train import training
 from pipeline.models import registry
 from pipeline.models.learn.conversion import build_network
 from pipeline.models.localize.stride16 import find_stride16
@@ -216,3 +219,19 @@ def test_the_users_network_annotates_in_other_processes(method, tmp_path):
     assert manifest.model == f"tests.their_networks-branching-body-fc-{manifest.lineage.model_digest[:8]}"
     with camlake.open(str(tmp_path / "out")) as lake:
         assert lake.sql("SELECT count(*) FROM heatmaps").fetchall() == [(4,)]
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [("hf/folder", " --model hf/folder"), (CUT, f" --model {CUT}"), ("timm/a", ""), ("resnet18", "")],
+)
+def test_the_line_after_a_training_names_a_network_that_no_card_may_choose(model, named, monkeypatch):
+    epoch = {"train_loss": 1.0}
+    progress = SimpleNamespace(history=[epoch], best=epoch, rejected=[])
+    monkeypatch.setattr(training, "labelled_images", lambda *_: ([1], [1]))
+    monkeypatch.setattr(training, "train_network", lambda *_: progress)
+    monkeypatch.setattr(training, "epoch_in_words", str)
+    lines = []
+    screen = SimpleNamespace(result=lambda line, **_: lines.append(line))
+    jobs.train.run(SimpleNamespace(model=model, out="o", supervision="labels", max_rejected=0), screen)
+    assert lines[-1] == f"use it:  camlake annotate IMAGES --out LABELS{named} --weights o/best.safetensors"

@@ -62,6 +62,16 @@ def test_a_thousand_classes_without_names_are_imagenets(tmp_path):
         ("[1, 2]", "its config.json can't be used: "),
         ('{"pretrained_cfg": {"interpolation": "random"}}', "expects interpolation 'random'; allowed: nearest, bilin"),
         ('{"pretrained_cfg": {"mean": 0.5}}', "its mean is 0.5; allowed: three numbers"),
+        (
+            '{"pretrained_cfg": {"mean": [NaN, 0, 0]}}',
+            "its input can't be meant: Preprocessing(image_size=224, mean=(nan",
+        ),
+        (
+            '{"pretrained_cfg": {"std": [0.5, 0, 0.5]}}',
+            "std=(0.5, 0.0, 0.5), interpolation='bilinear'); allowed: a whole",
+        ),
+        ('{"pretrained_cfg": {"input_size": [3, 0, 0]}}', "its input can't be meant: Preprocessing(image_size=0, "),
+        ('{"pretrained_cfg": {"input_size": [3, "big", "big"]}}', "can't be meant: Preprocessing(image_size='big', "),
         ("{}", "model.safetensors and pytorch_model.bin can't be read there ("),
     ],
 )

@@ -47,6 +47,12 @@ def reference_of(model: str) -> Reference | None:
     return Reference(match["timm"], match["hf"], match["own"], layers)
 
 
+def only_user_names(model: str) -> bool:
+    """Return whether a file must not choose the network: it runs code, or loads a folder or a name on the hub."""
+    reference = reference_of(model)
+    return reference is not None and not reference.timm
+
+
 def file_name_of(model: str) -> str:
     """Return a network's name with - in the place of what no name of a folder should have, such as / and :."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-")

@@ -1,5 +1,6 @@
 """The CAM network: it turns pixels into the last feature maps and the logits."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,16 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: Interpolation = "bilinear"
-    """How pictures are scaled to the input; never with antialiasing."""
+    """How pictures are scaled to the input; never with antialiasing.
+
+    Except that --tta and --scales scale the largest view's pixels to smaller views bilinearly, with antialiasing.
+    """
+
+    @property
+    def can_be_meant(self) -> bool:
+        """Whether the side is an integer above 0, all values are finite, and the deviations are above 0."""
+        is_side = isinstance(self.image_size, int) and self.image_size > 0
+        return is_side and all(map(math.isfinite, (*self.mean, *self.std))) and min(self.std) > 0
 
 
 IMAGENET_INPUT = Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD)

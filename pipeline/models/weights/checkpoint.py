@@ -8,7 +8,6 @@ import argparse
 import hashlib
 import io
 import json
-import math
 import pickle
 import re
 import struct
@@ -33,7 +32,7 @@ from pipeline.models.weights.saved_states import find_state
 from pipeline.models.weights.state_fitting import State
 from schemas.errors import ModelError
 from schemas.label_text import parse_labels
-from schemas.options.network_names import WEIGHTS_SUFFIXES, reference_of
+from schemas.options.network_names import WEIGHTS_SUFFIXES, only_user_names
 from schemas.options.train import Supervision
 from schemas.url_secrets import safe_url
 
@@ -202,11 +201,9 @@ def _card_inside(metadata: dict[str, str], url: str) -> Card | None:
         problem = error.errors(include_url=False)[0]
         where = ".".join(map(str, problem["loc"]))
         raise ModelError(f"the card of {safe_url(url)} can't be read: {where}: {problem['msg']}") from error
-    reference = reference_of(card.architecture.name)
-    if reference is None or not reference.own:  # A file must not choose code to run: see load_weights.
+    if not only_user_names(card.architecture.name):  # Those are built where the user names them: see load_weights.
         registry.check(card.architecture)
-    values = (*card.preprocessing.mean, *card.preprocessing.std)
-    if not (card.preprocessing.image_size > 0 and all(map(math.isfinite, values)) and min(card.preprocessing.std) > 0):
+    if not card.preprocessing.can_be_meant:
         raise ModelError(f"the card of {safe_url(url)} has a preprocessing that can't be meant: {card.preprocessing}")
     return card
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pipeline.models.networks.found.input_facts import preprocessing_of
+from pipeline.models.networks.found.input_facts import preprocessing_of, processor_input
 from pipeline.models.networks.network import Preprocessing
 from schemas.errors import InputError, ModelError
 from schemas.label_text import labels_in_config, parse_json
@@ -23,14 +23,17 @@ class WeightsFolder(NamedTuple):
     labels: tuple[str, ...] | None
     """Names of the classes; None where the folder has none, or only Hugging Face's LABEL_0, LABEL_1, ..."""
     preprocessing: Preprocessing | None
-    """The input that config.json describes, as timm writes it; None where it describes none."""
+    """The input that config.json describes, as timm writes it, or else the preprocessor_config.json beside it.
+
+    None where there is neither.
+    """
 
 
 def read_folder(url: str, read: Callable[[str], bytes], allowed: str) -> WeightsFolder:
     """Return the weights in the folder at ``url``; ``read`` returns the bytes of the file at a URL.
 
-    Raises ModelError, which says what is ``allowed``, where there is no config.json, where it can't
-    be used, and where there are no weights beside it.
+    Raises ModelError, which says what is ``allowed``, where there is no config.json, where it or a
+    preprocessor_config.json beside it can't be used, and where there are no weights beside it.
     """
     folder, shown = url.rstrip("/"), safe_url(url)
     try:
@@ -43,10 +46,28 @@ def read_folder(url: str, read: Callable[[str], bytes], allowed: str) -> Weights
     except (ValueError, TypeError) as error:
         raise ModelError(f"--weights {shown}: its config.json can't be used: {error}") from error
     cfg = config.get("pretrained_cfg")
-    preprocessing = None if cfg is None else preprocessing_of(cfg, f"--weights {shown}")
+    who = f"--weights {shown}"
+    preprocessing = _beside(folder, read, who) if cfg is None else preprocessing_of(cfg, who)
     for name in _FILES:
         try:
             return WeightsFolder(f"{folder}/{name}", read(f"{folder}/{name}"), labels, preprocessing)
         except (InputError, ModelError) as error:
             missing = error
     raise ModelError(f"--weights {shown}: {' and '.join(_FILES)} can't be read there ({missing})") from missing
+
+
+def _beside(folder: str, read: Callable[[str], bytes], who: str) -> Preprocessing | None:
+    """Return the input that the folder's preprocessor_config.json describes; None where there is no such file."""
+    try:
+        given = parse_json(read(f"{folder}/preprocessor_config.json"))
+    except (InputError, ModelError) as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise ModelError(f"{who}: {error}") from error
+    except ValueError as error:
+        raise ModelError(f"{who}: its preprocessor_config.json can't be used: {error}") from error
+    # Where one of these is missing, the class of transformers that wrote the file decides.
+    silent = [key for key in ("do_rescale", "do_normalize") if isinstance(given, dict) and key not in given]
+    if silent:
+        raise ModelError(f"{who}: its preprocessor_config.json lacks {silent[0]}; allowed: true or false")
+    return processor_input(given, who)

@@ -16,7 +16,7 @@ from pipeline.models.weights.published import read_published
 from pipeline.models.weights.state_fitting import State, architecture_of, fit_state
 from schemas.errors import ModelError
 from schemas.label_text import parse_labels
-from schemas.options.network_names import names_weights, reference_of
+from schemas.options.network_names import names_weights, only_user_names
 from schemas.url_secrets import safe_url
 
 DEFAULT_MODEL = "resnet50"
@@ -111,11 +111,9 @@ def model_digest(
 def _network_name(file: WeightsFile, model: str | None) -> str:
     """Return ``model``, which must be the network on the file's card if there is a card, or else the card's network."""
     on_card = file.card.architecture.name if file.card else None
-    reference = reference_of(on_card) if on_card else None
-    if reference and reference.own and model != on_card:
-        raise ModelError(
-            f"{file.source} holds the network of {on_card}, which is your code to run: give --model {on_card}"
-        )
+    if on_card and only_user_names(on_card) and model != on_card:
+        what = "a folder or a name on the hub to load" if on_card.startswith("hf/") else "your code to run"
+        raise ModelError(f"{file.source} holds the network of {on_card}, which is {what}: give --model {on_card}")
     if model and on_card and model != on_card:
         raise ModelError(f"--model {model}: {file.source} holds {on_card}, as its card says; leave --model out")
     name = model or on_card

@@ -8,18 +8,17 @@ import importlib.util
 from functools import cache, partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.entry import NetworkEntry, PublishedWeights
 from pipeline.models.networks.found.entries import found_entry
-from pipeline.models.networks.network import Preprocessing
+from pipeline.models.networks.found.input_facts import processor_input
+from pipeline.models.networks.network import Normalization, Preprocessing
 from schemas.errors import ModelError
 from schemas.label_text import labels_in_config
-from schemas.options.network_names import Interpolation, Reference
-
-_BY_PILLOW: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers, which stand in a preprocessor_config.json."""
+from schemas.options.network_names import Reference
 
 
 class ImageClassifier(nn.Module):
@@ -59,11 +58,9 @@ def hf_entry(name: str, reference: Reference) -> NetworkEntry:
     place = reference.hf
     assert place is not None
     config = _loaded("AutoConfig", place)
-    given = _loaded("AutoImageProcessor", place).to_dict()
-    try:
-        preprocessing = _preprocessing(name, given)
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise ModelError(f"{name}: its preprocessor_config.json can't be used: {error!r}") from error
+    processor = _loaded("AutoImageProcessor", place)
+    preprocessing = processor_input(processor.to_dict(), name)
+    _check_processor(name, processor, preprocessing)
     labels = labels_in_config({"id2label": config.id2label})
     weights = PublishedWeights(name, place, preprocessing, labels, load=partial(_state, place))
     return found_entry(
@@ -98,7 +95,7 @@ def _construct(place: str, architecture: Architecture) -> nn.Module:
     if config.num_labels != architecture.classes:
         config.num_labels = architecture.classes
     try:
-        return ImageClassifier(_transformers().AutoModelForImageClassification.from_config(config))
+        return ImageClassifier(_transformers().AutoModelForImageClassification.from_config(config, dtype=torch.float32))
     except ValueError as error:
         raise ModelError(f"--model hf/{place}: {config.model_type} is no image classifier of transformers") from error
 
@@ -111,20 +108,14 @@ def _state(place: str) -> dict[str, Tensor]:
     return state
 
 
-def _preprocessing(name: str, given: dict[str, Any]) -> Preprocessing:
-    """Return the input that a preprocessor_config.json describes; its crop is left out."""
-    size = (given.get("crop_size") if given.get("do_center_crop") else None) or given["size"]
-    height, width = (size.get(side, size.get("shortest_edge")) for side in ("height", "width"))
-    if height is None or height != width or given.get("rescale_offset"):
-        raise ModelError(f"{name} takes inputs of {size}; allowed: a square of values from 0")
-    factor = 255 * given["rescale_factor"] if given.get("do_rescale", True) else 255.0
-    normalizes = given.get("do_normalize", True)
-    mean, std = (
-        (given[key] if normalizes else plain) for key, plain in (("image_mean", [0] * 3), ("image_std", [1] * 3))
-    )
-    again = std if given.get("include_top") else [1.0] * 3  # EfficientNet's are divided by the deviation twice.
-    red, green, blue = (float(value) / factor for value in mean)
-    stds = tuple(float(value) * float(second) / factor for value, second in zip(std, again, strict=True))
-    return Preprocessing(
-        int(height), (red, green, blue), (stds[0], stds[1], stds[2]), _BY_PILLOW[int(given["resample"])]
-    )
+def _check_processor(name: str, processor: Any, preprocessing: Preprocessing) -> None:
+    """Raise ModelError where ``processor`` makes other inputs of pixels than ``preprocessing`` says, such as BGR."""
+    side = preprocessing.image_size
+    pixels = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(9))
+    images, expected = list(pixels.permute(0, 3, 1, 2)), Normalization(preprocessing)(pixels)
+    try:
+        made = processor(images, do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"]
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{name}: {type(processor).__name__} can't be used: {error!r}") from error
+    if made.shape != expected.shape or not torch.allclose(made, expected, atol=1e-3):
+        raise ModelError(f"{name}: {type(processor).__name__} does more to pixels than scaling by mean and deviation")

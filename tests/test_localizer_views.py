@@ -143,6 +143,7 @@ def test_pictures_that_give_no_number_have_no_maps(method):
     assert len(found.maps.image) == len(found.boxes.map) == 0
 
 
+@pytest.mark.slow
 def test_a_compiled_trunk_gives_gradcam_the_same_maps():
     if not any(shutil.which(os.environ.get(name, name)) for name in ("CXX", "c++", "g++", "clang++")):
         pytest.skip("no C++ compiler: torch.compile has nothing to work with on this machine")

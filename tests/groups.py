@@ -14,8 +14,11 @@ from xdist.scheduler import LoadScopeScheduling
 ROOT = Path(__file__).resolve().parents[1]
 FIRST = ("ray", "ceph")
 """The largest groups begin first, because what runs beside them can then be balanced."""
-_STARTS_RAY = re.compile(r"ray_session|Cluster\(|nodes\(\)|ray\.init|ray up|soak")
-"""Only files whose tests start a Ray, the shared one or one of their own, hold this: two at once overload two cores."""
+_STARTS_RAY = re.compile(r'ray_session|\bCluster\(|autoscaling_cluster\(|nodes\(\)|ray\.init|ray up|soak|"ray", signal')
+"""Only files whose tests start a Ray, the shared one or one of their own, hold this: two at once overload two cores.
+
+The last part is how a test of a signal names the engine of the command that it starts.
+"""
 
 
 def group_of(nodeid: str) -> str:

@@ -13,7 +13,7 @@ import typer
 import yaml
 
 from jobs import annotate
-from schemas.errors import HeldError, UsageError
+from schemas.errors import HeldError, RejectedShareError, UsageError
 from schemas.options.annotate import AnnotateConfig
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
@@ -148,6 +148,12 @@ def test_a_held_output_is_no_failure_of_any_schedule() -> None:
     assert cron_lines()[0].endswith(" >> camlake.log 2>&1")
     assert f"skip_on_exit_code=[{HeldError.exit_status}]" in (JOBS / "schedule/airflow_dag.py").read_text()
     assert f"HELD = {HeldError.exit_status}\n" in (JOBS / "schedule/dagster_asset.py").read_text()
+
+
+@pytest.mark.parametrize("file", ["airflow_dag.py", "dagster_asset.py"])
+def test_what_no_second_try_changes_is_not_tried_again(file: str) -> None:
+    final = (UsageError.exit_status, RejectedShareError.exit_status)
+    assert f"FINAL = {final}\n" in (JOBS / "schedule" / file).read_text()
 
 
 def test_systemd_starts_the_service_from_a_working_copy() -> None:

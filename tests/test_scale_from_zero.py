@@ -8,6 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray.autoscaler.v2 import sdk
+from ray.autoscaler.v2.schema import ClusterStatus
+from ray.exceptions import RpcError, RuntimeEnvSetupError
+from ray.experimental import internal_kv
 
 from pipeline.annotate.resources import Machine
 from pipeline.graph import autoscaler_private, scale_from_zero
@@ -28,10 +32,11 @@ class FakeCluster:
     def __init__(self, monkeypatch, comes_s, begins_s=2, ends_s=NEVER):
         self.now_s, self.asked, self.cancelled = 0.0, [], []
         self.comes_s, self.begins_s, self.ends_s = comes_s, begins_s, ends_s
-        names = ("wait", "cancel", "cluster_resources")
+        self.looks, self.failing_looks, self.failure, self.resources = 0, 0, None, WARM
+        names = ("wait", "get", "cancel", "cluster_resources")
         monkeypatch.setattr(scale_from_zero, "ray", SimpleNamespace(**{name: getattr(self, name) for name in names}))
         monkeypatch.setattr(scale_from_zero, "time", SimpleNamespace(monotonic=lambda: self.now_s))
-        monkeypatch.setattr(scale_from_zero, "is_launching", lambda: self.begins_s <= self.now_s < self.ends_s)
+        monkeypatch.setattr(scale_from_zero, "is_launching", self.is_launching)
         monkeypatch.setattr(scale_from_zero, "_need_gpu", SimpleNamespace(options=self.options))
 
     def options(self, num_gpus):
@@ -42,11 +47,22 @@ class FakeCluster:
         self.now_s += timeout
         return (tasks, []) if self.now_s >= self.comes_s else ([], tasks)
 
+    def get(self, task):
+        if self.failure:
+            raise self.failure
+
+    def is_launching(self):
+        self.looks += 1
+        if self.looks <= self.failing_looks:
+            self.now_s += 60  # as long as Ray waits for a head that starts again
+            raise RpcError("the head does not answer")
+        return self.begins_s <= self.now_s < self.ends_s
+
     def cancel(self, task):
         self.cancelled.append(task)
 
     def cluster_resources(self):
-        return WARM
+        return self.resources
 
 
 def test_a_job_waits_for_the_first_gpu_and_says_so(monkeypatch):
@@ -78,6 +94,28 @@ def test_a_cloud_that_is_sold_out_is_not_waited_for_without_end(monkeypatch):
     assert cluster.cancelled == ["task"]
 
 
+def test_a_look_that_fails_is_no_news(monkeypatch):
+    cluster = FakeCluster(monkeypatch, comes_s=200, begins_s=130)
+    cluster.failing_looks = 2
+    assert with_gpus(COLD, "cuda", 1.0, lambda text: None).gpus == 1
+    assert cluster.looks > 2
+
+
+def test_a_task_that_fails_is_no_gpu(monkeypatch):
+    cluster = FakeCluster(monkeypatch, comes_s=5)
+    cluster.failure = RuntimeEnvSetupError("no such package\nsecond line")
+    with pytest.raises(CamlakeError, match=r"^RuntimeEnvSetupError: ") as raised:
+        with_gpus(COLD, "cuda", 1.0, lambda text: None)
+    assert "\n" not in str(raised.value)
+    assert cluster.cancelled == ["task"]
+
+
+def test_a_gpu_that_went_away_again_is_no_gpu(monkeypatch):
+    FakeCluster(monkeypatch, comes_s=5).resources = {"CPU": 1.0}
+    with pytest.raises(CamlakeError, match="came and went away again"):
+        with_gpus(COLD, "cuda", 1.0, lambda text: None)
+
+
 @pytest.mark.parametrize(
     ("machine", "device"), [(COLD, "auto"), (COLD, "cpu"), (Machine(32, 1, None), "cuda"), (Machine(4, 0, 2), "cuda")]
 )
@@ -103,15 +141,15 @@ SOLD_OUT = {"node_availabilities": {"gpu": {"is_available": False}}}
 )
 def test_the_first_autoscaler_s_report(monkeypatch, report, launching):
     kept = json.dumps({"autoscaler_report": report})
-    monkeypatch.setattr(autoscaler_private, "_internal_kv_get", lambda name: kept)
+    monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda name: kept)
     assert is_launching() is launching
 
 
 @pytest.mark.parametrize("busy", ["pending_launches", "pending_nodes", "failed_launches", None])
 def test_the_second_autoscaler_s_status(monkeypatch, busy):
-    lists = {name: [1] if name == busy else [] for name in ("pending_launches", "pending_nodes", "failed_launches")}
-    monkeypatch.setattr(autoscaler_private, "_internal_kv_get", lambda name: None)
-    monkeypatch.setattr(autoscaler_private, "get_cluster_status", lambda address: SimpleNamespace(**lists))
+    status = ClusterStatus(**({busy: ["a node"]} if busy else {}))
+    monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda name: None)
+    monkeypatch.setattr(sdk, "get_cluster_status", lambda address: status)
     monkeypatch.setattr(autoscaler_private.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="here"))
     assert is_launching() is (busy is not None)
 

@@ -13,17 +13,25 @@ FOLDER = "/srv/camlake"
 COMMAND = ".venv/bin/camlake annotate --config jobs/annotate-s3.yaml --log-format json"
 HELD = 5
 """The exit status where another run holds the output."""
+FINAL = (2, 3)
+"""Wrong usage, and all work done but too many inputs rejected: trying again changes neither."""
 
 
 @dagster.asset(output_required=False, retry_policy=dagster.RetryPolicy(max_retries=3, delay=600))
 def camlake_labels(context: dagster.AssetExecutionContext) -> Iterator[dagster.MaterializeResult]:
     """Rows for the new images."""
-    status = subprocess.run(shlex.split(COMMAND), cwd=FOLDER, check=False).returncode
+    process = subprocess.Popen(shlex.split(COMMAND), cwd=FOLDER)
+    try:
+        status = process.wait()
+    except BaseException:  # Dagster ends the step: camlake commits what was decided, within 20 seconds.
+        process.terminate()
+        process.wait(25)
+        raise
     if status == HELD:
         context.log.info("another run holds the output")
         return
     if status:
-        raise dagster.Failure(f"camlake ended with status {status}")
+        raise dagster.Failure(f"camlake ended with status {status}", allow_retries=status not in FINAL)
     yield dagster.MaterializeResult()
 
 

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import ray
+from ray.exceptions import RayError
 
 from pipeline.annotate.resources import Machine
 from pipeline.graph.autoscaler_private import is_launching
+from pipeline.graph.ray_errors import in_one_line
 from schemas.errors import CamlakeError, UsageError
 from schemas.options.config import Device
 
@@ -32,7 +34,7 @@ def with_gpus(machine: Machine, device: Device, gpus: float, say: Callable[[str]
     """Return the connected cluster with its first GPU, for which this waits where ``device`` is cuda and none is there.
 
     ``gpus`` is the share of a GPU, or the number of GPUs, that one worker takes. Raises UsageError where no autoscaler
-    brings one, and CamlakeError where none comes within GIVES_UP_AFTER_S.
+    brings one, and CamlakeError where none comes within GIVES_UP_AFTER_S, or stays.
     """
     if device != "cuda" or machine.gpus or machine.cores is not None:
         return machine
@@ -41,8 +43,9 @@ def with_gpus(machine: Machine, device: Device, gpus: float, say: Callable[[str]
     task = _need_gpu.options(num_gpus=gpus).remote()
     try:
         while not ray.wait([task], timeout=POLL_S)[0]:
+            at_work = _seems_at_work()
             now = time.monotonic()
-            seen = now if is_launching() else seen
+            seen = now if at_work else seen
             if now - seen > NOTHING_COMES_AFTER_S:
                 raise UsageError(
                     "--device cuda: this Ray cluster has no GPU, and no autoscaler brings one; allowed here: cpu, auto"
@@ -52,8 +55,22 @@ def with_gpus(machine: Machine, device: Device, gpus: float, say: Callable[[str]
             if now - said > SAYS_EVERY_S:
                 said = now
                 say(f"waiting for a GPU for {(now - started) / 60:.0f} min")
+        ray.get(task)
+    except RayError as error:
+        raise in_one_line(error) from error
     finally:
         ray.cancel(task)
-    say(f"a GPU is there after {time.monotonic() - started:.0f} s")
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return replace(machine, cpus=resources.get("CPU", machine.cpus), gpus=resources["GPU"])
+    found = resources.get("GPU", 0.0)
+    if not found:
+        raise CamlakeError("the cluster's first GPU came and went away again; run the same command again")
+    say(f"a GPU is there after {time.monotonic() - started:.0f} s")
+    return replace(machine, cpus=resources.get("CPU", machine.cpus), gpus=found)
+
+
+def _seems_at_work() -> bool:
+    """Return whether the autoscaler brings nodes; a look that fails says nothing of it, and the wait goes on."""
+    try:
+        return is_launching()
+    except (RayError, OSError):
+        return True

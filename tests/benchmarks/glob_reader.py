@@ -24,7 +24,7 @@ class GlobReader:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look_until_ended, name="glob-reader", daemon=True)
         self.looks = self.moved = 0
-        """Looks in all, and those whose files were removed before they were read: such a reader globs again."""
+        """Looks that found files, and those whose files went before they were read: such a reader globs again."""
         self.wrong: list[str] = []
 
     def __enter__(self) -> Self:
@@ -36,13 +36,18 @@ class GlobReader:
         self._thread.join()
 
     def _look_until_ended(self) -> None:
-        while not self._ended.is_set():
-            self.look()
-            time.sleep(_PAUSE_S)
+        try:
+            while not self._ended.is_set():
+                self.look()
+                time.sleep(_PAUSE_S)
+        except Exception as error:  # It would end this thread in silence.
+            self.wrong.append(f"the reader ended: {type(error).__name__}: {error}")
 
     def look(self) -> None:
         """Read all files that a glob finds now, and note what is twice, half or in parts."""
         listed = {table: self._glob(table) for table in TABLES}
+        if not listed["images"]:
+            return
         rows = {}
         for table, paths in listed.items():
             read = [self._read(path) for path in paths]
@@ -54,7 +59,7 @@ class GlobReader:
             self.moved += 1
             return
         ids = {table: Counter(_column(rows[table], "image_id")) for table in TABLES}
-        endings = ids["images"] + ids["quarantine"]
+        endings = ids["images"] + Counter(_rejected_for_good(rows["quarantine"]))
         self.wrong += [f"twice: {image_id}" for image_id, times in endings.items() if times > 1]
         boxes = dict(zip(_column(rows["images"], "image_id"), _column(rows["images"], "n_boxes"), strict=True))
         for image_id, n_boxes in boxes.items():
@@ -76,6 +81,11 @@ class GlobReader:
                 self.wrong.append(f"half a file: {path}: {error}")
                 return None
         return self._files[path]
+
+
+def _rejected_for_good(quarantine: list[pa.Table]) -> list:
+    """Return the images that no later run tries again: any other may be in quarantine often, and end in images."""
+    return _column([table.filter(table["permanent"]) for table in quarantine], "image_id")
 
 
 def _column(tables: list[pa.Table], name: str) -> list:

@@ -142,6 +142,8 @@ def measure(config: SoakConfig, reporter: Reporter) -> Figures:
                 out = Output(engine, f"{next(places)}/{engine}-{number}", (direct, proxy.url), cluster)
                 _soak(out, kinds, generator, told, reporter.say)
                 _check(out, whole, config.count, told)
+    if told.looks == told.moved:
+        raise CamlakeError(f"the reader that globs saw no files at rest in {told.looks} looks")
     return _figures(config, told, proxy)
 
 
@@ -173,7 +175,8 @@ def _soak(out: Output, kinds: list[str], generator: random.Random, told: Told, s
             kind, began_s = kinds[-1], time.monotonic()
             if kill(kind, process, out.cluster, generator):
                 if kind in ENDING and not _ended(kind, process, out, began_s, told):
-                    break  # It was complete before the signal came.
+                    process = None  # It was complete before the signal came; the next run finds nothing to do.
+                    break
                 kinds.pop()
                 left -= 1
                 told.kills[f"{out.engine}: {kind}"] += 1

@@ -39,7 +39,7 @@ class Net(nn.Module):
         return self.fc(self.body(images).mean((2, 3)))
 """
 SCRIPT = """
-import socket, subprocess, sys
+import socket, subprocess, sys, time
 from ray.cluster_utils import Cluster
 
 package, *words = sys.argv[1:]
@@ -51,7 +51,12 @@ cluster.add_node(num_cpus=2, object_store_memory=2**27)
 cluster.wait_for_nodes()
 submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", f"http://127.0.0.1:{port}"]
 command = [*submit, "--working-dir", package, "--", sys.executable, "-m", "jobs.annotate", *words]
-done = subprocess.run(command, check=False)
+for _ in range(60):
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if "No available agent" not in done.stdout + done.stderr:  # Ray's agent comes up after the nodes.
+        break
+    time.sleep(1)
+print(done.stdout, done.stderr)
 cluster.shutdown()
 sys.exit(done.returncode)
 """

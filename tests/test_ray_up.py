@@ -56,11 +56,19 @@ class Node:
         path = f"{self.folder}/bin:{self.home}/env/bin:{os.environ['PATH']}"
         return os.environ | {"PATH": path, "HOME": str(self.home), "RAY_TMPDIR": str(self.folder)}
 
-    def run(self, line: str) -> str:
-        """Run a line to paste, and return what it says; fails where it fails."""
-        done = subprocess.run(
-            shlex.split(line), cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=200, check=False
-        )
+    def run(self, line: str, while_said: str | None = None) -> str:
+        """Run a line to paste, and return what it says; fails where it fails.
+
+        Where it says ``while_said``, it is pasted again: Ray's agent for jobs comes up after the head node.
+        """
+        for _ in range(60):
+            done = subprocess.run(
+                shlex.split(line), cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=200,
+                check=False,
+            )  # fmt: skip
+            if while_said is None or while_said not in done.stdout + done.stderr:
+                break
+            time.sleep(1)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout + done.stderr
 
@@ -190,7 +198,7 @@ def test_the_lines_of_cluster_yaml_start_a_cluster_run_the_job_and_end_the_clust
     assert "ray[data,default]==" in (node.home / "pip.txt").read_text()
     submit = lines["job"].replace("localhost:8265", f"127.0.0.1:{node.dashboard_port}")
     submit = submit.replace("/home/ubuntu/camlake/jobs/annotate-cluster.yaml", str(derived_job(node)))
-    assert "6 images annotated" in node.run(submit)
+    assert "6 images annotated" in node.run(submit, while_said="No available agent")
     with camlake.open(f"{node.folder}/labels") as lake:
         assert len(lake.arrow("images")) == 6
     node.run(lines["down"].replace("cluster.yaml", f"{cluster} --yes"))

@@ -86,7 +86,7 @@ def annotators(engine):
 @pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_worker_killed_at_work_is_replaced(ray_session, tmp_path, engine):
     """SIGKILL to a worker's process: the engine replaces it, and every image has one ending."""
-    write_corpus(tmp_path, 480, seed=6, size_hw=(48, 64), broken=0)
+    write_corpus(tmp_path, 960, seed=6, size_hw=(48, 64), broken=0)
     out, killed = tmp_path / "out", []
     while annotators(engine):  # Ray still ends those of a command that another test killed.
         time.sleep(LOOKS_EVERY_S)
@@ -94,7 +94,7 @@ def test_a_worker_killed_at_work_is_replaced(ray_session, tmp_path, engine):
     def kill_one():
         while not commits(out):
             time.sleep(LOOKS_EVERY_S)
-        (pid,) = annotators(engine)  # 480 images last longer than this look, on workers that are warm too.
+        (pid,) = annotators(engine)  # 960 images last longer than this look, on workers that are warm too.
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
 
@@ -102,5 +102,5 @@ def test_a_worker_killed_at_work_is_replaced(ray_session, tmp_path, engine):
     killer.start()
     counts = run_annotate(tmp_path / "images", out, batch_size=4, images_per_commit=8, engine=engine).counts
     killer.join()
-    assert (len(killed), counts.annotated) == (1, 480)
+    assert (len(killed), counts.annotated) == (1, 960)
     assert verify(*connect(str(out), StorageConfig())).problems == ()

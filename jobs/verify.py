@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from jobs.terminal.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
 from schemas.errors import StoreError
-from schemas.options.input_options import InputOptions
+from schemas.input_options import InputOptions
 from schemas.options.reading import VerifyConfig
 from schemas.url_secrets import safe_url
 

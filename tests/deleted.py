@@ -14,8 +14,8 @@ from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.planning import make_plan, read_plan_slice
 from pipeline.storage.lake.run import RunRequest, open_run
 from pipeline.storage.lake.tombstones import commit_tombstones, images_in_scope
+from schemas.input_options import AS_IT_IS
 from schemas.options.config import StorageConfig
-from schemas.options.input_options import AS_IT_IS
 from schemas.runs import Counts
 from tests.fake_lake import MODEL, SETTINGS, image_id, manifest_of, rows_of, schemas
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.storage.inputs.listing import Listing, list_inputs
+from schemas.input_options import InputOptions
 from schemas.options.config import StorageConfig
-from schemas.options.input_options import InputOptions
 
 LOCAL = StorageConfig()
 

@@ -13,7 +13,7 @@ from pipeline.outputs.reader import open_lake
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.planning import make_plan
 from pipeline.storage.lake.tombstones import images_in_scope
-from schemas.options.input_options import InputOptions
+from schemas.input_options import InputOptions
 from tests.deleted import LOCAL, Output, fill, gone
 from tests.fake_lake import MODEL
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.storage.inputs.listing import image_id, list_inputs
 from schemas.errors import InputError, UsageError
-from schemas.options.input_options import InputOptions
+from schemas.input_options import InputOptions
 from tests.fetching import fetch, plan_of, reason
 from tests.listings import (
     JPEG,

@@ -13,7 +13,7 @@ from pipeline.images.formats import open_header
 from pipeline.storage.inputs.file_names import SIGNATURE_BYTES, is_hidden, looks_like_image, suffix_of
 from pipeline.storage.inputs.listing import list_inputs
 from schemas.errors import InputError, RejectedImage
-from schemas.options.input_options import InputOptions
+from schemas.input_options import InputOptions
 from schemas.reasons import Reason
 from schemas.runs import Counts
 from tests.listings import IMAGES_INSIDE, JPEG, LOCAL, PICTURE, PNG, SHARD, found_in, rows, write

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
+from schemas.input_options import InputKind, InputOptions
 from schemas.options.box_rules import HEURISTIC_CLASSES, PAPER_THRESHOLD, BoxConfig
 from schemas.options.config import COMMA_SEPARATED, WEB_URL, Device, Precision, option, required
-from schemas.options.input_options import InputKind, InputOptions
 from schemas.options.network_names import NetworkLayers
 from schemas.tables import FeatureType, optional_tables
 from schemas.url_secrets import shown_value

@@ -25,9 +25,9 @@ from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.commit import done_images
 from pipeline.storage.lake.planning import Plan
 from pipeline.storage.lake.run import check_settings, find_calibration
+from schemas.cluster_pricing import ClusterFile, Prices
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
-from schemas.options.cluster_pricing import ClusterFile, Prices
 
 
 class Offer(NamedTuple):

@@ -21,7 +21,7 @@ from pipeline.storage.inputs.file_names import (
 )
 from pipeline.storage.prefetch import map_ahead
 from schemas.errors import InputError
-from schemas.options.input_options import InputKind
+from schemas.input_options import InputKind
 from schemas.runs import say_kinds
 
 _CLEAR_SHARE = 0.9

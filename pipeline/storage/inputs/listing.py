@@ -35,8 +35,8 @@ from pipeline.storage.names import IMAGE_COLUMNS, find_columns
 from pipeline.storage.prefetch import chain_ahead
 from pipeline.storage.store_failures import describe_failure, is_damage, is_store_failure, store_errors
 from schemas.errors import InputError, UsageError
+from schemas.input_options import AS_IT_IS, InputKind, InputOptions
 from schemas.options.config import StorageConfig
-from schemas.options.input_options import AS_IT_IS, InputKind, InputOptions
 from schemas.runs import say_kinds
 from schemas.tables import PLAN, TABLES
 from schemas.url_secrets import safe_url

@@ -17,8 +17,8 @@ from pipeline.storage.inputs.versions import Version, microseconds
 from pipeline.storage.names import chosen_column, find_columns, image_column, is_empty
 from pipeline.storage.store_failures import describe_failure
 from schemas.errors import InputError, RejectedImage
+from schemas.input_options import InputOptions
 from schemas.label_text import parse_json
-from schemas.options.input_options import InputOptions
 from schemas.reasons import Reason
 
 _VERSION_COLUMNS = ("etag", "size_bytes", "modified_at")

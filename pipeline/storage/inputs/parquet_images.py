@@ -16,7 +16,7 @@ from pipeline.storage.inputs.file_names import looks_like_image
 from pipeline.storage.names import chosen_column
 from pipeline.storage.store_failures import describe_failure, is_damage
 from schemas.errors import InputError, RejectedImage
-from schemas.options.input_options import InputOptions
+from schemas.input_options import InputOptions
 from schemas.reasons import Reason
 
 _IMAGE_COLUMNS = ("image", "img", "image_bytes", "input", "bytes", "content", "data", "jpg", "jpeg", "png", "webp")

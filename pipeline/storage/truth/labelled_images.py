@@ -25,8 +25,8 @@ from pipeline.storage.truth.labelled_boxes import BOX, Boxes, box_rows, true_box
 from pipeline.storage.truth.truth import Truth
 from pipeline.storage.truth.truth_tables import TABLE_SUFFIXES
 from schemas.errors import InputError, UsageError
+from schemas.input_options import InputOptions
 from schemas.options.config import StorageConfig
-from schemas.options.input_options import InputOptions
 from schemas.tables import PLAN
 from schemas.url_secrets import safe_url
 

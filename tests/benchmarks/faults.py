@@ -77,7 +77,6 @@ def measure(config: FaultsConfig, reporter: Reporter) -> Figures:
         **{f"images/s, store {side}": spread(values) for side, values in rates.items()},
         "ratio": spread([bad / good for good, bad in zip(*rates.values(), strict=True)]),
         "rejected for now, of each failing run": rejected,
-        "images without an ending": 0,
     }
 
 

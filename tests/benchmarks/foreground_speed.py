@@ -1,32 +1,38 @@
-"""Measure what figure and ground cost: images/s of the whole job with ``--foreground auto`` and with ``off``, in turns.
+"""Measure what figure and ground cost: images/s of the whole job with ``--foreground auto`` and with ``off``.
 
-Both settings annotate the same photographs by the local engine and write the default tables; with ``auto`` the table
-foreground too. Each run is a new process. First the settings take turns, and every second repetition begins with the
-other one; the ratio of a repetition is the ratio of its two runs at steady state. Then both run at the same time, with
-one network each, so that a machine whose speed changes changes it for both; the ratio of a repetition is the ratio of
-their rates in the time when both are at their steady state.
+Both settings annotate the same photographs and write the default tables; with ``auto`` the table foreground too.
 
-The figures have the number of cores that other programs kept busy during each run: where it is more than a few
-hundredths, they disturbed the measurement. The CPU time of an image at steady state, of all processes of the job, is
-disturbed less than the images/s.
+Batch by batch: one process has a worker of each setting, as the local engine's are, and gives them the same batches in
+turns; every second batch begins with the other setting. It fetches, decodes, annotates and commits for each by itself,
+so that a machine whose speed changes changes it for both. A ratio is that of the seconds for one commit's images.
+
+Run by run: the settings take turns with whole commands of the local engine, and every second repetition begins with the
+other one; the ratio of a repetition is that of its two rates at steady state. These figures also have the number of
+cores that other programs kept busy during each run: where it is more than a few hundredths, they disturbed it.
 """
 
-import multiprocessing
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
-import numpy as np
 import psutil
+import pyarrow as pa
+from torch import Tensor
 
 from jobs.suites.machine import Figures, spread
 from jobs.suites.photographs import make_photographs
 from jobs.suites.steady_rate import SilentReporter, annotated_s, steady_per_s
 from jobs.terminal.console import main
-from pipeline.annotate.reporter import Reporter
+from pipeline.annotate.commit_stage import commit_rows
+from pipeline.annotate.job import Job
+from pipeline.annotate.reporter import Reporter, RunProgress
+from pipeline.annotate.worker import Worker
+from pipeline.graph.annotate import with_network
 from pipeline.graph.annotate.driver import annotate
+from pipeline.storage.lake.planning import PlanSlice
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.benchmark import MeasureConfig
@@ -34,8 +40,9 @@ from tests.benchmarks.command import benchmark, in_new_process, resolved_precisi
 from tests.benchmarks.cpu_by_role import CpuByRole
 
 SETTINGS = ("off", "auto")
-_LEAST_TIMES = 8
-"""Least number of different times at which images were annotated, for a rate."""
+GROUP = 8
+"""Batches of a commit."""
+LEAST_GROUPS = 4
 
 
 class Run(NamedTuple):
@@ -64,11 +71,9 @@ def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
                 out = str(Path(temporary) / f"{setting}-{repeat}")
                 runs[setting].append(_run(job | {"foreground": setting, "out": out}))
                 reporter.say(f"run {repeat + 1}, --foreground {setting}: {runs[setting][-1]}")
-        together = []
-        for repeat in range(config.repeats):
-            outs = {setting: Path(temporary) / f"both-{setting}-{repeat}" for setting in SETTINGS}
-            together.append(_together([job | {"foreground": name, "out": str(out)} for name, out in outs.items()]))
-            reporter.say(f"run {repeat + 1}, both at the same time: {together[-1]:.3f}")
+        jobs = [job | {"foreground": name, "out": f"{temporary}/turns-{name}", "actors": "2"} for name in SETTINGS]
+        batches = in_new_process(_by_batches, jobs)
+        reporter.say(f"batch by batch: {batches}")
     ratios = [fused.images_per_s / plain.images_per_s for plain, fused in zip(runs["off"], runs["auto"], strict=True)]
     costs = [fused.cpu_ms / plain.cpu_ms for plain, fused in zip(runs["off"], runs["auto"], strict=True)]
     found: Figures = {"images": config.count, "precision": resolved_precision(config)}
@@ -78,8 +83,8 @@ def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
             f"--foreground {setting}: CPU ms an image": spread([run.cpu_ms for run in own]),
             f"--foreground {setting}: cores busy with other programs": spread([run.others for run in own]),
         }
-    found |= {"ratio of images/s": spread(ratios), "ratio of the CPU ms": spread(costs)}
-    return found | {"ratio of images/s, both at the same time": spread(together)}
+    found |= {"ratio of images/s, run by run": spread(ratios), "ratio of the CPU ms, run by run": spread(costs)}
+    return found | {"ratio of images/s, batch by batch": spread(batches)}
 
 
 def _run(job: dict[str, str]) -> Run:
@@ -90,22 +95,95 @@ def _run(job: dict[str, str]) -> Run:
     return Run(per_s, cpu_s * 1e3 / per_s, others)
 
 
-def _together(jobs: list[dict[str, str]]) -> float:
-    """Run two jobs at the same time, and return the second one's images/s divided by the first one's.
+class _InTurns:
+    """Opens the runs of several jobs one in another, and then works on all of them batch by batch.
 
-    The time that counts is when both jobs are between their first fifth and their last tenth; images/s is the slope of
-    the line through the number of images over time. Raises UsageError where there is no such time.
+    An instance takes the place of the local engine while the runs are opened.
     """
-    with ProcessPoolExecutor(len(jobs), mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_annotate, [job | {"actors": "1"} for job in jobs]))
-    both_s = [annotated_s(Path(job["out"])) for job in jobs]
-    start_s = max(times_s[len(times_s) // 5] for times_s in both_s)
-    end_s = min(times_s[len(times_s) * 9 // 10] for times_s in both_s)
-    own_s = [[time_s for time_s in times_s if start_s <= time_s <= end_s] for times_s in both_s]
-    if any(len(set(times_s)) < _LEAST_TIMES for times_s in own_s):
-        raise UsageError("--count: too few images; two runs at the same time have no steady state in common")
-    first, second = (np.polyfit(np.subtract(times_s, start_s), np.arange(len(times_s)), 1)[0] for times_s in own_s)
-    return float(second / first)
+
+    def __init__(self, jobs: Sequence[dict[str, str]]) -> None:
+        self._jobs, self._sides = jobs, list[_Side]()
+        self.seconds: list[list[float]] = []
+        """Of each group of batches, which are one commit, the seconds of each job."""
+
+    def annotate(self) -> None:
+        """Annotate with all jobs."""
+        annotate(AnnotateConfig.model_validate(self._jobs[len(self._sides)]), SilentReporter())
+
+    def __call__(
+        self, slices: Sequence[PlanSlice], job: Job, state: dict[str, Tensor], follow: Callable[[RunProgress], None]
+    ) -> RunProgress:
+        """Do what the local engine does, for all jobs when the last run is open."""
+        self._sides.append(_Side(slices, job, state))
+        if len(self._sides) < len(self._jobs):
+            self.annotate()
+        else:
+            while group := self._group():
+                self.seconds.append(group)
+            for side in self._sides:
+                side.commit()  # the batches of the last group, which is no whole one
+        return RunProgress()
+
+    def _group(self) -> list[float]:
+        """Work on the next GROUP batches of each job and commit them; return the seconds, none at the end."""
+        seconds = [0.0] * len(self._sides)
+        for batch in range(GROUP):
+            for place in range(len(self._sides))[:: -1 if batch % 2 else 1]:
+                began_s = time.perf_counter()
+                if not self._sides[place].work():
+                    return []
+                seconds[place] += time.perf_counter() - began_s
+        for place, side in enumerate(self._sides):
+            began_s = time.perf_counter()
+            side.commit()
+            seconds[place] += time.perf_counter() - began_s
+        return seconds
+
+
+class _Side:
+    """One worker, its batches and its run."""
+
+    def __init__(self, slices: Sequence[PlanSlice], job: Job, state: dict[str, Tensor]) -> None:
+        self._job, self._worker = job, Worker(job, state, _OneAttempt())
+        self._batches, self._rows, self._commits = self._read(slices), list[pa.Table](), 0
+
+    def _read(self, slices: Sequence[PlanSlice]) -> Iterator[pa.Table]:
+        size = self._job.compute.runtime.batch_size
+        for table in self._job.reader.read_slices(*slices):
+            yield from (table.slice(start, size) for start in range(0, len(table), size))
+
+    def work(self) -> bool:
+        """Fetch, decode and annotate the next batch; return whether there was one."""
+        batch = next(self._batches, None)
+        if batch is not None:
+            self._rows.append(self._worker(batch).rows)
+        return batch is not None
+
+    def commit(self) -> None:
+        """Commit the rows since the last commit."""
+        commit_rows(self._job, self._commits, self._rows)
+        self._commits, self._rows = self._commits + 1, []
+
+
+class _OneAttempt:
+    """Counts no attempts: nothing dies here."""
+
+    def begin(self, key: str) -> int:
+        """Return 1."""
+        return 1
+
+    def finish(self, key: str, *, wait: bool = False) -> None:
+        """Do nothing."""
+
+
+def _by_batches(jobs: list[dict[str, str]]) -> list[float]:
+    """Return the ratios of the second job's images/s to the first one's, without the first group of batches."""
+    engine = _InTurns(jobs)
+    with mock.patch.object(with_network, "run_local", engine):
+        engine.annotate()
+    if len(engine.seconds) < LEAST_GROUPS:
+        raise UsageError(f"--count: gives {len(engine.seconds)} commits; at least {LEAST_GROUPS} are needed")
+    return [first / second for first, second in engine.seconds[1:]]
 
 
 def _annotate(job: dict[str, str]) -> tuple[bool, float, float]:
@@ -133,7 +211,7 @@ command = benchmark(
     "Compare the whole job's images/s with and without figure/ground maps.",
     MeasureConfig,
     measure,
-    "--model mobilenet_v2 --weights FILE --images PHOTOS --count 1000",
+    "--model mobilenet_v2 --weights FILE --images PHOTOS --count 4800",
 )
 
 if __name__ == "__main__":

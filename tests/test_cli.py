@@ -126,6 +126,14 @@ def test_no_verb_imports_its_work_before_it_runs():
     assert HEAVY & set(loaded) == set()
 
 
+def test_a_process_that_only_commits_imports_no_network():
+    """Ray starts some for each run; torch would cost each of them seconds."""
+    code = "import sys, pipeline.graph.annotate.datasink; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "ray.data" in loaded
+    assert {"torch", "torchvision", "cv2"} & set(loaded) == set()
+
+
 def test_help_has_a_short_form(camlake):
     assert camlake("annotate", "-h") == camlake("annotate", "--help")
 

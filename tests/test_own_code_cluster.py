@@ -13,7 +13,7 @@ from tests.jobs_on import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-N_IMAGES = 48
+N_IMAGES = 32
 NETS = """
 import json, os
 from pathlib import Path
@@ -39,15 +39,16 @@ class Net(nn.Module):
         return self.fc(self.body(images).mean((2, 3)))
 """
 SCRIPT = """
-import socket, subprocess, sys, time
+import subprocess, sys, time
 from ray.cluster_utils import Cluster
+from tests.ray_clusters import free_ports
 
 package, *words = sys.argv[1:]
-with socket.create_server(("127.0.0.1", 0)) as free:
-    port = free.getsockname()[1]
-head = {"num_cpus": 2, "object_store_memory": 2**27, "include_dashboard": True, "dashboard_port": port}
+port, *agents = free_ports(3)  # The agents for jobs would all take one port, which another Ray here may hold.
+node = {"num_cpus": 2, "object_store_memory": 2**27}
+head = node | {"include_dashboard": True, "dashboard_port": port, "dashboard_agent_listen_port": agents[0]}
 cluster = Cluster(initialize_head=True, head_node_args=head)
-cluster.add_node(num_cpus=2, object_store_memory=2**27)
+cluster.add_node(**node, dashboard_agent_listen_port=agents[1])
 cluster.wait_for_nodes()
 submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", f"http://127.0.0.1:{port}"]
 command = [*submit, "--working-dir", package, "--", sys.executable, "-m", "jobs.annotate", *words]

@@ -45,6 +45,7 @@ class Node:
     ssh_port: int
     ray_port: int
     dashboard_port: int
+    agent_port: int
 
     @property
     def home(self) -> Path:
@@ -54,7 +55,8 @@ class Node:
     def environment(self) -> dict[str, str]:
         """The environment of whoever starts the cluster: its ``ssh`` goes to the server here."""
         path = f"{self.folder}/bin:{self.home}/env/bin:{os.environ['PATH']}"
-        return os.environ | {"PATH": path, "HOME": str(self.home), "RAY_TMPDIR": str(self.folder)}
+        shell = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}  # the tests' own Ray set it
+        return shell | {"PATH": path, "HOME": str(self.home), "RAY_TMPDIR": str(self.folder)}
 
     def run(self, line: str, while_said: str | None = None) -> str:
         """Run a line to paste, and return what it says; fails where it fails.
@@ -140,7 +142,7 @@ def node() -> Iterator[Node]:
     if missing := [name for name in PROGRAMS if shutil.which(name, path=path) is None]:
         pytest.skip(f"no {missing[0]}: apt-get install openssh-server rsync; .ci/run does")
     with tempfile.TemporaryDirectory(prefix="rayup", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        node = Node(Path(folder), *free_ports(3))
+        node = Node(Path(folder), *free_ports(4))
         write_programs(node)
         server = start_ssh_server(node)
         try:
@@ -168,7 +170,7 @@ def derived_cluster(node: Node) -> Path:
     config["file_mounts"] = {f"{node.home}/camlake": config["file_mounts"].pop("/home/ubuntu/camlake")}
     config["setup_commands"] = [line for line in config["setup_commands"] if "apt-get" not in line]
     ports = f"--port={node.ray_port} --dashboard-port={node.dashboard_port} --node-ip-address=127.0.0.1"
-    size = "--num-cpus=4 --object-store-memory=100000000"
+    size = f"--dashboard-agent-listen-port={node.agent_port} --num-cpus=4 --object-store-memory=100000000"
     *before, start = config["head_start_ray_commands"]
     assert start.count("--port=6379") == 1
     config["head_start_ray_commands"] = [*before, start.replace("--port=6379", f"{ports} {size}")]

@@ -15,7 +15,7 @@ from pipeline.storage.lake.integrity.verify import verify
 from pipeline.storage.lake.layout import new_run_id
 from pipeline.storage.lake.lease import Lease
 from pipeline.storage.lake.records import committed_files, load_runs
-from pipeline.storage.lake.staged import _uploads, remove_staged, stage
+from pipeline.storage.lake.staged import _abort, _uploads, remove_staged, stage
 from pipeline.storage.lake.whole_objects import list_data_files, remove_many
 from schemas.errors import LeaseError, StoreError
 from tests.fake_lake import FakeLake, manifest_of, rows_of
@@ -171,6 +171,17 @@ def test_what_a_dead_writer_staged_is_removed(hiding, clears):
         foreign.show()
         remove_many(lake.fs, [other])
     assert list_data_files(lake.fs, lake.root) == before
+
+
+def test_an_upload_that_is_gone_is_as_good_as_removed(object_store):
+    """A repeated request finds no upload, where the answer to the first one was lost."""
+    lake = FakeLake(f"s3://{object_store.bucket()}/out", object_store.storage)
+    stage(lake.fs, lake.path("boxes/model=m-1/date=2026-01-01/part-20261122T050000.000-0a0a0a-0-00.parquet"), b"x")
+    bucket = lake.root.split("/")[0]
+    (upload,) = lake.fs.call_s3("list_multipart_uploads", Bucket=bucket)["Uploads"]
+    for _ in range(2):
+        _abort(lake.fs, {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]})
+    assert not lake.fs.call_s3("list_multipart_uploads", Bucket=bucket).get("Uploads")
 
 
 def test_an_upload_of_several_parts_arrives_whole(object_store, monkeypatch):

@@ -94,7 +94,7 @@ def _to_time(config: AnnotateConfig, model: Model, run: OpenRun) -> tuple[dict[s
     tables = split_rows(rows, run.manifest.run_id, config.outputs)
     numbers = itertools.count()
     timed["Parquet encoding"] = Timed(lambda: [to_parquet(one) for one in tables.values() if len(one)], len(rows))
-    timed["encoding and commit"] = Timed(lambda: job.committer.commit(f"{next(numbers):06d}", tables), len(rows))
+    timed["encoding and commit"] = Timed(lambda: job.commit.committer.commit(f"{next(numbers):06d}", tables), len(rows))
     on_device = gpus if compute.runtime.device == "cuda" else cores
     workers = {"list": 1, "list and plan": 1, "network": on_device, "maps and boxes": on_device}
     return timed | _of_large_photographs(job.decode, sample), dict.fromkeys(STAGES, cores) | workers

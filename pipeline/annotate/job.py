@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from pipeline.annotate.annotate_stage import AnnotateSpec
+from pipeline.annotate.commit_stage import CommitStage
 from pipeline.annotate.decode_stage import DecodeSpec
 from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import Model
 from pipeline.annotate.resources import Compute, images_per_commit
 from pipeline.annotate.spec import annotate_spec, decode_spec, row_bytes
-from pipeline.storage.lake.commit import Committer
 from pipeline.storage.lake.run import OpenRun
 from schemas.options.annotate import AnnotateConfig
 from schemas.tables import network_types, say_score, written_schemas
@@ -19,10 +19,9 @@ class Job:
     """All values that the stages need; Ray can send each of them to every worker."""
 
     reader: ImageReader
-    images_per_commit: int
     decode: DecodeSpec
     annotate: AnnotateSpec
-    committer: Committer
+    commit: CommitStage
     compute: Compute
 
 
@@ -33,9 +32,13 @@ def make_job(config: AnnotateConfig, model: Model, run: OpenRun, compute: Comput
     schemas = say_score(written_schemas(config.outputs, types), None if run.calibration else annotating.right_share)
     return Job(
         reader=ImageReader(config.storage, config.out, config.max_bytes),
-        images_per_commit=images_per_commit(config, n_images, compute.actors[1], row_bytes(config, model)),
         decode=decode_spec(config, model),
         annotate=annotating,
-        committer=run.committer(schemas),
+        commit=CommitStage(
+            run.committer(schemas),
+            annotating.outputs,
+            images_per_commit(config, n_images, compute.actors[1], row_bytes(config, model)),
+            annotating.every_map_has_a_box,
+        ),
         compute=compute,
     )

@@ -26,7 +26,6 @@ from jobs.suites.machine import Figures, spread
 from jobs.suites.photographs import make_photographs
 from jobs.suites.steady_rate import SilentReporter, annotated_s, steady_per_s
 from jobs.terminal.console import main
-from pipeline.annotate.commit_stage import commit_rows
 from pipeline.annotate.job import Job
 from pipeline.annotate.reporter import Reporter, RunProgress
 from pipeline.annotate.worker import Worker
@@ -161,7 +160,7 @@ class _Side:
 
     def commit(self) -> None:
         """Commit the rows since the last commit."""
-        commit_rows(self._job, self._commits, self._rows)
+        self._job.commit(self._commits, self._rows)
         self._commits, self._rows = self._commits + 1, []
 
 

@@ -19,7 +19,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.annotate.commit_stage import commit_rows
 from pipeline.annotate.crash_isolation import TRIES, died_at_start
 from pipeline.annotate.image_reader import encoded_bytes
 from pipeline.annotate.job import Job
@@ -82,8 +81,8 @@ def run_local(
     with stop_requested(pool.end) as stop, closing(pool):
         begun = takewhile(lambda batch: not stop.is_set(), batches)
         rows = counted(map_ahead(partial(pool.work, stop), begun, 2 * job.compute.actors[1]))
-        groups = enumerate(_groups(rows, job.images_per_commit))
-        for _ in map_ahead(lambda group: commit_rows(job, *group), groups, 2):
+        groups = enumerate(_groups(rows, job.commit.images_per_commit))
+        for _ in map_ahead(lambda group: job.commit(*group), groups, 2):
             pass
     return total
 

@@ -101,7 +101,7 @@ def run_stream(
     with stop_requested(end) as stop, following(read, follow):
         try:
             rows.write_datasink(
-                LakeSink(job, progress),
+                LakeSink(job.commit, progress),
                 ray_remote_args={"num_cpus": compute.write_cpus},
             )
             total: RunProgress = ray.get(progress.read.remote())

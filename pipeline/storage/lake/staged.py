@@ -217,11 +217,8 @@ def _abort(fs: AbstractFileSystem, upload: dict[str, str], limit_s: float = LIMI
     """Abort an upload; one that does not exist is no error. It is tried again for up to ``limit_s`` seconds."""
 
     def abort() -> None:
-        try:
+        with suppress(FileNotFoundError):  # S3's NoSuchUpload
             fs.call_s3("abort_multipart_upload", **upload)
-        except OSError as error:
-            if "NoSuchUpload" not in str(error):
-                raise
 
     what = f"{upload['Key']}: the unfinished upload can't be removed (s3:AbortMultipartUpload)"
     ask_store(what, abort, limit_s=limit_s)

@@ -55,8 +55,9 @@ class Node:
     def environment(self) -> dict[str, str]:
         """The environment of whoever starts the cluster: its ``ssh`` goes to the server here."""
         path = f"{self.folder}/bin:{self.home}/env/bin:{os.environ['PATH']}"
-        shell = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}  # the tests' own Ray set it
-        return shell | {"PATH": path, "HOME": str(self.home), "RAY_TMPDIR": str(self.folder)}
+        shell = os.environ | {"PATH": path, "HOME": str(self.home), "RAY_TMPDIR": str(self.folder)}
+        shell.pop("RAY_AUTH_MODE", None)  # Ray sets it in the process that starts a Ray, such as that of the tests.
+        return shell
 
     def run(self, line: str, while_said: str | None = None) -> str:
         """Run a line to paste, and return what it says; fails where it fails.

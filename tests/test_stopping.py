@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import duckdb
 import psutil
 import pytest
 
@@ -122,6 +123,23 @@ def test_a_store_that_refuses_after_a_signal_leaves_the_run_stopped():
         work(signal.SIGTERM)
     with pytest.raises(StoreError):
         work(0)
+
+
+def test_an_error_that_a_library_makes_of_a_signal_is_a_stop():
+    """DuckDB asks Python for the schema of a table, and turns what this raises into an error of its own."""
+
+    class Table:
+        def __arrow_c_stream__(self, requested_schema=None):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def work(table):
+        with raising_at_sigterm(not_called), duckdb.connect() as con:
+            con.from_arrow(table)
+
+    with pytest.raises(Stopped):
+        work(Table())
+    with pytest.raises(duckdb.InvalidInputException):
+        work("no table")
 
 
 def test_a_signal_while_ray_starts_is_a_stop():

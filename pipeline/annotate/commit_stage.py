@@ -1,4 +1,4 @@
-"""The last stage: commits wide rows as tables. It needs no network, so a process that only commits never imports torch."""
+"""The last stage: commits wide rows as tables. A process that only commits never imports torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -22,8 +22,10 @@ _asked = threading.Event()
 def raising_at_sigterm(give_up: Callable[[], None]) -> Iterator[None]:
     """Raise Stopped in the main thread when SIGTERM comes during the block, as Ctrl-C raises KeyboardInterrupt.
 
-    From that signal on nothing waits long for a store that is out of order, in other threads neither. Where the block
-    has not ended GIVE_UP_S after the first signal, another thread calls ``give_up``.
+    From that signal on nothing waits long for a store that is out of order, in other threads neither, and any error is
+    raised as Stopped: a library at work may have made an error of its own of the signal, as DuckDB does, and the signal
+    may have reached the workers too. Where the block has not ended GIVE_UP_S after the first signal, another thread
+    calls ``give_up``.
     """
     signals, over = 0, threading.Event()
     _asked.clear()
@@ -44,6 +46,10 @@ def raising_at_sigterm(give_up: Callable[[], None]) -> Iterator[None]:
     try:
         with _handling(_SIGNALS, stop):
             yield
+    except Exception as error:
+        if _asked.is_set():
+            raise Stopped from error
+        raise
     finally:
         over.set()
         _asked.set()  # The watching thread ends.

@@ -1,7 +1,10 @@
 """``camlake demo`` as a newcomer runs it: three lines at the end, tables that the README's queries read, a page."""
 
+import json
 import re
 import shutil
+import threading
+import urllib.request
 
 import duckdb
 import pandas as pd
@@ -9,11 +12,17 @@ import pytest
 
 from jobs import demo
 from jobs.demo import DemoConfig
+from jobs.export import run as export
 from jobs.terminal.console import Screen
+from pipeline.outputs.export.registry import format_names
+from pipeline.outputs.page.live import LiveCatalog
+from pipeline.outputs.page.server import ViewServer
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.integrity.verify import verify
 from schemas.errors import UsageError
 from schemas.options.config import StorageConfig
+from schemas.options.export import ExportConfig
+from schemas.options.reading import ViewConfig
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +52,29 @@ def test_the_page_shows_pictures_and_scores(folder):
     assert page.count('id="picture-') == 40
     assert "MaxBoxAcc" in page
     assert re.findall(r"https?://\S+", page) == []
+
+
+@pytest.mark.parametrize("to", format_names())
+def test_every_format_is_exported_with_its_pictures(folder, tmp_path, capsys, to):
+    export(ExportConfig.resolve({"out": f"{folder}/labels", "dest": str(tmp_path / to), "to": to}), Screen())
+    (boxes,) = duckdb.sql(f"SELECT count(*) FROM '{folder}/labels/boxes/**/*.parquet'").fetchall()
+    assert f"{boxes[0]} boxes" in capsys.readouterr().out
+    assert [file for file in (tmp_path / to).rglob("*") if file.is_file()]
+
+
+def test_the_view_finds_every_picture(folder):
+    with ViewServer(LiveCatalog(ViewConfig(out=f"{folder}/labels")), "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with urllib.request.urlopen(f"{server.url}api/images?count=200", timeout=60) as answer:
+                found = json.load(answer)["images"]
+            with urllib.request.urlopen(f"{server.url}picture/{found[0]['id']}?size=large", timeout=60) as answer:
+                kind = answer.headers["Content-Type"]
+        finally:
+            server.shutdown()
+            thread.join()
+    assert (len(found), kind) == (40, "image/webp")
 
 
 def test_again_is_a_matter_of_seconds_and_another_demo_is_refused(folder, capsys):

@@ -114,6 +114,7 @@ class _Publication:
             given = {"uri": config.catalog, "warehouse": str(config.warehouse)}
         if config.endpoint_url:
             given["s3.endpoint"] = config.endpoint_url
+            given["py-io-impl"] = "pyiceberg.io.fsspec.FsspecFileIO"  # Ceph refuses Arrow's
         return load_catalog("camlake" if config.is_uri else config.catalog, **given)
 
     def _table(self, schema: pa.Schema) -> "IcebergTable":

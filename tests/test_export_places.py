@@ -13,6 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -24,6 +27,7 @@ from pipeline.models.localize.foreground import Foreground, ForegroundCard, fore
 from pipeline.outputs.export import selection
 from pipeline.outputs.export.destination import begin
 from pipeline.outputs.export.formats import csv as csv_format
+from pipeline.outputs.export.masks import _component
 from schemas.errors import RejectedShareError, StoreError, UsageError
 from schemas.options.config import StorageConfig
 from schemas.options.rebox import ReboxConfig
@@ -143,6 +147,14 @@ def test_each_component_has_its_own_mask(tmp_path):
     np.testing.assert_array_equal(coco_mask.toBbox(first), [0, 0, 16, H])
     np.testing.assert_allclose(coco_mask.toBbox(second), [49, 0, 15, H], atol=1)
     assert third == []
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 1)))
+def test_the_component_is_the_one_that_reaches_furthest(crop):
+    assume(crop.any())
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(crop, connectivity=8)
+    reach = [(int(width) * int(height), int(area), at) for at, (_, _, width, height, area) in enumerate(stats) if at]
+    np.testing.assert_array_equal(_component(crop), labels == max(reach)[2])
 
 
 def test_masks_of_fused_maps_fit_the_boxes_that_were_cut_from_them(tmp_path):

@@ -53,15 +53,19 @@ class Masks:
         return found
 
     def _surface(self, row: Mapping[str, Any], size_hw: tuple[int, int]) -> NDArray[np.float32]:
-        """Return the map at the image's size, in shares of the maximum; a map without a positive value is all 0."""
-        cells = torch.from_numpy(heatmap(row))[None]
+        """Return (W, H) the map at the image's size, in shares of the maximum; one without a positive value is all 0.
+
+        Its columns lie one after the other, as in run lengths.
+        """
+        cells = heatmap(row)
         if self._foreground is not None:
             figure = {f"heat{name.removeprefix('fg')}": row[name] for name in _MAP_COLUMNS if name.startswith("fg")}
-            cells = self._foreground.fused(cells[None], torch.from_numpy(heatmap(figure))[None])[0]
-        cells = min_max(cells) if self._scaled else cells
+            maps, figures = (torch.from_numpy(one)[None, None] for one in (cells, heatmap(figure)))
+            cells = self._foreground.fused(maps, figures[0])[0, 0].numpy()
+        cells = min_max(torch.from_numpy(cells)[None])[0].numpy() if self._scaled else cells
         maximum = float(cells.max())
-        shares = (cells[0] / maximum if maximum > 0 else torch.zeros_like(cells[0])).numpy()
-        return np.asarray(cv2.resize(shares, size_hw[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
+        shares = np.ascontiguousarray((cells / maximum if maximum > 0 else np.zeros_like(cells)).T)
+        return np.asarray(cv2.resize(shares, size_hw, interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def masks_of(run: RunManifest, fs: AbstractFileSystem, root: str) -> Masks:
@@ -90,21 +94,27 @@ def _rows(boxes: pa.Table, names: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _encoded(inside: NDArray[np.bool_], row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the run lengths of the component that gave the box; None where it contains no pixel's centre.
-
-    Of the components inside the box, it is the one that reaches the most of the box's width and height: two of them
-    can't both reach all four sides.
-    """
-    height, width = inside.shape
+    """Return the run lengths of the component of ``inside`` (W, H) that gave the box; None where it has no pixel."""
+    width, height = inside.shape
     left, top = int(row["xmin"]), int(row["ymin"])
     right, bottom = min(width, int(np.ceil(row["xmax"]))), min(height, int(np.ceil(row["ymax"])))
-    crop = np.ascontiguousarray(inside[top:bottom, left:right], np.uint8)
+    crop = inside[left:right, top:bottom].astype(np.uint8, order="C")
     if not crop.any():
         return None
+    mask = np.zeros((width, height), np.uint8)
+    mask[left:right, top:bottom] = _component(crop)
+    runs = coco_mask.encode(mask.T)
+    return {"size": [height, width], "counts": runs["counts"].decode("ascii")}
+
+
+def _component(crop: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.bool_]:
+    """Return the component that reaches the most of the crop's width and height.
+
+    Two components of the box's part of the picture can't both reach all of its four sides.
+    """
+    _, hierarchy = cv2.findContours(crop, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    if np.count_nonzero(hierarchy[0, :, 3] < 0) == 1:  # The usual case: labels of the pixels take twenty times as long.
+        return crop
     _, labels, stats, _ = cv2.connectedComponentsWithStats(crop, connectivity=8)
     sides = stats[1:, cv2.CC_STAT_WIDTH].astype(np.int64) * stats[1:, cv2.CC_STAT_HEIGHT]
-    chosen = 1 + int(np.lexsort((stats[1:, cv2.CC_STAT_AREA], sides))[-1])
-    mask = np.zeros((height, width), np.uint8, order="F")
-    mask[top:bottom, left:right] = labels == chosen
-    runs = coco_mask.encode(mask)
-    return {"size": [height, width], "counts": runs["counts"].decode("ascii")}
+    return np.asarray(labels == 1 + int(np.lexsort((stats[1:, cv2.CC_STAT_AREA], sides))[-1]))

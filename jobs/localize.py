@@ -1,5 +1,7 @@
 """``camlake localize``: maps and boxes of a head's classes from stored feature maps, without network and images."""
 
+import os
+
 from jobs.terminal.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
 from schemas.options.localize import LocalizeConfig
@@ -38,13 +40,21 @@ def localize(config: LocalizeConfig, screen: Screen) -> RunManifest:
         if opened.run.calibration is None:
             screen.say(f"no calibration of this head: box_score is class_prob × {opened.right_share:g}, an assumption")
         with screen.progress("localizing", counts.planned) as advance:
-            opened.work(advance)
+            if _on_ray(config):
+                from pipeline.graph.localize_on_ray import work_on_ray
+
+                work_on_ray(opened, config.address, advance)
+            else:
+                opened.work(advance)
         return opened.run.finish()
 
 
-ABOUT = (
-    "Map and box the classes of a head on an output's stored feature maps, without network and images, on one machine."
-)
+def _on_ray(config: LocalizeConfig) -> bool:
+    asked = config.engine == "auto" and bool(config.address or os.environ.get("RAY_ADDRESS"))
+    return asked or config.engine == "ray"
+
+
+ABOUT = "Map and box the classes of a head on an output's stored feature maps, without network and images."
 
 command = verb(
     "localize",

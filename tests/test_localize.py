@@ -9,7 +9,7 @@ import torch
 
 from jobs.evaluate import run as evaluate
 from jobs.head import run as head_job
-from jobs.localize import localize
+from jobs.localize import _on_ray, localize
 from jobs.rebox import rebox
 from jobs.terminal.console import Screen
 from pipeline import camlake
@@ -120,6 +120,37 @@ def test_what_a_failed_run_committed_is_done(source, tmp_path, monkeypatch):
     counts = localized(source, head=path).counts
     assert (counts.already_done, counts.planned) == (IMAGES // 2 + 1, IMAGES // 2)
     assert problems(source) == ()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ray_writes_the_same_rows_and_goes_on_after_a_failure(source, tmp_path):
+    path, _ = head_by_hand(tmp_path)
+    localized(source, head=path)
+    lost = sorted(source.fs.glob(f"{source.root}/feature_maps/**/*.parquet"))[-1]
+    content = source.fs.cat_file(lost)
+    source.fs.rm_file(lost)
+    with pytest.raises(StoreError, match=r"^\S+\.parquet is missing; `camlake verify` says what else$"):
+        localized(source, "on ray", head=path, engine="ray")
+    source.fs.pipe_file(lost, content)
+    counts = localized(source, "on ray", head=path, engine="ray").counts
+    assert counts.already_done + counts.planned == IMAGES + 1
+    assert localized(source, "on ray", head=path, engine="ray").counts.planned == 0
+    assert problems(source, "on ray") == ()
+    with lake_at(source) as local, lake_at(source, "on ray") as ray:
+        for table, of_run in (("images", "run_id, annotated_at"), ("heatmaps", "run_id"), ("boxes", "run_id")):
+            query = f"SELECT * EXCLUDE ({of_run}) FROM {table} ORDER BY ALL"
+            assert ray.sql(query).fetchall() == local.sql(query).fetchall()
+
+
+def test_where_the_work_is_done(monkeypatch):
+    def on_ray(**options):
+        return _on_ray(LocalizeConfig.resolve({"labels": "a", "out": "b", "head": "h", **options}))
+
+    assert (on_ray(), on_ray(engine="ray"), on_ray(address="ray://x")) == (False, True, True)
+    monkeypatch.setenv("RAY_ADDRESS", "1.2.3.4:6379")
+    assert (on_ray(), on_ray(engine="local")) == (True, False)
+    with pytest.raises(UsageError, match=r"^--engine local: allowed: without --address"):
+        on_ray(engine="local", address="ray://x")
 
 
 def test_padding_of_fit_is_cut_off_the_maps(tmp_path):

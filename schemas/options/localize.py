@@ -4,6 +4,7 @@ from typing import Self
 
 from pydantic import model_validator
 
+from schemas.options.annotate import Engine
 from schemas.options.box_rules import HEURISTIC_CLASSES
 from schemas.options.config import option, required
 from schemas.options.rebox import ReboxConfig
@@ -29,8 +30,18 @@ class LocalizeConfig(ReboxConfig):
         5, "maps and boxes for this many most probable classes of the head, or fewer", "Localization", ge=1, le=1000
     )
 
+    engine: Engine = option(
+        "auto",
+        "localize in threads of this process (local), or in tasks on Ray; auto: Ray with --address or RAY_ADDRESS,"
+        " else local",
+        "Compute",
+    )
+    address: str | None = option(None, "a running Ray cluster; default with Ray: start one here", "Compute")
+
     @model_validator(mode="after")
     def _check_topk(self) -> Self:
         if self.box_rule == "heuristic" and self.topk < HEURISTIC_CLASSES:
             raise ValueError(f"--topk {self.topk}: allowed with --box-rule heuristic: {HEURISTIC_CLASSES} or more")
+        if self.engine == "local" and self.address:
+            raise ValueError(f"--engine local: allowed: without --address, here {self.address!r}")
         return self

@@ -1,8 +1,9 @@
 """Writes a second output with the maps and boxes of a head's classes, without a network and without images.
 
-Each thread reads the rows of one commit of the source, makes the maps M_c = Σ_k w_k f̂_k from the stored feature maps,
-cuts the boxes from them and commits both. The rows are those of a partition of its own, named by the network and by a
-digest of backbone and head, so that an output may hold several heads beside each other.
+Each thread, or each task of Ray (see pipeline.graph.localize_on_ray), reads the rows of one commit of the source, makes
+the maps M_c = Σ_k w_k f̂_k from the stored feature maps, cuts the boxes from them and commits both. The rows are those
+of a partition of its own, named by the network and by a digest of backbone and head, so that an output may hold several
+heads beside each other.
 """
 
 import functools
@@ -49,7 +50,7 @@ _NOT_CARRIED = ("feature_map_bits", "feature_type", "labels", "classes")
 
 @dataclass(frozen=True)
 class Localize:
-    """A begun run of localize, which holds the lease of its output."""
+    """A begun run of localize, which holds the lease of its output. Ray can send it to every machine."""
 
     source: Source
     head: Head
@@ -65,16 +66,20 @@ class Localize:
         return _right_share(self.source)
 
     def work(self, advance: Callable[[int], None]) -> None:
-        """Commit all works; ``advance`` gets the number of inputs that are done so far."""
+        """Commit all works in threads; ``advance`` gets the number of inputs that are done so far."""
         done, threads = 0, _THREADS_A_CORE * (os.cpu_count() or 1)
         with threadpool_limits(1, "blas"):  # The commits are done in parallel; their products are too small for that.
-            for work, _ in zip(self.works, map_ahead(self._do, enumerate(self.works), threads), strict=True):
-                done += work.rows
+            for rows in map_ahead(self.localize_commit, range(len(self.works)), threads):
+                done += rows
                 advance(done)
 
-    def _do(self, numbered: tuple[int, Work]) -> None:
+    def localize_commit(self, number: int) -> int:
+        """Localize and commit the inputs of one of the works, and return how many they are.
+
+        A second call for the same work writes the same rows into files of the same names.
+        """
         torch.set_num_threads(1)
-        task, work = numbered
+        work = self.works[number]
         foreground, run_id = self.source.foreground, self.run.manifest.run_id
         planned = work.planned(self.run.fs, self.run.root)
         rows = self.source.current_rows(work.commit, planned, columns_of(foreground is not None))
@@ -82,7 +87,8 @@ class Localize:
         scores = self.run.calibration.scores if self.run.calibration else self._uncalibrated
         method = "cam*foreground" if foreground else "cam"
         new = new_tables(made.tables, planned, Cutting(self.rule, foreground), run_id, method, scores)
-        self.committer.commit(f"{task:06d}", new.tables | made.kept(run_id), new.maps_without_box)
+        self.committer.commit(f"{number:06d}", new.tables | made.kept(run_id), new.maps_without_box)
+        return work.rows
 
     def _uncalibrated(self, columns: Mapping[str, ArrayLike]) -> NDArray[np.float32]:
         return uncalibrated(columns, self.right_share)

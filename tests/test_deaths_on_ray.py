@@ -3,7 +3,11 @@
 import os
 import signal
 import subprocess
+import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import psutil
 import pytest
@@ -74,7 +78,42 @@ def a_vanished_node(cluster):
         process.resume()
 
 
-@pytest.mark.parametrize("dies", [a_task, a_raylet, a_vanished_node])
+def a_drained_node(cluster):
+    """Announce in the instance's metadata that AWS takes a node back; it goes when it has been drained."""
+    notices = iter([404, 200])
+
+    class Metadata(BaseHTTPRequestHandler):
+        def do_PUT(self):
+            self.answer(200, b"token")
+
+        def do_GET(self):
+            assert self.path == "/latest/meta-data/spot/instance-action"
+            assert self.headers["X-aws-ec2-metadata-token"] == "token"
+            self.answer(next(notices), b'{"action": "terminate", "time": "2026-11-30T08:22:00Z"}')
+
+        def answer(self, status, body):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever).start()
+        bin_folder = Path(sys.executable).parent
+        own = {"SPOT_METADATA": f"http://127.0.0.1:{server.server_port}", "SPOT_LOOK_EVERY_S": "0.1"}
+        own["PATH"] = f"{bin_folder}:{os.environ['PATH']}"
+        words = [ROOT / "jobs/schedule/spot_notice.sh", "--address", cluster.address, "--node-id", cluster.second_id]
+        done = subprocess.run(words, env=os.environ | own, capture_output=True, text=True, check=False, timeout=60)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert 'spot notice: {"action": "terminate"' in done.stdout
+    assert next(notices, None) is None
+    assert cluster.second_drains
+
+
+@pytest.mark.parametrize("dies", [a_task, a_raylet, a_vanished_node, a_drained_node])
 def test_a_run_goes_on_and_every_image_is_accounted_for(cluster, photos, tmp_path, dies):
     out = tmp_path / "out"
     with start(cluster, photos, out, "--model", "camlake_demo") as process:
@@ -84,7 +123,7 @@ def test_a_run_goes_on_and_every_image_is_accounted_for(cluster, photos, tmp_pat
         dies(cluster)
         _, said = process.communicate(timeout=200)
     assert process.returncode == 0, said
-    if dies in {a_raylet, a_vanished_node}:
+    if dies in {a_raylet, a_vanished_node, a_drained_node}:
         cluster.kill_one()
     fs, root = connect(str(out), StorageConfig())
     (run,) = load_runs(fs, root)

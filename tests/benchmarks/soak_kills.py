@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Literal
 
 import psutil
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
 from schemas.errors import CamlakeError
@@ -55,6 +56,11 @@ class Nodes:
         """Return whether Ray counts the second node as alive."""
         known = self._cluster.global_state.node_table()
         return any(one["NodeID"] == self.second_id and one["Alive"] for one in known)
+
+    @property
+    def second_drains(self) -> bool:
+        """Return whether Ray starts no more work on the second node, or whether that has gone without work already."""
+        return not self.second_lives or self.second_id in GcsClient(address=self.address).get_draining_nodes(timeout=10)
 
     def workers(self) -> list[psutil.Process]:
         """Return the processes that the nodes started for work."""

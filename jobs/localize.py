@@ -1,6 +1,7 @@
 """``camlake localize``: maps and boxes of a head's classes from stored feature maps, without network and images."""
 
-import os
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from jobs.terminal.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
@@ -28,9 +29,20 @@ def run(config: LocalizeConfig, screen: Screen) -> None:
 
 def localize(config: LocalizeConfig, screen: Screen) -> RunManifest:
     """Make and commit maps and boxes, and return the run's manifest."""
+    from pipeline.graph.ray_environment import asks_for_cluster
     from pipeline.outputs.heads.localize import open_localize
 
-    with open_localize(config, screen.say) as opened:
+    on_ray = config.engine == "ray" or (config.engine == "auto" and asks_for_cluster(config.address))
+    with ExitStack() as stack:
+
+        def prepare(works: Sequence[object]) -> None:
+            if works and on_ray:
+                from pipeline.graph.cluster import ray_cluster
+
+                screen.say("connecting to Ray" if asks_for_cluster(config.address) else "starting Ray")
+                stack.enter_context(ray_cluster(config.address))
+
+        opened = stack.enter_context(open_localize(config, screen.say, prepare))
         counts, classes = opened.run.manifest.counts, opened.head.card.classes
         screen.say(f"run {opened.run.manifest.run_id}", run_id=opened.run.manifest.run_id)
         screen.say(f"{counts.listed} inputs in {opened.source.url}, {counts.already_done} done, {counts.planned} to do")
@@ -40,18 +52,13 @@ def localize(config: LocalizeConfig, screen: Screen) -> RunManifest:
         if opened.run.calibration is None:
             screen.say(f"no calibration of this head: box_score is class_prob × {opened.right_share:g}, an assumption")
         with screen.progress("localizing", counts.planned) as advance:
-            if _on_ray(config):
+            if opened.works and on_ray:
                 from pipeline.graph.localize_on_ray import work_on_ray
 
-                work_on_ray(opened, config.address, advance)
+                work_on_ray(opened, screen.say, advance)
             else:
                 opened.work(advance)
         return opened.run.finish()
-
-
-def _on_ray(config: LocalizeConfig) -> bool:
-    asked = config.engine == "auto" and bool(config.address or os.environ.get("RAY_ADDRESS"))
-    return asked or config.engine == "ray"
 
 
 ABOUT = "Map and box the classes of a head on an output's stored feature maps, without network and images."

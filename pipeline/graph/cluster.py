@@ -16,7 +16,7 @@ import ray
 from ray.data import DataContext
 
 from pipeline.annotate.resources import LOGICAL_PER_CORE, Machine
-from pipeline.graph.ray_environment import set_environment
+from pipeline.graph.ray_environment import asks_for_cluster, set_environment
 from schemas.errors import CamlakeError, Stopped, UsageError
 
 SECOND_START_AFTER_S = 20.0
@@ -44,7 +44,7 @@ def ray_cluster(address: str | None) -> Iterator[Machine]:
         try:
             _quiet()
             resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            alone = ours and not (address or os.environ.get("RAY_ADDRESS"))
+            alone = ours and not asks_for_cluster(address)
             yield Machine(resources.get("CPU", 1.0), resources.get("GPU", 0.0), cores if alone else None)
         finally:
             if ours:

@@ -13,6 +13,11 @@ DEFAULTS = {
 """Values for a Ray that this process starts; the log level also applies where the process joins a running Ray."""
 
 
+def asks_for_cluster(address: str | None) -> bool:
+    """Return whether a running cluster is named, by the option ``--address`` or by Ray's own variable."""
+    return bool(address or os.environ.get("RAY_ADDRESS"))
+
+
 def set_environment() -> None:
     """Set the environment that Ray reads when it starts; a value that the user has set stays."""
     for name, value in DEFAULTS.items():

@@ -1,11 +1,11 @@
 """Chooses the engine of a run. Importing this module imports neither torch nor Ray."""
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from pipeline.annotate.input_plan import TUNE_FROM
 from pipeline.annotate.local.local_server import worker_server
+from pipeline.graph.ray_environment import asks_for_cluster
 from schemas.options.annotate import AnnotateConfig
 
 Engine = Literal["local", "ray"]
@@ -42,4 +42,4 @@ def _by_options(config: AnnotateConfig) -> Engine | None:
     """Return the engine that the options and the environment choose; None leaves it to the machine and the images."""
     if config.engine != "auto":
         return config.engine
-    return "ray" if config.address or os.environ.get("RAY_ADDRESS") or config.decode == "remote" else None
+    return "ray" if asks_for_cluster(config.address) or config.decode == "remote" else None

@@ -8,9 +8,10 @@ heads beside each other.
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from pipeline.outputs.heads.features import open_features
 from pipeline.outputs.heads.head_rows import HeadRows, columns_of, head_tables
 from pipeline.outputs.rebox_plan import Source, Work, open_source, plan_rebox
 from pipeline.outputs.stored_maps import Cutting, new_tables
-from pipeline.storage.filesystems import canonical_url, read_url
+from pipeline.storage.filesystems import canonical_url, connect, read_url
 from pipeline.storage.lake.commit import Committer
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.lease import silent
@@ -50,8 +51,9 @@ _NOT_CARRIED = ("feature_map_bits", "feature_type", "labels", "classes")
 
 @dataclass(frozen=True)
 class Localize:
-    """A begun run of localize, which holds the lease of its output. Ray can send it to every machine."""
+    """A begun run of localize, which holds the lease of its output."""
 
+    config: LocalizeConfig
     source: Source
     head: Head
     topk: int
@@ -67,19 +69,29 @@ class Localize:
 
     def work(self, advance: Callable[[int], None]) -> None:
         """Commit all works in threads; ``advance`` gets the number of inputs that are done so far."""
-        done, threads = 0, _THREADS_A_CORE * (os.cpu_count() or 1)
+        done, threads, works = 0, _THREADS_A_CORE * (os.cpu_count() or 1), enumerate(self.works)
         with threadpool_limits(1, "blas"):  # The commits are done in parallel; their products are too small for that.
-            for rows in map_ahead(self.localize_commit, range(len(self.works)), threads):
+            for rows in map_ahead(lambda numbered: self.localize_commit(*numbered), works, threads):
                 done += rows
                 advance(done)
 
-    def localize_commit(self, number: int) -> int:
-        """Localize and commit the inputs of one of the works, and return how many they are.
+    def sendable(self) -> Self:
+        """Return the run without its works, for another process, which calls ``reconnected`` before it works."""
+        return replace(self, works=(), source=replace(self.source, commits=()))
+
+    def reconnected(self) -> Self:
+        """Return the run with connections of this process to its stores."""
+        config = self.config
+        source_fs, _ = connect(config.labels, config, anonymous=config.anonymous)
+        out_fs, _ = connect(config.out, config.storage)
+        return replace(self, source=replace(self.source, fs=source_fs), run=replace(self.run, fs=out_fs))
+
+    def localize_commit(self, number: int, work: Work) -> int:
+        """Localize and commit the inputs of the work with this ``number``, and return how many they are.
 
         A second call for the same work writes the same rows into files of the same names.
         """
         torch.set_num_threads(1)
-        work = self.works[number]
         foreground, run_id = self.source.foreground, self.run.manifest.run_id
         planned = work.planned(self.run.fs, self.run.root)
         rows = self.source.current_rows(work.commit, planned, columns_of(foreground is not None))
@@ -99,10 +111,15 @@ def _right_share(source: Source) -> float:
 
 
 @contextmanager
-def open_localize(config: LocalizeConfig, say: Callable[[str], None] = silent) -> Iterator[Localize]:
+def open_localize(
+    config: LocalizeConfig,
+    say: Callable[[str], None] = silent,
+    prepare: Callable[[Sequence[Work]], None] = lambda works: None,
+) -> Iterator[Localize]:
     """Open and plan a run on the new output; the caller calls ``work`` and then finishes the run.
 
-    ``say`` gets a line where the run waits.
+    ``say`` gets a line where the run waits. ``prepare`` gets the planned works before the run begins; where it raises,
+    the output has no trace of the run.
 
     Raises UsageError for a source without feature maps or of another backbone than the head's, and for an output whose
     rows were made with other settings. Raises HeldError while another run holds the output.
@@ -124,13 +141,14 @@ def open_localize(config: LocalizeConfig, say: Callable[[str], None] = silent) -
     with open_run(request, say) as opened:
         plan_dir = LakePaths(opened.root).plan_dir(opened.manifest.run_id)
         plan = plan_rebox(source, opened.fs, opened.root, plan_dir, model=request.model)
+        prepare(plan.works)
         run = opened.begin(plan.counts)
         if source.foreground:
             kept = LakePaths(run.root).foreground_file(request.model)
             write_whole(run.fs, kept, foreground_bytes(source.foreground))
         schemas = written_schemas(request.settings["outputs"])
         schemas = say_score(schemas, None if run.calibration else _right_share(source))
-        yield Localize(source, head, topk, run, run.committer(schemas), rule, plan.works)
+        yield Localize(config, source, head, topk, run, run.committer(schemas), rule, plan.works)
 
 
 def _request(config: LocalizeConfig, source: Source, head: Head, topk: int) -> RunRequest:

@@ -7,6 +7,7 @@ the metadata, because the files don't have these columns.
 
 import importlib.util
 import io
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -108,13 +109,17 @@ class _Publication:
     def _catalog(self) -> "Catalog":
         from pyiceberg.catalog import load_catalog  # noqa: PLC0415
 
+        # As elsewhere in camlake: some servers refuse the checksums that newer AWS SDKs add to every upload.
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         config = self._config
         given: dict[str, str] = {}
         if config.is_uri:
             given = {"uri": config.catalog, "warehouse": str(config.warehouse)}
+            given["py-io-impl"] = "pyiceberg.io.fsspec.FsspecFileIO"  # Ceph refuses Arrow's uploads.
         if config.endpoint_url:
             given["s3.endpoint"] = config.endpoint_url
-            given["py-io-impl"] = "pyiceberg.io.fsspec.FsspecFileIO"  # Ceph refuses Arrow's
+        if config.profile:
+            given["s3.profile-name"] = config.profile
         return load_catalog("camlake" if config.is_uri else config.catalog, **given)
 
     def _table(self, schema: pa.Schema) -> "IcebergTable":

@@ -9,6 +9,7 @@ import time as clock
 
 import aiohttp
 import pytest
+from aiohttp.http_exceptions import ContentLengthError
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ParamValidationError
 from s3fs.errors import translate_boto_error
 
@@ -155,6 +156,14 @@ def web_answer(status):
     return aiohttp.ClientResponseError(None, (), status=status)
 
 
+def broken_off():
+    """The error of aiohttp for an answer that ends early; the status of its cause is no answer of the store."""
+    error = aiohttp.ClientPayloadError("Response payload is not completed")
+    error.__cause__ = ContentLengthError("Not enough data to satisfy content length header.")
+    assert error.__cause__.code == 400
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "passes"),
     [
@@ -171,6 +180,7 @@ def web_answer(status):
         (web_answer(503), True),
         (web_answer(404), False),
         (aiohttp.ServerDisconnectedError(), True),
+        (broken_off(), True),
         (TimeoutError(), True),
         (ConnectionResetError(errno.ECONNRESET, "reset"), True),
         (OSError(errno.EIO, os.strerror(errno.EIO)), False),

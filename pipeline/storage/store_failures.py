@@ -65,12 +65,13 @@ def is_outage(error: BaseException) -> bool:
     """Tell whether the same request may succeed later: the store is overloaded, out of order or out of reach."""
     if is_not_found(error) or is_denied(error):
         return False
+    # First, because aiohttp gives the status 400 to the cause of an answer that breaks off.
+    if _is_of_vendor(error) and any(kind.__name__ in _UNREACHABLE for kind in type(error).__mro__):
+        return True
     status = _http_status(error) or _http_status(error.__cause__)
     if status is not None:
         return status in _PASSING_STATUS
     if isinstance(error, TimeoutError | ConnectionError):
-        return True
-    if _is_of_vendor(error) and any(kind.__name__ in _UNREACHABLE for kind in type(error).__mro__):
         return True
     return isinstance(error, OSError) and error.errno in _PASSING_NUMBERS
 

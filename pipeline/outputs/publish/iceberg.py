@@ -8,7 +8,8 @@ the metadata, because the files don't have these columns.
 import importlib.util
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
@@ -75,10 +76,25 @@ def publish(config: PublishConfig, say: Callable[[str], None]) -> list[Snapshot]
         runs = [run for run in lake.runs if model in (ALL_MODELS, run.model) and run.status != "running"]
     fs, root = connect(config.out, config)
     try:
-        return _Publication(config, fs, root, model).bring(runs, say)
+        with _checksums_where_required():
+            return _Publication(config, fs, root, model).bring(runs, say)
     except refusals as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"--catalog {safe_url(config.catalog)}, --table {config.table}: {reason}") from error
+
+
+@contextmanager
+def _checksums_where_required() -> Iterator[None]:
+    """Let pyiceberg's clients send checksums only where S3 requires them, as camlake's do; the user's choice stays."""
+    name = "AWS_REQUEST_CHECKSUM_CALCULATION"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "when_required"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 class _Publication:
@@ -109,8 +125,6 @@ class _Publication:
     def _catalog(self) -> "Catalog":
         from pyiceberg.catalog import load_catalog  # noqa: PLC0415
 
-        # As elsewhere in camlake: some servers refuse the checksums that newer AWS SDKs add to every upload.
-        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         config = self._config
         given: dict[str, str] = {}
         if config.is_uri:

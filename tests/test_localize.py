@@ -1,8 +1,6 @@
 """Maps and boxes of a head from stored feature maps: by hand, restarted, reboxed, evaluated, verified, refused."""
 
-import os
 import re
-import signal
 
 import numpy as np
 import pandas as pd
@@ -17,16 +15,12 @@ from jobs.terminal.console import Screen
 from pipeline import camlake
 from pipeline.annotate.model import load_model
 from pipeline.arrays.feature_maps import decode, encode
-from pipeline.graph import cluster
-from pipeline.graph.localize_on_ray import work_on_ray
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.models.weights.head_file import Head, HeadCard, head_bytes, probabilities
-from pipeline.outputs.heads.localize import open_localize
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.commit import Committer
 from pipeline.storage.lake.integrity.verify import verify
-from pipeline.storage.lake.records import load_runs
-from schemas.errors import ModelError, Stopped, StoreError, UsageError
+from schemas.errors import ModelError, StoreError, UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.config import StorageConfig
 from schemas.options.head import HeadConfig
@@ -36,27 +30,12 @@ from schemas.options.rebox import ReboxConfig
 from tests.fake_lake import FakeLake, image_id
 from tests.feature_lake import BITS, MAP_HW, OBJECTS, add_run, feature_lake, head_by_hand, maps_of, place_of
 from tests.jobs_on import run_annotate
-
-IMAGES = 12
+from tests.localizing import IMAGES, lake_at, localized, problems
 
 
 @pytest.fixture
 def source(tmp_path):
     return feature_lake(str(tmp_path / "labels"), IMAGES)
-
-
-def localized(source, out="new", **options):
-    place = source.out.removesuffix("labels") + out
-    config = {"labels": source.out, "out": place, "box_rule": "paper", "threshold": 0.5, **options}
-    return localize(LocalizeConfig.resolve(config), Screen())
-
-
-def lake_at(source, out="new"):
-    return camlake.open(source.out.removesuffix("labels") + out)
-
-
-def problems(source, out="new"):
-    return verify(*connect(source.out.removesuffix("labels") + out, StorageConfig())).problems
 
 
 def test_maps_scores_and_boxes_by_hand(source, tmp_path):
@@ -126,73 +105,6 @@ def test_what_a_failed_run_committed_is_done(source, tmp_path, monkeypatch):
     counts = localized(source, head=path).counts
     assert (counts.already_done, counts.planned) == (IMAGES // 2 + 1, IMAGES // 2)
     assert problems(source) == ()
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_ray_writes_the_same_rows_and_goes_on_after_a_failure(source, tmp_path):
-    path, _ = head_by_hand(tmp_path)
-    localized(source, head=path)
-    lost = sorted(source.fs.glob(f"{source.root}/feature_maps/**/*.parquet"))[-1]
-    content = source.fs.cat_file(lost)
-    source.fs.rm_file(lost)
-    with pytest.raises(StoreError, match=r"^\S+\.parquet is missing; `camlake verify` says what else$"):
-        localized(source, "on ray", head=path, engine="ray")
-    source.fs.pipe_file(lost, content)
-    counts = localized(source, "on ray", head=path, engine="ray").counts
-    assert (counts.already_done, counts.planned) == (IMAGES // 2 + 1, IMAGES // 2)
-    assert problems(source, "on ray") == ()
-    with lake_at(source) as local, lake_at(source, "on ray") as ray:
-        for table, of_run in (("images", "run_id, annotated_at"), ("heatmaps", "run_id"), ("boxes", "run_id")):
-            query = f"SELECT * EXCLUDE ({of_run}) FROM {table} ORDER BY ALL"
-            assert ray.sql(query).fetchall() == local.sql(query).fetchall()
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_on_ray_a_signal_commits_what_was_begun(source, tmp_path):
-    for number in range(14):  # Commits of one image, of which the four CPUs of this Ray take eight at a time.
-        add_run(source, [IMAGES + number])
-    path, _ = head_by_hand(tmp_path)
-    options = {"labels": source.out, "out": str(tmp_path / "new"), "head": path, "box_rule": "paper", "threshold": 0.5}
-    seen = []
-
-    def signal_once(done):
-        seen.append(done)
-        if done and not any(seen[:-1]):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Stopped), open_localize(LocalizeConfig.resolve(options)) as opened:
-        work_on_ray(opened, print, signal_once)
-    (run,) = load_runs(*connect(str(tmp_path / "new"), StorageConfig()))
-    committed = run.counts.annotated + run.counts.rejected
-    assert run.status == "interrupted"
-    assert 0 < seen[-1] <= committed < IMAGES + 15
-    assert localized(source, head=path, engine="ray").counts.already_done == committed
-    assert problems(source) == ()
-
-
-def test_where_the_work_is_done(source, tmp_path, monkeypatch):
-    def connects(address):
-        raise UsageError(f"Ray at {address}")
-
-    def place(**options):
-        try:
-            localized(source, str(len(places)), head=path, **options)
-        except UsageError as error:
-            assert not (tmp_path / f"{len(places)}/_runs/manifests").exists()
-            return str(error)
-        return "here"
-
-    path, _ = head_by_hand(tmp_path)
-    monkeypatch.setattr(cluster, "ray_cluster", connects)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    places = []
-    for options in ({}, {"engine": "ray"}, {"address": "ray://x"}, {"engine": "local", "address": "ray://x"}):
-        places.append(place(**options))
-    monkeypatch.setenv("RAY_ADDRESS", "1.2.3.4:6379")
-    places += [place(), place(engine="local")]
-    refusal = "--engine local: allowed: without --address, here 'ray://x'"
-    assert places == ["here", "Ray at None", "Ray at ray://x", refusal, "Ray at None", "here"]
-    assert localized(source, "0", head=path).counts.planned == 0, "nothing to do: no Ray"
 
 
 def test_padding_of_fit_is_cut_off_the_maps(tmp_path):

@@ -39,7 +39,7 @@ class LocalizeConfig(ReboxConfig):
     address: str | None = option(None, "a running Ray cluster; default with Ray: start one here", "Compute")
 
     @model_validator(mode="after")
-    def _check_topk(self) -> Self:
+    def _check_together(self) -> Self:
         if self.box_rule == "heuristic" and self.topk < HEURISTIC_CLASSES:
             raise ValueError(f"--topk {self.topk}: allowed with --box-rule heuristic: {HEURISTIC_CLASSES} or more")
         if self.engine == "local" and self.address:

@@ -119,7 +119,7 @@ def open_localize(
     """Open and plan a run on the new output; the caller calls ``work`` and then finishes the run.
 
     ``say`` gets a line where the run waits. ``prepare`` gets the planned works before the run begins; where it raises,
-    the output has no trace of the run.
+    it never does.
 
     Raises UsageError for a source without feature maps or of another backbone than the head's, and for an output whose
     rows were made with other settings. Raises HeldError while another run holds the output.

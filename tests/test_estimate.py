@@ -8,6 +8,7 @@ from jobs.terminal.console import Screen
 from jobs.terminal.dry_run import print_estimate
 from pipeline.annotate.resources import Machine, plan_compute
 from pipeline.graph.annotate.driver import annotate
+from pipeline.graph.tuning import autotune
 from pipeline.graph.tuning.bench_actor import RunTiming, SizeModel, StageTiming
 from pipeline.graph.tuning.estimate import plan_run, read_offer
 from pipeline.graph.tuning.prediction import RAY_CORES, RAY_START_S, predict
@@ -241,14 +242,15 @@ class TestDryRun:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-def test_a_tuned_run_says_what_it_chose_and_does_it(corpus, tmp_path):
+def test_a_tuned_run_says_what_it_chose_and_does_it(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(autotune, "CPU_BATCHES", (64,))  # One block for two actors; a warning of Ray's is an error.
     options = {"input": str(corpus), "out": str(tmp_path / "out"), "model": "camlake_demo", "max_rejected": 1.0}
     manifest = annotate(config(**options, engine="ray"), Screen(), tune_from=10)
     assert (manifest.counts.annotated, manifest.counts.rejected) == (38, 2)
     resolved = manifest.config["resolved"]
     assert resolved["why"].startswith("measured, images/s of the networks alone: ")
     assert f"batch {resolved['runtime']['batch_size']} " in resolved["why"]
-    assert resolved["runtime"]["batch_size"] in {16, 32, 64, 128}
+    assert resolved["runtime"]["batch_size"] == 64
     assert print_estimate(config(**options, retry_rejected=False, dry_run=True), Screen()) is None  # all is done
 
 

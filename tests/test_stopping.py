@@ -3,58 +3,25 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
-import time
 
 import duckdb
-import psutil
 import pytest
 
 from pipeline.annotate import stopping
 from pipeline.annotate.stopping import raising_at_sigterm, stop_requested
 from pipeline.graph import cluster
-from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.integrity.verify import verify
-from pipeline.storage.lake.records import load_runs
 from schemas.errors import Stopped, StoreError
 from schemas.options.config import StorageConfig
-from tests.jobs_on import ROOT, command, run_annotate
-from tests.killing import LOOKS_EVERY_S
-
-N_IMAGES = 160
-WITHIN_S = 20
+from tests.jobs_on import run_annotate
+from tests.stopping_jobs import N_IMAGES, stopped_job
 
 
 def not_called():
     raise AssertionError("the end took too long")
-
-
-def decided(metrics):
-    """Return how many images the workers had annotated, from the file of ``--metrics``."""
-    (line,) = [line for line in metrics.read_text().splitlines() if line.startswith("camlake_images_total{")]
-    return float(line.split()[-1])
-
-
-def stopped(images, out, engine, number):
-    """Return a command's exit status and standard error after a signal at its first commit, and the seconds it took."""
-    words = command("annotate", images, "--out", out, "--model", "camlake_demo", "--topk", 2, "--actors", 1)
-    words += ["--batch-size", "2", "--images-per-commit", "8", "--precision", "fp32", "--engine", engine]
-    words += ["--box-rule", "paper", "--metrics", str(out.parent / "run.prom")]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        while not list(out.glob("_runs/*/commits/*.json")):
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(LOOKS_EVERY_S)
-        family = psutil.Process(process.pid).children(recursive=True)
-        asked_s = time.monotonic()
-        process.send_signal(number)
-        _, said = process.communicate(timeout=120)
-        took_s = time.monotonic() - asked_s
-        _, alive = psutil.wait_procs(family, timeout=30)
-        assert not alive
-    return process.returncode, said.splitlines()[-1], took_s
 
 
 @pytest.mark.parametrize(
@@ -67,21 +34,19 @@ def stopped(images, out, engine, number):
     ],
 )
 def test_a_stopped_run_is_in_order_and_goes_on(tmp_path, engine, number):
-    write_corpus(tmp_path, N_IMAGES, seed=5, size_hw=(48, 64), broken=0)
-    out = tmp_path / "out"
-    status, said, took_s = stopped(tmp_path / "images", out, engine, number)
-    assert (status, said) == (Stopped.exit_status, "camlake: stopped; run the same command again to go on")
-    assert took_s < WITHIN_S
-    fs, root = connect(str(out), StorageConfig())
-    (run,) = load_runs(fs, root)
+    ending, run, decided = stopped_job(tmp_path, engine, number)
+    assert ending.status == Stopped.exit_status
+    assert ending.last_line == "camlake: stopped; run the same command again to go on"
+    assert ending.left == []
     assert run.status == "interrupted"
     assert 8 <= run.counts.annotated <= N_IMAGES
-    assert run.counts.annotated >= decided(tmp_path / "run.prom")
+    assert run.counts.annotated >= decided
+    out = tmp_path / "out"
     (lease,) = out.glob("_runs/lease/*.json")
     assert json.loads(lease.read_text())["released"]
     counts = run_annotate(tmp_path / "images", out).counts
     assert (counts.already_done, counts.annotated) == (run.counts.annotated, N_IMAGES - run.counts.annotated)
-    assert verify(fs, root).problems == ()
+    assert verify(*connect(str(out), StorageConfig())).problems == ()
 
 
 def test_the_first_signal_asks_and_the_second_one_ends():

@@ -1,5 +1,7 @@
 """The command line of all verbs: options from a configuration class, one-line errors, progress, exit statuses."""
 
+import atexit
+import gc
 import inspect
 import logging
 import os
@@ -120,6 +122,7 @@ def main(app: typer.Typer | Callable[..., None]) -> None:
         single.command()(app)
         app = single
     logging.captureWarnings(True)
+    atexit.register(gc.freeze)  # Python's last look for garbage among torch's and Ray's objects takes over a second.
     try:
         status = app(standalone_mode=False)
     except typer.TyperException as error:

@@ -12,7 +12,7 @@ from schemas.errors import Stopped, StoreError
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GIVE_UP_S = 16.0
 """How long a command may take to end in order after a signal; a spot notice or an eviction leaves some 20 s or more."""
-DRAIN_S = 8.0
+DRAIN_S = 10.0
 """How long after a signal the work that was begun may take until it is committed."""
 _asked = threading.Event()
 """Set by the first signal of a command."""

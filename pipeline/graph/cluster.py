@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.machinery import PathFinder
@@ -152,3 +153,5 @@ def _quiet() -> None:
     context.enable_progress_bars = False  # The job reports its own progress.
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Few images can be one block for two actors.
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)

@@ -1,9 +1,16 @@
-"""Each format, opened by its own library: boxes within 1/1000 pixel, classes and scores are those of the output."""
+"""Each format, opened by its own library: boxes within 1/1000 pixel, classes and scores are those of the output.
+
+The libraries of ``tests.export_readers`` bring an OpenCV of their own, so they have an environment of their own:
+EXPORT_READERS_PYTHON names its Python, after ``python -m venv e && e/bin/pip install supervision datumaro
+label-studio-sdk``. ``.ci/run`` makes one.
+"""
 
 import csv
 import gc
 import io
 import json
+import os
+import subprocess
 import tarfile
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,6 +24,7 @@ import yaml
 from pycocotools.coco import COCO
 
 from pipeline.outputs import reader as camlake
+from pipeline.outputs.export.formats.cvat import task_name
 from pipeline.outputs.export.registry import format_names
 from pipeline.outputs.export.writer import load_format
 from tests.export_lake import HOSTILE, Told, export, make_lake, write_pictures
@@ -55,14 +63,14 @@ def rows(lake):
     return images
 
 
-def same(found, rows, *, scores=True, background=False, clean=str):
+def same(found, rows, *, scores=True, background=False, atol=1e-3):
     """``found`` has for each image_id the list of (name, four sides, score)."""
     expected = {key: boxes for key, (_, boxes) in rows.items() if boxes or background}
     assert set(found) == set(expected)
     for key, boxes in expected.items():
-        assert [box[0] for box in found[key]] == [clean(box[0]) for box in boxes]
+        assert [box[0] for box in found[key]] == [box[0] for box in boxes]
         for (_, sides, score), (_, true_sides, true_score) in zip(found[key], boxes, strict=True):
-            np.testing.assert_allclose(sides, true_sides, rtol=0, atol=1e-3)
+            np.testing.assert_allclose(sides, true_sides, rtol=0, atol=atol)
             assert not scores or np.float32(score) == np.float32(true_score)
 
 
@@ -116,7 +124,7 @@ def yolo_boxes(folder, split):
     return found
 
 
-def test_yolo_as_ultralytics_reads_it(lake, rows, tmp_path, capsys):
+def test_yolo_by_its_rules(lake, rows, tmp_path, capsys):
     export(lake, tmp_path / "yolo", "yolo", background=True)
     same(yolo_boxes(tmp_path / "yolo", "train"), rows, scores=False, background=True)
     assert "No split is called val: val is train here" in (tmp_path / "yolo/data.yaml").read_text(encoding="utf-8")
@@ -169,7 +177,7 @@ def test_hugging_face_by_datasets(lake, rows, tmp_path, monkeypatch):
 
 
 def test_label_studio(lake, rows, tmp_path):
-    """The fields of Label Studio's tasks with predictions; its SDK is too large to be installed for one file."""
+    """The fields of Label Studio's tasks with predictions."""
     export(lake, tmp_path / "ls", "labelstudio")
     config = ElementTree.parse(tmp_path / "ls/labeling-config.xml").getroot()
     labels = [one.get("value") for one in config.iter("Label")]
@@ -200,11 +208,11 @@ def test_cvat(lake, rows, tmp_path):
     tree = ElementTree.parse(tmp_path / "cvat/train/annotations.xml").getroot()
     assert tree.findtext("version") == "1.1"
     assert [one.findtext("name") for one in tree.iter("label")] == [label for _, label in sorted(HOSTILE.items())]
-    by_uri = {uri: image_id for image_id, (uri, _) in rows.items()}
+    by_name = {uri.lstrip("/"): image_id for image_id, (uri, _) in rows.items()}
     found = {}
     for number, image in enumerate(tree.findall("image")):
         assert (image.get("id"), image.get("width"), image.get("height")) == (str(number), str(W), str(H))
-        found[by_uri[image.get("name")]] = [
+        found[by_name[image.get("name")]] = [
             (
                 one.get("label"),
                 [float(one.get(side)) for side in ("xtl", "ytl", "xbr", "ybr")],
@@ -252,3 +260,39 @@ def test_csv(lake, rows, tmp_path):
             assert float(row["threshold"]) == 0.5
             assert row["method"] == "cam"
     same(found, rows, background=True)
+
+
+@pytest.mark.parametrize(
+    ("uri", "input_url", "name"),
+    [
+        ("s3://bucket/photos/a.jpg", "s3://bucket/photos/", "photos/a.jpg"),
+        ("/data/photos/cats/a.jpg", "/data/photos", "cats/a.jpg"),
+        ("/data/photos/a.jpg", "elsewhere", "data/photos/a.jpg"),
+    ],
+)
+def test_a_task_of_cvat_finds_its_pictures(uri, input_url, name):
+    assert task_name(uri, input_url) == name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("reader", "to", "images"),
+    [
+        ("supervision_coco", "coco", "copy"),
+        ("supervision_yolo", "yolo", "copy"),
+        ("supervision_voc", "voc", "copy"),
+        ("datumaro_cvat", "cvat", "copy"),
+        ("label_studio", "labelstudio", None),
+    ],
+)
+def test_the_library_of_the_tool_reads_it(lake, rows, tmp_path, reader, to, images):
+    python = os.environ.get("EXPORT_READERS_PYTHON")
+    if not python:
+        pytest.skip("no supervision, Datumaro, Label Studio SDK: EXPORT_READERS_PYTHON names no Python that has them")
+    export(lake, tmp_path / "out", to, **({"images": images} if images else {}))
+    words = [python, Path(__file__).with_name("export_readers.py"), reader, tmp_path / "out"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert not done.returncode, done.stderr
+    read = json.loads(done.stdout.splitlines()[-1])
+    found = {key: [(name, sides, None) for name, *sides in boxes] for key, boxes in read.items()}
+    same(found, rows, scores=False, atol=0.005 if reader == "datumaro_cvat" else 1e-3)  # Datumaro has two decimals.

@@ -6,33 +6,22 @@ import os
 import tarfile
 from pathlib import Path
 
-import cv2
 import fsspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from jobs.rebox import rebox
 from jobs.terminal.console import Screen
-from pipeline.images.mask_decoding import run_length_mask
-from pipeline.models.localize.box_rules import BoxRule, boxes_in_pixels, cut_maps
-from pipeline.models.localize.foreground import Foreground, ForegroundCard, foreground_bytes
 from pipeline.outputs.export import selection
 from pipeline.outputs.export.destination import begin
 from pipeline.outputs.export.formats import csv as csv_format
-from pipeline.outputs.export.masks import _component
 from schemas.errors import RejectedShareError, StoreError, UsageError
 from schemas.options.config import StorageConfig
 from schemas.options.rebox import ReboxConfig
-from tests.export_lake import HEAT, Told, export, make_lake, write_pictures
-from tests.fake_lake import MODEL, FakeLake
+from tests.export_lake import Told, export, make_lake, write_pictures
+from tests.fake_lake import FakeLake
 
 W, H = 64, 48
 CUT = (1.25 * W / 3, (1.5 - 0.5 / 1.2) * H / 2, W, H)
@@ -114,79 +103,6 @@ def test_an_output_of_rebox_finds_its_pictures_in_the_plans_of_its_source(lake, 
     document = json.loads((tmp_path / "out/annotations/instances_train.json").read_text())
     assert [one["segmentation"] for one in document["annotations"]] == [[], [], []]
     assert "OUT does not store the maps that its boxes were cut from: boxes get no masks" in capsys.readouterr().err
-
-
-def test_a_mask_is_the_map_where_it_reaches_the_threshold(lake, tmp_path):
-    export(lake, tmp_path / "out", "coco")
-    document = json.loads((tmp_path / "out/annotations/instances_train.json").read_text())
-    heat = (np.array(HEAT["heat"], np.float32) / 255 * 2 - 1).reshape(2, 3)
-    expected = cv2.resize(heat, (W, H), interpolation=cv2.INTER_LINEAR) >= 0.5
-    for one in document["annotations"]:
-        mask = run_length_mask(one["segmentation"]["counts"], one["segmentation"]["size"])
-        np.testing.assert_array_equal(mask, expected)
-        assert one["area"] == expected.sum()
-        assert np.abs(coco_mask.toBbox(one["segmentation"]) - one["bbox"]).max() <= 1
-    export(lake, tmp_path / "without", "coco", masks=False)
-    document = json.loads((tmp_path / "without/annotations/instances_train.json").read_text())
-    assert {(str(one["segmentation"]), one["area"] > 0) for one in document["annotations"]} == {("[]", True)}
-
-
-def test_each_component_has_its_own_mask(tmp_path):
-    """Of the map 1 0 0 0.9 the two ends, and a box without a pixel's centre, which has none."""
-    write_pictures(tmp_path / "in", {"a.jpg": (W, H)})
-    heat = {"heat_h": 1, "heat_w": 4, "heat_min": 0.0, "heat_max": 1.0, "heat": [255, 0, 0, 230]}
-    boxes = [
-        Told(20, (0, 0, 16, H)),
-        Told(20, (48 + 16 / 9 * 0.4, 0, W, H), component=1),
-        Told(20, (30.1, 20.1, 30.2, 20.2), component=2),
-    ]
-    lake = make_lake(tmp_path / "labels", [tmp_path / "in"], (W, H), {"a.jpg": boxes}, heat=heat)
-    export(lake, tmp_path / "out", "coco")
-    document = json.loads((tmp_path / "out/annotations/instances_train.json").read_text())
-    first, second, third = (one["segmentation"] for one in document["annotations"])
-    np.testing.assert_array_equal(coco_mask.toBbox(first), [0, 0, 16, H])
-    np.testing.assert_allclose(coco_mask.toBbox(second), [49, 0, 15, H], atol=1)
-    assert third == []
-
-
-@settings(deadline=None)
-@given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 1)))
-def test_the_component_is_the_one_that_reaches_furthest(crop):
-    assume(crop.any())
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(crop, connectivity=8)
-    reach = [(int(width) * int(height), int(area), at) for at, (_, _, width, height, area) in enumerate(stats) if at]
-    np.testing.assert_array_equal(_component(crop), labels == max(reach)[2])
-
-
-def test_masks_of_fused_maps_fit_the_boxes_that_were_cut_from_them(tmp_path):
-    write_pictures(tmp_path / "in", {"a.jpg": (W, H)})
-    card = ForegroundCard("tiny", "0" * 64, "x", (3, 3))
-    foreground = Foreground(card, torch.zeros(2), torch.ones(2))
-    figure = {"fg_h": 3, "fg_w": 3, "fg_min": -1.0, "fg_max": 2.0, "fg": [0, 90, 30, 60, 255, 80, 10, 50, 40]}
-    ground = np.array(figure["fg"], np.float32).reshape(1, 3, 3) / 255 * 3 - 1
-    heat = (np.array(HEAT["heat"], np.float32) / 255 * 2 - 1).reshape(1, 1, 2, 3)
-    fused = foreground.fused(torch.from_numpy(heat), torch.from_numpy(ground))[:, 0].numpy()
-    rule = BoxRule("auto", (0.6,), 0.0)
-    cut = cut_maps(rule, fused, np.array([0]), np.array([0]), np.array([[H, W]]))
-    box = boxes_in_pixels(rule, [cut]).xyxy[0].tolist()
-    lake = make_lake(
-        tmp_path / "labels",
-        [tmp_path / "in"],
-        (W, H),
-        {"": [Told(20, tuple(box), threshold=0.6)]},
-        figure=figure,
-        settings={"box_rule": "auto", "foreground": foreground.digest},
-    )
-    with pytest.raises(StoreError, match="the figure/ground direction of the maps is lost or changed; --no-masks"):
-        export(lake, tmp_path / "out", "coco")
-    assert not (tmp_path / "out").exists()
-    place = tmp_path / f"labels/_foreground/model={MODEL}.safetensors"
-    place.parent.mkdir()
-    place.write_bytes(foreground_bytes(foreground))
-    export(lake, tmp_path / "out", "coco")
-    (found,) = json.loads((tmp_path / "out/annotations/instances_train.json").read_text())["annotations"]
-    assert np.abs(coco_mask.toBbox(found["segmentation"]) - found["bbox"]).max() <= 1
-    assert 0 < found["bbox"][2] < W
 
 
 @pytest.mark.parametrize("images", ["reference", "copy"])

@@ -4,17 +4,17 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
 from pipeline.arrays.figure_ground import min_max
 from pipeline.arrays.figures import THRESHOLDS, sweep_maps
 from pipeline.arrays.foreground_scores import of_means
-from pipeline.arrays.maps import dequantize, quantize
+from pipeline.arrays.maps import quantize
 from pipeline.arrays.metrics import IOU_DELTA, Convention, Floats, Ints
 from pipeline.models.localize.foreground import Foreground
 from pipeline.outputs.reader import Lake
+from pipeline.outputs.stored_maps import map_shapes, map_values
 from pipeline.outputs.truth_join import TRUE_ROWS, Match, matched
 from pipeline.storage.truth.truth import Truth
 
@@ -54,21 +54,15 @@ def _rows(lake: Lake, match: Match) -> pa.Table:
 
 def _chunks(rows: pa.Table, foreground: Foreground | None) -> Iterator[tuple[NDArray[np.uint8], Ints]]:
     """Yield the maps (n, h, w) in 256 steps with their pairs (n,), maps of one size together."""
-    shapes = np.stack([rows[name].to_numpy() for name in ("heat_h", "heat_w", "fg_h", "fg_w")], axis=1)
+    shapes = np.concatenate([map_shapes(rows, "heat"), map_shapes(rows, "fg")], axis=1)
     for shape in np.unique(shapes, axis=0):
         same = np.flatnonzero((shapes == shape).all(axis=1))
         for start in range(0, len(same), _MAPS_AT_ONCE):
             part = rows.take(pa.array(same[start : start + _MAPS_AT_ONCE]))
-            maps = _values(part, "heat", shape[:2])
+            maps = torch.from_numpy(map_values(part, "heat"))[:, None]
             if foreground:
-                maps = foreground.fused(maps, _values(part, "fg", shape[2:])[:, 0])
+                maps = foreground.fused(maps, torch.from_numpy(map_values(part, "fg")))
             yield quantize(min_max(maps)[:, 0].numpy())[0], part["pair"].to_numpy()
-
-
-def _values(rows: pa.Table, name: str, size_hw: NDArray[np.int64]) -> torch.Tensor:
-    """Return stored maps (n, 1, h, w)."""
-    stored = pc.list_flatten(rows[name]).to_numpy().reshape(-1, *size_hw.tolist())
-    return torch.from_numpy(dequantize(stored, rows[f"{name}_min"].to_numpy(), rows[f"{name}_max"].to_numpy()))[:, None]
 
 
 def _sentences(plain: Floats, fused: Floats, place: int, image: Ints) -> tuple[str, ...]:

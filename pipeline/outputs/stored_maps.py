@@ -184,31 +184,31 @@ def _cut(cutting: Cutting, maps: pa.Table, figures: pa.Table | None, sizes_hw: N
     ``figures`` holds the rows of foreground for the maps' images; None where the maps are not fused.
     """
     rule, foreground = cutting.rule, cutting.foreground
-    shapes = _shapes(maps, "heat")
+    shapes = map_shapes(maps, "heat")
     if figures is not None:
         figure = pc.index_in(maps["image_id"], figures["image_id"].combine_chunks()).to_numpy().astype(np.int64)
-        shapes = np.concatenate([shapes, _shapes(figures, "fg")[figure]], axis=1)
+        shapes = np.concatenate([shapes, map_shapes(figures, "fg")[figure]], axis=1)
     ranks = maps["rank"].to_numpy().astype(np.int64)
     for shape in np.unique(shapes, axis=0):
         same = np.flatnonzero((shapes == shape).all(axis=1))
         at_once = max(1, _CUT_CELLS // (int(shape.reshape(-1, 2).prod(axis=1).max()) * len(rule.thresholds)))
         for start in range(0, len(same), at_once):
             own = same[start : start + at_once]
-            cells = _values(maps.take(pa.array(own)), "heat")
+            cells = map_values(maps.take(pa.array(own)), "heat")
             if figures is not None and foreground:
-                ground = _values(figures.take(pa.array(figure[own])), "fg")
+                ground = map_values(figures.take(pa.array(figure[own])), "fg")
                 cells = foreground.fused(torch.from_numpy(cells)[:, None], torch.from_numpy(ground))[:, 0].numpy()
             yield cut_maps(rule, cells, own, ranks[own], sizes_hw[own])
 
 
-def _shapes(rows: pa.Table, name: str) -> NDArray[np.int64]:
+def map_shapes(rows: pa.Table, name: str) -> NDArray[np.int64]:
     """Return (N, 2): the numbers of rows and columns of stored maps; ``name`` is heat or fg."""
     return np.stack([rows[f"{name}_{side}"].to_numpy() for side in ("h", "w")], axis=1).astype(np.int64)
 
 
-def _values(rows: pa.Table, name: str) -> NDArray[np.float32]:
+def map_values(rows: pa.Table, name: str) -> NDArray[np.float32]:
     """Return stored maps (N, h, w) float32, which all have one size; ``name`` is heat or fg."""
-    height, width = _shapes(rows, name)[0].tolist()
+    height, width = map_shapes(rows, name)[0].tolist()
     stored = pc.list_flatten(rows[name]).to_numpy().reshape(-1, height, width)
     return dequantize(stored, rows[f"{name}_min"].to_numpy(), rows[f"{name}_max"].to_numpy())
 

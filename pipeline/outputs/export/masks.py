@@ -1,6 +1,7 @@
 """The part of a class map that gave each box, at the size of its image, as COCO's run lengths."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -14,14 +15,14 @@ from pycocotools import mask as coco_mask
 from pipeline.arrays.figure_ground import min_max
 from pipeline.models.localize.foreground import Foreground, foreground_of
 from pipeline.outputs.export.batches import Batch
-from pipeline.outputs.reader import heatmap
+from pipeline.outputs.stored_maps import map_shapes, map_values
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.whole_objects import read_whole
 from schemas.errors import StoreError
 from schemas.runs import RunManifest
 from schemas.url_secrets import safe_url
 
-_MAP_COLUMNS = ("heat_h", "heat_w", "heat_min", "heat_max", "heat", "fg_h", "fg_w", "fg_min", "fg_max", "fg")
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 class Masks:
@@ -37,35 +38,40 @@ class Masks:
         A pixel is inside where the map, interpolated to the image's size, reaches the box's threshold, and where it is
         connected with the box's part of the map. A box without a stored map has no mask.
         """
-        names = [name for name in _MAP_COLUMNS if name in batch.boxes.schema.names]
-        sizes = zip(*(batch.images[name].to_pylist() for name in ("height_px", "width_px")), strict=True)
-        size_of = np.repeat(np.array(list(sizes), np.int64).reshape(-1, 2), np.diff(batch.offsets), axis=0).tolist()
-        image_of = np.repeat(np.arange(len(batch)), np.diff(batch.offsets)).tolist()
-        found: list[dict[str, Any] | None] = []
-        known, surface = None, np.empty((0, 0), np.float32)
-        for row, image, (height, width) in zip(_rows(batch.boxes, names), image_of, size_of, strict=True):
-            if row["heat"] is None or not row["threshold"]:
-                found.append(None)
-                continue
-            if known != (image, row["class_id"]):  # The boxes of one map follow each other.
-                known, surface = (image, row["class_id"]), self._surface(row, (height, width))
-            found.append(_encoded(surface >= row["threshold"], row))
+        sizes = np.stack([batch.images[name].to_numpy() for name in ("width_px", "height_px")], axis=1)
+        sizes = np.repeat(sizes, np.diff(batch.offsets), axis=0)
+        sides = np.stack([batch.boxes[name].to_numpy() for name in _SIDES], axis=1)
+        starts = sides[:, :2].astype(np.int64)
+        ends = np.minimum(np.ceil(sides[:, 2:]).astype(np.int64), sizes)
+        thresholds = batch.boxes["threshold"].to_numpy()
+        found: list[dict[str, Any] | None] = [None] * len(batch.boxes)
+        needed = ("heat",) if self._foreground is None else ("heat", "fg")
+        stored = [batch.boxes[name].is_valid().to_numpy() for name in needed]
+        mapped = np.flatnonzero(np.all([thresholds != 0, *stored], axis=0))
+        for own, shares in self._shares(batch.boxes.take(pa.array(mapped))):
+            rows = mapped[own]
+            places = zip(*(each[rows].tolist() for each in (starts, ends, sizes)), strict=True)
+            for row, cells, threshold, place in zip(rows.tolist(), shares, thresholds[rows], places, strict=True):
+                found[row] = _mask(cells, threshold, *place)
         return found
 
-    def _surface(self, row: Mapping[str, Any], size_hw: tuple[int, int]) -> NDArray[np.float32]:
-        """Return (W, H) the map at the image's size, in shares of the maximum; one without a positive value is all 0.
+    def _shares(self, boxes: pa.Table) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Yield places (n,) in ``boxes`` and their maps (n, w, h) in shares of each one's maximum.
 
-        Its columns lie one after the other, as in run lengths.
+        The columns of a map lie one after the other, as in run lengths. One without a positive value is all 0.
         """
-        cells = heatmap(row)
+        shapes = map_shapes(boxes, "heat")
         if self._foreground is not None:
-            figure = {f"heat{name.removeprefix('fg')}": row[name] for name in _MAP_COLUMNS if name.startswith("fg")}
-            maps, figures = (torch.from_numpy(one)[None, None] for one in (cells, heatmap(figure)))
-            cells = self._foreground.fused(maps, figures[0])[0, 0].numpy()
-        cells = min_max(torch.from_numpy(cells)[None])[0].numpy() if self._scaled else cells
-        maximum = float(cells.max())
-        shares = np.ascontiguousarray((cells / maximum if maximum > 0 else np.zeros_like(cells)).T)
-        return np.asarray(cv2.resize(shares, size_hw, interpolation=cv2.INTER_LINEAR), np.float32)
+            shapes = np.concatenate([shapes, map_shapes(boxes, "fg")], axis=1)
+        for shape in np.unique(shapes, axis=0):
+            own = np.flatnonzero((shapes == shape).all(axis=1))
+            rows = boxes.take(pa.array(own))
+            cells = torch.from_numpy(map_values(rows, "heat"))
+            if self._foreground is not None:
+                cells = self._foreground.fused(cells[:, None], torch.from_numpy(map_values(rows, "fg")))[:, 0]
+            cells = min_max(cells) if self._scaled else cells
+            highest = cells.amax((1, 2), keepdim=True)
+            yield own, (cells / highest).where(highest > 0, 0.0).transpose(1, 2).contiguous().numpy()
 
 
 def masks_of(run: RunManifest, fs: AbstractFileSystem, root: str) -> Masks:
@@ -83,28 +89,32 @@ def masks_of(run: RunManifest, fs: AbstractFileSystem, root: str) -> Masks:
     return Masks(run.settings.get("box_rule") == "auto", foreground)
 
 
-def _rows(boxes: pa.Table, names: list[str]) -> Iterator[dict[str, Any]]:
-    columns = ["class_id", "threshold", "xmin", "ymin", "xmax", "ymax", *names]
-    values = []
-    for name in columns:
-        column = boxes[name].combine_chunks()
-        lists = pa.types.is_list(column.type)
-        values.append(column.to_numpy(zero_copy_only=False) if lists else column.to_pylist())
-    return (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
+def _mask(
+    cells: NDArray[np.float32], threshold: np.float32, start_xy: list[int], end_xy: list[int], size_wh: list[int]
+) -> dict[str, Any] | None:
+    """Return the run lengths of the box's part of a map (w, h); None where it has no pixel.
 
-
-def _encoded(inside: NDArray[np.bool_], row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the run lengths of the component of ``inside`` (W, H) that gave the box; None where it has no pixel."""
-    width, height = inside.shape
-    left, top = int(row["xmin"]), int(row["ymin"])
-    right, bottom = min(width, int(np.ceil(row["xmax"]))), min(height, int(np.ceil(row["ymax"])))
-    crop = inside[left:right, top:bottom].astype(np.uint8, order="C")
-    if not crop.any():
+    Only the box is interpolated: bilinear, as ``cv2.resize`` does it, with one matrix for each side.
+    """
+    (left, top), (right, bottom), (width, height) = start_xy, end_xy, size_wh
+    of_x, of_y = _weights(cells.shape[0], width)[left:right], _weights(cells.shape[1], height)[top:bottom]
+    inside = of_x @ (cells @ of_y.T) >= threshold
+    if not inside.any():
         return None
-    mask = np.zeros((width, height), np.uint8)
-    mask[left:right, top:bottom] = _component(crop)
-    runs = coco_mask.encode(mask.T)
+    columns = np.zeros((right - left) * height + 2, np.uint8)
+    columns[1:-1].reshape(-1, height)[:, top:bottom] = _component(inside.view(np.uint8))
+    ends = np.flatnonzero(columns[1:] != columns[:-1]) + left * height
+    counts = np.diff(np.concatenate([[0], ends, [width * height]]))
+    runs = coco_mask.frPyObjects(
+        {"counts": counts[: len(counts) - (counts[-1] == 0)], "size": [height, width]}, height, width
+    )
     return {"size": [height, width], "counts": runs["counts"].decode("ascii")}
+
+
+@lru_cache(128)
+def _weights(cells: int, pixels: int) -> NDArray[np.float32]:
+    """Return (pixels, cells): the shares of the cells in each pixel of a side."""
+    return np.asarray(cv2.resize(np.eye(cells, dtype=np.float32), (cells, pixels)), np.float32)
 
 
 def _component(crop: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.bool_]:

@@ -12,6 +12,7 @@ class CvatWriter:
     def __init__(self, job: Job, dest: Destination, split: str) -> None:
         """Begin the file with the labels."""
         self._by_uri, self._images = job.images == "reference", 0
+        self._input = str(job.run.config.get("input", ""))
         self._file = dest.open(f"{split}/annotations.xml")
         labels = "".join(map(_label, job.classes.names))
         head = (
@@ -30,12 +31,26 @@ class CvatWriter:
         self._file.close()
 
     def _image(self, record: ImageRecord) -> str:
-        name = xml_text(record.uri if self._by_uri else record.file)
+        name = xml_text(task_name(record.uri, self._input) if self._by_uri else record.file)
         number, self._images = self._images, self._images + 1
         return (
             f'<image id="{number}" name="{name}" width="{record.width_px}" height="{record.height_px}">\n'
             f"{''.join(map(_box, record.boxes))}</image>\n"
         )
+
+
+def task_name(uri: str, input_url: str) -> str:
+    """Return the name that a picture has in a task of CVAT's: its key in the bucket, or its path in the input's folder.
+
+    >>> task_name("s3://bucket/photos/a.jpg", "s3://bucket/photos/")
+    'photos/a.jpg'
+    >>> task_name("/data/photos/cats/a.jpg", "/data/photos")
+    'cats/a.jpg'
+    """
+    _, is_url, place = uri.partition("://")
+    if is_url:
+        return place.partition("/")[2]
+    return uri.removeprefix(input_url.rstrip("/")).lstrip("/")
 
 
 def _label(name: str) -> str:
@@ -53,4 +68,9 @@ def _box(box: Box) -> str:
     return f'  <box label="{xml_text(box.name)}" source="auto" occluded="0" {corners} z_order="0">{score}</box>\n'
 
 
-FORMAT = Format(CvatWriter, ("reference", "link", "copy"), folder="{split}/images")
+FORMAT = Format(
+    CvatWriter,
+    ("reference", "link", "copy"),
+    folder="{split}/images",
+    notes=("CVAT finds pictures by name: make its task of the same bucket, of the same folder, or of copied pictures",),
+)

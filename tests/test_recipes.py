@@ -54,11 +54,18 @@ def test_words_and_shapes_lie_in_their_boxes(seed):
     assert len(fonts()) > 3
 
 
+def test_a_map_points_at_the_centre_of_mass_around_its_greatest_cell():
+    heat = np.zeros((2, 8), np.float32)
+    heat[0] = [0, 1, 4, 3, 0, 0, 0, 3]  # Above the middle, 2, are 2 and 1; the last cell is too far away.
+    assert Looked("a.jpg", 0, 0.9, heat, (20, 80)).point_xy == pytest.approx((25 + 10 / 3, 5))
+    assert Looked("a.jpg", 0, 0.9, np.ones((7, 7), np.float32), (70, 70)).point_xy == (10, 10)
+
+
 def test_scores_by_hand(tmp_path):
     heat = np.zeros((2, 4), np.float32)
     heat[1, 2] = 1
     one = Looked("a.jpg", 0, 0.9, heat, (40, 80))
-    assert one.peak_xy == (50, 30)
+    assert one.point_xy == (50, 30)
     assert points_in((50, 30), np.array([[0.0, 0, 5, 5], [50, 30, 51, 31]]))
     assert not points_in((50, 30), np.array([[0.0, 0, 50, 40]]))
     pictures = Pictures(tmp_path, positive={"a.jpg", "b.jpg"})

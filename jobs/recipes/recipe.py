@@ -1,7 +1,7 @@
 """What all recipes do: annotate pictures once, fit a head for each seed, and score where its maps point.
 
-A map points at the centre of its greatest cell. Figures are means over the test pictures of all seeds, with 95 %
-intervals by resampling these pictures.
+A map points at the centre of mass around its greatest cell. Figures are means over the test pictures of all seeds, with
+95 % intervals by resampling these pictures.
 """
 
 import csv
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 RESAMPLES = 2000
+REACH = 1 / 7
+"""How far around its greatest cell a map is looked at to say where it points, in shares of its sides.
+
+Chosen on the pictures that heads for words were fitted on (14x14 cells of 448 pixels, one seed): the greatest cell's
+centre lay in .61 of them on a word, the centre of mass one cell around it in .72, two cells around it in .79.
+"""
 _SHOWN = 24
 
 
@@ -77,11 +83,20 @@ class Looked:
     size_hw: tuple[int, int]
 
     @property
-    def peak_xy(self) -> tuple[float, float]:
-        """The centre of the greatest cell in pixels."""
-        rows, columns = self.heat.shape
-        row, column = np.unravel_index(int(self.heat.argmax()), self.heat.shape)
-        return (float(column) + 0.5) / columns * self.size_hw[1], (float(row) + 0.5) / rows * self.size_hw[0]
+    def point_xy(self) -> tuple[float, float]:
+        """Where the map points, in pixels: the centre of mass around its greatest cell.
+
+        A cell is wider than a word is high, so its centre alone misses. Each cell at most REACH of the map's sides away
+        counts by what it has above the middle of the map's range.
+        """
+        shape, around = self.heat.shape, []
+        for place, side in zip(np.unravel_index(int(self.heat.argmax()), shape), shape, strict=True):
+            reach = max(1, round(REACH * side))
+            around.append(slice(max(0, int(place) - reach), min(side, int(place) + reach + 1)))
+        mass = np.maximum(self.heat - (self.heat.max() + self.heat.min()) / 2, 0)[tuple(around)].astype(np.float64)
+        mass = mass if mass.any() else np.ones_like(mass)
+        y, x = ((np.mgrid[tuple(around)] + 0.5) * mass / mass.sum()).sum(axis=(1, 2))
+        return float(x) / shape[1] * self.size_hw[1], float(y) / shape[0] * self.size_hw[0]
 
     @property
     def box(self) -> NDArray[np.float64] | None:
@@ -165,7 +180,7 @@ def scores(found: Sequence[Looked], pictures: Pictures, baselines: Mapping[str, 
     from pipeline.arrays.ranking import roc_auc
 
     with_it = [one for one in found if one.name in pictures.positive]
-    hits = np.array([points_in(one.peak_xy, pictures.boxes[one.name]) for one in with_it])
+    hits = np.array([points_in(one.point_xy, pictures.boxes[one.name]) for one in with_it])
     figures: dict[str, Any] = {"test pictures with it": len(with_it), "pointing": mean(hits)}
     for name, (x, y) in baselines.items():
         fixed = np.array(
@@ -225,14 +240,16 @@ def report(
         for one in some
     }
     notes = [f"{name}: {value}" for name, value in shown.items()]
-    notes.append(f"The value is {value}, the small square the cell that the map points at.")
+    notes.append(
+        f"The value is {value}, the small square, as large as a cell, is around the point that the map points at."
+    )
     (out / "page.html").write_bytes(page(title, notes, list(sections), ranked, seen))
     screen.result(f"{out / 'page.html'}, {out / 'results.json'}", **figures)
 
 
 def _spot(one: Looked) -> tuple[float, float, float, float]:
-    """Return the cell that a map points at, in pixels."""
-    (x, y), (rows, columns) = one.peak_xy, one.heat.shape
+    """Return a square as large as a cell around the point that a map points at, in pixels."""
+    (x, y), (rows, columns) = one.point_xy, one.heat.shape
     half_w, half_h = one.size_hw[1] / columns / 2, one.size_hw[0] / rows / 2
     return x - half_w, y - half_h, x + half_w, y + half_h
 

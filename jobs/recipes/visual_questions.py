@@ -168,11 +168,11 @@ def table(answered: dict[str, list[Answered]], found: Sequence[Looked], pictures
         figures |= {f"{kind}: accuracy, {name}": mean(right[name, kind]) for name in _SETS}
         difference = right["features", kind].astype(int) - right["question alone", kind]
         figures[f"{kind}: features − question alone"] = mean(difference)
-    hits = np.array([points_in(one.peak_xy, pictures.boxes[one.name]) for one in found])
+    hits = np.array([points_in(one.point_xy, pictures.boxes[one.name]) for one in found])
     centre = np.array([points_in((_SIDE_PX / 2, _SIDE_PX / 2), pictures.boxes[one.name]) for one in found])
-    figures["what: peak of the answer's map in the object"] = mean(hits)
+    figures["what: the answer's map points into the object"] = mean(hits)
     figures["what: the centre in the object"] = mean(centre)
-    figures["what: peak − centre"] = mean(hits.astype(int) - centre)
+    figures["what: pointing − centre"] = mean(hits.astype(int) - centre)
     return figures
 
 

@@ -1,20 +1,17 @@
-"""The part of a class map that gave each box, at the size of its image, as COCO's run lengths."""
+"""The masks of an export: the part of a class map that gave each box."""
 
 from collections.abc import Iterator
-from functools import lru_cache
-from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import torch
 from fsspec import AbstractFileSystem
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from pipeline.arrays.figure_ground import min_max
 from pipeline.models.localize.foreground import Foreground, foreground_of
 from pipeline.outputs.export.batches import Batch
+from pipeline.outputs.export.run_lengths import BoxMaps, Cut, Mask
 from pipeline.outputs.stored_maps import map_shapes, map_values
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.whole_objects import read_whole
@@ -32,8 +29,8 @@ class Masks:
         """``scaled``: thresholds are shares of a map's range, not of its maximum; ``foreground``: maps are fused."""
         self._scaled, self._foreground = scaled, foreground
 
-    def of(self, batch: Batch) -> list[dict[str, Any] | None]:
-        """Return the mask of each box: ``size`` and compressed ``counts`` as text; None where no pixel is inside.
+    def of(self, batch: Batch, cut: Cut) -> list[Mask]:
+        """Return the mask of each box, cut by ``cut``.
 
         A pixel is inside where the map, interpolated to the image's size, reaches the box's threshold, and where it is
         connected with the box's part of the map. A box without a stored map has no mask.
@@ -41,18 +38,16 @@ class Masks:
         sizes = np.stack([batch.images[name].to_numpy() for name in ("width_px", "height_px")], axis=1)
         sizes = np.repeat(sizes, np.diff(batch.offsets), axis=0)
         sides = np.stack([batch.boxes[name].to_numpy() for name in _SIDES], axis=1)
-        starts = sides[:, :2].astype(np.int64)
-        ends = np.minimum(np.ceil(sides[:, 2:]).astype(np.int64), sizes)
+        places = np.stack([sides[:, :2], np.minimum(np.ceil(sides[:, 2:]), sizes), sizes], axis=1).astype(np.int64)
         thresholds = batch.boxes["threshold"].to_numpy()
-        found: list[dict[str, Any] | None] = [None] * len(batch.boxes)
         needed = ("heat",) if self._foreground is None else ("heat", "fg")
         stored = [batch.boxes[name].is_valid().to_numpy() for name in needed]
         mapped = np.flatnonzero(np.all([thresholds != 0, *stored], axis=0))
+        found: list[Mask] = [None] * len(batch.boxes)
         for own, shares in self._shares(batch.boxes.take(pa.array(mapped))):
             rows = mapped[own]
-            places = zip(*(each[rows].tolist() for each in (starts, ends, sizes)), strict=True)
-            for row, cells, threshold, place in zip(rows.tolist(), shares, thresholds[rows], places, strict=True):
-                found[row] = _mask(cells, threshold, *place)
+            for row, mask in zip(rows.tolist(), cut(BoxMaps(shares, thresholds[rows], places[rows])), strict=True):
+                found[row] = mask
         return found
 
     def _shares(self, boxes: pa.Table) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
@@ -87,44 +82,3 @@ def masks_of(run: RunManifest, fs: AbstractFileSystem, root: str) -> Masks:
                 f"{safe_url(path)}: the figure/ground direction of the maps is lost or changed; --no-masks does without"
             )
     return Masks(run.settings.get("box_rule") == "auto", foreground)
-
-
-def _mask(
-    cells: NDArray[np.float32], threshold: np.float32, start_xy: list[int], end_xy: list[int], size_wh: list[int]
-) -> dict[str, Any] | None:
-    """Return the run lengths of the box's part of a map (w, h); None where it has no pixel.
-
-    Only the box is interpolated: bilinear, as ``cv2.resize`` does it, with one matrix for each side.
-    """
-    (left, top), (right, bottom), (width, height) = start_xy, end_xy, size_wh
-    of_x, of_y = _weights(cells.shape[0], width)[left:right], _weights(cells.shape[1], height)[top:bottom]
-    inside = of_x @ (cells @ of_y.T) >= threshold
-    if not inside.any():
-        return None
-    columns = np.zeros((right - left) * height + 2, np.uint8)
-    columns[1:-1].reshape(-1, height)[:, top:bottom] = _component(inside.view(np.uint8))
-    ends = np.flatnonzero(columns[1:] != columns[:-1]) + left * height
-    counts = np.diff(np.concatenate([[0], ends, [width * height]]))
-    runs = coco_mask.frPyObjects(
-        {"counts": counts[: len(counts) - (counts[-1] == 0)], "size": [height, width]}, height, width
-    )
-    return {"size": [height, width], "counts": runs["counts"].decode("ascii")}
-
-
-@lru_cache(128)
-def _weights(cells: int, pixels: int) -> NDArray[np.float32]:
-    """Return (pixels, cells): the shares of the cells in each pixel of a side."""
-    return np.asarray(cv2.resize(np.eye(cells, dtype=np.float32), (cells, pixels)), np.float32)
-
-
-def _component(crop: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.bool_]:
-    """Return the component that reaches the most of the crop's width and height.
-
-    Two components of the box's part of the picture can't both reach all of its four sides.
-    """
-    _, hierarchy = cv2.findContours(crop, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    if np.count_nonzero(hierarchy[0, :, 3] < 0) == 1:  # The usual case: labels of the pixels take twenty times as long.
-        return crop
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(crop, connectivity=8)
-    sides = stats[1:, cv2.CC_STAT_WIDTH].astype(np.int64) * stats[1:, cv2.CC_STAT_HEIGHT]
-    return np.asarray(labels == 1 + int(np.lexsort((stats[1:, cv2.CC_STAT_AREA], sides))[-1]))

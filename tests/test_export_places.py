@@ -15,7 +15,7 @@ from PIL import Image
 from jobs.rebox import rebox
 from jobs.terminal.console import Screen
 from pipeline.outputs.export import selection
-from pipeline.outputs.export.destination import begin
+from pipeline.outputs.export.destination import UNFINISHED, begin
 from pipeline.outputs.export.formats import csv as csv_format
 from schemas.errors import RejectedShareError, StoreError, UsageError
 from schemas.options.config import StorageConfig
@@ -151,6 +151,33 @@ def test_a_half_written_export_never_looks_whole(lake, dest, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("dest", ["local", "memory"], indirect=True)
+def test_the_same_export_keeps_the_pictures_that_it_had_copied(lake, dest, monkeypatch, tmp_path, capsys):
+    pictures = {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()}
+
+    def stop(self):
+        raise _StopsError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv_format.CsvWriter, "close", stop)
+        with pytest.raises(_StopsError):
+            export(lake, dest, "csv", images="copy")
+    fs, root = fsspec.url_to_fs(dest)
+    work = root if "memory" in dest else f"{root}.{UNFINISHED}"
+    (half,) = [path for path in fs.find(work) if path.endswith(".png")]
+    fs.pipe_file(half, fs.cat_file(half)[:20])
+    fs.pipe_file(f"{work}/images/train/other.jpg", b"of another export")
+    for name in ("a.jpg", "c.jpg"):
+        (tmp_path / "in" / name).unlink()  # So that it can't be copied again.
+    export(lake, dest, "csv", images="copy")
+    assert "the same export stopped in " in capsys.readouterr().err
+    copied = [path for path in fs.find(root) if path.endswith((".jpg", ".png"))]
+    assert sorted(map(fs.cat_file, copied)) == sorted(pictures.values())
+    assert len(fs.cat_file(f"{root}/boxes-train.csv").splitlines()) == 4
+    assert not fs.exists(f"{root}/{UNFINISHED}")
+    assert not fs.exists(f"{root}/camlake-left-out.csv")
+
+
+@pytest.mark.parametrize("dest", ["local", "memory"], indirect=True)
 def test_a_folder_with_anything_else_is_refused_and_stays(lake, dest):
     fs, root = fsspec.url_to_fs(dest)
     fs.makedirs(root, exist_ok=True)
@@ -165,11 +192,11 @@ def test_a_folder_with_anything_else_is_refused_and_stays(lake, dest):
 
 @pytest.mark.parametrize("name", ["../escaped", "/escaped", "images/../../escaped"])
 def test_no_name_places_a_file_outside(tmp_path, name):
-    dest = begin(str(tmp_path / "out"), StorageConfig(), False, print)
+    dest = begin(str(tmp_path / "out"), StorageConfig(), False, print, {})
     for put in (dest.open, lambda name: dest.write(name, b""), lambda name: dest.link(name, "x")):
         with pytest.raises(StoreError, match="leaves the output"):
             put(name)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.rglob("*")] == [f"out.{UNFINISHED}", UNFINISHED]
 
 
 def test_s3(s3, tmp_path):

@@ -1,14 +1,15 @@
 """The folder that an export writes, on any fsspec file system; it looks whole only when it is.
 
 On the local disk the files are written into a folder beside DEST that is renamed at the end. Other stores can't rename
-a folder: there the files go into DEST, which holds the object UNFINISHED until the end. A whole export has DONE.
+a folder: there the files go into DEST. The folder that is written holds UNFINISHED until the end; a whole export has
+DONE. UNFINISHED says how the export was chosen: the same export, started again, keeps the pictures that it had copied.
 """
 
 import json
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import connect, is_local
 from pipeline.storage.lake.layout import LakePaths
-from pipeline.storage.lake.whole_objects import list_dir, remove_many, write_whole
+from pipeline.storage.lake.whole_objects import list_dir, read_whole, remove_many, write_whole
 from pipeline.storage.store_failures import store_errors
 from schemas.errors import UsageError
 from schemas.options.config import StorageConfig
@@ -28,8 +29,10 @@ from schemas.url_secrets import safe_url
 DONE = "camlake-export.json"
 """Says what a whole export holds and how it was chosen; it is written last."""
 UNFINISHED = "camlake-export-unfinished"
-"""The object, or the end of the local folder's name, of an export that is being written or was given up."""
-WRITES_AT_ONCE = 16
+"""The file, and the end of the local folder's name, of an export that is being written or was given up."""
+REQUESTS_AT_ONCE = 16
+HEAD_BYTES = 2**16
+"""The first bytes of a picture, which hold its header."""
 
 _Closable = TypeVar("_Closable")
 
@@ -45,6 +48,8 @@ class Destination:
     """The full path of the folder that is written."""
     url: str
     """DEST without secrets, for messages."""
+    left: dict[str, int] = field(default_factory=dict)
+    """Bytes of each file that the same export left here when it stopped, without those that are written again."""
     _folders: set[str] = field(default_factory=set)
     _opened: list[Any] = field(default_factory=list)
 
@@ -79,8 +84,21 @@ class Destination:
         """Write files, several at the same time; raises StoreError where the store refuses."""
         for name in files:  # The folders are made here, because the set of known folders is for one thread.
             self._path(name)
-        with ThreadPoolExecutor(WRITES_AT_ONCE) as pool:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             list(pool.map(self.write, files, files.values()))
+
+    def keep_left(self, sizes: Mapping[str, int | None]) -> set[str]:
+        """Return those of these files that the same export left here with these ``sizes``, and keep them."""
+        kept = {name for name, size in sizes.items() if size is not None and self.left.get(name) == size}
+        for name in kept:
+            del self.left[name]
+        return kept
+
+    def heads(self, names: Iterable[str]) -> list[bytes]:
+        """Return the first bytes of files that are here; raises StoreError where the store refuses."""
+        paths = [LakePaths(self.work).full(name) for name in names]
+        with store_errors(f"{self.url} can't be read"), ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            return list(pool.map(lambda path: cast(bytes, self.fs.cat_file(path, end=HEAD_BYTES)), paths))
 
     def link(self, name: str, target: str) -> None:
         """Make a symbolic link to the local file ``target``; DEST is local."""
@@ -90,10 +108,12 @@ class Destination:
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Make the export whole: write ``facts`` to DONE, and give the folder its name or remove UNFINISHED."""
-        write_whole(self.fs, self._path(DONE), json.dumps(facts, indent=1, ensure_ascii=False).encode())
         with store_errors(f"{self.url} can't be finished"):
+            remove_many(self.fs, [f"{self.work}/{name}" for name in self.left])
+        write_whole(self.fs, self._path(DONE), _as_json(facts))
+        with store_errors(f"{self.url} can't be finished"):
+            self.fs.rm_file(f"{self.work}/{UNFINISHED}")
             if self.work == self.root:
-                self.fs.rm_file(f"{self.root}/{UNFINISHED}")
                 return
             if Path(self.root).exists():  # It is empty, or an earlier export that --overwrite gives up.
                 shutil.rmtree(self.root)
@@ -101,6 +121,7 @@ class Destination:
 
     def _path(self, name: str) -> str:
         path = LakePaths(self.work).full(name)
+        self.left.pop(name, None)
         folder = posixpath.dirname(path)
         if is_local(self.fs) and folder not in self._folders:
             with store_errors(f"{self.url} can't be written"):
@@ -109,10 +130,20 @@ class Destination:
         return path
 
 
-def begin(url: str, storage: StorageConfig, overwrite: bool, say: Callable[[str], None]) -> Destination:
-    """Return the destination of a new export; what an unfinished one left there is removed, and said.
+def begin(
+    url: str,
+    storage: StorageConfig,
+    overwrite: bool,
+    say: Callable[[str], None],
+    chosen: Mapping[str, Any],
+    *,
+    keep: bool = False,
+) -> Destination:
+    """Return the destination of a new export.
 
-    With ``overwrite`` a whole export in DEST is replaced. Raises UsageError where DEST holds anything else.
+    ``chosen`` says how the export is chosen. What an unfinished one left there is removed, and said; with ``keep`` that
+    of the same export stays until it is known what is still needed. With ``overwrite`` a whole export in DEST is
+    replaced. Raises UsageError where DEST holds anything else.
     """
     fs, root = connect(url, storage)
     root = root.rstrip("/")
@@ -125,14 +156,28 @@ def begin(url: str, storage: StorageConfig, overwrite: bool, say: Callable[[str]
         raise UsageError(f"DEST {shown}: holds a whole export already; allowed: another folder, or --overwrite")
     if found and not whole and UNFINISHED not in found:
         raise UsageError(f"DEST {shown}: allowed: a new or empty folder; this one holds {min(found)}")
+    destination = Destination(fs, root, work, shown)
     with store_errors(f"{shown} can't be prepared"):
+        if leftover and keep and read_whole(fs, f"{work}/{UNFINISHED}") == _as_json(chosen):
+            destination.left = _files(fs, work)
+            say(f"the same export stopped in {shown} before; of its {len(destination.left)} files pictures are kept")
+            return destination
         if leftover:
             say(f"an unfinished export in {shown} is removed; this one starts anew")
         if work != root and leftover:
             shutil.rmtree(work)
         elif work == root:
             remove_many(fs, fs.find(root))
-    destination = Destination(fs, root, work, shown)
-    if work == root:
-        destination.write(UNFINISHED, b"")
+    destination.write(UNFINISHED, _as_json(chosen))
     return destination
+
+
+def _files(fs: AbstractFileSystem, folder: str) -> dict[str, int]:
+    """Return the bytes of each file in a folder, by its path from there, without UNFINISHED."""
+    prefix = f"{folder}/"
+    found = {path.removeprefix(prefix): int(facts["size"]) for path, facts in fs.find(folder, detail=True).items()}
+    return {name: size for name, size in found.items() if name != UNFINISHED}
+
+
+def _as_json(facts: Mapping[str, Any]) -> bytes:
+    return json.dumps(facts, indent=1, ensure_ascii=False).encode()

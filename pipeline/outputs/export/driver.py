@@ -13,7 +13,7 @@ from pipeline.outputs.export.batches import Batch
 from pipeline.outputs.export.classes import export_classes
 from pipeline.outputs.export.destination import Destination, begin
 from pipeline.outputs.export.masks import Masks, masks_of
-from pipeline.outputs.export.pictures import LEFT_OUT, PictureLog, linkable, with_data
+from pipeline.outputs.export.pictures import LEFT_OUT, PictureLog, is_turned, linkable, with_data
 from pipeline.outputs.export.plans import add_plans
 from pipeline.outputs.export.run_lengths import Cut, mask_cutter
 from pipeline.outputs.export.selection import Selection
@@ -90,15 +90,24 @@ class Export:
             for name, target in zip(self._picture_names(linked), targets, strict=True):
                 self.dest.link(name, target)
             yield linked
+        elif mode == "embed":
+            yield from with_data(batch, fetcher, log)
         else:
-            for part in with_data(batch, fetcher, log):
-                if mode == "embed":
-                    yield part
-                    continue
+            kept = self._kept(batch, log)
+            if kept.any():
+                yield batch.take(np.flatnonzero(kept))
+            for part in with_data(batch.take(np.flatnonzero(~kept)), fetcher, log):
                 self.dest.write_many(
                     dict(zip(self._picture_names(part), cast(Sequence[bytes], part.data), strict=True))
                 )
                 yield part.without_data()
+
+    def _kept(self, batch: Batch, log: PictureLog) -> NDArray[np.bool_]:
+        """Return (N,): whether the same export, which stopped, had copied the picture of each image."""
+        names = self._picture_names(batch)
+        kept = self.dest.keep_left(dict(zip(names, batch.images["size_bytes"].to_pylist(), strict=True)))
+        log.turned += sum(map(is_turned, self.dest.heads(kept)))
+        return np.array([name in kept for name in names], np.bool_)
 
     def _picture_names(self, batch: Batch) -> list[str]:
         splits = self._splits(batch)
@@ -127,19 +136,24 @@ class Export:
 
     def _facts(self, log: PictureLog) -> dict[str, Any]:
         """Return what DONE says: how the rows were chosen, and how many there are."""
-        aside = {*StorageConfig.model_fields, "out", "dest", "overwrite"}
-        chosen = {name: value for name, value in shown_config(self._config).items() if name not in aside}
-        return {
-            "camlake": camlake_version(),
-            "source": safe_url(self._config.out),
-            **chosen,
-            "model": self.job.run.model,
-            "images": self.job.images,
-            "last_run": self.job.run.run_id,
-            "class_names": self.job.classes.names,
+        return _chosen(self.job) | {
             "splits": {split: one._asdict() for split, one in self.written.items()},
             "left_out": log.count,
         }
+
+
+def _chosen(job: Job) -> dict[str, Any]:
+    """Return how the rows of an export are chosen."""
+    aside = {*StorageConfig.model_fields, "out", "dest", "overwrite"}
+    return {
+        "camlake": camlake_version(),
+        "source": safe_url(job.config.out),
+        **{name: value for name, value in shown_config(job.config).items() if name not in aside},
+        "model": job.run.model,
+        "images": job.images,
+        "last_run": job.run.run_id,
+        "class_names": job.classes.names,
+    }
 
 
 def open_export(lake: Lake, config: ExportConfig, say: Say) -> Export:
@@ -164,9 +178,8 @@ def open_export(lake: Lake, config: ExportConfig, say: Say) -> Export:
     if mode != "reference":
         add_plans(lake, config.out, config)
     job = Job(config, run, classes, mode)
-    return Export(
-        job, chosen, selection, begin(config.dest, config, config.overwrite, say), masks, images, boxes, tuple(notes)
-    )
+    dest = begin(config.dest, config, config.overwrite, say, _chosen(job), keep=mode == "copy")
+    return Export(job, chosen, selection, dest, masks, images, boxes, tuple(notes))
 
 
 def export(config: ExportConfig, say: Say, advance: Callable[..., None]) -> Export:

@@ -69,13 +69,13 @@ def with_data(batch: Batch, fetcher: Fetcher, log: PictureLog) -> Iterator[Batch
             if isinstance(found, RejectedImage):
                 log.add(uri, found)
             else:
-                log.turned += _is_turned(found)
+                log.turned += is_turned(found)
         read = np.array([not isinstance(found, RejectedImage) for found in fetched], np.bool_)
         data = [found for found in fetched if not isinstance(found, RejectedImage)]
         yield replace(known.take(places[read]), data=data)
 
 
-def _is_turned(data: bytes) -> bool:
+def is_turned(data: bytes) -> bool:
     """Return whether a picture is not stored upright, so that a reader has to apply its EXIF orientation."""
     try:
         return orientation(open_header(data).image) != 1

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jobs.rebox import rebox
 from jobs.terminal.console import Screen
-from pipeline.outputs.export import selection
+from pipeline.outputs.export import destination, selection
 from pipeline.outputs.export.destination import UNFINISHED, begin
 from pipeline.outputs.export.formats import csv as csv_format
 from schemas.errors import RejectedShareError, StoreError, UsageError
@@ -175,6 +175,26 @@ def test_the_same_export_keeps_the_pictures_that_it_had_copied(lake, dest, monke
     assert len(fs.cat_file(f"{root}/boxes-train.csv").splitlines()) == 4
     assert not fs.exists(f"{root}/{UNFINISHED}")
     assert not fs.exists(f"{root}/camlake-left-out.csv")
+
+
+@pytest.mark.parametrize("dest", ["local", "memory"], indirect=True)
+def test_a_crash_while_an_old_export_is_removed_is_no_dead_end(lake, dest, monkeypatch):
+    fs, root = fsspec.url_to_fs(dest)
+
+    def crash(*given, **options):
+        if "memory" in dest:  # Objects are removed one by one; a local folder goes aside as a whole.
+            fs.rm_file(f"{root}/camlake-export.json")
+        raise _StopsError
+
+    export(lake, dest, "cvat")
+    with monkeypatch.context() as patch:
+        patch.setattr(destination, "remove_many", crash)
+        patch.setattr(destination.shutil, "rmtree", crash)
+        with pytest.raises(_StopsError):
+            export(lake, dest, "csv", overwrite=True)
+    export(lake, dest, "csv", overwrite=True)
+    assert sorted(os.path.basename(path) for path in fs.find(root)) == ["boxes-train.csv", "camlake-export.json"]  # noqa: PTH119
+    assert [path for path in fs.find(os.path.dirname(root)) if "unfinished" in path] == []  # noqa: PTH120
 
 
 @pytest.mark.parametrize("dest", ["local", "memory"], indirect=True)

@@ -6,6 +6,7 @@ DONE. UNFINISHED says how the export was chosen: the same export, started again,
 """
 
 import json
+import os
 import posixpath
 import shutil
 import tempfile
@@ -115,9 +116,11 @@ class Destination:
             self.fs.rm_file(f"{self.work}/{UNFINISHED}")
             if self.work == self.root:
                 return
+            replaced = Path(f"{self.work}-replaced")
             if Path(self.root).exists():  # It is empty, or an earlier export that --overwrite gives up.
-                shutil.rmtree(self.root)
+                Path(self.root).rename(replaced)
             Path(self.work).rename(self.root)
+            shutil.rmtree(replaced, ignore_errors=True)  # It may not be there.
 
     def _path(self, name: str) -> str:
         path = LakePaths(self.work).full(name)
@@ -164,10 +167,12 @@ def begin(
             return destination
         if leftover:
             say(f"an unfinished export in {shown} is removed; this one starts anew")
-        if work != root and leftover:
-            shutil.rmtree(work)
-        elif work == root:
-            remove_many(fs, fs.find(root))
+        if work != root:
+            for folder in filter(os.path.exists, (work, f"{work}-replaced")):
+                shutil.rmtree(folder)
+        elif work == root and found:
+            destination.write(UNFINISHED, b"")  # First, so that DEST is an export's all the while.
+            remove_many(fs, [path for path in fs.find(root) if posixpath.basename(path) != UNFINISHED])
     destination.write(UNFINISHED, _as_json(chosen))
     return destination
 

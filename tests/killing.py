@@ -39,7 +39,7 @@ class Ending(NamedTuple):
     took_s: float
     """From the signal to the end of the process."""
     left: list[psutil.Process]
-    """Those of its processes that were still alive half a minute later."""
+    """Those of its processes that were still alive a minute later."""
 
 
 def stop_at_first_commit(words: Sequence[str], out: Path, number: signal.Signals) -> Ending:
@@ -59,6 +59,6 @@ def stop_at_first_commit(words: Sequence[str], out: Path, number: signal.Signals
             took_s = time.monotonic() - asked_s
         finally:
             process.kill()
-        _, left = psutil.wait_procs(family, timeout=30)
+        _, left = psutil.wait_procs(family, timeout=60)
         said.seek(0)
         return Ending(status, said.read().splitlines()[-1], took_s, left)

@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from pipeline.annotate import stopping
-from pipeline.annotate.stopping import raising_at_sigterm, stop_requested
+from pipeline.annotate.stopping import DRAIN_S, raising_at_sigterm, stop_requested
 from pipeline.graph import cluster
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.integrity.verify import verify
@@ -40,7 +40,7 @@ def test_a_stopped_run_is_in_order_and_goes_on(tmp_path, engine, number):
     assert ending.left == []
     assert run.status == "interrupted"
     assert 8 <= run.counts.annotated <= N_IMAGES
-    assert run.counts.annotated >= decided
+    assert run.counts.annotated >= decided or ending.took_s > DRAIN_S  # Then it is given up.
     out = tmp_path / "out"
     (lease,) = out.glob("_runs/lease/*.json")
     assert json.loads(lease.read_text())["released"]

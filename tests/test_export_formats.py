@@ -263,15 +263,16 @@ def test_csv(lake, rows, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("uri", "input_url", "name"),
+    ("uri", "folder", "name"),
     [
         ("s3://bucket/photos/a.jpg", "s3://bucket/photos/", "photos/a.jpg"),
         ("/data/photos/cats/a.jpg", "/data/photos", "cats/a.jpg"),
-        ("/data/photos/a.jpg", "elsewhere", "data/photos/a.jpg"),
+        ("/data/photos/a.jpg", "/data/photo", "data/photos/a.jpg"),
+        ("/data/a.jpg", "/data/a.jpg", "data/a.jpg"),
     ],
 )
-def test_a_task_of_cvat_finds_its_pictures(uri, input_url, name):
-    assert task_name(uri, input_url) == name
+def test_a_task_of_cvat_finds_its_pictures(uri, folder, name):
+    assert task_name(uri, folder) == name
 
 
 @pytest.mark.slow

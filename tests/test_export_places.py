@@ -166,6 +166,7 @@ def test_the_same_export_keeps_the_pictures_that_it_had_copied(lake, dest, monke
     (half,) = [path for path in fs.find(work) if path.endswith(".png")]
     fs.pipe_file(half, fs.cat_file(half)[:20])
     fs.pipe_file(f"{work}/images/train/other.jpg", b"of another export")
+    fs.pipe_file(f"{work}/camlake-export.json", b"{}")  # As after a crash right at the end.
     for name in ("a.jpg", "c.jpg"):
         (tmp_path / "in" / name).unlink()  # So that it can't be copied again.
     export(lake, dest, "csv", images="copy")
@@ -208,6 +209,49 @@ def test_a_folder_with_anything_else_is_refused_and_stays(lake, dest):
     assert fs.cat_file(f"{root}/mine.txt") == b"mine"
     with pytest.raises(UsageError, match="allowed: a new or empty folder"):
         export(lake, lake.out, "csv", overwrite=True)
+
+
+def test_of_two_exports_into_one_folder_the_later_one_finishes(tmp_path):
+    first = begin(str(tmp_path / "out"), StorageConfig(), False, print, {"same": 1}, keep=True)
+    first.write("a.jpg", b"whole")
+    late = first.open("boxes.csv")
+    second = begin(str(tmp_path / "out"), StorageConfig(), False, print, {"same": 1}, keep=True)
+    assert second.keep_left({"a.jpg": 5, "boxes.csv": 0}) == {"a.jpg", "boxes.csv"}
+    with second.open("boxes.csv") as file:
+        file.write(b"of the second")
+    late.write(b"of the first, and longer")
+    late.close()
+    with pytest.raises(StoreError, match="another export has begun there and goes on; this one ends"):
+        first.finish({})
+    second.finish({})
+    assert (tmp_path / "out/boxes.csv").read_bytes() == b"of the second"
+    assert (tmp_path / "out/a.jpg").read_bytes() == b"whole"
+
+
+def test_files_that_come_while_an_export_works_stay(tmp_path):
+    dest = begin(str(tmp_path / "out"), StorageConfig(), False, print, {})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("mine")
+    with pytest.raises(StoreError, match=r"got files of others meanwhile, such as mine\.txt; move them"):
+        dest.finish({})
+    assert (tmp_path / "out/mine.txt").read_text() == "mine"
+
+
+def test_a_crash_between_two_renames_loses_nothing(lake, tmp_path):
+    out, new = tmp_path / "out", tmp_path / f"out.{UNFINISHED}"
+    export(lake, out, "csv")
+    out.rename(f"{new}-replaced")
+    with pytest.raises(UsageError, match="holds a whole export already"):
+        export(lake, out, "cvat")
+    assert (out / "boxes-train.csv").exists()
+    out.rename(f"{new}-replaced")
+    export(lake, tmp_path / "other", "cvat")
+    (tmp_path / "other").rename(new)
+    with pytest.raises(UsageError, match="holds a whole export already"):
+        export(lake, out, "csv")
+    assert (out / "train/annotations.xml").exists()
+    export(lake, out, "csv", overwrite=True)
+    assert [path for path in tmp_path.iterdir() if UNFINISHED in path.name] == []
 
 
 @pytest.mark.parametrize("name", ["../escaped", "/escaped", "images/../../escaped"])

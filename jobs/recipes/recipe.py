@@ -86,8 +86,8 @@ class Looked:
     def point_xy(self) -> tuple[float, float]:
         """Where the map points, in pixels: the centre of mass around its greatest cell.
 
-        A cell is wider than a word is high, so its centre alone misses. Each cell at most REACH of the map's sides away
-        counts by what it has above the middle of the map's range.
+        A cell is wider than a word is high, so its centre alone misses. Each cell at most REACH of the map's sides
+        away, and each neighbour, counts by what it has above the middle of the map's range.
         """
         shape, around = self.heat.shape, []
         for place, side in zip(np.unravel_index(int(self.heat.argmax()), shape), shape, strict=True):
@@ -240,9 +240,7 @@ def report(
         for one in some
     }
     notes = [f"{name}: {value}" for name, value in shown.items()]
-    notes.append(
-        f"The value is {value}, the small square, as large as a cell, is around the point that the map points at."
-    )
+    notes.append(f"The value is {value}, the small square is where the map points.")
     (out / "page.html").write_bytes(page(title, notes, list(sections), ranked, seen))
     screen.result(f"{out / 'page.html'}, {out / 'results.json'}", **figures)
 

@@ -17,6 +17,7 @@ from schemas.errors import CamlakeError, Stopped
 from schemas.options.benchmark import MeasureConfig
 from schemas.options.config import option
 from tests.benchmarks.command import benchmark
+from tests.benchmarks.soak import STOPS_WITHIN_S
 from tests.stopping_jobs import N_IMAGES, stopped_job
 
 ENGINES, SIGNALS = ("local", "ray"), (signal.SIGTERM, signal.SIGINT)
@@ -29,7 +30,7 @@ class StopsConfig(MeasureConfig):
 
 
 def measure(config: StopsConfig, reporter: Reporter) -> Figures:
-    """Return the seconds of every stop; raises CamlakeError for one that is out of order."""
+    """Return the seconds of every stop; raises CamlakeError for one that is late or out of order."""
     took_s = defaultdict(list)
     decided = committed = 0.0
     for _, engine, number in product(range(config.repeats), ENGINES, SIGNALS):
@@ -37,7 +38,7 @@ def measure(config: StopsConfig, reporter: Reporter) -> Figures:
             ending, run, known = stopped_job(Path(folder), engine, number)
         side = f"{engine}, {number.name}"
         orderly = (ending.status, run.status) == (Stopped.exit_status, "interrupted") and not ending.left
-        if not orderly or run.counts.annotated < known:
+        if not orderly or run.counts.annotated < known or ending.took_s > STOPS_WITHIN_S:
             raise CamlakeError(
                 f"{side}, {known:.0f} decided: {ending}, run {run.status}, {run.counts.annotated} committed"
             )

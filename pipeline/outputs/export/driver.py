@@ -13,7 +13,7 @@ from pipeline.outputs.export.batches import Batch
 from pipeline.outputs.export.classes import export_classes
 from pipeline.outputs.export.destination import Destination, begin
 from pipeline.outputs.export.masks import Masks, masks_of
-from pipeline.outputs.export.pictures import LEFT_OUT, PictureLog, is_turned, linkable, with_data
+from pipeline.outputs.export.pictures import LEFT_OUT, PictureLog, linkable, stored_turned, with_data
 from pipeline.outputs.export.plans import add_plans
 from pipeline.outputs.export.run_lengths import Cut, mask_cutter
 from pipeline.outputs.export.selection import Selection
@@ -106,7 +106,7 @@ class Export:
         """Return (N,): whether the same export, which stopped, had copied the picture of each image."""
         names = self._picture_names(batch)
         kept = self.dest.keep_left(dict(zip(names, batch.images["size_bytes"].to_pylist(), strict=True)))
-        log.turned += sum(map(is_turned, self.dest.heads(kept)))
+        log.turned += self.dest.count(kept, stored_turned)
         return np.array([name in kept for name in names], np.bool_)
 
     def _picture_names(self, batch: Batch) -> list[str]:
@@ -178,8 +178,21 @@ def open_export(lake: Lake, config: ExportConfig, say: Say) -> Export:
     if mode != "reference":
         add_plans(lake, config.out, config)
     job = Job(config, run, classes, mode)
-    dest = begin(config.dest, config, config.overwrite, say, _chosen(job), keep=mode == "copy")
+    dest = begin(
+        config.dest,
+        config,
+        config.overwrite,
+        say,
+        _chosen(job) | {"committed": _digest_of_files(lake)},
+        keep=mode == "copy",
+    )
     return Export(job, chosen, selection, dest, masks, images, boxes, tuple(notes))
+
+
+def _digest_of_files(lake: Lake) -> str:
+    """Return a digest of the names of all committed files, which change with the rows."""
+    names = sorted(file.path for run in lake.runs for file in run.files)
+    return hashlib.blake2b("\n".join(names).encode(), digest_size=8).hexdigest()
 
 
 def export(config: ExportConfig, say: Say, advance: Callable[..., None]) -> Export:

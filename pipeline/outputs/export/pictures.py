@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import IO
 
@@ -26,6 +26,8 @@ LEFT_OUT = "camlake-left-out.csv"
 PART_BYTES = 64 * 2**20
 """Most encoded bytes that are in memory at a time."""
 PART_ROWS = 512
+HEAD_BYTES = 2**16
+"""The first bytes of a picture, which hold the header of most formats."""
 UNKNOWN_BYTES = 4 * 2**20
 """A picture of unknown size counts as this many bytes."""
 
@@ -69,18 +71,27 @@ def with_data(batch: Batch, fetcher: Fetcher, log: PictureLog) -> Iterator[Batch
             if isinstance(found, RejectedImage):
                 log.add(uri, found)
             else:
-                log.turned += is_turned(found)
+                log.turned += _is_turned(found) or False
         read = np.array([not isinstance(found, RejectedImage) for found in fetched], np.bool_)
         data = [found for found in fetched if not isinstance(found, RejectedImage)]
         yield replace(known.take(places[read]), data=data)
 
 
-def is_turned(data: bytes) -> bool:
-    """Return whether a picture is not stored upright, so that a reader has to apply its EXIF orientation."""
+def stored_turned(read: Callable[[int | None], bytes]) -> bool:
+    """Return whether a picture, of which ``read`` returns the first n bytes, is not stored upright."""
+    turned = _is_turned(read(HEAD_BYTES))
+    return (_is_turned(read(None)) or False) if turned is None else turned
+
+
+def _is_turned(data: bytes) -> bool | None:
+    """Return whether a picture is not stored upright, so that a reader has to apply its EXIF orientation.
+
+    None where the bytes can't be opened: they are too few for the format, or it needs more than the header.
+    """
     try:
         return orientation(open_header(data).image) != 1
-    except RejectedImage:  # It was decoded when it was annotated; its format may need more than the header.
-        return False
+    except RejectedImage:
+        return None
 
 
 def linkable(batch: Batch, log: PictureLog) -> tuple[Batch, list[str]]:

@@ -4,6 +4,7 @@ from pipeline.outputs.export.batches import Batch, Box, ImageRecord
 from pipeline.outputs.export.destination import Destination
 from pipeline.outputs.export.writer import Format, Job
 from pipeline.outputs.export.xml_text import xml_text
+from pipeline.storage.filesystems import canonical_url
 
 
 class CvatWriter:
@@ -12,7 +13,7 @@ class CvatWriter:
     def __init__(self, job: Job, dest: Destination, split: str) -> None:
         """Begin the file with the labels."""
         self._by_uri, self._images = job.images == "reference", 0
-        self._input = str(job.run.config.get("input", ""))
+        self._input = canonical_url(str(job.run.config.get("input", "")))
         self._file = dest.open(f"{split}/annotations.xml")
         labels = "".join(map(_label, job.classes.names))
         head = (
@@ -39,8 +40,10 @@ class CvatWriter:
         )
 
 
-def task_name(uri: str, input_url: str) -> str:
+def task_name(uri: str, folder: str) -> str:
     """Return the name that a picture has in a task of CVAT's: its key in the bucket, or its path in the input's folder.
+
+    A local picture that lies elsewhere has its whole path.
 
     >>> task_name("s3://bucket/photos/a.jpg", "s3://bucket/photos/")
     'photos/a.jpg'
@@ -50,7 +53,7 @@ def task_name(uri: str, input_url: str) -> str:
     _, is_url, place = uri.partition("://")
     if is_url:
         return place.partition("/")[2]
-    return uri.removeprefix(input_url.rstrip("/")).lstrip("/")
+    return uri.removeprefix(f"{folder.rstrip('/')}/").lstrip("/")
 
 
 def _label(name: str) -> str:

@@ -1,8 +1,6 @@
 """COCO's masks: the part of a class map that gave a box, against cv2.resize, connected components and pycocotools."""
 
 import json
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -16,12 +14,10 @@ from pycocotools import mask as coco_mask
 from pipeline.images.mask_decoding import run_length_mask
 from pipeline.models.localize.box_rules import BoxRule, boxes_in_pixels, cut_maps
 from pipeline.models.localize.foreground import Foreground, ForegroundCard, foreground_bytes
-from pipeline.outputs.export import run_lengths
 from pipeline.outputs.export.run_lengths import _component, _mask
 from schemas.errors import StoreError
 from tests.export_lake import HEAT, Told, export, make_lake, write_pictures
 from tests.fake_lake import MODEL
-from tests.jobs_on import ROOT
 
 W, H = 64, 48
 CUT = (1.25 * W / 3, (1.5 - 0.5 / 1.2) * H / 2, W, H)
@@ -65,24 +61,6 @@ def test_each_component_has_its_own_mask(tmp_path):
     np.testing.assert_array_equal(coco_mask.toBbox(first), [0, 0, 16, H])
     np.testing.assert_allclose(coco_mask.toBbox(second), [49, 0, 15, H], atol=1)
     assert third == []
-
-
-def test_processes_cut_the_same_masks(lake, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_lengths.os, "cpu_count", lambda: 2)
-    texts = []
-    for name, boxes in (("alone", 10), ("processes", 1)):
-        monkeypatch.setattr(run_lengths, "PROCESSES_FROM", boxes)
-        export(lake, tmp_path / name, "coco")
-        texts.append((tmp_path / name / "annotations/instances_train.json").read_text())
-    assert texts[0] == texts[1]
-    assert '"counts"' in texts[0]
-
-
-def test_a_process_that_cuts_masks_imports_nothing_heavy():
-    heavy = "{'torch', 'ray', 'duckdb', 'pandas', 'pyarrow'}"
-    code = f"import sys, pipeline.outputs.export.run_lengths; print({heavy} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
 
 
 @settings(deadline=None, max_examples=200)

@@ -15,7 +15,6 @@ from pipeline.outputs.export.destination import Destination, begin
 from pipeline.outputs.export.masks import Masks, masks_of
 from pipeline.outputs.export.pictures import LEFT_OUT, PictureLog, linkable, stored_turned, with_data
 from pipeline.outputs.export.plans import add_plans
-from pipeline.outputs.export.run_lengths import Cut, mask_cutter
 from pipeline.outputs.export.selection import Selection
 from pipeline.outputs.export.writer import Format, Job, Writer, Written, image_mode, load_format
 from pipeline.outputs.reader import Lake, open_lake
@@ -62,11 +61,10 @@ class Export:
             writers = {one: self.format.writer(self.job, self.dest, one) for one in split_shares(self._config.split)}
             self.written = dict.fromkeys(writers, Written())
             fetcher = Fetcher(self._config.storage, self._config.max_bytes)
-            with mask_cutter(self.boxes if self.masks else 0) as cut:
-                for batch in self.selection.batches():
-                    for part in self._with_pictures(batch, fetcher, log):
-                        self._write(part, writers, cut)
-                        advance(sum(one.images for one in self.written.values()) + log.count, log.count)
+            for batch in self.selection.batches():
+                for part in self._with_pictures(batch, fetcher, log):
+                    self._write(part, writers)
+                    advance(sum(one.images for one in self.written.values()) + log.count, log.count)
             for writer in writers.values():
                 writer.close()
             log.close()
@@ -117,14 +115,14 @@ class Export:
             for split, file in zip(splits, batch.files(), strict=True)
         ]
 
-    def _write(self, batch: Batch, writers: dict[str, Writer], cut: Cut) -> None:
+    def _write(self, batch: Batch, writers: dict[str, Writer]) -> None:
         splits = self._splits(batch)
         for number, (split, writer) in enumerate(writers.items()):
             own = batch.take(np.flatnonzero(splits == number))
             if not len(own):
                 continue
             if self.masks is not None:
-                own = own.with_masks(self.masks.of(own, cut))
+                own = own.with_masks(self.masks.of(own))
                 self.without_mask += sum(mask is None for mask in own.masks or ())
             writer.write(own)
             before = self.written[split]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.arrays.figure_ground import min_max
 from pipeline.models.localize.foreground import Foreground, foreground_of
 from pipeline.outputs.export.batches import Batch
-from pipeline.outputs.export.run_lengths import BoxMaps, Cut, Mask
+from pipeline.outputs.export.run_lengths import Mask, cut_masks
 from pipeline.outputs.stored_maps import map_shapes, map_values
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.whole_objects import read_whole
@@ -29,8 +29,8 @@ class Masks:
         """``scaled``: thresholds are shares of a map's range, not of its maximum; ``foreground``: maps are fused."""
         self._scaled, self._foreground = scaled, foreground
 
-    def of(self, batch: Batch, cut: Cut) -> list[Mask]:
-        """Return the mask of each box, cut by ``cut``.
+    def of(self, batch: Batch) -> list[Mask]:
+        """Return the mask of each box.
 
         A pixel is inside where the map, interpolated to the image's size, reaches the box's threshold, and where it is
         connected with the box's part of the map. A box without a stored map has no mask.
@@ -46,7 +46,7 @@ class Masks:
         found: list[Mask] = [None] * len(batch.boxes)
         for own, shares in self._shares(batch.boxes.take(pa.array(mapped))):
             rows = mapped[own]
-            for row, mask in zip(rows.tolist(), cut(BoxMaps(shares, thresholds[rows], places[rows])), strict=True):
+            for row, mask in zip(rows.tolist(), cut_masks(shares, thresholds[rows], places[rows]), strict=True):
                 found[row] = mask
         return found
 

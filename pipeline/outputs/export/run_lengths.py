@@ -1,71 +1,26 @@
-"""Cuts a box's part of a class map at the size of its image, as COCO's run lengths; for many boxes in processes.
+"""Cuts a box's part of a class map at the size of its image, as COCO's run lengths."""
 
-It imports nothing heavy, because each of these processes imports it.
-"""
-
-import multiprocessing
-import os
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import lru_cache
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-PROCESSES_FROM = 50_000
-"""Least boxes of an export that is worth the second in which its processes start."""
-MOST_PROCESSES = 16
-_AT_ONCE = 500
-
 Mask = dict[str, Any] | None
 """``size`` and compressed ``counts`` as text; None where no pixel is inside."""
 
 
-class BoxMaps(NamedTuple):
-    """N boxes with their maps."""
+def cut_masks(maps: NDArray[np.float32], thresholds: NDArray[np.float32], places: NDArray[np.int64]) -> Iterator[Mask]:
+    """Yield the masks of N boxes, each the component of its map that gave the box.
 
-    cells: NDArray[np.float32]
-    """(N, w, h): maps, whose columns lie one after the other, as in run lengths."""
-    thresholds: NDArray[np.float32]
-    """(N,)."""
-    places: NDArray[np.int64]
-    """(N, 3, 2): in pixels the first x and y of the box, those behind its last ones, width and height of the image."""
-
-    def parts(self) -> Iterator["BoxMaps"]:
-        """Yield some boxes at a time."""
-        for start in range(0, len(self.cells), _AT_ONCE):
-            yield BoxMaps._make(column[start : start + _AT_ONCE] for column in self)
-
-
-Cut = Callable[[BoxMaps], list[Mask]]
-
-
-@contextmanager
-def mask_cutter(boxes: int) -> Iterator[Cut]:
-    """Yield a function that returns the masks of boxes; for an export of many ``boxes`` all cores work for it."""
-    cores = min(os.cpu_count() or 1, MOST_PROCESSES)
-    if boxes < PROCESSES_FROM or cores == 1:
-        yield cut_masks
-        return
-    with ProcessPoolExecutor(
-        cores,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is the parent's to answer.
-    ) as pool:
-        yield lambda maps: [*chain.from_iterable(pool.map(cut_masks, maps.parts()))]
-
-
-def cut_masks(maps: BoxMaps) -> list[Mask]:
-    """Return the mask of each box, by the component of its map that gave it."""
-    rows = zip(maps.cells, maps.thresholds, maps.places.tolist(), strict=True)
-    return [_mask(cells, threshold, *place) for cells, threshold, place in rows]
+    ``maps`` (N, w, h): the columns of a map lie one after the other, as in run lengths. ``places`` (N, 3, 2): in pixels
+    the first x and y of the box, those behind its last ones, width and height of the image.
+    """
+    for cells, threshold, place in zip(maps, thresholds, places.tolist(), strict=True):
+        yield _mask(cells, threshold, *place)
 
 
 def _mask(
@@ -82,8 +37,10 @@ def _mask(
         return None
     columns = np.zeros((right - left) * height + 2, np.uint8)
     columns[1:-1].reshape(-1, height)[:, top:bottom] = _component(inside.view(np.uint8))
-    ends = np.flatnonzero(columns[1:] != columns[:-1]) + left * height
-    counts = np.diff(np.concatenate([[0], ends, [width * height]]))
+    (changes,) = (columns[1:] != columns[:-1]).nonzero()
+    ends = np.empty(len(changes) + 2, np.int64)
+    ends[0], ends[1:-1], ends[-1] = 0, changes + left * height, width * height
+    counts = ends[1:] - ends[:-1]
     runs = coco_mask.frPyObjects(
         {"counts": counts[: len(counts) - (counts[-1] == 0)], "size": [height, width]}, height, width
     )

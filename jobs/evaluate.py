@@ -20,7 +20,6 @@ def run(config: EvaluateConfig, screen: Screen) -> None:
     from pipeline.outputs.evaluate_foreground import foreground_notes
     from pipeline.outputs.reader import open_lake
     from pipeline.outputs.score_files import write_scores
-    from pipeline.outputs.truth_join import run_of_model
     from pipeline.storage.lake.calibrations import write_calibration
     from pipeline.storage.lake.layout import LakePaths
     from pipeline.storage.lake.records import committed_settings
@@ -33,7 +32,7 @@ def run(config: EvaluateConfig, screen: Screen) -> None:
     truth, masks = read_truth(config.truth, config, names), read_masks(config.truth, config, config.masks)
     fs, root = connect(config.out, config)
     with open_lake(config.out, config) as lake:
-        run = run_of_model(lake, config.model)
+        run = lake.run_of(config.model)
         classes = run.lineage.classes
         if names and len(names.texts) != classes:
             raise UsageError(

@@ -69,6 +69,17 @@ class Lake:
         """The manifests of all runs, oldest first; the counts of a running run are those of its commits so far."""
         return list(self._runs)
 
+    def run_of(self, model: str | None) -> RunManifest:
+        """Return the model's last run with rows, or the last one of all; raises UsageError where there is none.
+
+        The runs of one model share their settings.
+        """
+        runs = [run for run in self._runs if run.files and model in {None, run.model}]
+        if not runs:
+            known = ", ".join(self.models)
+            raise UsageError(f"--model {model!r}: this output has {known}" if known else "this output has no rows yet")
+        return runs[-1]
+
     def connection(self) -> duckdb.DuckDBPyConnection:
         """Return the DuckDB connection with a view for each table: images, boxes, heatmaps, features, quarantine.
 

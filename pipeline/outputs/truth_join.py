@@ -40,7 +40,7 @@ def matched(lake: Lake, truth: Truth, model: str | None, convention: Convention)
     Inside the block the lake's queries can join ``camlake_truth``: image_id, class_id or label, pair. Raises UsageError
     for an unknown model, and where the truth knows none of the images.
     """
-    run = run_of_model(lake, model)
+    run = lake.run_of(model)
     images = lake.arrow("images", columns=["image_id", "uri", "width_px", "height_px"], model=run.model)
     place = _places(truth, images)
     known = np.flatnonzero(place >= 0)
@@ -52,18 +52,6 @@ def matched(lake: Lake, truth: Truth, model: str | None, convention: Convention)
         yield Match(run, _pairs(truth, images, known, convention), known, names)
     finally:
         lake.connection().unregister("camlake_truth")
-
-
-def run_of_model(lake: Lake, model: str | None) -> RunManifest:
-    """Return the model's last run with rows, or the last one of all: the runs of one model share their settings.
-
-    Raises UsageError where there is none.
-    """
-    runs = [run for run in lake.runs if run.files and model in {None, run.model}]
-    if not runs:
-        known = ", ".join(lake.models)
-        raise UsageError(f"--model {model!r}: this output has {known}" if known else "this output has no rows yet")
-    return runs[-1]
 
 
 def _places(truth: Truth, images: pa.Table) -> Ints:

@@ -1,10 +1,11 @@
 """Exports an output: chooses the boxes, reads the pictures, hands them to the format's writers, finishes DEST."""
 
+import gc
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +13,11 @@ from numpy.typing import NDArray
 from pipeline.outputs.export.batches import Batch
 from pipeline.outputs.export.classes import export_classes
 from pipeline.outputs.export.destination import Destination, begin
-from pipeline.outputs.export.masks import Masks, masks_of
 from pipeline.outputs.export.pictures import LEFT_OUT, PictureLog, linkable, stored_turned, with_data
 from pipeline.outputs.export.plans import add_plans
 from pipeline.outputs.export.selection import Selection
 from pipeline.outputs.export.writer import Format, Job, Writer, Written, image_mode, load_format
 from pipeline.outputs.reader import Lake, open_lake
-from pipeline.outputs.truth_join import run_of_model
 from pipeline.storage.filesystems import connect, is_local
 from pipeline.storage.inputs.fetch import Fetcher
 from pipeline.storage.lake.lineage import camlake_version
@@ -28,6 +27,9 @@ from schemas.options.config import StorageConfig
 from schemas.options.export import ExportConfig, split_shares
 from schemas.runs import RunManifest
 from schemas.url_secrets import safe_url
+
+if TYPE_CHECKING:
+    from pipeline.outputs.export.masks import Masks
 
 Say = Callable[[str], None]
 
@@ -40,7 +42,7 @@ class Export:
     format: Format
     selection: Selection
     dest: Destination
-    masks: Masks | None
+    masks: "Masks | None"
     images: int
     """The images to write."""
     boxes: int
@@ -57,6 +59,7 @@ class Export:
         ``advance`` gets the numbers of images that are done and that were left out.
         """
         log = PictureLog(self.dest)
+        gc.freeze()  # Else every collection looks at the objects of all libraries, which takes a quarter of the time.
         try:
             writers = {one: self.format.writer(self.job, self.dest, one) for one in split_shares(self._config.split)}
             self.written = dict.fromkeys(writers, Written())
@@ -172,7 +175,7 @@ def open_export(lake: Lake, config: ExportConfig, say: Say) -> Export:
         raise UsageError(f"nothing to export: no box of {run.model} in {safe_url(config.out)} passes these filters")
     if chosen.masks and config.masks and not tables:
         notes.append("OUT does not store the maps that its boxes were cut from: boxes get no masks")
-    masks = masks_of(run, *connect(config.out, config, anonymous=config.anonymous)) if tables else None
+    masks = _masks_of(run, config) if tables else None
     if mode != "reference":
         add_plans(lake, config.out, config)
     job = Job(config, run, classes, mode)
@@ -229,7 +232,13 @@ def _run_of(lake: Lake, config: ExportConfig) -> RunManifest:
         raise StoreError(f"{safe_url(config.out)} has no committed rows yet")
     if config.model is None and len(lake.models) > 1:
         raise UsageError(f"--model is missing: this output has {', '.join(lake.models)}")
-    return run_of_model(lake, config.model)
+    return lake.run_of(config.model)
+
+
+def _masks_of(run: RunManifest, config: ExportConfig) -> "Masks":
+    from pipeline.outputs.export.masks import masks_of  # noqa: PLC0415 - it brings torch: 2 s and 0.5 GB
+
+    return masks_of(run, *connect(config.out, config, anonymous=config.anonymous))
 
 
 def _map_tables(lake: Lake, model: str) -> tuple[str, ...]:
@@ -237,7 +246,7 @@ def _map_tables(lake: Lake, model: str) -> tuple[str, ...]:
     files = {file.table for run in lake.runs if run.model == model for file in run.files}
     if "heatmaps" not in files:
         return ()
-    fused = run_of_model(lake, model).settings.get("foreground", "off") != "off"
+    fused = lake.run_of(model).settings.get("foreground", "off") != "off"
     if not fused:
         return ("heatmaps",)
     return ("heatmaps", "foreground") if "foreground" in files else ()

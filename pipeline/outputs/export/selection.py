@@ -22,6 +22,9 @@ BATCH_ROWS = 50_000
 BATCH_MAPS = 4_000
 """The same where each row has its class map."""
 
+MEMORY_WITH_MAPS = "700MB"
+"""DuckDB's memory where the rows have maps; torch, which cuts the masks, takes the rest."""
+
 IMAGE_COLUMNS = ("image_id", "uri", "width_px", "height_px", "format")
 PLAN_COLUMNS = ("etag", "size_bytes", "path", "offset")
 MAP_COLUMNS = ("heat_h", "heat_w", "heat_min", "heat_max", "heat")
@@ -46,7 +49,8 @@ class Selection:
 
         Raises UsageError for a --where that is not valid SQL. DuckDB keeps the boxes, on disk where they are many.
         """
-        self.lake.connection().execute(f"SET memory_limit = '{MEMORY_LIMIT}'; SET enable_progress_bar = false")
+        memory = MEMORY_WITH_MAPS if self.maps else MEMORY_LIMIT
+        self.lake.connection().execute(f"SET memory_limit = '{memory}'; SET enable_progress_bar = false")
         all_images = f"SELECT count(*) FROM images WHERE model = {quote(self.model)}"
         with self._errors():
             columns = ", ".join(("image_id", "class_id", *BOX_COLUMNS))

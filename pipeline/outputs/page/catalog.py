@@ -11,7 +11,6 @@ from pipeline.outputs.page.report import Gallery, render_page
 from pipeline.outputs.page.rules import cutting_rule
 from pipeline.outputs.page.sample import FIRST_BOXES
 from pipeline.outputs.reader import Lake
-from pipeline.outputs.truth_join import run_of_model
 from schemas.errors import RejectedImage
 from schemas.options.reading import ViewConfig
 
@@ -71,7 +70,7 @@ class Catalog:
 
     def __init__(self, lake: Lake, config: ViewConfig) -> None:
         """Index the images of ``config.model``, by default the newest run's; raises UsageError for an unknown model."""
-        manifest = run_of_model(lake, config.model)
+        manifest = lake.run_of(config.model)
         self.model = manifest.model
         self.runs = runs_seen(lake)
         self._lake, self._storage = lake, config.storage

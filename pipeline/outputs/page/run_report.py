@@ -11,7 +11,6 @@ from pipeline.outputs.page.report import Gallery, render_page
 from pipeline.outputs.page.rules import cutting_rule
 from pipeline.outputs.page.sample import sample
 from pipeline.outputs.reader import Lake, open_lake
-from pipeline.outputs.truth_join import run_of_model
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.store_failures import store_errors
@@ -40,7 +39,7 @@ def report(config: ReportConfig) -> str:
     with open_lake(config.out, config) as lake:
         if not lake.models:
             raise StoreError(f"{safe_url(config.out)} has no committed rows yet")
-        manifest = run_of_model(lake, config.model)
+        manifest = lake.run_of(config.model)
         model = manifest.model
         fs, path = connect(page, config)
         gallery, unread = _gallery(lake, manifest, config, truth)

@@ -22,7 +22,7 @@ BATCH_ROWS = 50_000
 BATCH_MAPS = 4_000
 """The same where each row has its class map."""
 
-MEMORY_WITH_MAPS = "700MB"
+MEMORY_WITH_MAPS = "600MB"
 """DuckDB's memory where the rows have maps; torch, which cuts the masks, takes the rest."""
 
 IMAGE_COLUMNS = ("image_id", "uri", "width_px", "height_px", "format")

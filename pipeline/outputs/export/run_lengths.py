@@ -33,18 +33,39 @@ def _mask(
     (left, top), (right, bottom), (width, height) = start_xy, end_xy, size_wh
     of_x, of_y = _weights(cells.shape[0], width)[left:right], _weights(cells.shape[1], height)[top:bottom]
     inside = of_x @ (cells @ of_y.T) >= threshold
-    if not inside.any():
+    x, y = _ends(inside)
+    if not len(x):
         return None
-    columns = np.zeros((right - left) * height + 2, np.uint8)
-    columns[1:-1].reshape(-1, height)[:, top:bottom] = _component(inside.view(np.uint8))
-    (changes,) = (columns[1:] != columns[:-1]).nonzero()
-    ends = np.empty(len(changes) + 2, np.int64)
-    ends[0], ends[1:-1], ends[-1] = 0, changes + left * height, width * height
-    counts = ends[1:] - ends[:-1]
+    if not _is_chain(x, y):
+        x, y = _ends(_component(inside.view(np.uint8)))
+    ends = (left + x) * height + top + y
+    if inside.shape[1] == height:  # A run that ends with its column may go on at the start of the next one.
+        goes_on = ends[1:-1:2] == ends[2::2]
+        ends = ends[np.concatenate([[True], np.repeat(~goes_on, 2), [True]])]
+    counts = np.empty(len(ends) + 1, np.int64)
+    counts[0], counts[1:-1], counts[-1] = ends[0], ends[1:] - ends[:-1], width * height - ends[-1]
     runs = coco_mask.frPyObjects(
         {"counts": counts[: len(counts) - (counts[-1] == 0)], "size": [height, width]}, height, width
     )
     return {"size": [height, width], "counts": runs["counts"].decode("ascii")}
+
+
+def _ends(inside: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return x and y of the pixels of ``inside`` (w, h) at which a run of a column begins, and behind which it ends."""
+    width, height = inside.shape
+    framed = np.zeros(width * (height + 1) + 1, np.bool_)
+    framed[1:].reshape(width, height + 1)[:, :height] = inside
+    (changes,) = (framed[1:] != framed[:-1]).nonzero()
+    x, y = np.divmod(changes, height + 1)
+    return x, y
+
+
+def _is_chain(x: NDArray[np.int64], y: NDArray[np.int64]) -> bool:
+    """Return whether each run touches the next one, as they do in most masks: then they are one component."""
+    columns, first, end = x[::2], y[::2], y[1::2]
+    return bool(
+        (columns[1:] - columns[:-1] == 1).all() and (first[1:] <= end[:-1]).all() and (first[:-1] <= end[1:]).all()
+    )
 
 
 @lru_cache(128)

@@ -23,6 +23,7 @@ from moto.server import ThreadedMotoServer
 from jobs.suites.machine import Figures, spread
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
+from pipeline.annotate.stopping import DRAIN_S
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.integrity.verify import verify
@@ -205,8 +206,9 @@ def _ended(kind: str, process: subprocess.Popen[str], out: Output, began_s: floa
     told.stop_s.append(took_s)
     told.decided += out.decided()
     told.committed += run.counts.annotated
-    if run.counts.annotated < out.decided():
-        raise CamlakeError(f"{out.url}: {out.decided()} images decided at {kind}, {run.counts.annotated} committed")
+    if run.counts.annotated < out.decided() and took_s < DRAIN_S:
+        numbers = f"{out.decided()} images decided, {run.counts.annotated} committed"
+        raise CamlakeError(f"{out.url}: {numbers} {took_s:.1f} s after {kind}: {said[-1500:]}")
     return True
 
 

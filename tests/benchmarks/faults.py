@@ -24,10 +24,11 @@ from pipeline.storage.lake.records import load_runs
 from schemas.errors import CamlakeError
 from schemas.options.benchmark import MeasureConfig
 from schemas.options.config import StorageConfig, option
+from tests import jobs_on
 from tests.benchmarks.command import benchmark, resolved_precision
 from tests.benchmarks.soak import ACCOUNT
 from tests.faulty_s3 import MixedFaults, faulty
-from tests.jobs_on import ROOT, command
+from tests.jobs_on import ROOT
 
 _BUCKET = "faults"
 _SIDES = ("in order", "failing")
@@ -63,7 +64,7 @@ def measure(config: FaultsConfig, reporter: Reporter) -> Figures:
             for side in _SIDES:
                 proxy.fault = faults if side == "failing" else (lambda request: None)
                 out = f"s3://{_BUCKET}/{side.replace(' ', '-')}-{repeat}"
-                words = command("annotate", f"s3://{_BUCKET}/photos/", "--out", out, *options)
+                words = jobs_on.command("annotate", f"s3://{_BUCKET}/photos/", "--out", out, *options)
                 _run([*words, "--endpoint-url", proxy.url])
                 rate, refused = _checked(out, direct, config.count)
                 rates[side].append(rate)
@@ -97,7 +98,7 @@ def _checked(out: str, endpoint_url: str, count: int) -> tuple[float, int]:
     return run.summary.images_per_s, run.counts.rejected
 
 
-command_line = benchmark(
+command = benchmark(
     "faults",
     "Compare runs on Ray whose store fails in one of five answers with runs whose store is in order.",
     FaultsConfig,
@@ -107,4 +108,4 @@ command_line = benchmark(
 )
 
 if __name__ == "__main__":
-    main(command_line)
+    main(command)

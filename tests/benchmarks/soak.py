@@ -32,11 +32,12 @@ from schemas.errors import CamlakeError, Stopped
 from schemas.options.benchmark import MeasureConfig
 from schemas.options.config import StorageConfig, option
 from schemas.tables import TABLES
+from tests import jobs_on
 from tests.benchmarks.command import benchmark
 from tests.benchmarks.glob_reader import GlobReader
 from tests.benchmarks.soak_kills import ENDING, KINDS, Engine, Nodes, kill, nodes
 from tests.faulty_s3 import FaultyS3, MixedFaults, faulty
-from tests.jobs_on import ROOT, command, run_annotate
+from tests.jobs_on import ROOT, run_annotate
 from tests.references.equal_rows import same_rows
 
 KILLS_PER_OUTPUT = 5
@@ -86,7 +87,7 @@ class Output:
 
     def start(self) -> subprocess.Popen[str]:
         """Start a run whose store fails now and then."""
-        words = command("annotate", f"s3://{_BUCKET}/photos/", "--out", self.url, "--model", "camlake_demo")
+        words = jobs_on.command("annotate", f"s3://{_BUCKET}/photos/", "--out", self.url, "--model", "camlake_demo")
         words += ["--topk", "2", "--actors", "1", "--batch-size", "4", "--images-per-commit", "8"]
         words += ["--precision", "fp32", "--box-rule", "paper", "--max-rejected", "1", "--engine", self.engine]
         words += ["--endpoint-url", self._proxy, "--metrics", str(self.metrics)]
@@ -244,7 +245,7 @@ def _figures(config: SoakConfig, told: Told, proxy: FaultyS3) -> Figures:
     }
 
 
-command_line = benchmark(
+command = benchmark(
     "soak",
     "Kill runs at random moments while the store fails; the tables must equal those of an undisturbed run.",
     SoakConfig,
@@ -253,4 +254,4 @@ command_line = benchmark(
 )
 
 if __name__ == "__main__":
-    main(command_line)
+    main(command)

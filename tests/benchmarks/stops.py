@@ -54,7 +54,7 @@ def measure(config: StopsConfig, reporter: Reporter) -> Figures:
     }
 
 
-command_line = benchmark(
+command = benchmark(
     "stops",
     "Stop runs of both engines by SIGTERM and Ctrl-C: the seconds until the process ends, what was committed.",
     StopsConfig,
@@ -64,4 +64,4 @@ command_line = benchmark(
 )
 
 if __name__ == "__main__":
-    main(command_line)
+    main(command)

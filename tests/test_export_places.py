@@ -122,13 +122,9 @@ class _StopsError(Exception):
     pass
 
 
-@pytest.fixture
-def dest(request, tmp_path):
-    return str(tmp_path / "out") if request.param == "local" else f"memory://{tmp_path.name}/out"
+def stop_at_the_end(lake, dest, monkeypatch):
+    """Export with copied pictures, and fail when the boxes' file would be closed."""
 
-
-@pytest.mark.parametrize("dest", ["local", "memory"], indirect=True)
-def test_a_half_written_export_never_looks_whole(lake, dest, monkeypatch, capsys):
     def stop(self):
         raise _StopsError
 
@@ -136,6 +132,16 @@ def test_a_half_written_export_never_looks_whole(lake, dest, monkeypatch, capsys
         patch.setattr(csv_format.CsvWriter, "close", stop)
         with pytest.raises(_StopsError):
             export(lake, dest, "csv", images="copy")
+
+
+@pytest.fixture
+def dest(request, tmp_path):
+    return str(tmp_path / "out") if request.param == "local" else f"memory://{tmp_path.name}/out"
+
+
+@pytest.mark.parametrize("dest", ["local", "memory"], indirect=True)
+def test_a_half_written_export_never_looks_whole(lake, dest, monkeypatch, capsys):
+    stop_at_the_end(lake, dest, monkeypatch)
     fs, root = fsspec.url_to_fs(dest)
     assert not fs.exists(f"{root}/camlake-export.json")
     assert fs.exists(f"{root}/camlake-export-unfinished" if "memory" in dest else f"{root}.camlake-export-unfinished")
@@ -154,13 +160,7 @@ def test_a_half_written_export_never_looks_whole(lake, dest, monkeypatch, capsys
 def test_the_same_export_keeps_the_pictures_that_it_had_copied(lake, dest, monkeypatch, tmp_path, capsys):
     pictures = {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()}
 
-    def stop(self):
-        raise _StopsError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(csv_format.CsvWriter, "close", stop)
-        with pytest.raises(_StopsError):
-            export(lake, dest, "csv", images="copy")
+    stop_at_the_end(lake, dest, monkeypatch)
     fs, root = fsspec.url_to_fs(dest)
     work = root if "memory" in dest else f"{root}.{UNFINISHED}"
     (half,) = [path for path in fs.find(work) if path.endswith(".png")]

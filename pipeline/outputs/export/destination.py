@@ -191,8 +191,8 @@ def begin(
     with store_errors(f"{shown} can't be prepared"):
         if leftover and keep and _chosen_before(fs, work) == json.loads(_as_json(chosen)):
             destination.begin(chosen)
-            destination.left = _files(fs, work)
             remove_many(fs, [f"{work}/{DONE}"])
+            destination.left = _files(fs, work)
             say(f"the same export stopped in {shown} before; pictures that it had copied whole are kept")
             return destination
         if leftover:

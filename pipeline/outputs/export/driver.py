@@ -72,6 +72,7 @@ class Export:
                 writer.close()
             log.close()
         finally:
+            gc.unfreeze()
             self.dest.close()
         self.format.finish(self.job, self.dest, self.written)
         self.dest.finish(self._facts(log))

@@ -44,6 +44,31 @@ def _of_supervision(dataset: Any) -> Found:
     }
 
 
+def fiftyone_coco(folder: Path) -> Found:
+    from fiftyone.utils.coco import COCODetectionDatasetImporter
+
+    places = {"data_path": folder / "images/train", "labels_path": folder / "annotations/instances_train.json"}
+    texts = {name: str(place) for name, place in places.items()}
+    found, masks = {}, []
+    with COCODetectionDatasetImporter(**texts, label_types=["detections", "segmentations"]) as pictures:
+        for path, size, labels in pictures:
+            boxes = labels["detections"].detections
+            assert all(0 <= one.confidence <= 1 for one in boxes)
+            found[Path(path).stem] = [
+                [one.label, *_of_fractions(one.bounding_box, size.width, size.height)] for one in boxes
+            ]
+            if "segmentations" in labels:  # Boxes that have a mask.
+                masks += [one.mask for one in labels["segmentations"].detections]
+    assert masks
+    assert all(mask.any() for mask in masks)
+    return found
+
+
+def _of_fractions(box: list[float], width: int, height: int) -> list[float]:
+    x, y, w, h = box
+    return [x * width, y * height, (x + w) * width, (y + h) * height]
+
+
 def datumaro_cvat(folder: Path) -> Found:
     from datumaro.components.dataset import Dataset
 
@@ -72,7 +97,8 @@ def label_studio(folder: Path) -> Found:
 
 
 READERS: dict[str, Callable[[Path], Found]] = {
-    each.__name__: each for each in (supervision_coco, supervision_yolo, supervision_voc, datumaro_cvat, label_studio)
+    each.__name__: each
+    for each in (fiftyone_coco, supervision_coco, supervision_yolo, supervision_voc, datumaro_cvat, label_studio)
 }
 
 if __name__ == "__main__":

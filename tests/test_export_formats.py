@@ -1,8 +1,8 @@
 """Each format, opened by its own library: boxes within 1/1000 pixel, classes and scores are those of the output.
 
 The libraries of ``tests.export_readers`` bring an OpenCV of their own, so they have an environment of their own:
-EXPORT_READERS_PYTHON names its Python, after ``python -m venv e && e/bin/pip install supervision datumaro
-label-studio-sdk``. ``.ci/run`` makes one.
+EXPORT_READERS_PYTHON names its Python, after ``python -m venv e && e/bin/pip install fiftyone supervision
+datumaro label-studio-sdk``. ``.ci/run`` makes one.
 """
 
 import csv
@@ -279,6 +279,7 @@ def test_a_task_of_cvat_finds_its_pictures(uri, folder, name):
 @pytest.mark.parametrize(
     ("reader", "to", "images"),
     [
+        ("fiftyone_coco", "coco", "copy"),
         ("supervision_coco", "coco", "copy"),
         ("supervision_yolo", "yolo", "copy"),
         ("supervision_voc", "voc", "copy"),
@@ -289,7 +290,7 @@ def test_a_task_of_cvat_finds_its_pictures(uri, folder, name):
 def test_the_library_of_the_tool_reads_it(lake, rows, tmp_path, reader, to, images):
     python = os.environ.get("EXPORT_READERS_PYTHON")
     if not python:
-        pytest.skip("no supervision, Datumaro, Label Studio SDK: EXPORT_READERS_PYTHON names no Python that has them")
+        pytest.skip("no FiftyOne, supervision, Datumaro: EXPORT_READERS_PYTHON names no Python that has them")
     export(lake, tmp_path / "out", to, **({"images": images} if images else {}))
     words = [python, Path(__file__).with_name("export_readers.py"), reader, tmp_path / "out"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)

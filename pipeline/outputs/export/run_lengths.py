@@ -32,14 +32,16 @@ def _mask(
     """
     (left, top), (right, bottom), (width, height) = start_xy, end_xy, size_wh
     of_x, of_y = _weights(cells.shape[0], width)[left:right], _weights(cells.shape[1], height)[top:bottom]
-    inside = of_x @ (cells @ of_y.T) >= threshold
-    x, y = _ends(inside)
+    framed, inside = _framed(right - left, bottom - top)
+    np.greater_equal(of_x @ (cells @ of_y.T), threshold, out=inside)
+    x, y = _ends(framed, bottom - top)
     if not len(x):
         return None
     if not _is_chain(x, y):
-        x, y = _ends(_component(inside.view(np.uint8)))
+        inside[:] = _component(np.ascontiguousarray(inside).view(np.uint8))
+        x, y = _ends(framed, bottom - top)
     ends = (left + x) * height + top + y
-    if inside.shape[1] == height:  # A run that ends with its column may go on at the start of the next one.
+    if bottom - top == height:  # A run that ends with its column may go on at the start of the next one.
         goes_on = ends[1:-1:2] == ends[2::2]
         ends = ends[np.concatenate([[True], np.repeat(~goes_on, 2), [True]])]
     counts = np.empty(len(ends) + 1, np.int64)
@@ -50,11 +52,14 @@ def _mask(
     return {"size": [height, width], "counts": runs["counts"].decode("ascii")}
 
 
-def _ends(inside: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return x and y of the pixels of ``inside`` (w, h) at which a run of a column begins, and behind which it ends."""
-    width, height = inside.shape
+def _framed(width: int, height: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return pixels, column by column with a False before and behind each one, and (width, height) their view."""
     framed = np.zeros(width * (height + 1) + 1, np.bool_)
-    framed[1:].reshape(width, height + 1)[:, :height] = inside
+    return framed, framed[1:].reshape(width, height + 1)[:, :height]
+
+
+def _ends(framed: NDArray[np.bool_], height: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return x and y of the pixels at which a run of a column begins, and behind which it ends."""
     (changes,) = (framed[1:] != framed[:-1]).nonzero()
     x, y = np.divmod(changes, height + 1)
     return x, y
@@ -63,9 +68,8 @@ def _ends(inside: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _is_chain(x: NDArray[np.int64], y: NDArray[np.int64]) -> bool:
     """Return whether each run touches the next one, as they do in most masks: then they are one component."""
     columns, first, end = x[::2], y[::2], y[1::2]
-    return bool(
-        (columns[1:] - columns[:-1] == 1).all() and (first[1:] <= end[:-1]).all() and (first[:-1] <= end[1:]).all()
-    )
+    touch = (columns[1:] - columns[:-1] == 1) & (first[1:] <= end[:-1]) & (first[:-1] <= end[1:])
+    return bool(touch.all())
 
 
 @lru_cache(128)

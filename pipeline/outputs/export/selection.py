@@ -22,8 +22,8 @@ BATCH_ROWS = 50_000
 BATCH_MAPS = 4_000
 """The same where each row has its class map."""
 
-MEMORY_WITH_MAPS = "600MB"
-"""DuckDB's memory where the rows have maps; torch, which cuts the masks, takes the rest."""
+WITH_MAPS = "SET memory_limit = '400MB'; SET threads = least(2, current_setting('threads'))"
+"""DuckDB's limits where the rows have maps: torch, which cuts the masks, takes the rest, and more time than sorting."""
 
 IMAGE_COLUMNS = ("image_id", "uri", "width_px", "height_px", "format")
 PLAN_COLUMNS = ("etag", "size_bytes", "path", "offset")
@@ -49,8 +49,8 @@ class Selection:
 
         Raises UsageError for a --where that is not valid SQL. DuckDB keeps the boxes, on disk where they are many.
         """
-        memory = MEMORY_WITH_MAPS if self.maps else MEMORY_LIMIT
-        self.lake.connection().execute(f"SET memory_limit = '{memory}'; SET enable_progress_bar = false")
+        limits = WITH_MAPS if self.maps else f"SET memory_limit = '{MEMORY_LIMIT}'"
+        self.lake.connection().execute(f"{limits}; SET enable_progress_bar = false")
         all_images = f"SELECT count(*) FROM images WHERE model = {quote(self.model)}"
         with self._errors():
             columns = ", ".join(("image_id", "class_id", *BOX_COLUMNS))

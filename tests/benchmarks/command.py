@@ -1,18 +1,28 @@
 """Functions that all benchmarks use: make the command, run work in a new process, choose the number type."""
 
 import multiprocessing
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeVar
 
 from jobs.benchmark import Config, record
 from jobs.suites.machine import Figures
+from jobs.suites.memory import peak_bytes
 from jobs.terminal.console import Screen, verb
 from pipeline.models.localize.runtime import resolve_precision
+from schemas.errors import CamlakeError
 from schemas.options.benchmark import MeasureConfig
 from schemas.options.config import Precision, option
 
 T = TypeVar("T")
+
+LOOK_S = 0.1
+"""How often the memory of a command is read."""
 
 
 class TruthConfig(MeasureConfig):
@@ -50,3 +60,30 @@ def in_new_process(work: Callable[..., T], *arguments: Any) -> T:
     """Return ``work(*arguments)`` from a new process, so that no side profits from another side's imports or start."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
+
+
+class Watched(NamedTuple):
+    """A command that has ended well."""
+
+    seconds: float
+    peak: int
+    """The peak bytes of its process."""
+    said: str
+    """What it wrote to stderr."""
+
+
+def run_watched(*words: str) -> Watched:
+    """Run ``camlake`` with these words in a new process; raises CamlakeError where it fails."""
+    started_s, peak = time.monotonic(), 0
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen([sys.executable, "-m", "camlake", *words], stdout=subprocess.DEVNULL, stderr=said)
+        while process.poll() is None:
+            with suppress(OSError, StopIteration):  # it has just ended
+                peak = max(peak, peak_bytes(process.pid))
+            time.sleep(LOOK_S)
+        seconds = time.monotonic() - started_s
+        said.seek(0)
+        lines = said.read()
+    if process.returncode:
+        raise CamlakeError(f"camlake {words[0]} ended with {process.returncode}: {' | '.join(lines.splitlines()[-5:])}")
+    return Watched(seconds, peak, lines)

@@ -1,13 +1,12 @@
 """Measure ``camlake export``: seconds and peak memory for 1,000,000 boxes without pictures, in several formats.
 
 The output is synthetic: random boxes of two or three classes an image, committed by the real code in files of the usual
-size. Each format is written in a process of its own by the real verb's code, with no masks; COCO with masks of maps of
-7x7 is measured on a part of the boxes.
+size. Each format is written by the command as a user gives it, its start included, without masks; COCO with masks of
+maps of 7x7 is measured on a part of the boxes.
 """
 
 import hashlib
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +14,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.suites.machine import Figures
-from jobs.suites.memory import peak_bytes
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
-from pipeline.outputs.export.driver import export
 from pipeline.storage.lake.commit import finish_run, start_run
 from pipeline.storage.lake.layout import new_run_id
 from pipeline.storage.lake.lease import Lease
 from schemas.options.benchmark import MeasureConfig
 from schemas.options.config import option
-from schemas.options.export import ExportConfig
 from schemas.tables import TABLES, Table
-from tests.benchmarks.command import benchmark, in_new_process
+from tests.benchmarks.command import benchmark, run_watched
 from tests.fake_lake import START, FakeLake, manifest_of
 
 BOXES_OF = (2, 3)
@@ -53,27 +49,24 @@ def measure(config: ExportMeasure, reporter: Reporter) -> Figures:
         figures |= {"boxes": config.boxes, "images": images}
         reporter.say(f"{config.boxes} boxes of {images} images committed")
         for name in FORMATS:
-            seconds, peak, size = in_new_process(_export, str(out), f"{temporary}/{name}", name)
+            seconds, peak, size = _export(str(out), f"{temporary}/{name}", name, "--no-masks")
             figures[f"{name}: s"] = round(seconds, 2)
             figures[f"{name}: peak MiB of the process"] = round(peak / 2**20)
             figures[f"{name}: MB written"] = round(size / 1e6, 1)
             reporter.say(f"{name}: {seconds:.1f} s, {peak / 2**30:.2f} GiB, {size / 1e6:.0f} MB")
         synthetic_output(Path(temporary, "mapped"), config.masks, maps=True)
-        seconds, peak, size = in_new_process(_export, f"{temporary}/mapped", f"{temporary}/masks", "coco", True)
+        seconds, peak, size = _export(f"{temporary}/mapped", f"{temporary}/masks", "coco")
         figures |= {"coco with masks: boxes": config.masks, "coco with masks: s": round(seconds, 2)}
         figures["coco with masks: peak MiB of the process"] = round(peak / 2**20)
         reporter.say(f"coco with masks of {config.masks} boxes: {seconds:.1f} s, {size / 1e6:.0f} MB")
     return figures
 
 
-def _export(out: str, dest: str, name: str, masks: bool = False) -> tuple[float, int, int]:
-    """Return the seconds of an export, the peak bytes of this process, and the bytes written."""
-    values = {"out": out, "dest": dest, "to": name, "images": "reference", "split": "train=.8,val=.2", "masks": masks}
-    started_s = time.perf_counter()
-    done = export(ExportConfig.resolve(values), lambda text: None, lambda *counts: None)
-    seconds = time.perf_counter() - started_s
-    assert sum(one.boxes for one in done.written.values()) == done.boxes
-    return seconds, peak_bytes(), sum(file.stat().st_size for file in Path(dest).rglob("*") if file.is_file())
+def _export(out: str, dest: str, name: str, *options: str) -> tuple[float, int, int]:
+    """Return the seconds of the command ``camlake export``, its peak bytes, and the bytes that it wrote."""
+    options = ("--images", "reference", "--split", "train=.8,val=.2", *options)
+    done = run_watched("export", out, dest, "--to", name, *options)
+    return done.seconds, done.peak, sum(file.stat().st_size for file in Path(dest).rglob("*") if file.is_file())
 
 
 def synthetic_output(out: Path, boxes: int, maps: bool = False) -> int:

@@ -8,12 +8,8 @@ because a run without news reads no other but ``quarantine``. The measured comma
 
 import itertools
 import resource
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +17,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from jobs.suites.machine import Figures
-from jobs.suites.memory import peak_bytes
 from jobs.suites.photographs import make_photographs
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
@@ -35,7 +30,7 @@ from schemas.options.benchmark import MeasureConfig
 from schemas.options.config import StorageConfig, option
 from schemas.runs import Counts, RunManifest
 from schemas.tables import TABLES
-from tests.benchmarks.command import benchmark
+from tests.benchmarks.command import benchmark, run_watched
 from tests.benchmarks.fake_store import BUCKET, StoreSpec, fake_store
 
 PHOTOS = f"s3://{BUCKET}/photos/"
@@ -45,8 +40,6 @@ ANNOTATED = 32
 COMMIT_ROWS = 32_768
 """Images of a commit in a long run, see pipeline.annotate.resources.images_per_commit."""
 SIZE_HW = (48, 48)
-LOOK_S = 0.05
-"""Seconds between two looks at the peak memory of the command, which Linux keeps while the command runs."""
 ALLOWED = {1_000_000: (60, 1.0), 10_000_000: (480, 4.0)}
 """Seconds and GB that a night without news may take, by the number of objects."""
 
@@ -93,8 +86,7 @@ def measure(config: NightConfig, reporter: Reporter) -> Figures:
 
 def finish_every_image(out: str, endpoint: str, objects: int) -> None:
     """Make an output in which every object of the store is done."""
-    first_ones = _command(f"{PHOTOS}000000/", out, endpoint)
-    subprocess.run([*first_ones, "--limit", str(ANNOTATED)], check=True, capture_output=True)
+    run_watched("annotate", f"{PHOTOS}000000/", *_options(out, endpoint), "--limit", str(ANNOTATED))
     fs, root = connect(out, StorageConfig())
     (first,) = load_runs(fs, root)
     done = {name for batch in done_images(fs, root, first.model) for name in batch["image_id"].to_pylist()}
@@ -125,26 +117,17 @@ def _rows(endpoint: str, run: RunManifest, done: set[str]) -> Iterator[pa.Table]
             waiting = []
 
 
-def _command(photos: str, out: str, endpoint: str) -> list[str]:
-    options = ["--out", out, "--model", MODEL, "--endpoint-url", endpoint, "--anonymous"]
-    return [sys.executable, "-m", "camlake", "annotate", photos, *options]
-
-
 def _night(out: str, endpoint: str, objects: int) -> Night:
     """Run the command; raises CamlakeError where it found something to do."""
-    started, cpu_before_s, peak = time.monotonic(), _children_cpu_s(), 0
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(_command(PHOTOS, out, endpoint), stdout=subprocess.DEVNULL, stderr=said)
-        while process.poll() is None:
-            with suppress(OSError, StopIteration):  # it has just ended
-                peak = max(peak, peak_bytes(process.pid))
-            time.sleep(LOOK_S)
-        seconds = time.monotonic() - started
-        said.seek(0)
-        lines = said.read()
-    if process.returncode or f"{objects} listed, {objects} done, 0 to do" not in lines:
-        raise CamlakeError(f"this was no night without news: {' | '.join(lines.splitlines()[-5:])}")
-    return Night(seconds, _children_cpu_s() - cpu_before_s, peak / 1e9)
+    cpu_before_s = _children_cpu_s()
+    done = run_watched("annotate", PHOTOS, *_options(out, endpoint))
+    if f"{objects} listed, {objects} done, 0 to do" not in done.said:
+        raise CamlakeError(f"this was no night without news: {' | '.join(done.said.splitlines()[-5:])}")
+    return Night(done.seconds, _children_cpu_s() - cpu_before_s, done.peak / 1e9)
+
+
+def _options(out: str, endpoint: str) -> tuple[str, ...]:
+    return ("--out", out, "--model", MODEL, "--endpoint-url", endpoint, "--anonymous")
 
 
 def _children_cpu_s() -> float:

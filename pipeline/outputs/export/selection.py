@@ -13,7 +13,7 @@ from pipeline.outputs.export.batches import BOX_COLUMNS, Batch
 from pipeline.outputs.export.classes import Classes
 from pipeline.outputs.export.plans import PLAN_TABLE
 from pipeline.outputs.reader import Lake
-from pipeline.storage.lake.query import MEMORY_LIMIT, quote
+from pipeline.storage.lake.query import quote
 from schemas.errors import StoreError, UsageError
 from schemas.options.export import ExportConfig
 
@@ -22,8 +22,8 @@ BATCH_ROWS = 50_000
 BATCH_MAPS = 4_000
 """The same where each row has its class map."""
 
-WITH_MAPS = "SET memory_limit = '400MB'; SET threads = least(2, current_setting('threads'))"
-"""DuckDB's limits where the rows have maps: torch, which cuts the masks, takes the rest, and more time than sorting."""
+LIMITS = "SET memory_limit = '500MB'; SET threads = least(2, current_setting('threads'))"
+"""DuckDB's share of a process of 1.5 GB, of which torch takes a third where masks are cut; each thread needs a part."""
 
 IMAGE_COLUMNS = ("image_id", "uri", "width_px", "height_px", "format")
 PLAN_COLUMNS = ("etag", "size_bytes", "path", "offset")
@@ -49,8 +49,7 @@ class Selection:
 
         Raises UsageError for a --where that is not valid SQL. DuckDB keeps the boxes, on disk where they are many.
         """
-        limits = WITH_MAPS if self.maps else f"SET memory_limit = '{MEMORY_LIMIT}'"
-        self.lake.connection().execute(f"{limits}; SET enable_progress_bar = false")
+        self.lake.connection().execute(f"{LIMITS}; SET enable_progress_bar = false")
         all_images = f"SELECT count(*) FROM images WHERE model = {quote(self.model)}"
         with self._errors():
             columns = ", ".join(("image_id", "class_id", *BOX_COLUMNS))

@@ -14,7 +14,8 @@ from pycocotools import mask as coco_mask
 from pipeline.images.mask_decoding import run_length_mask
 from pipeline.models.localize.box_rules import BoxRule, boxes_in_pixels, cut_maps
 from pipeline.models.localize.foreground import Foreground, ForegroundCard, foreground_bytes
-from pipeline.outputs.export.run_lengths import _component, _mask
+from pipeline.outputs.export import run_lengths
+from pipeline.outputs.export.run_lengths import _component, cut_masks
 from schemas.errors import StoreError
 from tests.export_lake import HEAT, Told, export, make_lake, write_pictures
 from tests.fake_lake import MODEL
@@ -65,28 +66,47 @@ def test_each_component_has_its_own_mask(tmp_path):
 
 @settings(deadline=None, max_examples=200)
 @given(
-    arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 5))),
-    st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    st.floats(0.0625, 1, width=32),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)).flatmap(
+        lambda wh: st.lists(arrays(np.uint8, wh, elements=st.integers(0, 255)), min_size=1, max_size=4)
+    ),
+    st.integers(1, 2000),
     st.data(),
 )
-def test_a_mask_is_the_component_of_the_resized_map(cells, size_wh, threshold, data):
-    """``cells`` (w, h) are transposed, as ``_mask`` wants them; the picture's pixels are only a few."""
-    start_xy = [data.draw(st.integers(0, side - 1)) for side in size_wh]
-    end_xy = [data.draw(st.integers(first + 1, side)) for first, side in zip(start_xy, size_wh, strict=True)]
-    cells = cells.astype(np.float32) / 255
-    surface = cv2.resize(np.ascontiguousarray(cells.T), size_wh, interpolation=cv2.INTER_LINEAR)
-    assume(np.abs(surface - threshold).min() > 1e-5)  # Else rounding decides.
+def test_masks_are_the_components_of_the_resized_maps(maps, pixels, data):
+    """Several boxes, each of its own small picture, cut together or apart; maps (w, h) are transposed."""
+    maps = np.stack(maps).astype(np.float32) / 255
+    thresholds = np.array([data.draw(st.floats(0.0625, 1, width=32)) for _ in maps], np.float32)
+    sizes = [data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40))) for _ in maps]
+    starts = [[data.draw(st.integers(0, side - 1)) for side in size] for size in sizes]
+    ends = [
+        [data.draw(st.integers(first + 1, side)) for first, side in zip(start, size, strict=True)]
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+    places = np.stack([starts, ends, sizes], axis=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_lengths, "PIXELS", pixels)
+        found = list(cut_masks(maps, thresholds, places))
+    for mask, cells, threshold, place in zip(found, maps, thresholds, places, strict=True):
+        surface = cv2.resize(np.ascontiguousarray(cells.T), place[2].tolist(), interpolation=cv2.INTER_LINEAR)
+        if np.abs(surface - threshold).min() > 1e-5:  # Else rounding decides.
+            assert mask == encoded(surface >= threshold, *place[:2].tolist())
+
+
+def encoded(reached, start_xy, end_xy):
+    """Return the run lengths by pycocotools of the box's component; None where no pixel of the box is reached."""
     part = np.s_[start_xy[1] : end_xy[1], start_xy[0] : end_xy[0]]
-    inside = (surface[part] >= threshold).astype(np.uint8)
-    mask = _mask(cells, np.float32(threshold), start_xy, end_xy, list(size_wh))
-    if not inside.any():
-        assert mask is None
-        return
-    expected = np.zeros(surface.shape, np.uint8)
-    expected[part] = _component(inside.T).T
+    if not reached[part].any():
+        return None
+    expected = np.zeros(reached.shape, np.uint8)
+    expected[part] = _component(reached[part].astype(np.uint8).T).T
     runs = coco_mask.encode(np.asfortranarray(expected))
-    assert mask == {"size": runs["size"], "counts": runs["counts"].decode()}
+    return {"size": runs["size"], "counts": runs["counts"].decode()}
+
+
+def test_no_boxes_have_no_masks():
+    assert (
+        list(cut_masks(np.zeros((0, 2, 2), np.float32), np.zeros(0, np.float32), np.zeros((0, 3, 2), np.int64))) == []
+    )
 
 
 @settings(deadline=None)

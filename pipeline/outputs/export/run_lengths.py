@@ -16,8 +16,8 @@ from pycocotools import mask as coco_mask
 Mask = dict[str, Any] | None
 """``size`` and compressed ``counts`` as text; None where no pixel is inside."""
 
-PIXELS = 2_000_000
-"""Pixels of boxes after which no further box is cut with them."""
+PIXELS = 500_000
+"""Pixels of boxes after which no further box is cut with them; the allocator gives larger arrays back each time."""
 
 
 class _Ends(NamedTuple):

@@ -40,8 +40,8 @@ def test_a_reader_that_fails_says_so(tmp_path):
 
 @pytest.mark.slow
 def test_kills_cost_nothing():
-    figures = measure(SoakConfig.resolve({"count": 64, "kills": 6, "ray_kills": 0, "seed": 3}), Screen())
-    assert figures["kills"] == 6
+    figures = measure(SoakConfig.resolve({"count": 64, "kills": 10, "ray_kills": 0, "seed": 3}), Screen())
+    assert figures["kills"] == 10
     assert figures["equal rows"]["images"] >= 2 * 63
     looks, moved = figures["looks of the globbing reader, of these at removed files"]
     assert looks > moved

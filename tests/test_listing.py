@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import fsspec
 import pyarrow as pa
 import pytest
+from botocore.hooks import HierarchicalEmitter
+from fsspec.asyn import sync
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
 from pipeline.storage.filesystems import connect
@@ -153,13 +155,38 @@ class UnsortedStore:
 
     def __init__(self, keys: list[str]) -> None:
         self.keys = keys
-        self.s3 = SimpleNamespace(meta=SimpleNamespace(events=SimpleNamespace(register=lambda *_, **__: None)))
+        self.s3 = SimpleNamespace(meta=SimpleNamespace(events=HierarchicalEmitter()))
 
     def call_s3(self, method: str, ContinuationToken: str = "0", **_) -> dict:  # noqa: N803 (as S3 names it)
         start = int(ContinuationToken)
         more = start + 2 < len(self.keys)
         page = {"Contents": [{"Key": key} for key in self.keys[start : start + 2]], "IsTruncated": more}
         return page | ({"NextContinuationToken": str(start + 2)} if more else {})
+
+
+ERROR = b"<Error><Code>InternalError</Code></Error>"
+
+
+@pytest.mark.parametrize(
+    ("operation", "body", "status"),
+    [
+        ("ListObjectsV2", ERROR, 500),
+        ("ListObjectsV2", b"<ListBucketResult><Contents>", 500),
+        ("ListObjectsV2", b"<ListBucketResult/>", 200),
+        ("CopyObject", ERROR, 500),
+        ("CopyObject", b"<CopyObjectResult/>", 200),
+    ],
+)
+def test_an_error_with_the_status_200_is_asked_again(s3, operation, body, status):
+    """botocore tries again what has the status 500, of pages and of all other answers."""
+    bucket = s3.bucket()
+    fs, _ = connect(f"s3://{bucket}", s3.storage)
+    assert list(list_bucket(fs, bucket, "")) == []
+    answer = {"status_code": 200, "body": body}
+    facts = {"operation_model": fs.s3.meta.service_model.operation_model(operation), "response_dict": answer}
+    event = f"before-parse.s3.{operation}"
+    sync(fs.loop, fs.s3.meta.events.emit, event, **facts, customized_response_dict={})
+    assert answer["status_code"] == status
 
 
 def test_a_store_without_an_order_is_listed_page_by_page():

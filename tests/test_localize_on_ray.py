@@ -1,7 +1,10 @@
 """``camlake localize`` on Ray: rows equal to those of threads, after failures and signals too; where Ray is used."""
 
 import os
+import random
 import signal
+import subprocess
+import time
 
 import pytest
 
@@ -13,8 +16,13 @@ from pipeline.storage.lake.records import load_runs
 from schemas.errors import Stopped, StoreError, UsageError
 from schemas.options.config import StorageConfig
 from schemas.options.localize import LocalizeConfig
+from tests import jobs_on
+from tests.benchmarks.soak_kills import kill, nodes
 from tests.feature_lake import add_run, feature_lake, head_by_hand
 from tests.localizing import IMAGES, lake_at, localized, problems
+
+COMMITS = 240
+"""Commits of one image, so many that the run outlasts the killing."""
 
 
 @pytest.fixture
@@ -35,10 +43,36 @@ def test_ray_writes_the_same_rows_and_goes_on_after_a_failure(source, tmp_path):
     counts = localized(source, "on ray", head=path, engine="ray").counts
     assert (counts.already_done, counts.planned) == (IMAGES // 2 + 1, IMAGES // 2)
     assert problems(source, "on ray") == ()
-    with lake_at(source) as local, lake_at(source, "on ray") as ray:
-        for table, of_run in (("images", "run_id, annotated_at"), ("heatmaps", "run_id"), ("boxes", "run_id")):
-            query = f"SELECT * EXCLUDE ({of_run}) FROM {table} ORDER BY ALL"
-            assert ray.sql(query).fetchall() == local.sql(query).fetchall()
+    assert rows_of(source, "on ray") == rows_of(source)
+
+
+def rows_of(source, out="new"):
+    """Return the rows of an output of localize, without what tells one run from another."""
+    of_run = {"images": "run_id, annotated_at", "heatmaps": "run_id", "boxes": "run_id"}
+    with lake_at(source, out) as lake:
+        queries = [f"SELECT * EXCLUDE ({columns}) FROM {table} ORDER BY ALL" for table, columns in of_run.items()]
+        return [lake.sql(query).fetchall() for query in queries]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_task_and_a_machine_that_die_cost_nothing(source, tmp_path):
+    add_run(source, range(IMAGES, IMAGES + COMMITS), tasks=COMMITS)
+    path, _ = head_by_hand(tmp_path)
+    localized(source, head=path)
+    with nodes() as cluster:
+        words = [source.out, "--head", path, "--out", str(tmp_path / "on ray"), "--address", cluster.address]
+        words = jobs_on.command("localize", *words, "--box-rule", "paper", "--threshold", "0.5")
+        command = subprocess.Popen(words, cwd=jobs_on.ROOT, stderr=subprocess.PIPE, text=True)
+        for kind, commits in (("task", 1), ("node", COMMITS // 4)):
+            while command.poll() is None and len([*tmp_path.glob("on ray/_runs/*/commits/*")]) < commits:
+                time.sleep(0.01)
+            assert kill(kind, command, cluster, random.Random(0))
+            assert command.poll() is None
+        said = command.communicate(timeout=200)[1]
+    assert not command.returncode, said
+    assert problems(source, "on ray") == ()
+    assert rows_of(source, "on ray") == rows_of(source)
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -7,6 +7,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore import handlers
 from botocore.exceptions import NoCredentialsError
 from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
@@ -28,6 +29,10 @@ def test_paths_and_options_of_urls_come_from_fsspecs_own_ways():
 def test_s3fs_has_what_camlake_replaces_or_calls(name):
     assert callable(getattr(S3FileSystem, name))
     assert callable(core._error_wrapper)
+
+
+def test_botocore_looks_for_errors_where_camlake_replaces_that_look():
+    assert ("before-parse.s3.*", handlers._handle_200_error) in [entry[:2] for entry in handlers.BUILTIN_HANDLERS]
 
 
 @pytest.mark.parametrize("name", ["set_session", "encode_url", "_raise_not_found_for_status"])

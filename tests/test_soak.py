@@ -39,6 +39,7 @@ def test_a_reader_that_fails_says_so(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_kills_cost_nothing():
     figures = measure(SoakConfig.resolve({"count": 64, "kills": 10, "ray_kills": 0, "seed": 3}), Screen())
     assert figures["kills"] == 10

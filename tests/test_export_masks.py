@@ -108,6 +108,15 @@ def test_no_boxes_have_no_masks():
     assert not [*cut_masks(maps, maps[:, 0, 0], places)]
 
 
+def test_a_box_without_a_pixel_has_no_mask_and_leaves_the_others_theirs():
+    whole, none = [[0, 0], [3, 2], [3, 2]], [[1, 1], [1, 2], [3, 2]]
+    maps, thresholds = np.ones((3, 1, 1), np.float32), np.full(3, 0.5, np.float32)
+    full, empty, other = cut_masks(maps, thresholds, np.array([whole, none, whole]))
+    runs = coco_mask.encode(np.ones((2, 3), np.uint8, "F"))
+    assert full == other == {"size": [2, 3], "counts": runs["counts"].decode()}
+    assert empty is None
+
+
 @settings(deadline=None)
 @given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 1)))
 def test_the_component_is_the_one_that_reaches_furthest(crop):

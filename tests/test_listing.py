@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import fsspec
 import pyarrow as pa
 import pytest
+from botocore import handlers
 from botocore.hooks import HierarchicalEmitter
 from fsspec.asyn import sync
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
@@ -167,26 +168,38 @@ class UnsortedStore:
 ERROR = b"<Error><Code>InternalError</Code></Error>"
 
 
+PAGE = b'<?xml version="1.0" encoding="utf8"?><ListBucketResult/>'
+
+
 @pytest.mark.parametrize(
-    ("operation", "body", "status"),
+    ("operation", "body", "status", "looks"),
     [
-        ("ListObjectsV2", ERROR, 500),
-        ("ListObjectsV2", b"<ListBucketResult><Contents>", 500),
-        ("ListObjectsV2", b"<ListBucketResult/>", 200),
-        ("CopyObject", ERROR, 500),
-        ("CopyObject", b"<CopyObjectResult/>", 200),
+        ("ListObjectsV2", PAGE, 200, 0),
+        ("ListObjectsV2", ERROR, 500, 1),
+        ("ListObjectsV2", b"<ListBucketResult><Contents>", 500, 1),
+        ("CopyObject", ERROR, 500, 1),
+        ("CopyObject", b"<CopyObjectResult/>", 200, 1),
     ],
 )
-def test_an_error_with_the_status_200_is_asked_again(s3, operation, body, status):
-    """botocore tries again what has the status 500, of pages and of all other answers."""
-    bucket = s3.bucket()
+def test_botocore_looks_for_errors_in_all_answers_but_pages(s3, monkeypatch, operation, body, status, looks):
+    """An error may have the status 200; botocore asks again where it finds one and sets the status 500."""
+    bucket, looked = s3.bucket(), []
+    look = handlers._looks_like_special_case_error
+    monkeypatch.setattr(handlers, "_looks_like_special_case_error", lambda *a: looked.append(a) or look(*a))
     fs, _ = connect(f"s3://{bucket}", s3.storage)
-    assert list(list_bucket(fs, bucket, "")) == []
+    for _ in range(2):
+        assert list(list_bucket(fs, bucket, "")) == []
+    assert not looked
     answer = {"status_code": 200, "body": body}
     facts = {"operation_model": fs.s3.meta.service_model.operation_model(operation), "response_dict": answer}
     event = f"before-parse.s3.{operation}"
     sync(fs.loop, fs.s3.meta.events.emit, event, **facts, customized_response_dict={})
-    assert answer["status_code"] == status
+    assert (answer["status_code"], len(looked)) == (status, looks)
+
+
+def test_an_answer_that_is_no_list_is_one_line():
+    with pytest.raises(InputError, match=r"^s3://bucket: can't be listed: the store's answer is no list of keys$"):
+        list(list_bucket(SimpleNamespace(s3=UnsortedStore([]).s3, call_s3=lambda *_, **__: {}), "bucket", ""))
 
 
 def test_a_store_without_an_order_is_listed_page_by_page():

@@ -54,23 +54,31 @@ def rows_of(source, out="new"):
         return [lake.sql(query).fetchall() for query in queries]
 
 
+def commits_in(folder):
+    return len([*folder.glob("_runs/*/commits/*.json")])
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_task_and_a_machine_that_die_cost_nothing(source, tmp_path):
     add_run(source, range(IMAGES, IMAGES + COMMITS), tasks=COMMITS)
     path, _ = head_by_hand(tmp_path)
     localized(source, head=path)
-    with nodes() as cluster:
+    with nodes() as cluster, (tmp_path / "said").open("w+") as said:
         words = [source.out, "--head", path, "--out", str(tmp_path / "on ray"), "--address", cluster.address]
         words = jobs_on.command("localize", *words, "--box-rule", "paper", "--threshold", "0.5")
-        command = subprocess.Popen(words, cwd=jobs_on.ROOT, stderr=subprocess.PIPE, text=True)
-        for kind, commits in (("task", 1), ("node", COMMITS // 4)):
-            while command.poll() is None and len([*tmp_path.glob("on ray/_runs/*/commits/*")]) < commits:
-                time.sleep(0.01)
-            assert kill(kind, command, cluster, random.Random(0))
-            assert command.poll() is None
-        said = command.communicate(timeout=200)[1]
-    assert not command.returncode, said
+        with subprocess.Popen(words, cwd=jobs_on.ROOT, stderr=said) as command:
+            try:
+                for kind, commits in (("task", 1), ("node", COMMITS // 4)):
+                    while command.poll() is None and (done := commits_in(tmp_path / "on ray")) < commits:
+                        time.sleep(0.01)
+                    assert done < COMMITS
+                    assert kill(kind, command, cluster, random.Random(0))
+                command.wait(200)
+            finally:
+                command.kill()
+        said.seek(0)
+        assert not command.returncode, said.read()
     assert problems(source, "on ray") == ()
     assert rows_of(source, "on ray") == rows_of(source)
 

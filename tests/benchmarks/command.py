@@ -1,4 +1,6 @@
-"""Functions that all benchmarks use: make the command, run work in a new process, choose the number type."""
+"""Functions that all benchmarks use: make the command, run work or camlake in a new process, choose the
+number type.
+"""
 
 import multiprocessing
 import subprocess
@@ -80,7 +82,8 @@ def run_watched(*words: str) -> Watched:
         while process.poll() is None:
             with suppress(OSError, StopIteration):  # it has just ended
                 peak = max(peak, peak_bytes(process.pid))
-            time.sleep(LOOK_S)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_S)
         seconds = time.monotonic() - started_s
         said.seek(0)
         lines = said.read()

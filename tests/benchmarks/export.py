@@ -6,6 +6,7 @@ maps of 7x7 is measured on a part of the boxes.
 """
 
 import hashlib
+import json
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from jobs.suites.machine import Figures
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
+from pipeline.outputs.export.destination import DONE
 from pipeline.storage.lake.commit import finish_run, start_run
 from pipeline.storage.lake.layout import new_run_id
 from pipeline.storage.lake.lease import Lease
@@ -49,23 +51,25 @@ def measure(config: ExportMeasure, reporter: Reporter) -> Figures:
         figures |= {"boxes": config.boxes, "images": images}
         reporter.say(f"{config.boxes} boxes of {images} images committed")
         for name in FORMATS:
-            seconds, peak, size = _export(str(out), f"{temporary}/{name}", name, "--no-masks")
+            seconds, peak, size = _export(str(out), config.boxes, f"{temporary}/{name}", name, "--no-masks")
             figures[f"{name}: s"] = round(seconds, 2)
             figures[f"{name}: peak MiB of the process"] = round(peak / 2**20)
             figures[f"{name}: MB written"] = round(size / 1e6, 1)
             reporter.say(f"{name}: {seconds:.1f} s, {peak / 2**30:.2f} GiB, {size / 1e6:.0f} MB")
         synthetic_output(Path(temporary, "mapped"), config.masks, maps=True)
-        seconds, peak, size = _export(f"{temporary}/mapped", f"{temporary}/masks", "coco")
+        seconds, peak, size = _export(f"{temporary}/mapped", config.masks, f"{temporary}/masks", "coco")
         figures |= {"coco with masks: boxes": config.masks, "coco with masks: s": round(seconds, 2)}
         figures["coco with masks: peak MiB of the process"] = round(peak / 2**20)
         reporter.say(f"coco with masks of {config.masks} boxes: {seconds:.1f} s, {size / 1e6:.0f} MB")
     return figures
 
 
-def _export(out: str, dest: str, name: str, *options: str) -> tuple[float, int, int]:
+def _export(out: str, boxes: int, dest: str, name: str, *options: str) -> tuple[float, int, int]:
     """Return the seconds of the command ``camlake export``, its peak bytes, and the bytes that it wrote."""
     options = ("--images", "reference", "--split", "train=.8,val=.2", *options)
     done = run_watched("export", out, dest, "--to", name, *options)
+    splits = json.loads(Path(dest, DONE).read_text())["splits"]
+    assert sum(one["boxes"] for one in splits.values()) == boxes
     return done.seconds, done.peak, sum(file.stat().st_size for file in Path(dest).rglob("*") if file.is_file())
 
 

@@ -67,9 +67,9 @@ class Told:
     stop_s: list[float] = field(default_factory=list)
     """Seconds from a signal to the end of the command."""
     decided: int = 0
-    """Images that the workers of stopped runs had annotated."""
+    """Images that the workers of stopped runs, of which none had died, had annotated."""
     committed: int = 0
-    """Images that stopped runs had committed."""
+    """Images that these runs had committed."""
     looks: int = 0
     moved: int = 0
     rows: Counter[str] = field(default_factory=Counter)
@@ -160,20 +160,22 @@ def _soak(out: Output, kinds: list[str], generator: random.Random, told: Told, s
     left = KILLS_PER_OUTPUT
     with GlobReader(out.fs, out.root) as reader:
         process: subprocess.Popen[str] | None = None
+        unhurt = True
         while left and kinds:
-            process = process or out.start()
+            if process is None:
+                process, unhurt = out.start(), True
             if not _at_work(out, process, generator):
                 break
             kind, began_s = kinds[-1], time.monotonic()
             if kill(kind, process, out.cluster, generator):
-                if kind in ENDING and not _ended(kind, process, out, began_s, told):
+                if kind in ENDING and not _ended(kind, process, out, began_s, unhurt, told):
                     process = None  # It was complete before the signal came; the next run finds nothing to do.
                     break
                 kinds.pop()
                 left -= 1
                 told.kills[f"{out.engine}: {kind}"] += 1
                 say(f"{out.url.rpartition('/')[2]}: {kind}, {out.commits()} commits, {len(kinds)} kills to go")
-                process = None if kind in ENDING else process
+                process, unhurt = None if kind in ENDING else process, False
         process = process or out.start()
         _complete(process)
     told.looks, told.moved = told.looks + reader.looks, told.moved + reader.moved
@@ -194,8 +196,11 @@ def _at_work(out: Output, process: subprocess.Popen[str], generator: random.Rand
     return process.poll() is None
 
 
-def _ended(kind: str, process: subprocess.Popen[str], out: Output, began_s: float, told: Told) -> bool:
-    """Wait for the end of a killed or stopped command; return whether it had not ended by itself."""
+def _ended(kind: str, process: subprocess.Popen[str], out: Output, began_s: float, unhurt: bool, told: Told) -> bool:
+    """Wait for the end of a killed or stopped command; return whether it had not ended by itself.
+
+    An ``unhurt`` run has lost no process and no machine before: of another one some images were decided twice.
+    """
     _, said = process.communicate(timeout=_RUN_S)
     took_s, run = time.monotonic() - began_s, load_runs(out.fs, out.root)[-1]
     if run.status == "complete":
@@ -205,6 +210,8 @@ def _ended(kind: str, process: subprocess.Popen[str], out: Output, began_s: floa
     if process.returncode != Stopped.exit_status or took_s > STOPS_WITHIN_S:
         raise CamlakeError(f"{out.url}: status {process.returncode} {took_s:.1f} s after {kind}: {said[-500:]}")
     told.stop_s.append(took_s)
+    if not unhurt:
+        return True
     told.decided += out.decided()
     told.committed += run.counts.annotated
     if run.counts.annotated < out.decided() and took_s < DRAIN_S:

@@ -38,7 +38,8 @@ class Masks:
         sizes = np.stack([batch.images[name].to_numpy() for name in ("width_px", "height_px")], axis=1)
         sizes = np.repeat(sizes, np.diff(batch.offsets), axis=0)
         sides = np.stack([batch.boxes[name].to_numpy() for name in _SIDES], axis=1)
-        places = np.stack([sides[:, :2], np.minimum(np.ceil(sides[:, 2:]), sizes), sizes], axis=1).astype(np.int64)
+        ends = np.maximum(np.minimum(np.ceil(sides[:, 2:]), sizes), sides[:, :2])  # None is outside of its image.
+        places = np.stack([sides[:, :2], ends, sizes], axis=1).astype(np.int64)
         thresholds = batch.boxes["threshold"].to_numpy()
         needed = ("heat",) if self._foreground is None else ("heat", "fg")
         stored = [batch.boxes[name].is_valid().to_numpy() for name in needed]

@@ -13,7 +13,7 @@ from pipeline.outputs.export.batches import BOX_COLUMNS, Batch
 from pipeline.outputs.export.classes import Classes
 from pipeline.outputs.export.plans import PLAN_TABLE
 from pipeline.outputs.reader import Lake
-from pipeline.storage.lake.query import quote
+from pipeline.storage.lake.query import MEMORY_LIMIT, quote
 from schemas.errors import StoreError, UsageError
 from schemas.options.export import ExportConfig
 
@@ -22,8 +22,9 @@ BATCH_ROWS = 50_000
 BATCH_MAPS = 4_000
 """The same where each row has its class map."""
 
-LIMITS = "SET memory_limit = '500MB'; SET threads = least(2, current_setting('threads'))"
-"""DuckDB's share of a process of 1.5 GB, of which torch takes a third where masks are cut; each thread needs a part."""
+WITH_MAPS = "SET memory_limit = '500MB'; SET threads = least(2, current_setting('threads'))"
+"""DuckDB's limits where masks are cut, so that the process stays under 1.5 GB, of which torch takes half a GB. Cutting
+takes so much longer than reading and sorting that more threads would gain nothing."""
 
 IMAGE_COLUMNS = ("image_id", "uri", "width_px", "height_px", "format")
 PLAN_COLUMNS = ("etag", "size_bytes", "path", "offset")
@@ -49,7 +50,8 @@ class Selection:
 
         Raises UsageError for a --where that is not valid SQL. DuckDB keeps the boxes, on disk where they are many.
         """
-        self.lake.connection().execute(f"{LIMITS}; SET enable_progress_bar = false")
+        self.lake.connection().execute(WITH_MAPS if self.maps else f"SET memory_limit = '{MEMORY_LIMIT}'")
+        self.lake.connection().execute("SET enable_progress_bar = false")
         all_images = f"SELECT count(*) FROM images WHERE model = {quote(self.model)}"
         with self._errors():
             columns = ", ".join(("image_id", "class_id", *BOX_COLUMNS))

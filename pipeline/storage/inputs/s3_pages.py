@@ -9,6 +9,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.storage.fsspec_private import parse_pages
 from pipeline.storage.inputs.key_ranges import Item, Page, is_ascending, list_ranges
+from schemas.errors import InputError
 
 PAGE_KEYS = 1000
 """The most keys that S3 gives at once."""
@@ -26,56 +27,49 @@ def list_bucket(fs: AbstractFileSystem, bucket: str, prefix: str) -> Iterator[It
     request = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE_KEYS}
 
     def list_page(after: str) -> Page:
-        return _page_of(fs.call_s3("list_objects_v2", **request, StartAfter=after))
+        return _page_of(fs.call_s3("list_objects_v2", **request, StartAfter=after), bucket)
 
     answer = fs.call_s3("list_objects_v2", **request)
-    first = _page_of(answer)
+    first = _page_of(answer, bucket)
     if is_ascending(first.items):
         yield from list_ranges(first, list_page, prefix, LIST_THREADS)
         return
     yield from first.items
     while answer["IsTruncated"]:
         answer = fs.call_s3("list_objects_v2", **request, ContinuationToken=answer["NextContinuationToken"])
-        yield from answer.get("Contents", [])
+        yield from _page_of(answer, bucket).items
 
 
-def _page_of(answer: dict[str, Any]) -> Page:
+def _page_of(answer: dict[str, Any], bucket: str) -> Page:
+    if "IsTruncated" not in answer:
+        raise InputError(f"s3://{bucket}: can't be listed: the store's answer is no list of keys")
     return Page(answer.get("Contents", []), answer["IsTruncated"])
 
 
-def _parse_contents(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
-    """Parse the objects of an answer before botocore does, into what botocore's own parser would return.
+def _parse_contents(answer: dict[str, Any], added: dict[str, Any]) -> bool:
+    """Parse the objects of an answer into what botocore's own parser would make of them; return whether it is a page.
 
-    A page then takes a quarter of the CPU time. botocore parses an answer that has a time in another format than ISO
-    8601, and asks again where an answer is broken off or an error in spite of its status.
+    A page then takes a quarter of the CPU time that botocore needs for it. A time in another format than ISO 8601 is
+    left to botocore, as is all that is no page.
     """
-    if response_dict["status_code"] != 200:
-        return
-    root = _root_of(response_dict["body"])
-    if root is None:
-        response_dict["status_code"] = 500
-        return
-    namespace = root.tag.removesuffix("ListBucketResult")
-    fields = {namespace + name: (name, read) for name, read in _FIELDS.items()}
-    contents = root.findall(f"{namespace}Contents")
+    if answer["status_code"] != 200:
+        return False
     try:
+        root = ET.fromstring(answer["body"], ET.XMLParser(encoding="utf-8"))
+        namespace, found, _ = root.tag.rpartition("ListBucketResult")
+        fields = {namespace + name: (name, read) for name, read in _FIELDS.items()}
+        contents = root.findall(f"{namespace}Contents")
         items = [_item_of(element, fields) for element in contents]
-    except ValueError:
-        return
+    except (ET.ParseError, ValueError):
+        return False
+    if not found:
+        return False
     for element in contents:
         root.remove(element)
     if items:
-        customized_response_dict["Contents"] = items
-        response_dict["body"] = ET.tostring(root)
-
-
-def _root_of(body: bytes) -> ET.Element | None:
-    """Return the root of an answer's body; None where it is broken off, or an error."""
-    try:
-        root = ET.fromstring(body)
-    except ET.ParseError:
-        return None
-    return None if root.tag == "Error" else root
+        added["Contents"] = items
+        answer["body"] = ET.tostring(root)
+    return True
 
 
 def _item_of(element: ET.Element, fields: Mapping[str, tuple[str, Callable[[str], Any]]]) -> Item:

@@ -22,6 +22,8 @@ KINDS: dict[Engine, tuple[str, ...]] = {
 }
 ENDING = {"driver", "SIGTERM", "SIGINT"}
 """The kinds after which the command has ended."""
+_SPARED = ("ray::IDLE", "ray::ProgressActor", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Processes that do no work of a run; a node ends with its agents, and the driver with the node that it is on."""
 _STARTS_WITH = {"actor": "ray::MapWorker", "task": "ray::"}
 _WITHIN_S = 5.0
 _NODE = {"num_cpus": 2, "object_store_memory": 2**27}
@@ -118,9 +120,8 @@ def _local_workers(pid: int) -> list[psutil.Process]:
 
 def _is(process: psutil.Process, kind: str) -> bool:
     name = " ".join(process.cmdline())
-    idle = name.startswith("ray::IDLE") or "ProgressActor" in name
     is_actor = name.startswith(_STARTS_WITH["actor"])
-    return name.startswith(_STARTS_WITH[kind]) and not idle and is_actor == (kind == "actor")
+    return name.startswith(_STARTS_WITH[kind]) and not name.startswith(_SPARED) and is_actor == (kind == "actor")
 
 
 def _of(cluster: Nodes | None) -> Nodes:

@@ -1,7 +1,9 @@
 """What a user is told of the boxes of a run."""
 
 from pipeline.outputs.box_summary import BoxSummary, summarize_boxes, summary_lines
+from schemas.options.config import StorageConfig
 from tests.fake_lake import FakeLake
+from tests.faulty_s3 import faulty
 
 
 def test_the_figures_are_those_of_the_current_boxes(tmp_path):
@@ -14,6 +16,22 @@ def test_the_figures_are_those_of_the_current_boxes(tmp_path):
     assert "median box_score 0.25" in with_score.sentence
     assert summary_lines(lake.fs, lake.root, manifest)[0] == found.sentence
     assert summarize_boxes(lake.fs, lake.root, ()) is None
+
+
+def test_a_run_that_is_done_does_not_fail_because_its_boxes_cannot_be_read(s3):
+    bucket = s3.bucket()
+    with faulty(s3.endpoint_url) as proxy:
+        lake = FakeLake(f"s3://{bucket}/labels", StorageConfig(endpoint_url=proxy.url))
+        manifest = lake.run({"a": "v1"}, {})
+        whole = summary_lines(lake.fs, lake.root, manifest)
+        proxy.fault = lambda request: "short" if len(proxy.failed) < 3 and ".parquet" in request.path else None
+        assert summary_lines(lake.fs, lake.root, manifest) == whole
+        assert len(proxy.failed) == 3
+    for path in lake.fs.glob(f"{lake.root}/boxes/**/*.parquet"):
+        s3.client.put_object(Bucket=bucket, Key=path.partition("/")[2], Body=b"no Parquet")
+    lake = FakeLake(f"s3://{bucket}/labels", s3.storage)
+    (line,) = summary_lines(lake.fs, lake.root, manifest)
+    assert line.startswith(f"boxes: no summary, all is committed: {bucket}/labels can't be read: ")
 
 
 def test_advice_is_given_where_boxes_are_bad():

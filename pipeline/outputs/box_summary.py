@@ -6,6 +6,8 @@ from typing import NamedTuple
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.lake.query import committed_views
+from pipeline.storage.patience import PATIENCE
+from schemas.errors import StoreError
 from schemas.runs import DataFile, RunManifest
 
 LARGE = 0.9
@@ -62,8 +64,16 @@ def summarize_boxes(fs: AbstractFileSystem, root: str, files: Sequence[DataFile]
 
 
 def summary_lines(fs: AbstractFileSystem, root: str, manifest: RunManifest) -> list[str]:
-    """Return what a user is told of the boxes of a run, in one line or two; none where the run wrote no box."""
-    summary = summarize_boxes(fs, root, manifest.files)
+    """Return what a user is told of the boxes of a run, in one line or two; none where the run wrote no box.
+
+    All work of the run is done by now: that its files can't be read, after some seconds of trying, is a line too and no
+    failure of the run.
+    """
+    try:
+        with PATIENCE.patient(), PATIENCE.hurried():
+            summary = summarize_boxes(fs, root, manifest.files)
+    except StoreError as error:
+        return [f"boxes: no summary, all is committed: {error}"]
     if summary is None:
         return []
     advice = summary.advice(manifest.settings.get("foreground", "off") != "off")

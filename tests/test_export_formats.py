@@ -1,8 +1,7 @@
 """Each format, opened by its own library: boxes within 1/1000 pixel, classes and scores are those of the output.
 
-The libraries of ``tests.export_readers`` bring an OpenCV of their own, so they have an environment of their own:
-EXPORT_READERS_PYTHON names its Python, after ``python -m venv e && e/bin/pip install fiftyone supervision
-datumaro label-studio-sdk``. ``.ci/run`` makes one.
+The libraries of ``tests.export_readers`` bring an OpenCV of their own, so they have an environment of their own, which
+``.ci/run`` makes: fiftyone, supervision, datumaro and label-studio-sdk. EXPORT_READERS_PYTHON names its Python.
 """
 
 import csv
@@ -288,8 +287,7 @@ def test_a_task_of_cvat_finds_its_pictures(uri, folder, name):
     ],
 )
 def test_the_library_of_the_tool_reads_it(lake, rows, tmp_path, reader, to, images):
-    python = os.environ.get("EXPORT_READERS_PYTHON")
-    if not python:
+    if not (python := os.environ.get("EXPORT_READERS_PYTHON")):
         pytest.skip("no supervision, Datumaro, Label Studio SDK: EXPORT_READERS_PYTHON names no Python that has them")
     if reader == "fiftyone_coco" and subprocess.run([python, "-c", "import fiftyone"], check=False).returncode:
         pytest.skip("no FiftyOne")
@@ -297,6 +295,6 @@ def test_the_library_of_the_tool_reads_it(lake, rows, tmp_path, reader, to, imag
     words = [python, Path(__file__).with_name("export_readers.py"), reader, tmp_path / "out"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert not done.returncode, done.stderr
-    read = json.loads(done.stdout.splitlines()[-1])
-    found = {key: [(name, sides, None) for name, *sides in boxes] for key, boxes in read.items()}
+    read = json.loads(done.stdout.splitlines()[-1]).items()
+    found = {key: [(name, sides, None) for name, *sides in boxes] for key, boxes in read}
     same(found, rows, scores=False, atol=0.005 if reader == "datumaro_cvat" else 1e-3)  # Datumaro has two decimals.

@@ -1,4 +1,16 @@
-"""``camlake annotate``: annotate images with classes, class activation maps, boxes and features."""
+"""``camlake annotate``: annotate images with classes, class activation maps, boxes and features.
+
+What happens to an image, and where in ``pipeline/``:
+
+- list: ``storage/inputs/listing.py``
+- plan: ``storage/lake/plan/planning.py``
+- read: ``annotate/image_reader.py``
+- decode: ``annotate/decode_stage.py``
+- annotate: ``annotate/annotate_stage.py``, whose maps are a product in ``models/networks/heads.py``
+- commit: ``annotate/commit_stage.py``
+
+``graph/annotate/driver.py`` brings them together, on Ray or in ``annotate/local/``.
+"""
 
 from jobs.terminal.console import Screen, main, verb
 from jobs.terminal.notify import notifying

@@ -11,9 +11,9 @@ from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.commit import done_images
 from pipeline.storage.lake.integrity.verify import verify
 from pipeline.storage.lake.layout import LakePaths
-from pipeline.storage.lake.planning import make_plan, read_plan_slice
+from pipeline.storage.lake.plan.planning import make_plan, read_plan_slice
+from pipeline.storage.lake.plan.tombstones import commit_tombstones, images_in_scope
 from pipeline.storage.lake.run import RunRequest, open_run
-from pipeline.storage.lake.tombstones import commit_tombstones, images_in_scope
 from schemas.input_options import AS_IT_IS
 from schemas.options.config import StorageConfig
 from schemas.runs import Counts

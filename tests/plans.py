@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.listing import Listing, image_id
-from pipeline.storage.lake.planning import Plan, make_plan, read_plan_slice
+from pipeline.storage.lake.plan.planning import Plan, make_plan, read_plan_slice
 from schemas.tables import PLAN
 from tests.listings import LOCAL
 

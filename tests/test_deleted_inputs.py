@@ -10,9 +10,9 @@ from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.outputs.reader import CURRENT_ROWS_SQL, open_lake
 from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.listing import list_inputs
-from pipeline.storage.lake import tombstones
 from pipeline.storage.lake.integrity.repair import repair
 from pipeline.storage.lake.integrity.verify import compare_input, verify
+from pipeline.storage.lake.plan import tombstones
 from tests.deleted import LOCAL, Output, fill, gone
 from tests.jobs_on import run_annotate, run_command
 

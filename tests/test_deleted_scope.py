@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.outputs.reader import open_lake
 from pipeline.storage.inputs.listing import list_inputs
-from pipeline.storage.lake.planning import make_plan
-from pipeline.storage.lake.tombstones import images_in_scope
+from pipeline.storage.lake.plan.planning import make_plan
+from pipeline.storage.lake.plan.tombstones import images_in_scope
 from schemas.input_options import InputOptions
 from tests.deleted import LOCAL, Output, fill, gone
 from tests.fake_lake import MODEL

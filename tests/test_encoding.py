@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.suites.steady_rate import SilentReporter
+from jobs.benchmark.steady_rate import SilentReporter
 from pipeline.arrays.rounding import rounded
 from pipeline.storage.lake.encoding import Encoding, to_parquet
 from pipeline.storage.lake.layout import LakePaths

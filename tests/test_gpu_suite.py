@@ -6,10 +6,10 @@ from importlib import metadata
 import pytest
 
 from jobs import benchmark
-from jobs.suites import gpu
-from jobs.suites.decode_tasks import decoded_per_s, fetched_table
-from jobs.suites.gpu_busy import busy_share, following_busy_share
-from jobs.suites.photographs import make_photographs
+from jobs.benchmark import gpu
+from jobs.benchmark.decode_tasks import decoded_per_s, fetched_table
+from jobs.benchmark.gpu_busy import busy_share, following_busy_share
+from jobs.benchmark.photographs import make_photographs
 from jobs.terminal.console import Screen
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.images.decode import DecodeLimits
@@ -60,7 +60,7 @@ def test_a_machine_without_nvidia_smi(tmp_path, monkeypatch):
 
 
 def test_one_lost_answer_does_not_end_the_following(nvidia_smi, tmp_path, monkeypatch):
-    monkeypatch.setattr("jobs.suites.gpu_busy.EVERY_S", 0.01)
+    monkeypatch.setattr("jobs.benchmark.gpu_busy.EVERY_S", 0.01)
     nvidia_smi(f"if mkdir {tmp_path}/asked; then exit 9; fi; echo 50; touch {tmp_path}/told")
     with following_busy_share() as shares:
         while not shares:
@@ -85,7 +85,7 @@ def test_a_package_that_is_not_installed_costs_no_figure(tmp_path, monkeypatch):
     order = []
     monkeypatch.setattr("pipeline.storage.lake.lineage.metadata.version", version)
     monkeypatch.setattr(
-        "jobs.suites.memory.measure", lambda config, reporter: order.append("measured") or {"ratio": 2.0}
+        "jobs.benchmark.memory.measure", lambda config, reporter: order.append("measured") or {"ratio": 2.0}
     )
     facts = benchmark.machine_facts
     monkeypatch.setattr(benchmark, "machine_facts", lambda: order.append("facts") or facts())

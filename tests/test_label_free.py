@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.suites.steady_rate import SilentReporter
+from jobs.benchmark.steady_rate import SilentReporter
 from pipeline.arrays.figures import THRESHOLDS, Pairs
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.models.localize.runtime import Runtime

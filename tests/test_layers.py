@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +27,7 @@ LEVELS = {
     "pipeline/storage/truth": 3.2,
     "pipeline/storage/lake": 3.3,
     "pipeline/storage/lake/integrity": 3.4,
+    "pipeline/storage/lake/plan": 3.4,
     "pipeline/storage/lake/compaction": 3.4,
     "pipeline/annotate": 3.5,
     "pipeline/annotate/foreground": 3.6,
@@ -45,7 +47,10 @@ LEVELS = {
     "pipeline/camlake": 4.9,
     "jobs/terminal": 4.9,
     "jobs/schedule": 5.0,
-    "jobs/suites": 5.0,
+    "jobs/benchmark": 5.0,
+    "jobs/demo": 5.0,
+    "jobs/head": 5.0,
+    "jobs/runs": 5.0,
     "jobs": 5.1,
     "jobs/recipes": 5.2,
     "jobs/terminal/program.py": 5.9,
@@ -89,6 +94,9 @@ NEVER = {
     "jobs": RAY,
 }
 """What no file of a folder, or of the folders in it, imports, with everything below these names."""
+
+MODULES, LINES = 16, 300
+"""The most modules of a folder and the most lines of a file of the packages."""
 
 TOP = {"pipeline", "jobs", "schemas", "tests", "cluster.yaml", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
 
@@ -187,6 +195,14 @@ def calls_of_open(root: Path) -> list[str]:
     ]
 
 
+def crowded(root: Path) -> list[str]:
+    """Return the folders with more than MODULES modules and the files with more than LINES lines."""
+    files = [root / path for path in files_of(root)]
+    folders = Counter(str(file.parent.relative_to(root)) for file in files)
+    long = [str(file.relative_to(root)) for file in files if len(file.read_text(encoding="utf-8").splitlines()) > LINES]
+    return [folder for folder, modules in folders.items() if modules > MODULES] + long
+
+
 def unexpected_at_top(names: set[str]) -> set[str]:
     """Return the names that have no place at the top of the repository; dot-files have."""
     return {name for name in names if name not in TOP and not name.startswith(".")}
@@ -202,6 +218,10 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 
 def test_schemas_and_arrays_open_no_files() -> None:
     assert calls_of_open(ROOT) == []
+
+
+def test_no_folder_and_no_file_is_crowded() -> None:
+    assert crowded(ROOT) == []
 
 
 def test_only_the_agreed_names_stand_at_the_top() -> None:
@@ -290,6 +310,16 @@ def test_a_planted_circle_is_found(project: Path) -> None:
 def test_a_planted_open_is_found(project: Path) -> None:
     (project / "schemas/thing.py").write_text("def load(path):\n    return open(path).read()\n")
     assert calls_of_open(project) == ["schemas/thing.py"]
+
+
+def test_a_crowded_folder_and_a_long_file_are_found(project: Path) -> None:
+    for number in range(MODULES - 2):
+        (project / f"schemas/more{number}.py").touch()
+    (project / "jobs/thing.py").write_text("\n" * LINES)
+    assert crowded(project) == []
+    (project / "schemas/last.py").touch()
+    (project / "jobs/thing.py").write_text("\n" * (LINES + 1))
+    assert crowded(project) == ["schemas", "jobs/thing.py"]
 
 
 def test_a_stray_name_at_the_top_is_found() -> None:

@@ -13,7 +13,7 @@ from s3fs import S3FileSystem
 
 from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.listing import Listing, image_id, list_inputs
-from pipeline.storage.lake.planning import SLICES_PER_FILE, PlanSlice, make_plan, read_plan_slice
+from pipeline.storage.lake.plan.planning import SLICES_PER_FILE, PlanSlice, make_plan, read_plan_slice
 from schemas.errors import InputError, StoreError
 from tests.listings import LOCAL
 from tests.plans import DAY, batch_of, done_of, listing_of, named, plan_of, planned, uris
@@ -55,7 +55,7 @@ def test_slices_are_row_groups_of_files_of_16(tmp_path):
 )
 def test_slices_do_not_cut_row_groups(tmp_path, monkeypatch, starts, done, sizes):
     """Slices of two, of ten rows; ``starts`` are the first rows of row groups, of which six rows are the most."""
-    monkeypatch.setattr("pipeline.storage.lake.planning.MAX_CHUNK_ROWS", 6)
+    monkeypatch.setattr("pipeline.storage.lake.plan.planning.MAX_CHUNK_ROWS", 6)
     listing = listing_of(named(*map(str, range(10))))
     listing.chunk_starts.extend(starts)
     plan = plan_of(tmp_path, listing, done_of(*named(*map(str, done))), rows_per_slice=2)
@@ -184,8 +184,8 @@ def test_a_failing_listing_keeps_its_error(tmp_path):
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.storage.inputs.listing.BATCH_ROWS", 200)
     monkeypatch.setattr("pipeline.storage.inputs.entries._STAT_CHUNK", 200)
-    monkeypatch.setattr("pipeline.storage.lake.planning._READ_ROWS", 200)
-    monkeypatch.setattr("pipeline.storage.lake.planning.SLICES_PER_FILE", 4)
+    monkeypatch.setattr("pipeline.storage.lake.plan.planning._READ_ROWS", 200)
+    monkeypatch.setattr("pipeline.storage.lake.plan.planning.SLICES_PER_FILE", 4)
 
     def peak(count: int) -> int:
         manifest = tmp_path / f"{count}.jsonl"

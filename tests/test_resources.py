@@ -12,7 +12,7 @@ from pipeline.annotate.resources import (
     images_per_commit,
     plan_compute,
 )
-from pipeline.storage.lake.planning import PlanSlice
+from pipeline.storage.lake.plan.planning import PlanSlice
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
-from jobs.suites import gpu
+from jobs.benchmark import gpu
 from jobs.terminal.console import Screen
 from pipeline.annotate.annotate_stage import BusyClock
 from pipeline.models import registry

@@ -14,7 +14,7 @@ import pytest
 from pipeline.storage.filesystems import canonical_url, connect
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.commit import remove_leftovers
-from pipeline.storage.lake.planning import make_plan, read_plan_slice
+from pipeline.storage.lake.plan.planning import make_plan, read_plan_slice
 from pipeline.storage.names import plain_name
 from schemas.errors import InputError
 from tests.jobs_on import run_command

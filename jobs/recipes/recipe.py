@@ -216,7 +216,7 @@ def report(
 
     ``value`` says in words what ``Looked.prob`` is.
     """
-    from jobs.suites.machine import machine_facts
+    from jobs.benchmark.machine import machine_facts
     from pipeline.outputs.heads.top import Ranked
     from pipeline.outputs.heads.top_page import page
 

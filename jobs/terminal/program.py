@@ -19,14 +19,18 @@ FIRST = ("demo", "annotate", "train", "evaluate")
 def verbs() -> dict[str, str]:
     """Return each verb with its sentence for the program's help.
 
-    A verb is a file of ``jobs`` that has this sentence in ``ABOUT`` and its command-line function in ``command``. The
-    files are parsed, not imported, so that the help does not import the verbs' libraries.
+    A verb is a file of ``jobs``, or a folder with the file ``__init__.py``, that has this sentence in ``ABOUT`` and its
+    command-line function in ``command``. The files are parsed, not imported, so that the help does not import the
+    verbs' libraries.
     """
+    places = [Path(folder) for folder in jobs.__path__]
+    files = {file.stem: file for place in places for file in place.glob("*.py")}
+    files |= {file.parent.name: file for place in places for file in place.glob("*/__init__.py")}
     found = {}
-    for file in sorted(file for folder in jobs.__path__ for file in Path(folder).glob("*.py")):
-        for statement in ast.parse(file.read_text(encoding="utf-8")).body:
+    for name in sorted(files):
+        for statement in ast.parse(files[name].read_text(encoding="utf-8")).body:
             if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "ABOUT":
-                found[file.stem] = str(ast.literal_eval(statement.value))
+                found[name] = str(ast.literal_eval(statement.value))
     return {name: found.pop(name) for name in FIRST} | found
 
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.fetch import Fetcher
 from pipeline.storage.inputs.object_reader import Fetched
-from pipeline.storage.lake.planning import PlanSlice, read_plan_slice
+from pipeline.storage.lake.plan.planning import PlanSlice, read_plan_slice
 from schemas.errors import RejectedImage
 from schemas.options.config import StorageConfig
 from schemas.tables import PLAN

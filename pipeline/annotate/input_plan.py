@@ -9,9 +9,9 @@ from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.listing import list_inputs
-from pipeline.storage.lake.planning import Plan, make_plan
+from pipeline.storage.lake.plan.planning import Plan, make_plan
+from pipeline.storage.lake.plan.tombstones import commit_tombstones, images_in_scope
 from pipeline.storage.lake.run import OpenRun
-from pipeline.storage.lake.tombstones import commit_tombstones, images_in_scope
 from pipeline.storage.truth.class_join import ClassTable
 from pipeline.storage.truth.coco import skipped_sentence
 from schemas.options.annotate import AnnotateConfig

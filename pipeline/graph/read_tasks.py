@@ -13,7 +13,7 @@ from ray.data.block import BlockMetadata
 
 from pipeline.annotate.image_reader import ImageReader, encoded_bytes
 from pipeline.annotate.reporter import RunProgress
-from pipeline.storage.lake.planning import PlanSlice
+from pipeline.storage.lake.plan.planning import PlanSlice
 from pipeline.storage.patience import PATIENCE
 
 Read = Callable[[], Iterable[pa.Table]]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.suites.machine import Figures
+from jobs.benchmark.machine import Figures
 from pipeline.annotate.reporter import Reporter
 from pipeline.arrays import metrics
 from pipeline.arrays.boxes import level_boxes

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.suites.machine import Figures, spread
-from jobs.suites.photographs import PHOTO_HW
+from jobs.benchmark.machine import Figures, spread
+from jobs.benchmark.photographs import PHOTO_HW
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.arrays.boxes import foreground_levels, level_boxes

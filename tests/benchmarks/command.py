@@ -12,9 +12,9 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
-from jobs.benchmark import Config, record
-from jobs.suites.machine import Figures
-from jobs.suites.memory import peak_bytes
+from jobs.benchmark.machine import Figures
+from jobs.benchmark.memory import peak_bytes
+from jobs.benchmark.record import Config, record
 from jobs.terminal.console import Screen, verb
 from pipeline.models.localize.runtime import resolve_precision
 from schemas.errors import CamlakeError

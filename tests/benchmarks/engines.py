@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 
 import psutil
 
-from jobs.suites.machine import Figures, spread
-from jobs.suites.photographs import make_photographs, weights_file
-from jobs.suites.steady_rate import annotated_s, steady_per_s
+from jobs.benchmark.machine import Figures, spread
+from jobs.benchmark.photographs import make_photographs, weights_file
+from jobs.benchmark.steady_rate import annotated_s, steady_per_s
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from schemas.errors import CamlakeError

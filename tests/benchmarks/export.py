@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.suites.machine import Figures
+from jobs.benchmark.machine import Figures
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.outputs.export.destination import DONE

@@ -14,8 +14,8 @@ from pathlib import Path
 import boto3
 from moto.server import ThreadedMotoServer
 
-from jobs.suites.machine import Figures, spread
-from jobs.suites.photographs import make_photographs, weights_file
+from jobs.benchmark.machine import Figures, spread
+from jobs.benchmark.photographs import make_photographs, weights_file
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.storage.filesystems import connect

@@ -20,8 +20,8 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
+from jobs.benchmark.machine import Figures, spread
 from jobs.localize import localize
-from jobs.suites.machine import Figures, spread
 from jobs.terminal.console import Screen, main
 from pipeline import camlake
 from pipeline.annotate.model import load_model

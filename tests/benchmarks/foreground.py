@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.suites.machine import Figures
+from jobs.benchmark.machine import Figures
 from jobs.terminal.console import main
 from pipeline.annotate.foreground.figure_sample import Looked, learn
 from pipeline.annotate.foreground.foreground_learning import in_first_half, known_pairs, learn_from, maps_of_pairs

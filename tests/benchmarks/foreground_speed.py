@@ -22,16 +22,16 @@ import psutil
 import pyarrow as pa
 from torch import Tensor
 
-from jobs.suites.machine import Figures, spread
-from jobs.suites.photographs import make_photographs
-from jobs.suites.steady_rate import SilentReporter, annotated_s, steady_per_s
+from jobs.benchmark.machine import Figures, spread
+from jobs.benchmark.photographs import make_photographs
+from jobs.benchmark.steady_rate import SilentReporter, annotated_s, steady_per_s
 from jobs.terminal.console import main
 from pipeline.annotate.job import Job
 from pipeline.annotate.reporter import Reporter, RunProgress
 from pipeline.annotate.worker import Worker
 from pipeline.graph.annotate import with_network
 from pipeline.graph.annotate.driver import annotate
-from pipeline.storage.lake.planning import PlanSlice
+from pipeline.storage.lake.plan.planning import PlanSlice
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.benchmark import MeasureConfig

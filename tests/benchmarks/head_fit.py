@@ -11,7 +11,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.suites.machine import Figures
+from jobs.benchmark.machine import Figures
 from jobs.terminal.console import Screen, main
 from pipeline.arrays.ranking import roc_auc
 from pipeline.models.weights.head_file import Kind

@@ -7,8 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from jobs.suites.machine import Figures
-from jobs.suites.photographs import make_photographs
+from jobs.benchmark.machine import Figures
+from jobs.benchmark.photographs import make_photographs
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from schemas.errors import CamlakeError

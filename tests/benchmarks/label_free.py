@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.suites.machine import Figures
+from jobs.benchmark.machine import Figures
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.arrays.figures import THRESHOLDS, Pairs, sweep_maps

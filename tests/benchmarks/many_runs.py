@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from jobs.suites.machine import Figures
-from jobs.suites.memory import peak_bytes
+from jobs.benchmark.machine import Figures
+from jobs.benchmark.memory import peak_bytes
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.storage.lake import commit

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from jobs.suites.machine import Figures
-from jobs.suites.photographs import make_photographs
+from jobs.benchmark.machine import Figures
+from jobs.benchmark.photographs import make_photographs
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.storage.filesystems import connect

@@ -4,9 +4,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from jobs.suites.machine import Figures, spread
-from jobs.suites.photographs import make_photographs, weights_file
-from jobs.suites.steady_rate import SilentReporter
+from jobs.benchmark.machine import Figures, spread
+from jobs.benchmark.photographs import make_photographs, weights_file
+from jobs.benchmark.steady_rate import SilentReporter
 from jobs.terminal.console import Screen, main
 from jobs.terminal.dry_run import print_estimate
 from pipeline.graph.annotate.driver import annotate

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from jobs.suites.machine import Figures
+from jobs.benchmark.machine import Figures
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.storage.lake.commit import finish_run, start_run

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import cv2
 
-from jobs.suites.machine import Figures
-from jobs.suites.steady_rate import SilentReporter
+from jobs.benchmark.machine import Figures
+from jobs.benchmark.steady_rate import SilentReporter
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.graph.annotate.driver import annotate

@@ -31,8 +31,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jobs.suites.machine import Figures
-from jobs.suites.steady_rate import SilentReporter
+from jobs.benchmark.machine import Figures
+from jobs.benchmark.steady_rate import SilentReporter
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.arrays.figures import Pairs

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ray.cluster_utils import Cluster
 
-from jobs.suites.steady_rate import SilentReporter
+from jobs.benchmark.steady_rate import SilentReporter
 from pipeline.annotate.image_reader import count_tables, joined_slices
 from pipeline.annotate.input_plan import images_per_slice
 from pipeline.annotate.job import make_job
@@ -22,7 +22,7 @@ from pipeline.graph.ray_environment import set_environment
 from pipeline.images.resize import ResizePlan
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.layout import LakePaths
-from pipeline.storage.lake.planning import make_plan
+from pipeline.storage.lake.plan.planning import make_plan
 from pipeline.storage.lake.run import open_run
 from schemas.errors import CamlakeError
 from schemas.options.annotate import AnnotateConfig

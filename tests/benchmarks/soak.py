@@ -20,7 +20,7 @@ from pathlib import Path
 import boto3
 from moto.server import ThreadedMotoServer
 
-from jobs.suites.machine import Figures, spread
+from jobs.benchmark.machine import Figures, spread
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.annotate.stopping import DRAIN_S

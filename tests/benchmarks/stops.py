@@ -10,7 +10,7 @@ from collections import defaultdict
 from itertools import product
 from pathlib import Path
 
-from jobs.suites.machine import Figures, spread
+from jobs.benchmark.machine import Figures, spread
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from schemas.errors import CamlakeError, Stopped

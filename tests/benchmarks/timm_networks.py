@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import nn
 
-from jobs.suites.machine import Figures
+from jobs.benchmark.machine import Figures
 from jobs.terminal.console import main
 from pipeline.annotate.reporter import Reporter
 from pipeline.models.networks.found.finding import find_structure

@@ -24,7 +24,7 @@ from pipeline.models.localize.foreground import (
 )
 from pipeline.storage.filesystems import read_url
 from pipeline.storage.lake.layout import LakePaths
-from pipeline.storage.lake.planning import PlanSlice, read_plan_slice
+from pipeline.storage.lake.plan.planning import PlanSlice, read_plan_slice
 from pipeline.storage.lake.records import committed_settings
 from pipeline.storage.lake.run import OpenRun
 from pipeline.storage.lake.whole_objects import read_whole, write_whole

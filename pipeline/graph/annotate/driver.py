@@ -13,7 +13,7 @@ from pipeline.graph.annotate.engine_choice import import_ahead
 from pipeline.graph.annotate.metrics_file import RunMetrics, run_metrics
 from pipeline.storage.lake.commit import done_images
 from pipeline.storage.lake.layout import LakePaths
-from pipeline.storage.lake.planning import Plan
+from pipeline.storage.lake.plan.planning import Plan
 from pipeline.storage.lake.run import OpenRun, open_run
 from schemas.errors import RejectedShareError, UsageError
 from schemas.options.annotate import AnnotateConfig

@@ -30,7 +30,7 @@ from pipeline.graph.read_tasks import ReadTasks, read_slices
 from pipeline.graph.scale_from_zero import with_gpus
 from pipeline.graph.tuning.autotune import resolve_compute
 from pipeline.graph.tuning.bench import sample_plan
-from pipeline.storage.lake.planning import Plan, PlanSlice
+from pipeline.storage.lake.plan.planning import Plan, PlanSlice
 from pipeline.storage.lake.run import OpenRun
 from pipeline.storage.patience import PATIENCE
 from schemas.errors import CamlakeError

@@ -17,9 +17,9 @@ from pipeline.annotate.resources import Compute, describe, plan_compute
 from pipeline.annotate.spec import continued, run_request
 from pipeline.graph.annotate.engine_choice import choose_engine
 from pipeline.graph.annotate.metrics_file import RunMetrics
-from pipeline.storage.lake.planning import Plan, PlanSlice
+from pipeline.storage.lake.plan.planning import Plan, PlanSlice
+from pipeline.storage.lake.plan.tombstones import commit_tombstones
 from pipeline.storage.lake.run import OpenRun, RunRequest
-from pipeline.storage.lake.tombstones import commit_tombstones
 from schemas.options.annotate import AnnotateConfig
 from schemas.runs import RunManifest, RunSummary
 from schemas.url_secrets import safe_url

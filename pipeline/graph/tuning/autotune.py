@@ -18,7 +18,7 @@ from pipeline.annotate.spec import row_bytes
 from pipeline.graph.tuning.bench import Bench, cannot_run, open_bench
 from pipeline.graph.tuning.bench_actor import RunTiming, Speed
 from pipeline.graph.tuning.prediction import Prediction, predict, predict_images_per_s
-from pipeline.storage.lake.planning import PlanSlice
+from pipeline.storage.lake.plan.planning import PlanSlice
 from schemas.options.annotate import AnnotateConfig
 
 BUDGET_S = 5.0

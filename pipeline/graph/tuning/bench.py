@@ -31,7 +31,7 @@ from pipeline.graph.tuning.bench_actor import (
     decode_sample,
 )
 from pipeline.storage.lake.encoding import to_parquet
-from pipeline.storage.lake.planning import PlanSlice, read_plan_slice
+from pipeline.storage.lake.plan.planning import PlanSlice, read_plan_slice
 from pipeline.storage.lake.rows import split_rows
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig

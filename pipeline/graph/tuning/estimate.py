@@ -23,7 +23,7 @@ from pipeline.graph.tuning.autotune import Measured, measure_run
 from pipeline.graph.tuning.bench import sample_plan
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.commit import done_images
-from pipeline.storage.lake.planning import Plan
+from pipeline.storage.lake.plan.planning import Plan
 from pipeline.storage.lake.run import check_settings, find_calibration
 from schemas.cluster_pricing import ClusterFile, Prices
 from schemas.errors import UsageError

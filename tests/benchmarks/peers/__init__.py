@@ -13,9 +13,9 @@ from importlib import util
 from pathlib import Path
 from statistics import median
 
-from jobs.suites.machine import Figures, spread
-from jobs.suites.photographs import make_photographs
-from jobs.suites.steady_rate import annotated_s, steady_per_s
+from jobs.benchmark.machine import Figures, spread
+from jobs.benchmark.photographs import make_photographs
+from jobs.benchmark.steady_rate import annotated_s, steady_per_s
 from pipeline.annotate.reporter import Reporter
 from pipeline.storage.lake.lineage import installed_version
 from schemas.errors import UsageError

@@ -1,6 +1,6 @@
 """camlake's job: ``camlake annotate`` on CPU, with boxes by the paper's rule, as the other sides cut them."""
 
-from jobs.suites.steady_rate import SilentReporter
+from jobs.benchmark.steady_rate import SilentReporter
 from pipeline.graph.annotate.driver import annotate
 from schemas.options.annotate import AnnotateConfig
 from tests.benchmarks.peers.setup import Setup

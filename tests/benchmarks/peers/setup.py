@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.suites.photographs import weights_file
+from jobs.benchmark.photographs import weights_file
 from schemas.options.benchmark import MeasureConfig
 from schemas.options.config import Precision
 from tests.benchmarks.command import resolved_precision

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from pipeline.storage.inputs.listing import Listing
 from pipeline.storage.lake.encoding import in_row_groups
 from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.plan.tombstones import compare_output, write_tombstones
 from pipeline.storage.lake.query import same_version
-from pipeline.storage.lake.tombstones import compare_output, write_tombstones
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from pipeline.storage.prefetch import map_ahead
 from pipeline.storage.truth.class_join import ClassTable, append_rows, join_classes

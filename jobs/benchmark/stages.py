@@ -17,9 +17,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from jobs.suites.machine import Figures, spread
-from jobs.suites.photographs import make_photographs, photographs_job
-from jobs.suites.stage_parts import Timed, by_batch, network_parts
+from jobs.benchmark.machine import Figures, spread
+from jobs.benchmark.photographs import make_photographs, photographs_job
+from jobs.benchmark.stage_parts import Timed, by_batch, network_parts
 from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.annotate.image_reader import count_tables
@@ -33,7 +33,7 @@ from pipeline.images.decode import decode
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.encoding import to_parquet
 from pipeline.storage.lake.layout import LakePaths
-from pipeline.storage.lake.planning import Plan
+from pipeline.storage.lake.plan.planning import Plan
 from pipeline.storage.lake.rows import split_rows
 from pipeline.storage.lake.run import OpenRun, open_run
 from schemas.options.annotate import AnnotateConfig

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.suites.machine import Figures
-from jobs.suites.photographs import make_photographs
+from jobs.benchmark.machine import Figures
+from jobs.benchmark.photographs import make_photographs
 from pipeline.annotate.reporter import Advance, Reporter
 from pipeline.graph.annotate.driver import annotate
 from pipeline.models.networks.demo_network import DEMO
@@ -66,7 +66,7 @@ def _linked(pictures: Sequence[Path], folder: Path, count: int) -> Path:
 
 def _annotate(images: Path, out: Path) -> Figures:
     """Run the job in a new process and return the figures that the process measured."""
-    command = [sys.executable, "-m", "jobs.suites.memory", str(images), str(out), str(time.time())]
+    command = [sys.executable, "-m", "jobs.benchmark.memory", str(images), str(out), str(time.time())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CamlakeError(f"annotate failed: {done.stderr.strip()}")

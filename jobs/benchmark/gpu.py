@@ -19,12 +19,12 @@ import pyarrow as pa
 import torch
 from torch.nn.functional import avg_pool2d
 
-from jobs.suites.decode_tasks import decoded_per_s, fetched_table
-from jobs.suites.gpu_busy import busy_share, following_busy_share
-from jobs.suites.machine import Figures, spread
-from jobs.suites.photographs import make_photographs, photographs_job
-from jobs.suites.stage_parts import network_parts
-from jobs.suites.steady_rate import SilentReporter, annotated_s, steady_per_s
+from jobs.benchmark.decode_tasks import decoded_per_s, fetched_table
+from jobs.benchmark.gpu_busy import busy_share, following_busy_share
+from jobs.benchmark.machine import Figures, spread
+from jobs.benchmark.photographs import make_photographs, photographs_job
+from jobs.benchmark.stage_parts import network_parts
+from jobs.benchmark.steady_rate import SilentReporter, annotated_s, steady_per_s
 from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.annotate.gpu_decode_stage import GpuDecodeStage

@@ -1,21 +1,15 @@
-"""``camlake benchmark``: measures the speed of this machine and the costs of the job; figures have a spread."""
+"""How figures are printed and written: those of the program's suites and of tests.benchmarks."""
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jobs.suites.machine import Figures, machine_facts
-from jobs.terminal.console import Screen, main, verb
-from schemas.options.benchmark import BenchmarkConfig, MeasureConfig
+from jobs.benchmark.machine import Figures, machine_facts
+from jobs.terminal.console import Screen
+from schemas.options.benchmark import MeasureConfig
 
 Config = TypeVar("Config", bound=MeasureConfig)
-
-
-def run(config: BenchmarkConfig, screen: Screen) -> None:
-    """Measure one suite, print its figures and, with ``--result``, write them as JSON."""
-    record(config.suite, importlib.import_module(f"jobs.suites.{config.suite}").measure, config, screen)
 
 
 def record(
@@ -53,17 +47,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict) and "median" in value:
         return f"{value['median']:.3g} ({value['min']:.3g} to {value['max']:.3g}, {len(value['runs'])} runs)"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-ABOUT = "Measure this machine: the speed of each stage, the driver's memory, the GPU."
-
-command = verb(
-    "benchmark",
-    ABOUT,
-    BenchmarkConfig,
-    run,
-    "camlake benchmark stages --model resnet18 --result result.json",
-)
-
-if __name__ == "__main__":
-    main(command)

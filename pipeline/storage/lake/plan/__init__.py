@@ -1,0 +1,1 @@
+"""What of an input is not done yet, and what of an output the input no longer has."""

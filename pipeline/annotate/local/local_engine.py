@@ -28,7 +28,7 @@ from pipeline.annotate.reporter import RunProgress
 from pipeline.annotate.resources import LOGICAL_PER_CORE, Machine
 from pipeline.annotate.stopping import stop_requested
 from pipeline.annotate.worker import Worked
-from pipeline.storage.lake.planning import PlanSlice
+from pipeline.storage.lake.plan.planning import PlanSlice
 from pipeline.storage.prefetch import chain_ahead, map_ahead
 from schemas.errors import CamlakeError
 
@@ -93,13 +93,17 @@ def _parts(table: pa.Table, size: int) -> Iterator[pa.Table]:
 
 
 def _groups(tables: Iterable[pa.Table], size: int) -> Iterator[list[pa.Table]]:
-    """Yield lists of tables; each list but the last one has at least ``size`` rows."""
+    """Yield lists of tables: the first table with rows alone, then lists of at least ``size`` rows, but for the last.
+
+    So the first images are committed at once, and what would fail every commit fails in the run's first seconds.
+    """
     group: list[pa.Table] = []
+    wanted = 1
     for table in tables:
         group.append(table)
-        if sum(map(len, group)) >= size:
+        if sum(map(len, group)) >= wanted:
             yield group
-            group = []
+            group, wanted = [], size
     if group:
         yield group
 

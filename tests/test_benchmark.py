@@ -15,8 +15,8 @@ import typer
 from typer.testing import CliRunner
 
 from jobs import benchmark as jobs_benchmark
-from jobs.suites.photographs import make_photographs, weights_file
-from jobs.suites.steady_rate import annotated_s, steady_per_s
+from jobs.benchmark.photographs import make_photographs, weights_file
+from jobs.benchmark.steady_rate import annotated_s, steady_per_s
 from pipeline.models.localize.box_rules import BoxRule
 from pipeline.models.localize.localizer import CamRule, Localizer
 from pipeline.models.localize.runtime import Runtime
@@ -26,7 +26,7 @@ from schemas.options.benchmark import BenchmarkConfig, MeasureConfig
 from schemas.tables import network_types, written_schemas
 from tests.benchmarks import boxes, peers
 from tests.benchmarks.peers import ray_pattern
-from tests.benchmarks.peers.loops import hand_loop
+from tests.benchmarks.peers.loops import forward_pass, hand_loop
 from tests.benchmarks.peers.setup import BATCH, Setup
 from tests.benchmarks.reference import enlarge
 from tests.jobs_on import ROOT
@@ -42,7 +42,7 @@ def test_photographs_get_further_names_and_stay_as_they_are(tmp_path, monkeypatc
         raise OSError(errno.EXDEV, "another file system", str(source), None, str(target))
 
     if not links:
-        monkeypatch.setattr("jobs.suites.photographs.os.link", refuse)
+        monkeypatch.setattr("jobs.benchmark.photographs.os.link", refuse)
     given, folder = tmp_path / "given", tmp_path / "photographs"
     given.mkdir()
     (tmp_path / "c.bin").write_bytes(b"c")
@@ -181,6 +181,11 @@ def peer(module, name):
     """Return a peer's own module; skips where the library is not installed."""
     pytest.importorskip(module, reason=f"{module} is missing: pip install -e '.[benchmark]'")
     return importlib.import_module(f"tests.benchmarks.peers.{name}")
+
+
+def test_the_network_alone_is_timed(setup, monkeypatch):
+    monkeypatch.setattr("tests.benchmarks.peers.loops.FORWARD_S", 0.01)
+    assert forward_pass(setup, torch.get_num_threads(), 0) > 0
 
 
 def test_the_loop_writes_the_same_tables(setup):

@@ -2,6 +2,7 @@
 
 import pyarrow as pa
 import pytest
+import torch
 
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.outputs import reader as camlake
@@ -11,6 +12,7 @@ from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.integrity.verify import verify
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.config import StorageConfig
+from tests.benchmarks import host
 from tests.benchmarks.fake_network import FakeGpu
 from tests.benchmarks.fake_store import BUCKET, FOLDER_OBJECTS, Keys, StoreSpec, fake_store, list_page
 from tests.benchmarks.simulation import simulate
@@ -31,6 +33,15 @@ def test_the_simulated_network_goes_through_the_real_graph(ray_session, tmp_path
         heatmaps = lake.arrow("heatmaps")
         assert set(zip(heatmaps["heat_h"].to_pylist(), heatmaps["heat_w"].to_pylist(), strict=True)) == {(7, 7)}
         assert set(lake.arrow("boxes")["rank"].to_pylist()) == {0, 1}
+
+
+def test_the_host_s_thread_and_the_tally_are_measured(ray_session, monkeypatch):
+    for name, value in (("HOST_ROUNDS", 1), ("TALLY_CALLS", 3), ("GPU_BATCH", 8)):
+        monkeypatch.setattr(host, name, value)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    figures = host.host_thread(1) | host.tally()
+    assert figures["images/s of one actor's host thread, one chunk a batch"] > 0
+    assert figures["tally: images/s in batches of 8"] > 0
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,11 @@ import ray
 import torch
 from torch import Tensor
 
-from jobs.suites.machine import Figures, spread
+from jobs.benchmark.machine import Figures, spread
 from jobs.terminal.console import main
 from pipeline.annotate.annotate_stage import AnnotateStage
 from pipeline.annotate.decode_stage import DECODED
-from pipeline.annotate.reporter import Reporter
+from pipeline.annotate.reporter import Reporter, RunProgress
 from pipeline.annotate.resources import GPU_BATCH
 from pipeline.annotate.spec import annotate_spec
 from pipeline.graph.cluster import ray_cluster
@@ -39,15 +39,18 @@ from pipeline.models.networks.network import CamNetwork
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.benchmark import MeasureConfig
 from tests.benchmarks.command import benchmark, in_new_process
+from tests.benchmarks.cpu_by_role import DRIVER
 from tests.benchmarks.fake_network import FakeGpu
 from tests.benchmarks.scale import GPUS_A_NODE, NODES, annotate_tiny, control_path, tiny_picture
-from tests.benchmarks.simulation import simulated_cluster, simulated_model
+from tests.benchmarks.simulation import Simulated, simulated_cluster, simulated_model
 
 CALLERS = 4
 """Processes that ask the tally at the same time."""
 TALLY_CALLS = 1500
 """Tables that each of them counts."""
 HOST_ROUNDS = 40
+SMALL_BLOCK, SMALL_COMMIT = 32, 2048
+"""Images of a block, and of a commit, where blocks come fast."""
 
 
 class HostEngine(Engine):
@@ -76,8 +79,31 @@ def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
     reporter.say("tally: done")
     with tempfile.TemporaryDirectory() as temporary, simulated_cluster(NODES, GPUS_A_NODE) as address:
         folder = Path(temporary)
-        run = annotate_tiny(folder / "run", address, tiny_picture(folder / "one"), config.count)
-    return figures | control_path("driver", run)
+        body = tiny_picture(folder / "one")
+        large = annotate_tiny(folder / "large", address, body, config.count)
+        reporter.say("blocks of a GPU: done")
+        small = annotate_tiny(folder / "small", address, body, config.count // 4, SMALL_BLOCK, SMALL_COMMIT)
+    figures |= control_path("blocks of a GPU", large) | control_path("small blocks", small)
+    return figures | driver(large, small)
+
+
+def driver(large: Simulated, small: Simulated) -> Figures:
+    """Return what the driver costs without any block and for each block, and the images/s that one core sustains.
+
+    Both follow from two runs whose blocks come at different rates: in both of them the driver looks after the same
+    actors, and a block costs it the same whatever its size.
+    """
+    (rate, share), (faster, more) = (
+        (steady.blocks / steady.took_s, steady.cpu_s[DRIVER] / steady.took_s)
+        for steady in (large.steady(), small.steady())
+    )
+    block_s = (more - share) / (faster - rate)
+    idle, images = share - block_s * rate, large.manifest.counts.planned / large.blocks
+    return {
+        "driver: share of a core without any block": idle,
+        "driver: CPU ms of a block beyond that": 1e3 * block_s,
+        f"driver: images/s that one core sustains in blocks of {images:.0f}": images * (1 - idle) / block_s,
+    }
 
 
 def host_thread(repeats: int) -> Figures:
@@ -162,7 +188,7 @@ def _count_tables(progress: Any, tables: int, caller: int) -> None:
         key = f"{caller}/{number}"
         attempts.begin(key)
         attempts.finish(key)
-        progress.add.remote(GPU_BATCH, 0, 0.01)
+        progress.add.remote(RunProgress(images=GPU_BATCH, busy_s=0.01))
 
 
 command = benchmark(

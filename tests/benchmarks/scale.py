@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from jobs.suites.machine import Figures
-from jobs.suites.memory import peak_bytes
-from jobs.suites.photographs import make_photographs
+from jobs.benchmark.machine import Figures
+from jobs.benchmark.memory import peak_bytes
+from jobs.benchmark.photographs import make_photographs
 from jobs.terminal.console import main
 from pipeline.annotate.input_plan import images_per_slice
 from pipeline.annotate.reporter import Reporter
@@ -27,7 +27,7 @@ from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.commit import done_images, remove_leftovers
 from pipeline.storage.lake.integrity.verify import verify
-from pipeline.storage.lake.planning import make_plan
+from pipeline.storage.lake.plan.planning import make_plan
 from pipeline.storage.lake.records import load_commits
 from schemas.errors import CamlakeError
 from schemas.options.annotate import AnnotateConfig
@@ -140,8 +140,13 @@ def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:
     return result, time.perf_counter() - started
 
 
-def annotate_tiny(folder: Path, address: str, body: bytes, count: int, block: int | None = None) -> Simulated:
-    """Annotate ``count`` tiny pictures on the simulated cluster, in blocks of ``block`` images or as planned."""
+def annotate_tiny(
+    folder: Path, address: str, body: bytes, count: int, block: int | None = None, per_commit: int | None = None
+) -> Simulated:
+    """Annotate ``count`` tiny pictures on the simulated cluster.
+
+    Blocks have ``block`` images, commits ``per_commit`` or as many as a block; without them the job decides.
+    """
     images = folder / "images"
     images.mkdir(parents=True)
     for index in range(count):
@@ -153,7 +158,7 @@ def annotate_tiny(folder: Path, address: str, body: bytes, count: int, block: in
         image_size=TINY_PX,
         address=address,
         batch_size=block,
-        images_per_commit=block,
+        images_per_commit=per_commit or block,
     )
     return simulate(config, gpu, block)
 

@@ -6,7 +6,7 @@ from importlib import metadata
 import pytest
 
 from jobs import benchmark
-from jobs.benchmark import gpu
+from jobs.benchmark import gpu, result
 from jobs.benchmark.decode_tasks import decoded_per_s, fetched_table
 from jobs.benchmark.gpu_busy import busy_share, following_busy_share
 from jobs.benchmark.photographs import make_photographs
@@ -87,8 +87,8 @@ def test_a_package_that_is_not_installed_costs_no_figure(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "jobs.benchmark.memory.measure", lambda config, reporter: order.append("measured") or {"ratio": 2.0}
     )
-    facts = benchmark.machine_facts
-    monkeypatch.setattr(benchmark, "machine_facts", lambda: order.append("facts") or facts())
+    facts = result.machine_facts
+    monkeypatch.setattr(result, "machine_facts", lambda: order.append("facts") or facts())
     benchmark.run(BenchmarkConfig(suite="memory", result=str(tmp_path / "result.json")), Screen())
     machine = json.loads((tmp_path / "result.json").read_text())["machine"]
     assert order == ["facts", "measured"]

@@ -5,7 +5,7 @@ Each suite is a file here that has a function ``measure`` from its configuration
 
 import importlib
 
-from jobs.benchmark.record import record
+from jobs.benchmark.result import record
 from jobs.terminal.console import Screen, verb
 from schemas.options.benchmark import BenchmarkConfig
 

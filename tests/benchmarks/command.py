@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from jobs.benchmark.machine import Figures
 from jobs.benchmark.memory import peak_bytes
-from jobs.benchmark.record import Config, record
+from jobs.benchmark.result import Config, record
 from jobs.terminal.console import Screen, verb
 from pipeline.models.localize.runtime import resolve_precision
 from schemas.errors import CamlakeError

@@ -22,8 +22,9 @@ from pipeline.annotate.reporter import Reporter
 from schemas.options.benchmark import MeasureConfig
 from tests.benchmarks.command import benchmark, in_new_process
 from tests.benchmarks.peers import own_job
+from tests.benchmarks.peers.comparison import setup_in
 from tests.benchmarks.peers.loops import bare_loop, forward_pass, hand_loop
-from tests.benchmarks.peers.setup import Setup, setup_in
+from tests.benchmarks.peers.setup import Setup
 
 LOOP_IMAGES = 640
 """Images of one run of a loop: enough for a few seconds. A loop has no start-up that must be left out."""
@@ -52,7 +53,7 @@ def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
         jobs, tables, bare, alone = [], [], [], []
         for repeat in range(config.repeats):
             before = _loops(setup, folder / "few", f"{repeat}-before")
-            jobs.append(_job(dataclasses.replace(setup, out=folder / f"job-{repeat}")))
+            jobs.append(_job(dataclasses.replace(setup, out=str(folder / f"job-{repeat}"))))
             after = _loops(setup, folder / "few", f"{repeat}-after")
             tables.append((before[0] + after[0]) / 2)
             bare.append((before[1] + after[1]) / 2)
@@ -79,7 +80,7 @@ def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
 
 def _loops(setup: Setup, photographs: Path, name: str) -> tuple[float, float]:
     """Return images/s of the loop with tables and of the loop without outputs."""
-    setup = dataclasses.replace(setup, photographs=photographs, out=setup.out / name)
+    setup = dataclasses.replace(setup, photographs=str(photographs), out=f"{setup.out}/{name}")
     return in_new_process(hand_loop, setup), in_new_process(bare_loop, setup)
 
 
@@ -92,9 +93,9 @@ def _forward(setup: Setup, processes: int, threads: int) -> float:
 
 def _job(setup: Setup) -> JobRun:
     started_s = time.time()
-    in_new_process(own_job.run, setup)
-    times_s = annotated_s(setup.out)
-    commits_s = [path.stat().st_mtime for path in setup.out.glob("_runs/*/commits/*.json")]
+    own_job.run(setup)
+    times_s = annotated_s(Path(setup.out))
+    commits_s = [path.stat().st_mtime for path in Path(setup.out).glob("_runs/*/commits/*.json")]
     return JobRun(steady_per_s(times_s), times_s[0] - started_s, min(commits_s) - started_s)
 
 

@@ -63,4 +63,4 @@ def run(setup: Setup) -> None:
     images = images.with_column("width", image_width(daft.col("image")))
     images = images.with_column("image", resize(daft.col("image"), w=side, h=side))
     found = DaftNetwork(setup).annotate(daft.col("image"), daft.col("height"), daft.col("width"))
-    images.select(daft.col("path"), found).write_parquet(str(setup.out))
+    images.select(daft.col("path"), found).write_parquet(setup.out)

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ def _side(network: ByHand) -> int:
 
 
 def _tables(setup: Setup, network: ByHand) -> TableWriter:
-    return TableWriter(setup.out, network.channels, network.labels)
+    return TableWriter(Path(setup.out), network.channels, network.labels)
 
 
 def _batch(images: Sequence[tuple[Pixels, tuple[int, int]]]) -> tuple[Pixels, NDArray[np.int64]]:

@@ -70,7 +70,7 @@ def run(setup: Setup) -> None:
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    images = ray.data.read_images(str(setup.photographs), mode="RGB", include_paths=True)
+    images = ray.data.read_images(setup.photographs, mode="RGB", include_paths=True)
     found = images.map(Transform(setup.model)).map_batches(RayNetwork, fn_constructor_args=(setup,), batch_size=BATCH)
-    found.write_parquet(str(setup.out))
+    found.write_parquet(setup.out)
     ray.shutdown()

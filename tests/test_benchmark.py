@@ -79,7 +79,7 @@ def test_boxes_from_start_to_file(tmp_path, monkeypatch):
     assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
 
 
-NAMES = ("boxes", "encoding", "end_to_end", "kills", "label_free", "peers", "reference", "scale")
+NAMES = ("boxes", "encoding", "end_to_end", "host", "kills", "label_free", "peers", "reference", "scale")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -16,7 +16,7 @@ from jobs.terminal.program import main
 from pipeline.models.networks.architecture import GREATEST_WIDTH, WIDTH_STEPS
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
-from tests.jobs_on import run_command
+from tests.jobs_on import ROOT, run_command
 
 VERBS = (
     "demo",
@@ -94,8 +94,11 @@ command = verb("xyz", ABOUT, XyzConfig, run, "camlake xyz THING")
 '''
 
 
-def test_a_new_file_is_a_new_verb(camlake, tmp_path, monkeypatch):
-    (tmp_path / "xyz.py").write_text(NEW_VERB)
+@pytest.mark.parametrize("file", ["xyz.py", "xyz/__init__.py"])
+def test_a_new_file_or_folder_is_a_new_verb(camlake, tmp_path, monkeypatch, file):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(NEW_VERB)
+    monkeypatch.delitem(sys.modules, "jobs.xyz", raising=False)
     monkeypatch.setattr(jobs, "__path__", [*jobs.__path__, str(tmp_path)])
     status, out, _ = camlake("--help")
     assert (status, "xyz         Do a new thing." in out) == (0, True)
@@ -103,7 +106,14 @@ def test_a_new_file_is_a_new_verb(camlake, tmp_path, monkeypatch):
     assert (status, out) == (0, "xyz of that\n")
 
 
-def test_help_lists_the_files_of_jobs_and_imports_none():
+@pytest.mark.parametrize("verb", sorted(file.parent.name for file in ROOT.glob("jobs/*/__main__.py")))
+def test_a_folder_runs_as_a_module(verb):
+    words = [sys.executable, "-m", f"jobs.{verb}", "-h"]
+    shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"camlake {verb}" in shown
+
+
+def test_help_lists_the_verbs_of_jobs_and_imports_none():
     code = (
         "import sys; from jobs.terminal.program import verbs;"
         " print(*verbs()); print(*(name for name in sys.modules if 'jobs' in name))"

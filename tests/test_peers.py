@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import time
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +17,13 @@ from jobs.benchmark.steady_rate import annotated_s
 from pipeline.models.localize.box_rules import BoxRule
 from pipeline.models.localize.localizer import CamRule, Localizer
 from pipeline.models.localize.runtime import Runtime
+from pipeline.models.networks.demo_network import ResidualBlock
 from pipeline.models.weights.state_fitting import load_network
 from schemas.errors import CamlakeError, UsageError
 from schemas.options.benchmark import MeasureConfig
 from schemas.tables import network_types, written_schemas
-from tests.benchmarks.peers import comparison as peers
-from tests.benchmarks.peers import own_job, ray_pattern
-from tests.benchmarks.peers.loops import forward_pass, hand_loop
+from tests.benchmarks.peers import comparison, network_alone, own_job, ray_pattern
+from tests.benchmarks.peers.loops import hand_loop
 from tests.benchmarks.peers.setup import BATCH, Setup
 from tests.benchmarks.peers.side import run_side
 from tests.references.network_by_hand import ByHand, boxes_of, load, normalized, opencv_box, read_image
@@ -147,7 +148,7 @@ class TestPeers:
 
     def test_a_missing_extra_is_one_line(self):
         with pytest.raises(UsageError, match=r"no-such is not installed; pip install 'camlake\[benchmark\]'"):
-            peers.require_extra({"no-such": "no_such_module"})
+            comparison.require_extra({"no-such": "no_such_module"})
 
 
 def peer(module, name):
@@ -156,9 +157,17 @@ def peer(module, name):
     return importlib.import_module(f"tests.benchmarks.peers.{name}")
 
 
-def test_the_network_alone_is_timed(setup, monkeypatch):
-    monkeypatch.setattr("tests.benchmarks.peers.loops.FORWARD_S", 0.01)
-    assert forward_pass(setup, torch.get_num_threads(), 0) > 0
+@pytest.mark.parametrize("how", ["pytorch", "engine"])
+def test_the_network_alone_is_timed(setup, monkeypatch, how):
+    def slow(*values):
+        time.sleep(0.01)
+        return forward(*values)
+
+    forward = ResidualBlock.forward
+    monkeypatch.setattr(network_alone, "SECONDS", 0.2)
+    monkeypatch.setattr(ResidualBlock, "forward", slow)
+    rate = network_alone.passes_per_s(setup, how, 1)
+    assert BATCH <= rate <= BATCH / 0.01
 
 
 def test_the_loop_writes_the_same_tables(setup):
@@ -186,4 +195,4 @@ def test_sides_are_commands_of_their_own(setup, tmp_path, start):
 
 
 def test_the_peers_versions_stand_in_the_file():
-    assert set(peers.versions()["peers"]) == set(peers.PACKAGES)
+    assert set(comparison.versions()["peers"]) == set(comparison.PACKAGES)

@@ -1,4 +1,4 @@
-"""The scale suite's own parts: the simulated network in the real graph, and the simulated store against S3's rules."""
+"""The simulations' own parts: the network in the real graph, the figures of ``host``, the store against S3's rules."""
 
 import pyarrow as pa
 import pytest
@@ -10,12 +10,14 @@ from pipeline.storage.filesystems import connect
 from pipeline.storage.inputs.fetch import Fetcher
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.integrity.verify import verify
+from schemas.errors import CamlakeError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.config import StorageConfig
 from tests.benchmarks import host
+from tests.benchmarks.cpu_by_role import DRIVER
 from tests.benchmarks.fake_network import FakeGpu
 from tests.benchmarks.fake_store import BUCKET, FOLDER_OBJECTS, Keys, StoreSpec, fake_store, list_page
-from tests.benchmarks.simulation import simulate
+from tests.benchmarks.simulation import Steady, simulate
 
 BODY = b"0123456789"
 
@@ -40,8 +42,21 @@ def test_the_host_s_thread_and_the_tally_are_measured(ray_session, monkeypatch):
         monkeypatch.setattr(host, name, value)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     figures = host.host_thread(1) | host.tally()
-    assert figures["images/s of one actor's host thread, one chunk a batch"] > 0
-    assert figures["tally: images/s in batches of 8"] > 0
+    parts = ("annotate stage, one chunk", "pickling the rows", "boxes of all maps", "boxes of one map")
+    stage, pickling, all_maps, one_map = (figures[f"ms a batch of 8: {part}"]["min"] for part in parts)
+    host_ms = stage + pickling - (all_maps - one_map)
+    assert figures["images/s of one actor's host thread, one chunk a batch"] == pytest.approx(8e3 / host_ms)
+    assert figures["tally: images/s in batches of 8"] == 8 * figures["tally: tables/s"]
+
+
+def test_the_driver_s_cost_of_a_block_is_what_it_costs_beyond_its_idle_share():
+    def steady(blocks, seconds):
+        return Steady(0, blocks, seconds, {DRIVER: 0.1 * seconds + 0.006 * blocks})
+
+    figures = host.driver(steady(10, 5), steady(100, 5), 512)
+    assert list(figures.values()) == [pytest.approx(0.1), pytest.approx(6), pytest.approx(512 * 0.9 / 0.006)]
+    with pytest.raises(CamlakeError, match="a larger --count"):
+        host.driver(steady(100, 5), steady(10, 5), 512)
 
 
 @pytest.fixture(scope="module")

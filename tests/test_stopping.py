@@ -39,7 +39,7 @@ def test_a_stopped_run_is_in_order_and_goes_on(tmp_path, engine, number):
     assert ending.last_line == "camlake: stopped; run the same command again to go on"
     assert ending.left == []
     assert run.status == "interrupted"
-    assert 0 < run.counts.annotated <= N_IMAGES
+    assert (2 if engine == "local" else 8) <= run.counts.annotated <= N_IMAGES
     assert run.counts.annotated >= decided or ending.took_s > DRAIN_S  # Then it is given up.
     out = tmp_path / "out"
     (lease,) = out.glob("_runs/lease/*.json")

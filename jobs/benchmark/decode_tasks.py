@@ -1,21 +1,14 @@
 """Decoding as in the job's tasks: several processes at once, each with one thread and with different photographs."""
 
-import multiprocessing
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
+from jobs.benchmark.together import run_together, wait_for_all
 from pipeline.annotate.decode_stage import DecodeSpec, DecodeStage
 from pipeline.annotate.image_reader import FETCHED
-
-START_S = 300.0
-"""The most seconds until all processes have started."""
-_together: list[Any] = []
-"""In a process of the pool: the barrier at which all processes wait, so that they begin together."""
 
 
 def fetched_table(photographs: Sequence[Path]) -> pa.Table:
@@ -29,22 +22,14 @@ def decoded_per_s(spec: DecodeSpec, photographs: Sequence[Path], processes: int,
 
     There are at least as many photographs as processes. The start of the processes does not count.
     """
-    context = multiprocessing.get_context("spawn")
     parts = [photographs[index::processes] for index in range(processes)]
-    with ProcessPoolExecutor(
-        processes, mp_context=context, initializer=_begin_with, initargs=(context.Barrier(processes),)
-    ) as pool:
-        return sum(pool.map(_decoded_per_s, [spec] * processes, parts, [seconds] * processes))
-
-
-def _begin_with(barrier: Any) -> None:
-    _together.append(barrier)
+    return sum(run_together(_decoded_per_s, [(spec, part, seconds) for part in parts]))
 
 
 def _decoded_per_s(spec: DecodeSpec, photographs: Sequence[Path], seconds: float) -> float:
     fetched, stage = fetched_table(photographs), DecodeStage(spec)
     stage(fetched)
-    _together[0].wait(START_S)
+    wait_for_all()
     started, images = time.perf_counter(), 0
     while (elapsed_s := time.perf_counter() - started) < seconds:
         images += len(stage(fetched))

@@ -162,7 +162,8 @@ def images_per_commit(config: AnnotateConfig, n_images: int, actors: int, row_by
 
     There are about 16 commits for each actor, so that a crash costs little of a small run. A commit has at most 32,768
     images: its small tables make files of several MB, and a crash loses a minute or two of one GPU. It has at most
-    COMMIT_BYTES, because a write task holds a few copies of the rows in memory.
+    COMMIT_BYTES, because a write task holds a few copies of the rows in memory. The local engine commits a run's first
+    batch alone.
     """
     wanted = config.images_per_commit or min(32_768, max(256, math.ceil(n_images / (16 * actors))))
     return max(1, min(wanted, COMMIT_BYTES // row_bytes))

@@ -1,4 +1,4 @@
-"""Measure what one actor's host thread, the driver and the tally of a GPU run allow, on a CPU.
+"""Measure what one actor's host thread, the driver and the progress actor of a GPU run allow, on a CPU.
 
 Simulated: the network, which costs nothing and has the shapes of a ResNet-50 (tests.benchmarks.fake_network); Ray's
 GPUs and nodes. Real: the decoded tables, the copies into staging memory, the exact boxes, the rows, Ray's scheduling.
@@ -36,21 +36,24 @@ from pipeline.models.localize.engine import Engine, Staging, to_host
 from pipeline.models.localize.runtime import Runtime
 from pipeline.models.localize.stride16 import TrunkMaps
 from pipeline.models.networks.network import CamNetwork
+from schemas.errors import CamlakeError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.benchmark import MeasureConfig
 from tests.benchmarks.command import benchmark, in_new_process
 from tests.benchmarks.cpu_by_role import DRIVER
 from tests.benchmarks.fake_network import FakeGpu
 from tests.benchmarks.scale import GPUS_A_NODE, NODES, annotate_tiny, control_path, tiny_picture
-from tests.benchmarks.simulation import Simulated, simulated_cluster, simulated_model
+from tests.benchmarks.simulation import Steady, simulated_cluster, simulated_model
 
 CALLERS = 4
 """Processes that ask the tally at the same time."""
 TALLY_CALLS = 1500
 """Tables that each of them counts."""
 HOST_ROUNDS = 40
-SMALL_BLOCK, SMALL_COMMIT = 32, 2048
-"""Images of a block, and of a commit, where blocks come fast."""
+SMALL_BATCH = 32
+"""Images of a batch where blocks come fast; a block has two batches, as those of a GPU have."""
+BATCHES_A_COMMIT = 64
+"""So the driver has as many commits for each block, whatever the block's size."""
 
 
 class HostEngine(Engine):
@@ -80,29 +83,35 @@ def measure(config: MeasureConfig, reporter: Reporter) -> Figures:
     with tempfile.TemporaryDirectory() as temporary, simulated_cluster(NODES, GPUS_A_NODE) as address:
         folder = Path(temporary)
         body = tiny_picture(folder / "one")
-        large = annotate_tiny(folder / "large", address, body, config.count)
-        reporter.say("blocks of a GPU: done")
-        small = annotate_tiny(folder / "small", address, body, config.count // 4, SMALL_BLOCK, SMALL_COMMIT)
-    figures |= control_path("blocks of a GPU", large) | control_path("small blocks", small)
-    return figures | driver(large, small)
+        runs = []
+        for name, batch, count in (
+            ("a GPU's blocks", GPU_BATCH, config.count),
+            ("small blocks", SMALL_BATCH, config.count // 4),
+        ):
+            run = annotate_tiny(folder / name, address, body, count, batch, BATCHES_A_COMMIT * batch)
+            figures |= control_path(name, run)
+            runs.append((run.manifest.counts.planned / run.blocks, run.steady()))
+            reporter.say(f"{name}: done")
+    (block, large), (_, small) = runs
+    return figures | driver(large, small, block)
 
 
-def driver(large: Simulated, small: Simulated) -> Figures:
+def driver(slow: Steady, fast: Steady, block: float) -> Figures:
     """Return what the driver costs without any block and for each block, and the images/s that one core sustains.
 
-    Both follow from two runs whose blocks come at different rates: in both of them the driver looks after the same
-    actors, and a block costs it the same whatever its size.
+    Both follow from two runs on one cluster whose blocks come at different rates: the driver looks after the same
+    actors in both, and its cost of a block does not depend on the block's size. ``block``: images of a GPU's block.
     """
-    (rate, share), (faster, more) = (
-        (steady.blocks / steady.took_s, steady.cpu_s[DRIVER] / steady.took_s)
-        for steady in (large.steady(), small.steady())
-    )
-    block_s = (more - share) / (faster - rate)
-    idle, images = share - block_s * rate, large.manifest.counts.planned / large.blocks
+    rates = [steady.blocks / steady.took_s for steady in (slow, fast)]
+    cores = [steady.cpu_s[DRIVER] / steady.took_s for steady in (slow, fast)]
+    block_s = (cores[1] - cores[0]) / (rates[1] - rates[0]) if rates[1] > rates[0] else 0.0
+    idle = cores[0] - block_s * rates[0]
+    if block_s <= 0 or idle < 0:
+        raise CamlakeError(f"blocks/s {rates} and the driver's cores {cores} tell no cost of a block; a larger --count")
     return {
         "driver: share of a core without any block": idle,
         "driver: CPU ms of a block beyond that": 1e3 * block_s,
-        f"driver: images/s that one core sustains in blocks of {images:.0f}": images * (1 - idle) / block_s,
+        f"driver: images/s that one core sustains in blocks of {block:.0f}": block * (1 - idle) / block_s,
     }
 
 

@@ -1,1 +1,1 @@
-"""camlake beside other programs that a user could choose; each side runs in a process that imports no other side."""
+"""camlake beside other programs that a user could choose; each pipeline runs in a process that imports no other one."""

@@ -1,14 +1,15 @@
 """Compare camlake with other programs that a user could choose: same network, weights, photographs, machine; in turn.
 
-Each side runs in a new process, camlake as the command that a user types. Pipelines are compared at steady state, by
-the times in their rows, and as whole jobs with their start-up. Libraries that only make maps are compared by the speed
-of the maps, in fp32.
+Each side runs in a new process; of the pipelines camlake is the command that a user types, and no process imports
+another one. Pipelines are compared at steady state, by the times in their rows, and as whole jobs with their start-up.
+Libraries that only make maps are compared by the speed of the maps, in fp32.
 """
 
 import dataclasses
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import util
 from pathlib import Path
 from statistics import median
@@ -101,11 +102,11 @@ class Run:
 
 
 def _pipelines(setup: Setup, repeats: int, reporter: Reporter) -> Figures:
-    sides = {"camlake": "own_job", **{name: module for name, (module, _) in PIPELINES.items()}}
+    sides = {"camlake": own_job.run, **{name: partial(run_side, module) for name, (module, _) in PIPELINES.items()}}
     runs: dict[str, list[Run]] = {name: [] for name in sides}
     for repeat in range(repeats):
-        for name, module in sides.items():
-            runs[name].append(_run(dataclasses.replace(setup, out=f"{setup.out}/{module}-{repeat}"), module))
+        for name, side in sides.items():
+            runs[name].append(_run(side, dataclasses.replace(setup, out=f"{setup.out}/{name} {repeat}")))
             reporter.say(f"run {repeat + 1}, {name}: {runs[name][-1].steady_per_s:.1f} images/s")
     figures: Figures = {}
     for name, own in runs.items():
@@ -124,9 +125,9 @@ def _pipelines(setup: Setup, repeats: int, reporter: Reporter) -> Figures:
     return figures
 
 
-def _run(setup: Setup, module: str) -> Run:
+def _run(side: Callable[[Setup], None], setup: Setup) -> Run:
     started = time.perf_counter()
-    own_job.run(setup) if module == "own_job" else run_side(module, setup)
+    side(setup)
     whole_s = time.perf_counter() - started
     size_bytes = sum(path.stat().st_size for path in Path(setup.out).rglob("*.parquet") if "_runs" not in path.parts)
     times = annotated_s(Path(setup.out))

@@ -15,8 +15,6 @@ from tests.benchmarks.peers.table_writer import TableWriter
 from tests.references.network_by_hand import ByHand, read_image
 
 Pixels = NDArray[np.uint8]
-FORWARD_S = 5
-"""Seconds for which the network alone is timed."""
 
 
 def bare_loop(setup: Setup) -> float:
@@ -41,21 +39,6 @@ def hand_loop(setup: Setup) -> float:
             pixels, sizes_hw = _batch([read_image(path, _side(network)) for path in some])
             tables.add(some, sizes_hw, network(network.normalized(pixels)))
     return len(paths) / (time.perf_counter() - started)
-
-
-def forward_pass(setup: Setup, threads: int, begin_at_s: float) -> float:
-    """Return images/s of the network alone, on one batch in memory, from the time ``begin_at_s`` on for FORWARD_S."""
-    torch.set_num_threads(threads)
-    network = setup.network()
-    images = torch.rand(BATCH, 3, _side(network), _side(network)).to(memory_format=torch.channels_last)
-    for _ in range(3):
-        network.classify(images)
-    time.sleep(max(0.0, begin_at_s - time.time()))
-    started, done = time.perf_counter(), 0
-    while time.perf_counter() < started + FORWARD_S:
-        network.classify(images)
-        done += BATCH
-    return done / (time.perf_counter() - started)
 
 
 class PhotographDataset(Dataset[tuple[Pixels, tuple[int, int]]]):

@@ -39,7 +39,7 @@ from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.config import StorageConfig, option
 from schemas.options.localize import LocalizeConfig
-from tests.benchmarks.command import TruthConfig, benchmark
+from tests.benchmarks.command import TruthConfig, benchmark, resolved_precision
 from tests.benchmarks.label_free import in_first_half
 from tests.benchmarks.multiplied import multiply
 
@@ -122,7 +122,8 @@ def measure(config: FeatureMapsConfig, screen: Screen) -> Figures:
 def annotate_config(config: FeatureMapsConfig, images: str, out: Path, **options: Any) -> AnnotateConfig:
     """Return the configuration of annotate with feature maps."""
     values = {"input": images, "out": str(out), "model": config.model, "weights": config.weights, "engine": "local"}
-    values |= {"outputs": "boxes,heatmaps,features,feature_maps,foreground", **options}
+    values |= {"precision": resolved_precision(config), "outputs": "boxes,heatmaps,features,feature_maps,foreground"}
+    values |= options
     bits = {"feature_map_bits": config.bits} if "feature_maps" in values["outputs"] else {}
     return AnnotateConfig.resolve(values | bits)
 
@@ -228,6 +229,7 @@ def speeds(config: FeatureMapsConfig, folder: Path, screen: Screen) -> Figures:
         screen.say(f"images/s: {', '.join(f'{name} {values[-1]:.1f}' for name, values in rates.items())}")
     medians, cpu = ({name: float(np.median(values)) for name, values in of.items()} for of in (rates, by_cpu))
     return {
+        "precision of annotate": resolved_precision(config),
         "annotate with feature_maps: images/s": spread(rates["annotate"]),
         "annotate without feature_maps: images/s": spread(rates["annotate without"]),
         "localize one head, fused with figure/ground maps: images/s": spread(rates["localize"]),

@@ -96,7 +96,7 @@ NEVER = {
 """What no file of a folder, or of the folders in it, imports, with everything below these names."""
 
 MODULES, LINES = 16, 300
-"""The most modules of a folder and lines of a file: what a reader overlooks at once. Beyond, make a drawer or a file."""
+"""The most modules of a folder and lines of a file: what a reader takes in at once. Beyond, make a drawer or a file."""
 
 TOP = {"pipeline", "jobs", "schemas", "tests", "cluster.yaml", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
 

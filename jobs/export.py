@@ -1,7 +1,7 @@
 """``camlake export``: writes an output's boxes as COCO, YOLO, VOC and other datasets."""
 
 from jobs.terminal.console import Screen, main, verb
-from pipeline.outputs.export.registry import format_names
+from pipeline.outputs.export.export_formats import format_names
 from schemas.options.config import required
 from schemas.options.export import ExportConfig
 
@@ -14,8 +14,8 @@ class ExportOptions(ExportConfig):
 
 def run(config: ExportConfig, screen: Screen) -> None:
     """Write the dataset and say what it holds; raises RejectedShareError where too many pictures can't be read."""
-    from pipeline.outputs.export.driver import open_export, refuse_left_out
-    from pipeline.outputs.export.pictures import LEFT_OUT
+    from pipeline.outputs.export.export_output import open_export, refuse_left_out
+    from pipeline.outputs.export.export_pictures import LEFT_OUT
     from pipeline.outputs.export.writer import image_mode
     from pipeline.outputs.reader import open_lake
 

@@ -20,7 +20,7 @@ def run(config: SqlConfig, screen: Screen) -> None:
         for statement in statements(config, config.ddl):
             print(statement, end="\n\n")
         return
-    from pipeline.outputs.sql.views import open_views
+    from pipeline.outputs.sql.sql_views import open_views
 
     with open_views(config) as con:
         if config.query:
@@ -32,7 +32,7 @@ def run(config: SqlConfig, screen: Screen) -> None:
 def answer(con: "duckdb.DuckDBPyConnection", query: str, config: SqlConfig, screen: Screen) -> None:
     """Run one query and write its result."""
     from pipeline.outputs.sql.result_files import table_rows, whole_file, write_result
-    from pipeline.outputs.sql.views import one_select
+    from pipeline.outputs.sql.sql_views import one_select
 
     relation = one_select(con, query)
     kind = config.result_format

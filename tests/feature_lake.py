@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.arrays.feature_maps import encode
+from pipeline.arrays.feature_codec import encode
 from pipeline.models.weights.head_file import Head, HeadCard, head_bytes
 from pipeline.storage.lake.commit import finish_run, start_run
 from pipeline.storage.lake.layout import new_run_id

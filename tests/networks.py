@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from pipeline.models import registry
 from pipeline.models.networks.architecture import Architecture
-from pipeline.models.networks.heads import Head
+from pipeline.models.networks.heads import NetworkHead
 from pipeline.models.networks.network import CamNetwork
 
 SMALL = Architecture("vgg16_gap", classes=3, width=0.125)
@@ -34,6 +34,6 @@ def state_of(architecture: Architecture) -> dict[str, Tensor]:
     return seeded(architecture).state_dict()
 
 
-def logits_of_maps(head: Head, features: Tensor) -> Tensor:
+def logits_of_maps(head: NetworkHead, features: Tensor) -> Tensor:
     every = torch.arange(head.classes).expand(len(features), -1)
     return head.class_maps(features, every).mean((2, 3)) + head.bias_of(every)

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.arrays.maps import quantize
 from pipeline.outputs.drawing import MapView, PictureView
-from pipeline.outputs.page.pictures import webp
+from pipeline.outputs.page.page_pictures import webp
 from pipeline.outputs.page.report import Gallery, Overview, render_page
 
 NO_BOXES = np.empty((0, 4), np.float32)

@@ -8,7 +8,7 @@ from jobs.localize import localize
 from jobs.terminal.console import Screen
 from pipeline import camlake
 from pipeline.annotate.model import load_model
-from pipeline.arrays.feature_maps import unpack
+from pipeline.arrays.feature_codec import unpack
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.models.weights.head_file import Head, HeadCard, head_bytes
 from pipeline.storage.filesystems import connect

@@ -14,7 +14,7 @@ from jobs import demo
 from jobs.demo import DemoConfig
 from jobs.export import run as export
 from jobs.terminal.console import Screen
-from pipeline.outputs.export.registry import format_names
+from pipeline.outputs.export.export_formats import format_names
 from pipeline.outputs.page.live import LiveCatalog
 from pipeline.outputs.page.server import ViewServer
 from pipeline.storage.filesystems import connect

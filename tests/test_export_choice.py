@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.outputs.export.driver import split_numbers
+from pipeline.outputs.export.export_output import split_numbers
 from schemas.errors import StoreError, UsageError
 from tests.export_lake import HOSTILE, Told, export, make_lake, write_pictures
 from tests.fake_lake import FakeLake

@@ -23,8 +23,8 @@ import yaml
 from pycocotools.coco import COCO
 
 from pipeline.outputs import reader as camlake
+from pipeline.outputs.export.export_formats import format_names
 from pipeline.outputs.export.formats.cvat import task_name
-from pipeline.outputs.export.registry import format_names
 from pipeline.outputs.export.writer import load_format
 from tests.export_lake import HOSTILE, Told, export, make_lake, write_pictures
 from tests.fake_lake import MODEL

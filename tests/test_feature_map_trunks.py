@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.arrays.feature_maps import encode, head_maps
+from pipeline.arrays.feature_codec import encode, head_maps
 from pipeline.models.localize.feature_maps import refuse_unfit_network
 from pipeline.models.networks.architecture import Architecture
 from schemas.errors import UsageError

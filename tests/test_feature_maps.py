@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from pipeline import camlake
 from pipeline.annotate.model import load_model
-from pipeline.arrays.feature_maps import decode, encode, head_maps, packed_bytes, unpack
+from pipeline.arrays.feature_codec import decode, encode, head_maps, packed_bytes, unpack
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.models.localize.feature_maps import refuse_unfit_network
 from pipeline.models.localize.stride16 import TrunkMaps

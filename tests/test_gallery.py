@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.outputs import reader as camlake
-from pipeline.outputs.page.entries import entries_of
+from pipeline.outputs.page.page_entries import entries_of
 from pipeline.outputs.page.rules import cutting_rule
 from pipeline.outputs.page.run_report import report
 from pipeline.outputs.page.sample import sample

@@ -12,7 +12,7 @@ from jobs.head import run as head_job
 from jobs.neighbours import run as neighbours_job
 from jobs.terminal.console import Screen
 from pipeline import camlake
-from pipeline.arrays import neighbours as arrays
+from pipeline.arrays import nearest as arrays
 from pipeline.outputs.heads import features as features_module
 from pipeline.outputs.heads import neighbours as neighbours_module
 from pipeline.outputs.heads import top, vector_index

@@ -203,6 +203,20 @@ def crowded(root: Path) -> list[str]:
     return [folder for folder, modules in folders.items() if modules > MODULES] + long
 
 
+def names_of_two_things(root: Path) -> list[str]:
+    """Return the names of classes, and of modules of ``pipeline/``, that stand for two things.
+
+    A verb's file in ``jobs/`` and its options in ``schemas/options/`` have the name of what the verb does, and a format
+    that is read has the name of the same format in an export.
+    """
+    paths = [path for path in files_of(root) if not path.name.startswith("__")]
+    same_name = ("jobs", "schemas/options", "pipeline/outputs/export/formats")
+    modules = [path.stem for path in paths if not str(path).startswith(same_name)]
+    trees = [ast.parse((root / path).read_text(encoding="utf-8")) for path in paths]
+    classes = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return [name for names in (modules, classes) for name, count in Counter(names).items() if count > 1]
+
+
 def unexpected_at_top(names: set[str]) -> set[str]:
     """Return the names that have no place at the top of the repository; dot-files have."""
     return {name for name in names if name not in TOP and not name.startswith(".")}
@@ -222,6 +236,10 @@ def test_schemas_and_arrays_open_no_files() -> None:
 
 def test_no_folder_and_no_file_is_crowded() -> None:
     assert crowded(ROOT) == []
+
+
+def test_no_name_stands_for_two_things() -> None:
+    assert names_of_two_things(ROOT) == []
 
 
 def test_only_the_agreed_names_stand_at_the_top() -> None:
@@ -320,6 +338,14 @@ def test_a_crowded_folder_and_a_long_file_are_found(project: Path) -> None:
     (project / "schemas/last.py").touch()
     (project / "jobs/thing.py").write_text("\n" * (LINES + 1))
     assert crowded(project) == ["schemas", "jobs/thing.py"]
+
+
+def test_a_name_of_two_things_is_found(project: Path) -> None:
+    (project / "schemas/other.py").write_text("class Thing: pass\n")
+    (project / "pipeline/graph/thing.py").rename(project / "pipeline/graph/other_thing.py")
+    assert names_of_two_things(project) == ["thing"], "the clean project has it in every folder"
+    (project / "jobs/thing.py").write_text("class Thing: pass\n")
+    assert names_of_two_things(project) == ["thing", "Thing"]
 
 
 def test_a_stray_name_at_the_top_is_found() -> None:

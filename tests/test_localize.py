@@ -14,7 +14,7 @@ from jobs.rebox import rebox
 from jobs.terminal.console import Screen
 from pipeline import camlake
 from pipeline.annotate.model import load_model
-from pipeline.arrays.feature_maps import decode, encode
+from pipeline.arrays.feature_codec import decode, encode
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.models.weights.head_file import Head, HeadCard, head_bytes, probabilities
 from pipeline.storage.filesystems import connect

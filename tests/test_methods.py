@@ -12,7 +12,7 @@ from pipeline.models.localize.engine import Engine
 from pipeline.models.localize.localizer import CamRule, Localizer
 from pipeline.models.localize.methods import METHODS, Backprop, GradCam, LayerCam, head_gradients
 from pipeline.models.localize.runtime import Runtime
-from pipeline.models.networks.heads import ClassifierHead, ConvHead, Head, LinearHead, NormedHead
+from pipeline.models.networks.heads import ClassifierHead, ConvHead, LinearHead, NetworkHead, NormedHead
 from pipeline.models.networks.network import CamNetwork, Preprocessing
 
 RUNTIME = Runtime("cpu", "fp32", compile=False, threads=1, batch_size=8)
@@ -232,7 +232,7 @@ def test_the_stored_size_is_that_of_the_maps():
 
 def test_logits_of_chosen_classes_are_those_of_all(network):
     features = torch.randn(3, CHANNELS, 8, 8)
-    logits = Head.logits_of(network.head, features, IDS)
+    logits = NetworkHead.logits_of(network.head, features, IDS)
     assert torch.equal(logits, network.head(features).logits.gather(1, IDS))
     torch.testing.assert_close(network.head.logits_of(features, IDS), logits)
 

@@ -11,7 +11,7 @@ from pipeline.annotate.reporter import RunProgress
 from pipeline.graph.annotate import metrics_file, ray_metrics
 from pipeline.graph.annotate.metrics_file import run_metrics
 from schemas.errors import HeldError, InputError, UsageError
-from schemas.metrics import METRICS, OUTPUT_LABEL
+from schemas.prometheus import METRICS, OUTPUT_LABEL
 from schemas.runs import Counts, RunSummary
 from tests.fake_lake import manifest_of
 

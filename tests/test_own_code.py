@@ -16,7 +16,7 @@ from pipeline.models import registry
 from pipeline.models.learn.conversion import build_network
 from pipeline.models.localize.stride16 import find_stride16
 from pipeline.models.networks.architecture import Architecture
-from pipeline.models.networks.found.heads import AffineHead, OpaqueHead
+from pipeline.models.networks.found.found_heads import AffineHead, OpaqueHead
 from pipeline.models.networks.heads import LinearHead, NormedHead
 from pipeline.models.networks.network import Preprocessing
 from pipeline.models.weights.checkpoint import Card, checkpoint_bytes

@@ -8,7 +8,7 @@ import sys
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from schemas.metrics import METRICS, OUTPUT_LABEL
+from schemas.prometheus import METRICS, OUTPUT_LABEL
 from tests.jobs_on import ROOT
 from tests.ray_clusters import free_ports
 from tests.test_metrics_file import DASHBOARD, OUT
@@ -17,7 +17,7 @@ SCRIPT = """
 import sys, time, urllib.request
 import ray
 from pipeline.graph.annotate.ray_metrics import RayMetrics
-from schemas.metrics import METRICS
+from schemas.prometheus import METRICS
 
 port, output = int(sys.argv[1]), sys.argv[2]
 ray.init(

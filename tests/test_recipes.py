@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from jobs.recipes import animals, mirror_in_lake, text_detector, visual_questions
-from jobs.recipes.recipe import Looked, Pictures, RecipeConfig, mean, points_in, scores
+from jobs.recipes.recipe_steps import PictureResult, RecipeConfig, RecipePictures, mean, points_in, scores
 from jobs.terminal.console import Screen
-from pipeline.arrays.feature_maps import pack
+from pipeline.arrays.feature_codec import pack
 from pipeline.images.synthetic.reflections import render_lakes
 from pipeline.images.synthetic.words import fonts, write_words
 from schemas.errors import UsageError
@@ -57,20 +57,20 @@ def test_words_and_shapes_lie_in_their_boxes(seed):
 def test_a_map_points_at_the_centre_of_mass_around_its_greatest_cell():
     heat = np.zeros((2, 8), np.float32)
     heat[0] = [0, 1, 4, 3, 0, 0, 0, 3]  # Above the middle, 2, are 2 and 1; the last cell is too far away.
-    assert Looked("a.jpg", 0, 0.9, heat, (20, 80)).point_xy == pytest.approx((25 + 10 / 3, 5))
-    assert Looked("a.jpg", 0, 0.9, np.ones((7, 7), np.float32), (70, 70)).point_xy == (10, 10)
+    assert PictureResult("a.jpg", 0, 0.9, heat, (20, 80)).point_xy == pytest.approx((25 + 10 / 3, 5))
+    assert PictureResult("a.jpg", 0, 0.9, np.ones((7, 7), np.float32), (70, 70)).point_xy == (10, 10)
 
 
 def test_scores_by_hand(tmp_path):
     heat = np.zeros((2, 4), np.float32)
     heat[1, 2] = 1
-    one = Looked("a.jpg", 0, 0.9, heat, (40, 80))
+    one = PictureResult("a.jpg", 0, 0.9, heat, (40, 80))
     assert one.point_xy == (50, 30)
     assert points_in((50, 30), np.array([[0.0, 0, 5, 5], [50, 30, 51, 31]]))
     assert not points_in((50, 30), np.array([[0.0, 0, 50, 40]]))
-    pictures = Pictures(tmp_path, positive={"a.jpg", "b.jpg"})
+    pictures = RecipePictures(tmp_path, positive={"a.jpg", "b.jpg"})
     pictures.boxes = {"a.jpg": np.array([[40.0, 20, 60, 40]]), "b.jpg": np.array([[0.0, 0, 45, 25]])}
-    found = [one, Looked("b.jpg", 0, 0.3, heat, (40, 80)), Looked("c.jpg", 0, 0.5, heat, (40, 80))]
+    found = [one, PictureResult("b.jpg", 0, 0.3, heat, (40, 80)), PictureResult("c.jpg", 0, 0.5, heat, (40, 80))]
     figures = scores(found, pictures, {"the centre": (0.5, 0.5)})
     assert figures["test pictures with it"] == 2
     assert figures["pointing"] == [0.5, 0.0, 1.0]

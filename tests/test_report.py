@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.outputs.page.pictures import webp
+from pipeline.outputs.page.page_pictures import webp
 from pipeline.outputs.page.report import SCRIPTS
 from tests.pages import RULE, entry, gallery, report_page
 

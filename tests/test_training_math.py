@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.graph.train.checkpoints import Progress
-from pipeline.graph.train.worker import epoch_order
+from pipeline.graph.train.train_worker import epoch_order
 from pipeline.images.augment import draw_views, picture_side, take_views
 from pipeline.models.learn.conversion import build_network
 from pipeline.models.learn.learner import Learner, freeze, image_losses, mean_average_precision

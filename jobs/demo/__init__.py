@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from jobs.demo.pictures import DemoConfig, render
+from jobs.demo.demo_pictures import DemoConfig, render
 from jobs.terminal.console import Screen, verb
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.config import StorageConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.recipes.recipe import Pictures, RecipeConfig, look, report, scores
+from jobs.recipes.recipe_steps import RecipeConfig, RecipePictures, look, report, scores
 from jobs.terminal.console import Screen, main, verb
 from schemas.errors import UsageError
 from schemas.options.config import required
@@ -35,9 +35,9 @@ def run(config: AnimalsConfig, screen: Screen) -> None:
     report(LABEL, found, pictures, scores(found, pictures, BASELINES), config, screen)
 
 
-def read(config: AnimalsConfig) -> Pictures:
+def read(config: AnimalsConfig) -> RecipePictures:
     """Return the photographs with the boxes of their animals; half of them are for the tests of each seed."""
-    pictures, boxes = Pictures(Path(config.images)), dict[str, list[list[float]]]()
+    pictures, boxes = RecipePictures(Path(config.images)), dict[str, list[list[float]]]()
     with Path(config.truth).open(newline="", encoding="utf-8") as source:
         for row in csv.DictReader(source):
             own = boxes.setdefault(Path(row["file"]).name, [])

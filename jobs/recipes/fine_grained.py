@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.recipes.recipe import Looked, Pictures, RecipeConfig, annotated, fitted, look, mean, report
+from jobs.recipes.recipe_steps import PictureResult, RecipeConfig, RecipePictures, annotated, fitted, look, mean, report
 from jobs.terminal.console import Screen, main, verb
 from schemas.options.config import option
 
@@ -54,11 +54,11 @@ def run(config: FineGrainedConfig, screen: Screen) -> None:
     report("fine-grained recognition", [one for one in found if one.name in tested], pictures, figures, config, screen)
 
 
-def render(config: FineGrainedConfig) -> tuple[Pictures, dict[str, str]]:
+def render(config: FineGrainedConfig) -> tuple[RecipePictures, dict[str, str]]:
     """Render the pictures of all seeds, and return them with the species of each picture with a butterfly."""
     from pipeline.images.synthetic.species import SPECIES, render_butterfly, species_names
 
-    pictures, species = Pictures(Path(config.out) / "pictures"), {}
+    pictures, species = RecipePictures(Path(config.out) / "pictures"), {}
     pictures.folder.mkdir(parents=True, exist_ok=True)
     for seed in range(config.seeds):
         parts: list[list[str]] = [[], []]
@@ -74,13 +74,13 @@ def render(config: FineGrainedConfig) -> tuple[Pictures, dict[str, str]]:
     return pictures, species
 
 
-def box_of(one: Looked) -> NDArray[np.float64]:
+def box_of(one: PictureResult) -> NDArray[np.float64]:
     """Return the box (4,) of a map; the whole picture where the map is constant."""
     found = one.box
     return np.array([0.0, 0, one.size_hw[1], one.size_hw[0]]) if found is None else found
 
 
-def cut(pictures: Pictures, boxes: dict[str, NDArray[np.float64]], folder: Path) -> None:
+def cut(pictures: RecipePictures, boxes: dict[str, NDArray[np.float64]], folder: Path) -> None:
     """Write the crops of ``boxes`` with a margin, as files of the same names."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (x0, y0, x1, y1) in boxes.items():
@@ -93,7 +93,12 @@ def cut(pictures: Pictures, boxes: dict[str, NDArray[np.float64]], folder: Path)
 
 
 def accuracy(
-    labels: Path, pictures: Pictures, species: dict[str, str], name: str, config: FineGrainedConfig, screen: Screen
+    labels: Path,
+    pictures: RecipePictures,
+    species: dict[str, str],
+    name: str,
+    config: FineGrainedConfig,
+    screen: Screen,
 ) -> NDArray[np.bool_]:
     """Return (T,) whether the species head of each seed is right, for the test pictures with a butterfly."""
     from pipeline import camlake

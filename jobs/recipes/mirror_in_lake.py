@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.recipes.recipe import Pictures, RecipeConfig, look, report, scores
+from jobs.recipes.recipe_steps import RecipeConfig, RecipePictures, look, report, scores
 from jobs.terminal.console import Screen, main, verb
 
 LABEL = "mirror in lake"
@@ -25,11 +25,11 @@ def run(config: RecipeConfig, screen: Screen) -> None:
     report(LABEL, found, pictures, scores(found, pictures, BASELINES), config, screen)
 
 
-def render(config: RecipeConfig) -> Pictures:
+def render(config: RecipeConfig) -> RecipePictures:
     """Render the lakes of all seeds."""
     from pipeline.images.synthetic.reflections import render_lakes
 
-    pictures = Pictures(Path(config.out) / "pictures")
+    pictures = RecipePictures(Path(config.out) / "pictures")
     pictures.folder.mkdir(parents=True, exist_ok=True)
     for seed in range(config.seeds):
         parts: list[list[str]] = [[], []]

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.recipes.recipe import Pictures, RecipeConfig, look, report, scores
+from jobs.recipes.recipe_steps import RecipeConfig, RecipePictures, look, report, scores
 from jobs.terminal.console import Screen, main, verb
 from schemas.errors import UsageError
 from schemas.options.config import option
@@ -42,14 +42,14 @@ def run(config: TextDetectorConfig, screen: Screen) -> None:
     report(LABEL, found, pictures, scores(found, pictures, BASELINES), config, screen)
 
 
-def render(config: TextDetectorConfig) -> Pictures:
+def render(config: TextDetectorConfig) -> RecipePictures:
     """Write on the pictures of all seeds; no picture of a seed is in both fit and test.
 
     The seeds share the photographs, in other orders and with other words.
     """
     from pipeline.images.synthetic.words import write_words
 
-    ground, pictures = _grounds(config), Pictures(Path(config.out) / "pictures")
+    ground, pictures = _grounds(config), RecipePictures(Path(config.out) / "pictures")
     pictures.folder.mkdir(parents=True, exist_ok=True)
     for seed in range(config.seeds):
         parts: list[list[str]] = [[], []]

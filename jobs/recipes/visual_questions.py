@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.recipes.recipe import Looked, Pictures, RecipeConfig, annotated, mean, points_in, report
+from jobs.recipes.recipe_steps import PictureResult, RecipeConfig, RecipePictures, annotated, mean, points_in, report
 from jobs.terminal.console import Screen, main, verb
 from schemas.options.config import option
 
@@ -72,11 +72,11 @@ def run(config: VisualQuestionsConfig, screen: Screen) -> None:
     report("visual question answering", found, pictures, figures, config, screen, value)
 
 
-def render(config: VisualQuestionsConfig) -> tuple[Pictures, list[Question]]:
+def render(config: VisualQuestionsConfig) -> tuple[RecipePictures, list[Question]]:
     """Render the pictures of all seeds, each with a question of each kind."""
     from pipeline.images.synthetic.scenes import CLASSES, render_scene
 
-    pictures, questions = Pictures(Path(config.out) / "pictures"), []
+    pictures, questions = RecipePictures(Path(config.out) / "pictures"), []
     pictures.folder.mkdir(parents=True, exist_ok=True)
     for seed in range(config.seeds):
         parts: list[list[str]] = [[], []]
@@ -143,7 +143,9 @@ def answer(train: Sequence[Question], test: Sequence[Question], features: dict[s
     ]
 
 
-def look_at(answered: Sequence[Answered], pictures: Pictures, rows: dict[str, dict[str, Any]]) -> list[Looked]:
+def look_at(
+    answered: Sequence[Answered], pictures: RecipePictures, rows: dict[str, dict[str, Any]]
+) -> list[PictureResult]:
     """Return the map of the answer to each question of the kind what."""
     from pipeline import camlake
 
@@ -152,11 +154,13 @@ def look_at(answered: Sequence[Answered], pictures: Pictures, rows: dict[str, di
         if name in wanted:
             heat = np.tensordot(wanted[name].weight, camlake.feature_map(row, row), 1).astype(np.float32)
             right = float(wanted[name].answer == wanted[name].question.answer)
-            found.append(Looked(name, int(name.partition("-")[0]), right, heat, pictures.size_hw(name)))
+            found.append(PictureResult(name, int(name.partition("-")[0]), right, heat, pictures.size_hw(name)))
     return found
 
 
-def table(answered: dict[str, list[Answered]], found: Sequence[Looked], pictures: Pictures) -> dict[str, Any]:
+def table(
+    answered: dict[str, list[Answered]], found: Sequence[PictureResult], pictures: RecipePictures
+) -> dict[str, Any]:
     """Return accuracies by kind and inputs, and where the maps of the answers to what-questions point."""
     figures: dict[str, Any] = {"questions of each kind": len(found)}
     right = {

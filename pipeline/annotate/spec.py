@@ -8,7 +8,7 @@ from pipeline.annotate.annotate_stage import AnnotateSpec
 from pipeline.annotate.decode_stage import DecodeSpec
 from pipeline.annotate.model import Model
 from pipeline.arrays.calibration import Calibration
-from pipeline.arrays.feature_maps import packed_bytes
+from pipeline.arrays.feature_codec import packed_bytes
 from pipeline.images.decode import DecodeLimits
 from pipeline.models import registry
 from pipeline.models.localize.box_rules import BoxRule

@@ -18,7 +18,7 @@ F_BETA = 0.5
 """F0.5 weighs precision twice as much as recall: who filters millions of images wants few wrong ones."""
 
 
-class Figure(NamedTuple):
+class Interval(NamedTuple):
     """A figure with its 95 % bootstrap interval; NaN where it is not defined."""
 
     value: float
@@ -63,7 +63,7 @@ def best_threshold(scores: Floats, positive: Bools) -> float:
     return float(scores[order][starts[int(f_score.argmax())]])
 
 
-def ranking_figures(scores: Floats, positive: Bools, flagged: Bools, seed: int = 0) -> dict[str, Figure]:
+def ranking_figures(scores: Floats, positive: Bools, flagged: Bools, seed: int = 0) -> dict[str, Interval]:
     """Return auc and average_precision of ``scores``, and precision and recall of ``flagged`` rows, with intervals.
 
     The rows are drawn with replacement, ``RESAMPLES`` times; the same ``seed`` gives the same intervals.
@@ -81,7 +81,7 @@ def ranking_figures(scores: Floats, positive: Bools, flagged: Bools, seed: int =
         samples = np.concatenate([one[name] for one in drawn])
         known = samples[~np.isnan(samples)]
         low, high = np.quantile(known, _TAILS) if len(known) else (np.nan, np.nan)
-        found[name] = Figure(float(value[0]), float(low), float(high))
+        found[name] = Interval(float(value[0]), float(low), float(high))
     return found
 
 

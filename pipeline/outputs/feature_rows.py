@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from fsspec import AbstractFileSystem
 from numpy.typing import NDArray
 
-from pipeline.arrays.feature_maps import head_maps, packed_bytes
+from pipeline.arrays.feature_codec import head_maps, packed_bytes
 from pipeline.images.resize import ResizePlan
 from pipeline.models.weights.head_file import Head, probabilities
 from pipeline.storage.lake.query import file_urls, quote_list

@@ -283,7 +283,7 @@ def feature_map(row: Mapping[str, Any], feature_row: Mapping[str, Any]) -> NDArr
     [[[1.0, 3.0]], [[1.0, 1.0]]]
     """
     # PyTorch takes seconds to import, and whoever reads other tables does not need it.
-    from pipeline.arrays.feature_maps import decode, packed_bytes  # noqa: PLC0415
+    from pipeline.arrays.feature_codec import decode, packed_bytes  # noqa: PLC0415
 
     for name in ("image_id", "run_id"):
         if row[name] != feature_row[name]:

@@ -114,8 +114,8 @@ class _Pool:
     def __init__(self, job: Job, state: dict[str, Tensor]) -> None:
         payload, begun = pickle.dumps((job, state), protocol=5), Counter[str]()
         gpus = torch.cuda.device_count() if job.compute.runtime.device == "cuda" else 0
-        self._processes = [_Process(number, gpus, payload, begun) for number in range(job.compute.actors[1])]
-        self._idle: SimpleQueue[_Process] = SimpleQueue()
+        self._processes = [_LocalProcess(number, gpus, payload, begun) for number in range(job.compute.actors[1])]
+        self._idle: SimpleQueue[_LocalProcess] = SimpleQueue()
         for process in self._processes:
             self._idle.put(process)
 
@@ -141,7 +141,7 @@ class _Pool:
             process.close()
 
 
-class _Process:
+class _LocalProcess:
     """A worker process and the pipe to it; a process that died is replaced."""
 
     def __init__(self, number: int, gpus: int, payload: bytes, begun: Counter[str]) -> None:

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from pipeline.annotate.reporter import RunProgress
 from schemas.errors import HeldError, UsageError
-from schemas.metrics import METRICS, OUTPUT_LABEL
+from schemas.prometheus import METRICS, OUTPUT_LABEL
 from schemas.runs import Counts, RunManifest
 
 EVERY_S = 5.0

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge
 
-from schemas.metrics import METRICS, OUTPUT_LABEL
+from schemas.prometheus import METRICS, OUTPUT_LABEL
 
 
 class RayMetrics:

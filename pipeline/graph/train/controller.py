@@ -33,7 +33,7 @@ from pipeline.graph.train.failures import CodeError, LostError, NoRoomError, rea
 from pipeline.graph.train.plan import TrainJob, WorkerPlan, replan_workers
 from pipeline.graph.train.ray_train_private import QuietTrainer, limit_start, no_retries, remove_own_placement_groups
 from pipeline.graph.train.train_progress import epochs_done, following_epochs, start_train_progress
-from pipeline.graph.train.worker import SharedRefs, learn
+from pipeline.graph.train.train_worker import SharedRefs, learn
 from pipeline.models.weights.state_fitting import State
 from pipeline.storage.truth.labelled_images import LabelledImages
 from schemas.errors import CamlakeError, InputError, LeaseError, UsageError

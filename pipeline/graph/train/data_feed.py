@@ -29,7 +29,7 @@ PREFETCHED_BATCHES = 2
 
 
 @dataclass(frozen=True)
-class Pictures:
+class TrainBatch:
     """A batch: the n images that could be used, in order, and the reasons for the images that could not be used."""
 
     numbers: NDArray[np.int64]
@@ -96,7 +96,7 @@ class Feed:
     cpus: float
     """Most CPUs that all tasks of this process take together."""
 
-    def batches(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Pictures]:
+    def batches(self, order: NDArray[np.int64], batch_size: int) -> Iterator[TrainBatch]:
         """Yield the rows ``order`` of the table of images in batches; the last batch may be shorter."""
         if not len(order):
             return
@@ -118,8 +118,8 @@ def _numbers(part: NDArray[np.int64]) -> list[pa.Table]:
     return [pa.table({"number": part})]
 
 
-def _pictures(batch: dict[str, NDArray[Any]]) -> Pictures:
+def _pictures(batch: dict[str, NDArray[Any]]) -> TrainBatch:
     good = batch["reason_code"] == ""
     rows = zip(batch["number"].tolist(), batch["reason_code"], batch["detail"], strict=True)
     rejected = {number: (str(reason), str(detail)) for number, reason, detail in rows if reason}
-    return Pictures(batch["number"][good], batch["pixels"][good], batch["size_hw"][good], rejected)
+    return TrainBatch(batch["number"][good], batch["pixels"][good], batch["size_hw"][good], rejected)

@@ -23,7 +23,7 @@ _PROBE = 100
 """Size of a font at which the height of a word's ink is found."""
 
 
-class Written(NamedTuple):
+class TextPair(NamedTuple):
     """A picture with words, and the same with shapes in their place."""
 
     words: Pixels
@@ -33,7 +33,7 @@ class Written(NamedTuple):
     """(N, 4) half-open pixels: the extent of each word's ink; N is 1 or 2."""
 
 
-def write_words(rng: np.random.Generator, pixels: Pixels) -> Written:
+def write_words(rng: np.random.Generator, pixels: Pixels) -> TextPair:
     """Return ``pixels`` (H, W, 3) RGB with random words at random places, and with shapes there instead.
 
     The words are random letters in random fonts, in a colour that differs clearly from what is under them. The same
@@ -56,7 +56,7 @@ def write_words(rng: np.random.Generator, pixels: Pixels) -> Written:
         color = _color(rng, pixels[y : y + height, x : x + width])
         _ink(words, box, mask, color)
         _ink(shapes, box, _shape(rng, mask.shape), color)
-    return Written(words, shapes, np.array(boxes, np.float64).reshape(-1, 4))
+    return TextPair(words, shapes, np.array(boxes, np.float64).reshape(-1, 4))
 
 
 def _mask(rng: np.random.Generator, side_px: int) -> Pixels:

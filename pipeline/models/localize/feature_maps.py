@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.arrays.feature_maps import encode
+from pipeline.arrays.feature_codec import encode
 from pipeline.models.localize.engine import to_host
 from pipeline.models.networks.heads import ConvHead, LinearHead, NormedHead
 from pipeline.models.networks.network import CamNetwork
@@ -23,7 +23,7 @@ class FeatureMapCodes(NamedTuple):
     """The packed codes of the feature maps of B images, in main memory."""
 
     packed: NDArray[np.uint8]
-    """(B, bytes), see ``pipeline.arrays.feature_maps``; the codes of images that are not finite have no meaning."""
+    """(B, bytes), see ``pipeline.arrays.feature_codec``; the codes of images that are not finite have no meaning."""
     map_hw: tuple[int, int]
     """Rows and columns of the feature maps, padding included."""
     bits: int

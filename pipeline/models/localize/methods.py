@@ -9,8 +9,8 @@
 | regress | none: a head that was trained with boxes predicts one box an image (see ``box_head``) | nothing |
 
 f_k are the trunk's last feature maps, w_k^c the weights of the head and S_c the logit of class c. The weighted sums of
-cam are in ``networks/heads.py``, ``Head.class_maps``. Behind global average pooling over h·w cells the map of gradcam
-is ReLU(M_c)/(h·w). Shapes: B images, n classes an image, K feature maps of h×w cells.
+cam are in ``networks/heads.py``, ``NetworkHead.class_maps``. Behind global average pooling over h·w cells the map of
+gradcam is ReLU(M_c)/(h·w). Shapes: B images, n classes an image, K feature maps of h×w cells.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from pipeline.models.localize.engine import Engine
 from pipeline.models.networks.box_head import BoxHead
-from pipeline.models.networks.heads import Head
+from pipeline.models.networks.heads import NetworkHead
 from pipeline.models.networks.network import CamNetwork
 from schemas.errors import ModelError
 from schemas.options.annotate import Method
@@ -61,7 +61,7 @@ class Localization(ABC):
     exact = False
     """Whether the method needs a head that has exact class activation maps."""
 
-    def __init__(self, engine: Engine, head: Head, box_head: BoxHead | None = None) -> None:
+    def __init__(self, engine: Engine, head: NetworkHead, box_head: BoxHead | None = None) -> None:
         """``head``, and ``box_head`` where the network has one, are on the engine's device."""
         self._engine, self._head, self._box_head = engine, head, box_head
 
@@ -192,7 +192,7 @@ class Regress(Localization):
 
     exact = True
 
-    def __init__(self, engine: Engine, head: Head, box_head: BoxHead | None = None) -> None:
+    def __init__(self, engine: Engine, head: NetworkHead, box_head: BoxHead | None = None) -> None:
         """Raise ModelError where the network has no box head; the error fails the run."""
         super().__init__(engine, head, box_head)
         if box_head is None:
@@ -222,7 +222,7 @@ METHODS: dict[Method, type[Localization]] = {
 }
 
 
-def head_gradients(head: Head, features: Tensor, class_ids: Tensor) -> Tensor:
+def head_gradients(head: NetworkHead, features: Tensor, class_ids: Tensor) -> Tensor:
     """Return the gradients ∂S_c/∂f (B, n, K, h, w) for ``features`` (B, K, h, w) and ``class_ids`` (B, n).
 
     The head runs forward and backward once, on a batch that repeats the features of each image for each of its classes.

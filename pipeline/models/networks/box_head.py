@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
-from pipeline.models.networks.heads import Head
+from pipeline.models.networks.heads import NetworkHead
 
 GRID = 7
 """G, the cells a side of the averaged maps; most networks have 7×7 maps at their own input size."""
@@ -94,7 +94,7 @@ def has_box_head(state: Mapping[str, Tensor]) -> bool:
     return any(key.startswith(f"{NAME}.") for key in state)
 
 
-def add_box_head(module: nn.Module, head: Head) -> nn.Module:
+def add_box_head(module: nn.Module, head: NetworkHead) -> nn.Module:
     """Return ``module`` with a new last child: a box head on the feature maps that ``head`` takes."""
     module.add_module(NAME, BoxHead(head.channels))
     return module

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pipeline.models.networks.heads import ClassifierHead, ConvHead, Head, LinearHead, NormedHead, Pooling
+from pipeline.models.networks.heads import ClassifierHead, ConvHead, LinearHead, NetworkHead, NormedHead, Pooling
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Family:
     """Name of the last tensor of stride 16, as ``localize.stride16`` names it; None: it is found by its shape."""
     refusal: str | None = None
     """Why the network only classifies, and which network to use instead; None where it has exact maps."""
-    cutter: Callable[[nn.Module], tuple[nn.Module, Head]] | None = None
+    cutter: Callable[[nn.Module], tuple[nn.Module, NetworkHead]] | None = None
     """Cuts a network whose structure was found; None: it is cut between its children, see ``cut``."""
 
 
-def cut(module: nn.Module, family: Family) -> tuple[nn.Module, Head]:
+def cut(module: nn.Module, family: Family) -> tuple[nn.Module, NetworkHead]:
     """Return the trunk of ``module``, images (B, 3, H, W) to feature maps (B, K, h, w), and its head.
 
     Trunk and head consist of the module's own layers and share its weights. Dropout in front of the linear layer is
@@ -52,7 +52,7 @@ def cut(module: nn.Module, family: Family) -> tuple[nn.Module, Head]:
     return trunk, _head(module, family)
 
 
-def _head(module: nn.Module, family: Family) -> Head:
+def _head(module: nn.Module, family: Family) -> NetworkHead:
     match module.get_submodule(family.linear), family.norm and module.get_submodule(family.norm):
         case nn.Linear() as linear, None if family.refusal:
             *hidden, _ = module.get_submodule(family.linear.rpartition(".")[0]).children()

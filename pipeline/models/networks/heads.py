@@ -40,7 +40,7 @@ def pooled(maps: Tensor, pooling: Pooling) -> Tensor:
     return maps.mean((2, 3)) if pooling == "gap" else maps.amax((2, 3))
 
 
-class Head(nn.Module, ABC):
+class NetworkHead(nn.Module, ABC):
     """Turns feature maps into logits and into the map of any class."""
 
     @property
@@ -100,7 +100,7 @@ class PointwiseLinear(nn.Module):
         return F.linear(vectors, self.weight, self.bias)
 
 
-class LinearHead(Head):
+class LinearHead(NetworkHead):
     """Global pooling, then one linear layer: M_c = Σ_k w_k^c f_k, bias_c = b_c, or 0 where the layer has no bias."""
 
     def __init__(self, linear: nn.Linear | PointwiseLinear, pooling: Pooling = "gap") -> None:
@@ -133,7 +133,7 @@ class LinearHead(Head):
         return self.linear.weight.new_zeros(class_ids.shape) if bias is None else bias[class_ids]
 
 
-class ConvHead(Head):
+class ConvHead(NetworkHead):
     """One 1×1 convolution to C maps, ReLU, then global pooling (SqueezeNet, NIN).
 
     The class maps are those of the convolution after its ReLU: M_c = max(0, Σ_k w_k^c f_k + b_c), nowhere negative, and
@@ -209,7 +209,7 @@ class NormedHead(LinearHead):
         return super().bias_of(class_ids) + self.linear.weight[class_ids] @ self.norm.bias
 
 
-def refitted(head: Head, weight: Tensor, bias: Tensor) -> Head:
+def refitted(head: NetworkHead, weight: Tensor, bias: Tensor) -> NetworkHead:
     """Return a head with the linear layer ``weight`` (C, K), ``bias`` (C,) on the pooled vectors that ``head`` gives.
 
     Its class maps are M_c = Σ_k w_k^c f_k; behind normalized averages they are those of ``NormedHead``. No ReLU follows
@@ -224,7 +224,7 @@ def refitted(head: Head, weight: Tensor, bias: Tensor) -> Head:
     return NormedHead(head.norm, linear) if isinstance(head, NormedHead) else LinearHead(linear, head.pooling)
 
 
-class ClassifierHead(Head):
+class ClassifierHead(NetworkHead):
     """Fully connected layers (AlexNet, VGG), which give logits but no exact class maps.
 
     ``channels`` is the length of the last hidden layer; ``HeadOutput.pooled`` holds its values.

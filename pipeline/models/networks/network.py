@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.networks.box_head import BoxHead
-from pipeline.models.networks.heads import Head, HeadOutput, refitted
+from pipeline.models.networks.heads import HeadOutput, NetworkHead, refitted
 from pipeline.models.networks.shapes import shapes_only
 from schemas.options.network_names import Interpolation
 
@@ -80,7 +80,7 @@ class CamNetwork(nn.Module):
         self,
         name: str,
         trunk: nn.Module,
-        head: Head,
+        head: NetworkHead,
         preprocessing: Preprocessing,
         box_head: BoxHead | None = None,
         stride16: str | None = None,

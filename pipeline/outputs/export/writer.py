@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 from pipeline.outputs.export.batches import Batch
 from pipeline.outputs.export.classes import Classes
 from pipeline.outputs.export.destination import Destination
-from pipeline.outputs.export.registry import format_module
+from pipeline.outputs.export.export_formats import format_module
 from schemas.errors import UsageError
 from schemas.options.export import ExportConfig, ImageMode
 from schemas.runs import RunManifest
@@ -15,7 +15,7 @@ from schemas.url_secrets import safe_url
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """What the writers of an export know of it."""
 
     config: ExportConfig
@@ -40,7 +40,7 @@ class Written(NamedTuple):
 class Writer(Protocol):
     """Writes one split; the constructor takes job, destination and the split's name."""
 
-    def __init__(self, job: Job, dest: Destination, split: str) -> None: ...
+    def __init__(self, job: ExportJob, dest: Destination, split: str) -> None: ...
 
     def write(self, batch: Batch) -> None:
         """Write some images; all batches together are the split."""
@@ -49,7 +49,7 @@ class Writer(Protocol):
         """Write what is left; nothing follows."""
 
 
-def nothing(job: Job, dest: Destination, written: Mapping[str, Written]) -> None:
+def nothing(job: ExportJob, dest: Destination, written: Mapping[str, Written]) -> None:
     """Do nothing: the function ``finish`` of a format whose splits need no common file."""
 
 
@@ -64,7 +64,7 @@ class Format:
     """Where linked and copied pictures lie; ``{split}`` stands for the split's name."""
     masks: bool = False
     """Whether boxes can have masks."""
-    finish: Callable[[Job, Destination, Mapping[str, Written]], None] = nothing
+    finish: Callable[[ExportJob, Destination, Mapping[str, Written]], None] = nothing
     """Writes the files that tell of all splits; what a reader opens first comes last."""
     notes: tuple[str, ...] = ()
     """What the format can't say of the rows, for the user."""

@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from pipeline.arrays.metrics import Bools, Floats
-from pipeline.arrays.ranking import Figure, best_threshold, ranking_figures
+from pipeline.arrays.ranking import Interval, best_threshold, ranking_figures
 from pipeline.models.weights.head_file import Kind, probabilities
 
 STRENGTHS: dict[Kind, tuple[float, ...]] = {"logistic": (1e-4, 1e-3, 1e-2, 1e-1, 1.0), "svm": (1e-5, 1e-4, 1e-3, 1e-2)}
@@ -47,7 +47,7 @@ class ClassFit:
     """Whether the last fit came to rest in ``_ITERATIONS`` steps."""
     positives: int
     negatives: int
-    figures: dict[str, Figure]
+    figures: dict[str, Interval]
 
 
 class Standardized:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from pipeline.annotate.reporter import Reporter
-from pipeline.arrays.neighbours import close_pairs, groups, units
+from pipeline.arrays.nearest import close_pairs, groups, units
 from pipeline.outputs.feature_rows import vectors_of
 from pipeline.outputs.heads.features import FeatureSource, feature_batches
 from pipeline.outputs.heads.vector_index import indexed_pairs

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.arrays.neighbours import BLOCK_ROWS, ROUNDING
+from pipeline.arrays.nearest import BLOCK_ROWS, ROUNDING
 from schemas.errors import UsageError
 
 NEAREST = 32

@@ -4,9 +4,9 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from pipeline.outputs.export.plans import add_plans
-from pipeline.outputs.page.entries import Entry, entries_of
 from pipeline.outputs.page.overview import facts
-from pipeline.outputs.page.pictures import read_pictures, webp
+from pipeline.outputs.page.page_entries import Entry, entries_of
+from pipeline.outputs.page.page_pictures import read_pictures, webp
 from pipeline.outputs.page.report import Gallery, render_page
 from pipeline.outputs.page.rules import cutting_rule
 from pipeline.outputs.page.sample import FIRST_BOXES

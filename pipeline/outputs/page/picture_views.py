@@ -9,8 +9,8 @@ import numpy as np
 from pipeline.outputs import reader as camlake
 from pipeline.outputs.drawing import MapView, PictureView
 from pipeline.outputs.export.plans import add_plans
-from pipeline.outputs.page.entries import Entry, entries_of
-from pipeline.outputs.page.pictures import read_pictures
+from pipeline.outputs.page.page_entries import Entry, entries_of
+from pipeline.outputs.page.page_pictures import read_pictures
 from pipeline.outputs.page.sample import sample
 from pipeline.outputs.reader import Lake
 from pipeline.storage.truth.truth import Truth

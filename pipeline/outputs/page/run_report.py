@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from pipeline.outputs.evaluate import evaluate
 from pipeline.outputs.export.plans import add_plans
-from pipeline.outputs.page.entries import entries_of
 from pipeline.outputs.page.overview import facts
-from pipeline.outputs.page.pictures import read_pictures, webp
+from pipeline.outputs.page.page_entries import entries_of
+from pipeline.outputs.page.page_pictures import read_pictures, webp
 from pipeline.outputs.page.report import Gallery, render_page
 from pipeline.outputs.page.rules import cutting_rule
 from pipeline.outputs.page.sample import sample

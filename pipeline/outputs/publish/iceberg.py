@@ -20,7 +20,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.outputs.publish.states import CurrentFile, current_files, states_after
 from pipeline.outputs.reader import ALL_MODELS, open_lake
-from pipeline.outputs.sql.views import chosen_model
+from pipeline.outputs.sql.sql_views import chosen_model
 from pipeline.storage.filesystems import canonical_url, connect, is_local
 from pipeline.storage.lake.compaction.merge import Dropped
 from pipeline.storage.lake.encoding import to_parquet

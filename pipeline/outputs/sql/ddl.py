@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from pipeline.outputs.reader import ALL_MODELS, CURRENT_ROWS_SQL, open_lake
-from pipeline.outputs.sql.views import chosen_model
+from pipeline.outputs.sql.sql_views import chosen_model
 from pipeline.storage.filesystems import canonical_url
 from pipeline.storage.lake.query import quote
 from schemas.errors import UsageError

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from pipeline.outputs.sql.views import one_line
+from pipeline.outputs.sql.sql_views import one_line
 from pipeline.storage.filesystems import connect, is_local
 from pipeline.storage.store_failures import store_errors
 from schemas.errors import UsageError

@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.networks.found.heads import AffineHead, OpaqueHead
-from pipeline.models.networks.found.layout import Layout, layouts_of
+from pipeline.models.networks.found.feature_layout import Layout, layouts_of
+from pipeline.models.networks.found.found_heads import AffineHead, OpaqueHead
 from pipeline.models.networks.found.parts import BehindMaps, FoundTrunk
 from pipeline.models.networks.found.splits import Split, Way, split_again, splits_of
 from pipeline.models.networks.found.tracing import traces
-from pipeline.models.networks.heads import Head, LinearHead, NormedHead, PointwiseLinear
+from pipeline.models.networks.heads import LinearHead, NetworkHead, NormedHead, PointwiseLinear
 from schemas.errors import ModelError
 
 Kind = Literal["linear", "normed", "affine", "opaque"]
@@ -47,7 +47,7 @@ class Structure:
     refusal: str | None = None
     """Why the network has no exact class activation map; None where it has one."""
 
-    def cut(self, module: nn.Module) -> tuple[nn.Module, Head]:
+    def cut(self, module: nn.Module) -> tuple[nn.Module, NetworkHead]:
         """Return trunk and head of a network of this structure; they share its layers."""
         split = split_again(module, self.way, self.layer, self.linear)
         trunk = FoundTrunk(split.features, self.layout, traces=self.traces)
@@ -249,7 +249,7 @@ def _linear(module: nn.Module, name: str) -> nn.Linear | PointwiseLinear:
     return PointwiseLinear(layer) if isinstance(layer, nn.Conv2d) else layer  # type: ignore[return-value]
 
 
-def _head(module: nn.Module, split: Split, structure: Structure) -> Head:
+def _head(module: nn.Module, split: Split, structure: Structure) -> NetworkHead:
     linear = _linear(module, structure.linear)
     if structure.kind == "linear":
         return LinearHead(linear)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.entry import NetworkEntry, PublishedWeights
-from pipeline.models.networks.found.entries import found_entry
+from pipeline.models.networks.found.found_entry import found_entry
 from pipeline.models.networks.found.input_facts import preprocessing_of
 from schemas.errors import ModelError
 from schemas.options.network_names import Reference

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.models.networks.found.layout import Layout
+from pipeline.models.networks.found.feature_layout import Layout
 
 
 class ForwardFeatures(nn.Module):

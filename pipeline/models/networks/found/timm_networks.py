@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.models.networks.architecture import Architecture
 from pipeline.models.networks.entry import NetworkEntry, PublishedWeights
-from pipeline.models.networks.found.entries import found_entry
+from pipeline.models.networks.found.found_entry import found_entry
 from pipeline.models.networks.found.input_facts import preprocessing_of
 from pipeline.models.networks.network import Preprocessing
 from schemas.errors import ModelError

@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 
 from pipeline.outputs.export.batches import Batch, Box
 from pipeline.outputs.export.destination import Destination
-from pipeline.outputs.export.writer import Format, Job
+from pipeline.outputs.export.writer import ExportJob, Format
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -16,7 +16,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 class CocoWriter:
     """Writes images as they come, and annotations into a temporary file that is appended at the end."""
 
-    def __init__(self, job: Job, dest: Destination, split: str) -> None:
+    def __init__(self, job: ExportJob, dest: Destination, split: str) -> None:
         """Begin ``annotations/instances_<split>.json``; categories have the same ids in every export of an output."""
         self._by_uri = job.images == "reference"
         self._ids = [one.class_ids[0] + 1 for one in job.classes.chosen]

@@ -5,7 +5,7 @@ import io
 
 from pipeline.outputs.export.batches import Batch, Box, ImageRecord
 from pipeline.outputs.export.destination import Destination
-from pipeline.outputs.export.writer import Format, Job
+from pipeline.outputs.export.writer import ExportJob, Format
 
 HEADER = (
     *("image_id", "uri", "file", "width_px", "height_px", "label"),
@@ -16,7 +16,7 @@ HEADER = (
 class CsvWriter:
     """Writes ``boxes-<split>.csv`` in UTF-8, quoted as RFC 4180 says."""
 
-    def __init__(self, job: Job, dest: Destination, split: str) -> None:
+    def __init__(self, job: ExportJob, dest: Destination, split: str) -> None:
         """Begin the file with its header; ``file`` is empty where pictures are neither linked nor copied."""
         self._folder = "" if job.images == "reference" else FORMAT.folder.format(split=split)
         self._file = dest.open(f"boxes-{split}.csv")

@@ -2,7 +2,7 @@
 
 from pipeline.outputs.export.batches import Batch, Box, ImageRecord
 from pipeline.outputs.export.destination import Destination
-from pipeline.outputs.export.writer import Format, Job
+from pipeline.outputs.export.writer import ExportJob, Format
 from pipeline.outputs.export.xml_text import xml_text
 from pipeline.storage.filesystems import canonical_url
 
@@ -10,7 +10,7 @@ from pipeline.storage.filesystems import canonical_url
 class CvatWriter:
     """Writes ``<split>/annotations.xml``; a box has its score as an attribute, and ``auto`` as its source."""
 
-    def __init__(self, job: Job, dest: Destination, split: str) -> None:
+    def __init__(self, job: ExportJob, dest: Destination, split: str) -> None:
         """Begin the file with the labels."""
         self._by_uri, self._images = job.images == "reference", 0
         self._input = canonical_url(str(job.run.config.get("input", "")))

@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.outputs.export.batches import Batch
 from pipeline.outputs.export.destination import Destination
-from pipeline.outputs.export.writer import Format, Job, Written
+from pipeline.outputs.export.writer import ExportJob, Format, Written
 
 SHARD_BYTES = 512 * 2**20
 """Size from which on a Parquet file takes no more rows."""
@@ -33,7 +33,7 @@ _COLUMNS = {"image": _IMAGE, "image_id": pa.string(), "uri": pa.string(), "width
 class HfWriter:
     """Writes ``data/<split>-<number>.parquet`` without a Python object for each box."""
 
-    def __init__(self, job: Job, dest: Destination, split: str) -> None:
+    def __init__(self, job: ExportJob, dest: Destination, split: str) -> None:
         """Begin the first file."""
         self._dest, self._split, self._shards = dest, split, 0
         objects = pa.struct({name: pa.list_(kind) for name, kind in _OBJECTS.items()})
@@ -108,7 +108,7 @@ def _features(names: list[str]) -> dict[str, Any]:
     return {"image": {"_type": "Image"}, **columns, "objects": objects}
 
 
-def _finish(job: Job, dest: Destination, written: Mapping[str, Written]) -> None:
+def _finish(job: ExportJob, dest: Destination, written: Mapping[str, Written]) -> None:
     """Write README.md, which names the files of each split."""
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in written]
     card = {

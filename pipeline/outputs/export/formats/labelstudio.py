@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.outputs.export.batches import Batch, Box, ImageRecord
 from pipeline.outputs.export.destination import Destination
-from pipeline.outputs.export.writer import Format, Job, Written
+from pipeline.outputs.export.writer import ExportJob, Format, Written
 from pipeline.outputs.export.xml_text import xml_text
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -15,7 +15,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 class LabelStudioWriter:
     """Writes ``tasks-<split>.json``: a task an image, with one prediction of all its boxes."""
 
-    def __init__(self, job: Job, dest: Destination, split: str) -> None:
+    def __init__(self, job: ExportJob, dest: Destination, split: str) -> None:
         """Begin the list of tasks."""
         self._model, self._file, self._tasks = job.run.model, dest.open(f"tasks-{split}.json"), 0
         self._file.write(b"[")
@@ -67,7 +67,7 @@ def _region(record: ImageRecord, number: int, box: Box) -> dict[str, Any]:
     }
 
 
-def _finish(job: Job, dest: Destination, written: Mapping[str, Written]) -> None:
+def _finish(job: ExportJob, dest: Destination, written: Mapping[str, Written]) -> None:
     labels = "".join(f'    <Label value="{xml_text(name)}"/>\n' for name in job.classes.names)
     text = (
         '<View>\n  <Image name="image" value="$image"/>\n  <RectangleLabels name="label" toName="image">\n'

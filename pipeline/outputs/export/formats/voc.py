@@ -6,14 +6,14 @@ pixels are kept, as in VOC2012's own files.
 
 from pipeline.outputs.export.batches import Batch, Box, ImageRecord
 from pipeline.outputs.export.destination import Destination
-from pipeline.outputs.export.writer import Format, Job
+from pipeline.outputs.export.writer import ExportJob, Format
 from pipeline.outputs.export.xml_text import xml_text
 
 
 class VocWriter:
     """Writes ``Annotations/<image_id>.xml`` and the split's list."""
 
-    def __init__(self, job: Job, dest: Destination, split: str) -> None:
+    def __init__(self, job: ExportJob, dest: Destination, split: str) -> None:
         """Begin the list."""
         self._dest, self._model = dest, job.run.model
         self._list = dest.open(f"ImageSets/Main/{split}.txt")

@@ -6,7 +6,7 @@ import tarfile
 
 from pipeline.outputs.export.batches import Batch, ImageRecord
 from pipeline.outputs.export.destination import Destination
-from pipeline.outputs.export.writer import Format, Job
+from pipeline.outputs.export.writer import ExportJob, Format
 
 SHARD_BYTES = 512 * 2**20
 """Size from which on a shard takes no more pictures."""
@@ -16,7 +16,7 @@ SHARD_IMAGES = 10_000
 class WebDatasetWriter:
     """Writes ``<split>-<number>.tar``; the key of a picture is its image_id."""
 
-    def __init__(self, job: Job, dest: Destination, split: str) -> None:
+    def __init__(self, job: ExportJob, dest: Destination, split: str) -> None:
         """Begin the first shard."""
         self._dest, self._split, self._shards = dest, split, 0
         self._open()

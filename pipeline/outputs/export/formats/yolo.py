@@ -6,13 +6,13 @@ import yaml
 
 from pipeline.outputs.export.batches import Batch, ImageRecord
 from pipeline.outputs.export.destination import Destination
-from pipeline.outputs.export.writer import Format, Job, Written
+from pipeline.outputs.export.writer import ExportJob, Format, Written
 
 
 class YoloWriter:
     """Writes ``labels/<split>/<image_id>.txt``: class, centre and size of a box a line, in shares of the picture."""
 
-    def __init__(self, job: Job, dest: Destination, split: str) -> None:
+    def __init__(self, job: ExportJob, dest: Destination, split: str) -> None:
         """Remember where the split's files go."""
         self._dest, self._split = dest, split
 
@@ -34,7 +34,7 @@ def _lines(record: ImageRecord) -> str:
     return "".join(lines)
 
 
-def _finish(job: Job, dest: Destination, written: Mapping[str, Written]) -> None:
+def _finish(job: ExportJob, dest: Destination, written: Mapping[str, Written]) -> None:
     """Write data.yaml; Ultralytics needs train and val, so that one missing is the first split there is."""
     first = next(iter(written))
     splits = {name: f"images/{name if name in written else first}" for name in ("train", "val", *written)}

@@ -53,7 +53,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Done:
+class Compacted:
     """What was done to the rows of one model."""
 
     model: str
@@ -71,7 +71,7 @@ class Done:
 
 def compact(
     fs: AbstractFileSystem, root: str, wanted: Wanted, say: Callable[[str], None], wait_s: float = 0.0
-) -> list[Done]:
+) -> list[Compacted]:
     """Compact the rows of every model of an output, under its lease, and return what was done.
 
     Raises StoreError where there is no output or where it can't be read, HeldError where a run holds the output for
@@ -90,7 +90,7 @@ def compact(
         done = []
         for model in models:
             if model in waiting:
-                done.append(Done(model, waits_until=waiting[model].ends_at))
+                done.append(Compacted(model, waits_until=waiting[model].ends_at))
                 continue
             say(f"{model}: reading what counts")
             done.append(_compact_model(fs, root, lease, compaction_id, model, runs, wanted))
@@ -109,7 +109,7 @@ def _compact_model(
     model: str,
     runs: Sequence[RunManifest],
     wanted: Wanted,
-) -> Done:
+) -> Compacted:
     own = [run for run in runs if run.model == model]
     files, commits = committed_files(own), counted_commits(fs, root, own)
     with committed_views(fs, root, files) as con:
@@ -125,7 +125,7 @@ def _compact_model(
         old += group
     n_bytes = sum(file.size_bytes for file in files)
     if not old:
-        return Done(model, len(files), len(files), n_bytes, n_bytes)
+        return Compacted(model, len(files), len(files), n_bytes, n_bytes)
     listed = _write_dropped(fs, root, compaction_id, model, dropped) if len(dropped) else None
     record = Compaction(
         compaction_id=compaction_id,
@@ -143,7 +143,7 @@ def _compact_model(
     gone = [file for one in old for file in one.files]
     change = sum(file.size_bytes for file in record.files) - sum(file.size_bytes for file in gone)
     n_files = len(files) - len(gone) + len(record.files)
-    return Done(model, len(files), n_files, n_bytes, n_bytes + change, len(dropped), len(gone))
+    return Compacted(model, len(files), n_files, n_bytes, n_bytes + change, len(dropped), len(gone))
 
 
 def _touched(

@@ -45,7 +45,7 @@ class RecipeConfig(JobConfig):
 
 
 @dataclass
-class Pictures:
+class RecipePictures:
     """The pictures of all seeds on the disk."""
 
     folder: Path
@@ -73,7 +73,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Looked:
+class PictureResult:
     """What the head of a seed says of one of its test pictures."""
 
     name: str
@@ -132,8 +132,8 @@ def fitted(out: Path, labels: Path, screen: Screen) -> "Head":
 
 
 def look(
-    pictures: Pictures, label: str, config: RecipeConfig, screen: Screen, *, everywhere: bool = False
-) -> list[Looked]:
+    pictures: RecipePictures, label: str, config: RecipeConfig, screen: Screen, *, everywhere: bool = False
+) -> list[PictureResult]:
     """Annotate all pictures, fit a head of each seed, and return what the heads say of their test pictures.
 
     ``everywhere``: of the pictures that they were fitted on too.
@@ -156,7 +156,7 @@ def look(
             for one in lake.maps(head):
                 name = one.uri.rpartition("/")[2]
                 if name in own:
-                    found.append(Looked(name, seed, one.prob, one.heat, pictures.size_hw(name)))
+                    found.append(PictureResult(name, seed, one.prob, one.heat, pictures.size_hw(name)))
     return found
 
 
@@ -174,7 +174,9 @@ def points_in(xy: tuple[float, float], boxes_xyxy: NDArray[np.float64]) -> bool:
     return bool(((x0 <= xy[0]) & (xy[0] < x1) & (y0 <= xy[1]) & (xy[1] < y1)).any())
 
 
-def scores(found: Sequence[Looked], pictures: Pictures, baselines: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+def scores(
+    found: Sequence[PictureResult], pictures: RecipePictures, baselines: Mapping[str, tuple[float, float]]
+) -> dict[str, Any]:
     """Return the figures of all seeds; ``baselines``: points in shares of width and height that need no head."""
     from pipeline.arrays.metrics import paired_iou
     from pipeline.arrays.ranking import roc_auc
@@ -205,8 +207,8 @@ def scores(found: Sequence[Looked], pictures: Pictures, baselines: Mapping[str, 
 
 def report(
     title: str,
-    found: Sequence[Looked],
-    pictures: Pictures,
+    found: Sequence[PictureResult],
+    pictures: RecipePictures,
     figures: dict[str, Any],
     config: RecipeConfig,
     screen: Screen,
@@ -214,7 +216,7 @@ def report(
 ) -> None:
     """Print the figures, and write results.json and page.html, which shows test pictures with maps and peaks.
 
-    ``value`` says in words what ``Looked.prob`` is.
+    ``value`` says in words what ``PictureResult.prob`` is.
     """
     from jobs.benchmark.machine import machine_facts
     from pipeline.outputs.heads.top import Ranked
@@ -245,7 +247,7 @@ def report(
     screen.result(f"{out / 'page.html'}, {out / 'results.json'}", **figures)
 
 
-def _spot(one: Looked) -> tuple[float, float, float, float]:
+def _spot(one: PictureResult) -> tuple[float, float, float, float]:
     """Return a square as large as a cell around the point that a map points at, in pixels."""
     (x, y), (rows, columns) = one.point_xy, one.heat.shape
     half_w, half_h = one.size_hw[1] / columns / 2, one.size_hw[0] / rows / 2

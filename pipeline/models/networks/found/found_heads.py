@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.networks.heads import Head, HeadOutput, LinearHead
+from pipeline.models.networks.heads import HeadOutput, LinearHead, NetworkHead
 from schemas.errors import ModelError
 
 
@@ -59,7 +59,7 @@ class AffineHead(LinearHead):
         super().__init__(affine)  # type: ignore[arg-type]
 
 
-class OpaqueHead(Head):
+class OpaqueHead(NetworkHead):
     """The network's own layers behind its last maps; they give logits but no exact class maps.
 
     ``HeadOutput.pooled`` has the averages of the maps, which these layers need not take.

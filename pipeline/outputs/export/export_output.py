@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from pipeline.outputs.export.batches import Batch
 from pipeline.outputs.export.classes import export_classes
 from pipeline.outputs.export.destination import Destination, begin
-from pipeline.outputs.export.pictures import LEFT_OUT, PictureLog, linkable, stored_turned, with_data
+from pipeline.outputs.export.export_pictures import LEFT_OUT, PictureLog, linkable, stored_turned, with_data
 from pipeline.outputs.export.plans import add_plans
 from pipeline.outputs.export.selection import Selection
-from pipeline.outputs.export.writer import Format, Job, Writer, Written, image_mode, load_format
+from pipeline.outputs.export.writer import ExportJob, Format, Writer, Written, image_mode, load_format
 from pipeline.outputs.reader import Lake, open_lake
 from pipeline.storage.filesystems import connect, is_local
 from pipeline.storage.inputs.fetch import Fetcher
@@ -29,7 +29,7 @@ from schemas.runs import RunManifest
 from schemas.url_secrets import safe_url
 
 if TYPE_CHECKING:
-    from pipeline.outputs.export.masks import Masks
+    from pipeline.outputs.export.box_masks import MaskCutter
 
 Say = Callable[[str], None]
 
@@ -38,11 +38,11 @@ Say = Callable[[str], None]
 class Export:
     """A begun export."""
 
-    job: Job
+    job: ExportJob
     format: Format
     selection: Selection
     dest: Destination
-    masks: "Masks | None"
+    masks: "MaskCutter | None"
     images: int
     """The images to write."""
     boxes: int
@@ -144,7 +144,7 @@ class Export:
         }
 
 
-def _chosen(job: Job) -> dict[str, Any]:
+def _chosen(job: ExportJob) -> dict[str, Any]:
     """Return how the rows of an export are chosen."""
     aside = {*StorageConfig.model_fields, "out", "dest", "overwrite"}
     return {
@@ -179,7 +179,7 @@ def open_export(lake: Lake, config: ExportConfig, say: Say) -> Export:
     masks = _masks_of(run, config) if tables else None
     if mode != "reference":
         add_plans(lake, config.out, config)
-    job = Job(config, run, classes, mode)
+    job = ExportJob(config, run, classes, mode)
     dest = begin(
         config.dest,
         config,
@@ -236,8 +236,8 @@ def _run_of(lake: Lake, config: ExportConfig) -> RunManifest:
     return lake.run_of(config.model)
 
 
-def _masks_of(run: RunManifest, config: ExportConfig) -> "Masks":
-    from pipeline.outputs.export.masks import masks_of  # noqa: PLC0415 - it brings torch: 2 s and 0.5 GB
+def _masks_of(run: RunManifest, config: ExportConfig) -> "MaskCutter":
+    from pipeline.outputs.export.box_masks import masks_of  # noqa: PLC0415 - it brings torch: 2 s and 0.5 GB
 
     return masks_of(run, *connect(config.out, config, anonymous=config.anonymous))
 

@@ -16,7 +16,7 @@ from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
 from pipeline.graph.train.checkpoints import Epoch
-from pipeline.graph.train.data_feed import Feed, PictureReader, Pictures
+from pipeline.graph.train.data_feed import Feed, PictureReader, TrainBatch
 from pipeline.graph.train.epoch_metrics import EpochMetrics
 from pipeline.graph.train.plan import TrainJob, epoch_order
 from pipeline.images.augment import box_shares, draw_views, picture_side, take_views, view_boxes
@@ -167,7 +167,7 @@ class _Process:
             figures["val_map"] = mean_average_precision(every_score, every_truth)
         return figures
 
-    def _pictures(self, feed: Feed, images: pa.Table, order: NDArray[np.int64]) -> Iterator[Pictures]:
+    def _pictures(self, feed: Feed, images: pa.Table, order: NDArray[np.int64]) -> Iterator[TrainBatch]:
         """Yield batches of the rows ``order``; keep the rejected images, and report the numbers of both kinds."""
         for pictures in feed.batches(order, self._batch_size):
             uris = images["uri"].take(pa.array(pictures.rejected, pa.int64())).to_pylist()
@@ -183,7 +183,7 @@ class _Process:
             targets[row, ids] = 1
         return targets
 
-    def _boxes(self, images: pa.Table, pictures: Pictures) -> Tensor | None:
+    def _boxes(self, images: pa.Table, pictures: TrainBatch) -> Tensor | None:
         """Return the true boxes (n, 4) as shares of the pictures, NaN where unknown; None if boxes are not learned."""
         if self._job.card.supervision == "labels":
             return None

@@ -22,7 +22,7 @@ from schemas.url_secrets import safe_url
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-class Masks:
+class MaskCutter:
     """Cuts masks by the rule by which a run cut its boxes."""
 
     def __init__(self, scaled: bool, foreground: Foreground | None) -> None:
@@ -70,7 +70,7 @@ class Masks:
             yield own, (cells / highest).where(highest > 0, 0.0).transpose(1, 2).contiguous().numpy()
 
 
-def masks_of(run: RunManifest, fs: AbstractFileSystem, root: str) -> Masks:
+def masks_of(run: RunManifest, fs: AbstractFileSystem, root: str) -> MaskCutter:
     """Return the masks of a run's boxes; raises StoreError where its figure/ground direction is lost."""
     digest = run.settings.get("foreground", "off")
     foreground = None
@@ -82,4 +82,4 @@ def masks_of(run: RunManifest, fs: AbstractFileSystem, root: str) -> Masks:
             raise StoreError(
                 f"{safe_url(path)}: the figure/ground direction of the maps is lost or changed; --no-masks does without"
             )
-    return Masks(run.settings.get("box_rule") == "auto", foreground)
+    return MaskCutter(run.settings.get("box_rule") == "auto", foreground)

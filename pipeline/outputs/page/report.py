@@ -29,7 +29,7 @@ class Gallery:
     """The pictures of a page."""
 
     entries: Sequence[Mapping[str, Any]]
-    """What the scripts know of each picture, in the order of the page; see ``entries.py``."""
+    """What the scripts know of each picture, in the order of the page; see ``page_entries.py``."""
     rule: Mapping[str, Any]
     """How the scripts cut boxes; see ``rules.py``."""
     labels: Sequence[str]

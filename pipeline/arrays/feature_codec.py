@@ -47,7 +47,8 @@ def encode(maps: Tensor, bits: int) -> Tensor:
         mean = peak.sum(1, keepdim=True) / (peak > 0).sum(1, keepdim=True).clamp_min(1)
         steps = (steps * (peak / mean).sqrt()).round().clamp(1, most)
     codes = (maps * (steps / peak.clamp_min(_LEAST_PEAK))).add_(0.5)
-    return pack(codes.nan_to_num_(0.0).clamp_(0, most).to(torch.uint8).flatten(1), bits)
+    # On a CPU PyTorch converts to int8 ten times as fast as to uint8.
+    return pack(codes.nan_to_num_(0.0).clamp_(0, most).to(torch.int8).flatten(1).view(torch.uint8), bits)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

@@ -175,10 +175,13 @@ def test_version(camlake):
         (["annotate", "in", "--out", "o", "--actors", "4:2"], "--actors 4:2: allowed: 1 <= MIN <= MAX"),
         (["annotate", "in", "--out", "o", "--outputs", "boxs"], "--outputs 'boxs': allowed: boxes, heatmaps, features"),
         (["annotate", "in", "--out", "o", "--log-format", "xml"], "--log-format 'xml': allowed: text, json"),
-        (["annotate", "in", "--out", "o", "--model", "resnet5"], "unknown network 'resnet5'; did you mean 'resnet50'?"),
-        (["annotate", "in", "--out", "o", "--model", "vgg16"], "vgg16 has no exact class activation map"),
         (
-            ["annotate", "in", "--out", "o", "--model", "vit_b_16", "--method", "backprop"],
+            ["annotate", str(ROOT), "--out", "o", "--model", "resnet5"],
+            "unknown network 'resnet5'; did you mean 'resnet50'?",
+        ),
+        (["annotate", str(ROOT), "--out", "o", "--model", "vgg16"], "vgg16 has no exact class activation map"),
+        (
+            ["annotate", str(ROOT), "--out", "o", "--model", "vit_b_16", "--method", "backprop"],
             "vit_b_16 is not cut into feature maps and a head, as training and every --method need: it classifies by",
         ),
         (["annotate", "in"], "--out is missing"),
@@ -236,7 +239,7 @@ def test_flags_win_over_the_file(camlake, tmp_path):
     file.write_text(yaml.safe_dump({"input": "from-file", "out": str(tmp_path / "out"), "top-k": 1}))
     status, _, err = camlake("annotate", "--config", file)
     assert (status, "did you mean 'topk'" in err) == (2, True)
-    file.write_text(yaml.safe_dump({"input": "from-file", "out": str(tmp_path / "out"), "model": "resnet5"}))
+    file.write_text(yaml.safe_dump({"input": str(ROOT), "out": str(tmp_path / "out"), "model": "resnet5"}))
     _, _, err = camlake("annotate", "--config", file)
     assert "unknown network 'resnet5'" in err
     _, _, err = camlake("annotate", tmp_path / "from-flag", "--config", file, "--model", "camlake_demo")

@@ -106,6 +106,8 @@ def test_a_run_is_told_to_machines_and_to_the_webhook(tmp_path, webhook, capsys,
 
 def test_a_failure_is_told(tmp_path, webhook, capsys, monkeypatch):
     url, kind = webhook
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "notes.txt").touch()
     words = ["annotate", tmp_path / "none", "--out", tmp_path / "out", "--model", "camlake_demo", "--notify", url]
     status, _, said = camlake(capsys, monkeypatch, *words, "--log-format", "json")
     last = json.loads(said.splitlines()[-1])

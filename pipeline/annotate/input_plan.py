@@ -1,19 +1,23 @@
 """Lists the inputs of a run and plans those that are not done yet. This module does not import torch."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.filesystems import connect
+from pipeline.storage.filesystems import connect, is_local
+from pipeline.storage.inputs.folders import refuse_missing
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.plan.planning import Plan, make_plan
 from pipeline.storage.lake.plan.tombstones import commit_tombstones, images_in_scope
 from pipeline.storage.lake.run import OpenRun
 from pipeline.storage.truth.class_join import ClassTable
 from pipeline.storage.truth.coco import skipped_sentence
+from schemas.errors import StoreError
 from schemas.options.annotate import AnnotateConfig
 from schemas.runs import RunManifest
 from schemas.url_secrets import safe_url
@@ -32,6 +36,22 @@ images/s (`python -m tests.benchmarks.scale`), and for more with larger slices.
 
 TUNE_FROM = 20_000
 """Least planned images for which trials are worth it: they take about ten seconds and save a tenth of the run."""
+
+
+def refuse_at_once(config: AnnotateConfig) -> None:
+    """Raise InputError for an input that is not there, StoreError for an output on this machine that can't be written.
+
+    Both are looked at before the network is loaded, which may take a minute and a download.
+    """
+    refuse_missing(config.input, config)
+    fs, root = connect(config.out, config)
+    if is_local(fs):
+        path = Path(root)
+        there = next(place for place in (path, *path.parents) if place.exists())
+        if not there.is_dir():
+            raise StoreError(f"--out {safe_url(config.out)}: {there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise StoreError(f"--out {safe_url(config.out)}: no permission to write in {there}")
 
 
 def plan_inputs(

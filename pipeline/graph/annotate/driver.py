@@ -6,7 +6,13 @@ module imports neither torch nor Ray: a run that has nothing to do ends without 
 
 from collections.abc import Sequence
 
-from pipeline.annotate.input_plan import TUNE_FROM, finish_at_once, images_per_slice, plan_inputs
+from pipeline.annotate.input_plan import (
+    TUNE_FROM,
+    finish_at_once,
+    images_per_slice,
+    plan_inputs,
+    refuse_at_once,
+)
 from pipeline.annotate.reporter import Reporter
 from pipeline.annotate.run_before import request_like, run_before
 from pipeline.graph.annotate.engine_choice import import_ahead
@@ -34,6 +40,7 @@ def annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int = TUNE_F
 
 
 def _annotate(config: AnnotateConfig, reporter: Reporter, tune_from: int, metrics: RunMetrics) -> RunManifest:
+    refuse_at_once(config)
     if before := run_before(config):
         with open_run(request_like(before, config), reporter.say) as run:
             plan = _plan(config, (), run, reporter, metrics)

@@ -13,7 +13,7 @@ import yaml
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.annotate.foreground.foreground_choice import known, with_foreground
-from pipeline.annotate.input_plan import TUNE_FROM, images_per_slice, plan_inputs
+from pipeline.annotate.input_plan import TUNE_FROM, images_per_slice, plan_inputs, refuse_at_once
 from pipeline.annotate.model import Model, fit_topk, load_model
 from pipeline.annotate.reporter import Reporter
 from pipeline.annotate.resources import Machine
@@ -75,6 +75,7 @@ class Estimate(NamedTuple):
 def plan_run(config: AnnotateConfig) -> PlannedRun:
     """List and plan the inputs of a run as ``camlake annotate`` would; raises CamlakeError where it could not begin."""
     started = time.monotonic()
+    refuse_at_once(config)
     model = load_model(config)
     config, _ = continued(fit_topk(config, model.network), model)
     fs, root = connect(config.out, config)

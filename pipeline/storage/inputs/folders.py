@@ -9,18 +9,20 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fsspec import AbstractFileSystem
 from fsspec.utils import glob_translate
 
-from pipeline.storage.filesystems import is_local, is_s3, protocol_of
+from pipeline.storage.filesystems import connect, is_local, is_s3, protocol_of
 from pipeline.storage.inputs.entries import STAT_THREADS, Entry
 from pipeline.storage.inputs.file_names import hidden_part, is_hidden
 from pipeline.storage.inputs.s3_pages import list_bucket
 from pipeline.storage.inputs.versions import Version, local_version, microseconds, version_of
 from pipeline.storage.prefetch import map_ahead
+from pipeline.storage.store_failures import store_errors
 from schemas.errors import InputError
+from schemas.options.config import StorageConfig
 from schemas.url_secrets import safe_url
 
 _STAT_CHUNK = 128
@@ -234,3 +236,27 @@ def _is_left_out(name: str, is_folder: bool, level: int, scope: _Scope, skipped:
         return False
     skipped["hidden folder" if is_folder else "hidden file"] += 1
     return True
+
+
+def what_is(fs: AbstractFileSystem, path: str, url: str) -> Literal["file", "folder"] | None:
+    """Return what lies at ``path``, which ``url`` names, by one request at most; None where nothing does."""
+    if url.endswith("/") and not is_local(fs):
+        return "folder"
+    try:
+        return "folder" if fs.info(path)["type"] == "directory" else "file"
+    except FileNotFoundError:
+        return None
+
+
+def no_input(url: str) -> InputError:
+    """Return the error for an input that is not there."""
+    hint = "; to match the beginning of a name, end it with *" if protocol_of(url) != "file" else ""
+    return InputError(f"no input at {safe_url(url)}: neither a file nor a folder{hint}")
+
+
+def refuse_missing(url: str, storage: StorageConfig) -> None:
+    """Raise InputError where ``url`` names one file or folder, no pattern, that is not there or can't be asked for."""
+    fs, path = connect(url, storage, anonymous=storage.anonymous)
+    with store_errors(f"can't list {safe_url(url)}", InputError):
+        if not has_braces(path) and not is_glob(path) and what_is(fs, path, url) is None:
+            raise no_input(url)

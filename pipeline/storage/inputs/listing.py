@@ -11,9 +11,8 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec import AbstractFileSystem
 
-from pipeline.storage.filesystems import Stores, canonical_url, connect, is_local, protocol_of
+from pipeline.storage.filesystems import Stores, canonical_url, connect
 from pipeline.storage.inputs.containers import CONTAINER_THREADS, open_parquet
 from pipeline.storage.inputs.entries import Container, Entry, in_unicode, version_at, with_versions
 from pipeline.storage.inputs.file_names import (
@@ -26,7 +25,15 @@ from pipeline.storage.inputs.file_names import (
     suffix_of,
 )
 from pipeline.storage.inputs.folder_kind import UNPACK, Folder
-from pipeline.storage.inputs.folders import expand_braces, has_braces, is_glob, iter_glob, iter_objects
+from pipeline.storage.inputs.folders import (
+    expand_braces,
+    has_braces,
+    is_glob,
+    iter_glob,
+    iter_objects,
+    no_input,
+    what_is,
+)
 from pipeline.storage.inputs.manifests import list_manifest
 from pipeline.storage.inputs.parquet_images import find_image_column, has_usual_image_column, is_text, list_parquet
 from pipeline.storage.inputs.versions import Version
@@ -120,7 +127,7 @@ class _Opening:
 
     def open(self, out: str | None) -> tuple[Kind, Iterator[Entry]]:
         """Return the input's kind and its entries."""
-        found = _what_is(self.fs, self.path, self.url)
+        found = what_is(self.fs, self.path, self.url)
         self.scope = f"{self.uri}{'#' if found == 'file' else '/'}" if found else None
         if found == "file":
             return self._file(Container(self.uri, self.path, version_at(self.stores, self.url, self.path)))
@@ -132,12 +139,11 @@ class _Opening:
             return self._folder(self._outside(out, chain.from_iterable(self._named(*each) for each in names)))
         if is_glob(self.path):
             return self._folder(self._outside(out, iter_glob(self.fs, self.uri, self.path)))
-        hint = "; to match the beginning of a name, end it with *" if protocol_of(self.url) != "file" else ""
-        raise InputError(f"no input at {self.shown}: neither a file nor a folder{hint}")
+        raise no_input(self.url)
 
     def _named(self, uri: str, path: str) -> Iterator[Entry]:
         """Yield the entries of one name from a pattern in braces; raises InputError where the name does not exist."""
-        found = _what_is(self.fs, path, path)
+        found = what_is(self.fs, path, path)
         if found == "file":
             yield Entry(uri, path, *version_at(self.stores, self.url, path))
         elif found == "folder":
@@ -236,15 +242,6 @@ class _Opening:
         if find_columns(texts, IMAGE_COLUMNS) and not has_usual_image_column(parquet):
             return "manifest"
         return "parquet" if find_image_column(parquet) is not None else None
-
-
-def _what_is(fs: AbstractFileSystem, path: str, url: str) -> Literal["file", "folder"] | None:
-    if url.endswith("/") and not is_local(fs):
-        return "folder"
-    try:
-        return "folder" if fs.info(path)["type"] == "directory" else "file"
-    except FileNotFoundError:
-        return None
 
 
 def _kind_of_name(file: Container) -> InputKind:

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from jobs.terminal.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
+from pipeline.storage.lake.records import refuse_no_output
 from schemas.options.compact import CompactConfig, seconds_of
 from schemas.url_secrets import safe_url
 
@@ -13,6 +14,7 @@ def run(config: CompactConfig, screen: Screen) -> None:
     from pipeline.storage.lake.compaction.compact import Wanted, compact
     from pipeline.storage.lake.compaction.dropped import Expiry
 
+    refuse_no_output(config.out, config)
     age = config.expire_older_than
     before = datetime.now(UTC) - timedelta(seconds=seconds_of(age)) if age is not None else None
     wanted = Wanted(config.file_mb * 10**6, config.grace_s, Expiry(frozenset(config.expire_model), before))

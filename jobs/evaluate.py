@@ -4,6 +4,7 @@ import dataclasses
 
 from jobs.terminal.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
+from pipeline.storage.lake.records import refuse_no_output
 from schemas.errors import UsageError
 from schemas.options.reading import EvaluateConfig
 from schemas.url_secrets import safe_url
@@ -14,6 +15,7 @@ def run(config: EvaluateConfig, screen: Screen) -> None:
 
     Raises UsageError where ``--labels`` does not have one name for each class of the network.
     """
+    refuse_no_output(config.out, config)
     from pipeline.models.localize.foreground import foreground_of
     from pipeline.outputs.calibrate import calibrate
     from pipeline.outputs.evaluate import evaluate

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.terminal.console import Screen, main, verb
+from pipeline.storage.inputs.folders import refuse_missing
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.box_rules import Combination
@@ -36,6 +37,9 @@ class ForegroundConfig(NetworkLayers):
 
 def run(config: ForegroundConfig, screen: Screen) -> None:
     """Learn the direction, choose and check its rule, and write the file; raises UsageError for another suffix."""
+    if Path(config.out).suffix != ".safetensors":
+        raise UsageError(f"--out {safe_url(config.out)}: allowed: a .safetensors file")
+    refuse_missing(config.input, config)
     from pipeline.annotate.foreground.foreground_learning import area_matched_rule, check, learn_from
     from pipeline.annotate.model import load_model
     from pipeline.arrays.foreground_scores import COMBINATIONS
@@ -44,8 +48,6 @@ def run(config: ForegroundConfig, screen: Screen) -> None:
     from pipeline.storage.lake.whole_objects import write_whole
     from pipeline.storage.truth.truth import read_truth
 
-    if Path(config.out).suffix != ".safetensors":
-        raise UsageError(f"--out {safe_url(config.out)}: allowed: a .safetensors file")
     shared = config.model_dump(
         include={"input", "out", "model", "weights", "labels", "image_size"} | set(StorageConfig.model_fields)
     )

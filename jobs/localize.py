@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 from jobs.terminal.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
+from pipeline.storage.lake.records import refuse_no_output
 from schemas.options.localize import LocalizeConfig
 from schemas.runs import RunManifest
 from schemas.url_secrets import safe_url
@@ -12,6 +13,7 @@ from schemas.url_secrets import safe_url
 
 def run(config: LocalizeConfig, screen: Screen) -> None:
     """Localize the classes of the head on all images that the new output lacks, and print how many there are."""
+    refuse_no_output(config.labels, config)
     from pipeline.outputs.box_summary import summary_lines
 
     manifest = localize(config, screen)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from jobs.terminal.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
+from pipeline.storage.lake.records import refuse_no_output
 from schemas.errors import StoreError
 from schemas.input_options import InputOptions
 from schemas.options.reading import VerifyConfig
@@ -18,6 +19,7 @@ def run(config: VerifyConfig, screen: Screen) -> None:
     from pipeline.storage.lake.integrity.repair import repair
     from pipeline.storage.lake.integrity.verify import verify
 
+    refuse_no_output(config.out, config)
     fs, root = connect(config.out, config)
     if config.repair:
         for done in repair(fs, root, config.wait_s, screen.say):

@@ -7,6 +7,7 @@ from threading import Thread
 
 from jobs.terminal.console import Screen, main, verb
 from pipeline.annotate.stopping import stop_requested
+from pipeline.storage.lake.records import refuse_no_output
 from schemas.errors import Stopped
 from schemas.options.reading import ViewConfig
 from schemas.url_secrets import safe_url
@@ -14,6 +15,7 @@ from schemas.url_secrets import safe_url
 
 def run(config: ViewConfig, screen: Screen) -> None:
     """Serve the page until Ctrl-C or SIGTERM; its URL is said on standard output."""
+    refuse_no_output(config.out, config)
     from pipeline.outputs.page.live import LiveCatalog
     from pipeline.outputs.page.server import ViewServer
 

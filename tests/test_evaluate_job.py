@@ -43,6 +43,7 @@ def test_the_report_goes_where_it_is_told(tmp_path: Path) -> None:
 def test_failures_name_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no camlake output here"):
         job(tmp_path)
+    example().write(str(tmp_path / "out"))
     with pytest.raises(InputError, match="not found"):
         job(tmp_path, truth=str(tmp_path / "none.csv"))
     with pytest.raises(UsageError, match="--iou 'closed'"):

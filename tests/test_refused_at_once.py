@@ -1,6 +1,7 @@
-"""What is refused before a network is loaded: an input that is not there, an output that can't be written."""
+"""What is refused before anything heavy is imported: inputs and outputs that are not there, or can't be written."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -50,12 +51,34 @@ def test_an_output_without_permission(tmp_path, monkeypatch):
         annotate(config(tmp_path, input=str(tmp_path / "images")), Screen())
 
 
-def test_a_missing_input_loads_neither_torch_nor_ray(tmp_path):
+OF_NOTHING = [
+    "annotate {0} --out {0}/out",
+    "train {0} --out {0}/out",
+    "foreground {0} --out {0}.safetensors",
+    "evaluate {0} --truth truth.csv",
+    "rebox {0} --out {0}/out",
+    "localize {0} --head h.safetensors --out {0}/out",
+    "head fit {0} --labels l.csv --out h.safetensors",
+    "report {0}",
+    "view {0}",
+    "compact {0}",
+    "verify {0} --repair",
+    "sql {0} SELECT",
+]
+
+
+@pytest.mark.parametrize("line", OF_NOTHING)
+def test_a_verb_of_nothing_loads_neither_torch_nor_ray_and_makes_nothing(tmp_path, line):
+    words = line.format(tmp_path / "no-such").split()
     code = (
-        "import sys; from jobs.terminal.program import make_app; app = make_app('annotate')\n"
-        f"try: app(['annotate', {str(tmp_path / 'no-such')!r}, '--out', {str(tmp_path / 'out')!r}])\n"
-        "except SystemExit: print(*sys.modules)"
+        "import sys; from jobs.terminal.program import make_app\n"
+        f"try: make_app({words[0]!r})({words!r})\n"
+        "except SystemExit as end: print(end.code, *sys.modules)"
     )
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "pipeline.annotate.input_plan" in loaded.split()
-    assert {"torch", "torchvision", "ray"} & set(loaded.split()) == set()
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    status, *loaded = ended.stdout.split()
+    assert (status, "torch" in loaded, "ray" in loaded) == ("1", False, False)
+    assert re.search(
+        r"^camlake: (no input at )?\S+/no-such: (no camlake output here|neither a file nor a)", ended.stderr
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -6,11 +6,14 @@ Each action is a file here with a function ``run``.
 import importlib
 
 from jobs.terminal.console import Screen, verb
+from pipeline.storage.lake.records import refuse_no_output
 from schemas.options.head import HeadConfig
 
 
 def run(config: HeadConfig, screen: Screen) -> None:
     """Run the action of ``config`` and print what came of it."""
+    if config.action != "show":
+        refuse_no_output(config.place, config)
     importlib.import_module(f"jobs.head.{config.action}").run(config, screen)
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.storage.filesystems import connect, read_url
 from pipeline.storage.lake.query import LATEST_SQL, add_views, column_names, connect_duckdb
-from pipeline.storage.lake.records import committed_files, load_runs
+from pipeline.storage.lake.records import committed_files, load_runs, no_output
 from schemas.errors import StoreError, UsageError
 from schemas.options.config import StorageConfig
 from schemas.runs import RunManifest
@@ -236,9 +236,7 @@ def open_lake(out: str, storage: StorageConfig, model: str | None = ALL_MODELS) 
     fs, root = connect(out, storage, anonymous=storage.anonymous)
     runs = load_runs(fs, root)
     if not runs:
-        raise StoreError(
-            f"{safe_url(out)}: no camlake output here; `camlake annotate INPUT --out {safe_url(out)}` makes one"
-        )
+        raise no_output(out)
     _check_model(model, sorted({run.model for run in runs if run.files}))
     chosen = runs if model in (None, ALL_MODELS) else [run for run in runs if run.model == model]
     con = add_views(connect_duckdb(memory_limit=None), fs, root, committed_files(chosen))

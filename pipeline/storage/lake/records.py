@@ -16,11 +16,14 @@ from typing import Any, TypeVar
 from fsspec import AbstractFileSystem
 from pydantic import ValidationError
 
+from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.layout import HIDDEN_NAME, RUN_ID, RUNS, LakePaths
 from pipeline.storage.lake.whole_objects import copy_many, list_dir, read_many, read_whole, remove_many, write_whole
 from schemas.errors import StoreError
+from schemas.options.config import StorageConfig
 from schemas.runs import DIGEST_BYTES, CommitRecord, Compaction, Counts, DataFile, Record, RunManifest
 from schemas.tables import SCHEMA_VERSION
+from schemas.url_secrets import safe_url
 
 _TO_REPAIR = " (`camlake verify OUT --repair` sets right what can be)"
 _RecordType = TypeVar("_RecordType", bound=Record)
@@ -131,6 +134,20 @@ def load_runs(fs: AbstractFileSystem, root: str) -> list[RunManifest]:
         check_version(run, path)
         runs.append(with_commits(run, load_commits(fs, root, run.run_id)) if run.status == "running" else run)
     return with_compactions(runs, load_compactions(fs, root))
+
+
+def no_output(url: str) -> StoreError:
+    """Return the error for a place at which there is no output."""
+    shown = safe_url(url)
+    return StoreError(f"{shown}: no camlake output here; `camlake annotate INPUT --out {shown}` makes one")
+
+
+def refuse_no_output(url: str, storage: StorageConfig) -> None:
+    """Raise StoreError where ``url`` has no run, by one listing; for verbs whose imports take seconds."""
+    fs, root = connect(url, storage, anonymous=storage.anonymous)
+    names = (path.rstrip("/").rpartition("/")[2] for path in list_dir(fs, LakePaths(root).full(RUNS)))
+    if not any(RUN_ID.fullmatch(name) for name in names):
+        raise no_output(url)
 
 
 def load_compactions(fs: AbstractFileSystem, root: str) -> list[Compaction]:

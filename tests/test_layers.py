@@ -95,8 +95,8 @@ NEVER = {
 }
 """What no file of a folder, or of the folders in it, imports, with everything below these names."""
 
-MODULES, LINES = 16, 300
-"""The most modules of a folder and lines of a file: what a reader takes in at once. Beyond, make a drawer or a file."""
+MODULES, LINES, FUNCTION_LINES = 16, 300, 60
+"""The most modules of a folder, lines of a file and lines of a function: what a reader takes in at once."""
 
 TOP = {"pipeline", "jobs", "schemas", "tests", "cluster.yaml", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
 
@@ -196,11 +196,16 @@ def calls_of_open(root: Path) -> list[str]:
 
 
 def crowded(root: Path) -> list[str]:
-    """Return the folders with more than MODULES modules and the files with more than LINES lines."""
-    files = [root / path for path in files_of(root)]
-    folders = Counter(str(file.parent.relative_to(root)) for file in files)
-    long = [str(file.relative_to(root)) for file in files if len(file.read_text(encoding="utf-8").splitlines()) > LINES]
-    return [folder for folder, modules in folders.items() if modules > MODULES] + long
+    """Return the folders with too many modules, the files with too many lines and the functions with too many."""
+    texts = {path: (root / path).read_text(encoding="utf-8") for path in files_of(root)}
+    folders = Counter(str(path.parent) for path in texts)
+    found = [folder for folder, modules in folders.items() if modules > MODULES]
+    found += [str(path) for path, text in texts.items() if len(text.splitlines()) > LINES]
+    for path, text in texts.items():
+        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+        long = [one for one in functions if (one.end_lineno or 0) - one.lineno >= FUNCTION_LINES]
+        found += [f"{path}: {one.name}" for one in long]
+    return found
 
 
 def names_of_two_things(root: Path) -> list[str]:
@@ -234,7 +239,7 @@ def test_schemas_and_arrays_open_no_files() -> None:
     assert calls_of_open(ROOT) == []
 
 
-def test_no_folder_and_no_file_is_crowded() -> None:
+def test_no_folder_no_file_and_no_function_is_crowded() -> None:
     assert crowded(ROOT) == []
 
 
@@ -337,7 +342,8 @@ def test_a_crowded_folder_and_a_long_file_are_found(project: Path) -> None:
     assert crowded(project) == []
     (project / "schemas/last.py").touch()
     (project / "jobs/thing.py").write_text("\n" * (LINES + 1))
-    assert crowded(project) == ["schemas", "jobs/thing.py"]
+    (project / "pipeline/models/thing.py").write_text("def long():\n" + "    pass\n" * FUNCTION_LINES)
+    assert crowded(project) == ["schemas", "jobs/thing.py", "pipeline/models/thing.py: long"]
 
 
 def test_a_name_of_two_things_is_found(project: Path) -> None:

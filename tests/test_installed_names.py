@@ -84,7 +84,7 @@ def test_a_verb_as_a_module_works_beside_other_packages_of_two_of_the_names(call
     (elsewhere / "jobs.py").unlink()
     done = call("python", "-m", "jobs.verify", "nothing-there")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"camlake: {elsewhere}/nothing-there: no camlake output here")
+    assert done.stderr.startswith("camlake: nothing-there: no camlake output here")
     assert len(done.stderr.splitlines()) == 1
 
 

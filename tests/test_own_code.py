@@ -231,7 +231,9 @@ def test_the_line_after_a_training_names_a_network_that_no_card_may_choose(model
     monkeypatch.setattr(training, "labelled_images", lambda *_: ([1], [1]))
     monkeypatch.setattr(training, "train_network", lambda *_: progress)
     monkeypatch.setattr(training, "epoch_in_words", str)
+    monkeypatch.setattr(jobs.train, "refuse_missing", lambda *_: None)
     lines = []
     screen = SimpleNamespace(result=lambda line, **_: lines.append(line))
-    jobs.train.run(SimpleNamespace(model=model, out="o", supervision="labels", max_rejected=0), screen)
+    config = SimpleNamespace(input="in", model=model, out="o", supervision="labels", max_rejected=0)
+    jobs.train.run(config, screen)
     assert lines[-1] == f"use it:  camlake annotate IMAGES --out LABELS{named} --weights o/best.safetensors"

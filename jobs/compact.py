@@ -11,10 +11,10 @@ from schemas.url_secrets import safe_url
 
 def run(config: CompactConfig, screen: Screen) -> None:
     """Compact the output and print what was done to each model's rows."""
+    refuse_no_output(config.out, config, reads_only=False)
     from pipeline.storage.lake.compaction.compact import Wanted, compact
     from pipeline.storage.lake.compaction.dropped import Expiry
 
-    refuse_no_output(config.out, config)
     age = config.expire_older_than
     before = datetime.now(UTC) - timedelta(seconds=seconds_of(age)) if age is not None else None
     wanted = Wanted(config.file_mb * 10**6, config.grace_s, Expiry(frozenset(config.expire_model), before))

@@ -1,6 +1,7 @@
 """``camlake neighbours``: the nearest neighbours of an image and near duplicates, by the cosine of stored features."""
 
 from jobs.terminal.console import Screen, main, verb
+from pipeline.storage.lake.records import refuse_no_output
 from schemas.options.neighbours import NeighboursConfig
 from schemas.url_secrets import safe_url
 
@@ -10,6 +11,7 @@ _SHOWN = 20
 
 def run(config: NeighboursConfig, screen: Screen) -> None:
     """Find the images, print the first, and write them all where the user names a table."""
+    refuse_no_output(config.out, config)
     from pathlib import PurePosixPath
 
     from pipeline.outputs.heads.features import open_features

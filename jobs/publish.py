@@ -1,11 +1,13 @@
 """``camlake publish``: registers an output's files as a table of an Iceberg catalog."""
 
 from jobs.terminal.console import Screen, main, verb
+from pipeline.storage.lake.records import refuse_no_output
 from schemas.options.publish import PublishConfig
 
 
 def run(config: PublishConfig, screen: Screen) -> None:
     """Bring the Iceberg table up to date and print its new snapshots."""
+    refuse_no_output(config.out, config, reads_only=False)
     from pipeline.outputs.publish.iceberg import publish
 
     done = publish(config, screen.say)

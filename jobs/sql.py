@@ -4,6 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from jobs.terminal.console import Screen, main, verb
+from pipeline.storage.lake.records import refuse_no_output
 from schemas.errors import CamlakeError
 from schemas.options.sql import SqlConfig
 from schemas.url_secrets import safe_url
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 def run(config: SqlConfig, screen: Screen) -> None:
     """Run the query, the shell, or print the statements; raises UsageError for SQL that is not one valid SELECT."""
+    refuse_no_output(config.out, config)
     if config.ddl:
         from pipeline.outputs.sql.ddl import statements
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from jobs.terminal.console import Screen, main, verb
 from pipeline.storage.filesystems import connect
+from pipeline.storage.inputs.folders import refuse_missing
 from pipeline.storage.lake.records import refuse_no_output
 from schemas.errors import StoreError
 from schemas.input_options import InputOptions
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
 
 def run(config: VerifyConfig, screen: Screen) -> None:
     """Check the output, after a repair if configured, and print every problem; raises StoreError for any problem."""
+    refuse_no_output(config.out, config, reads_only=False)
+    if config.input:
+        refuse_missing(config.input, config)
     from pipeline.storage.lake.integrity.repair import repair
     from pipeline.storage.lake.integrity.verify import verify
 
-    refuse_no_output(config.out, config)
     fs, root = connect(config.out, config)
     if config.repair:
         for done in repair(fs, root, config.wait_s, screen.say):

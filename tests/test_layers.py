@@ -202,14 +202,16 @@ def crowded(root: Path) -> list[str]:
     found = [folder for folder, modules in folders.items() if modules > MODULES]
     found += [str(path) for path, text in texts.items() if len(text.splitlines()) > LINES]
     for path, text in texts.items():
-        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+        functions = [
+            node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
         long = [one for one in functions if (one.end_lineno or 0) - one.lineno >= FUNCTION_LINES]
         found += [f"{path}: {one.name}" for one in long]
     return found
 
 
 def names_of_two_things(root: Path) -> list[str]:
-    """Return the names of classes, and of modules of ``pipeline/``, that stand for two things.
+    """Return the names of classes, and of modules, that stand for two things.
 
     A verb's file in ``jobs/`` and its options in ``schemas/options/`` have the name of what the verb does, and a format
     that is read has the name of the same format in an export.

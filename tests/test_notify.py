@@ -104,10 +104,12 @@ def test_a_run_is_told_to_machines_and_to_the_webhook(tmp_path, webhook, capsys,
     assert load_runs(fs, root) == [run]
 
 
-def test_a_failure_is_told(tmp_path, webhook, capsys, monkeypatch):
+@pytest.mark.parametrize("begun", [False, True], ids=["before the run", "in the run"])
+def test_a_failure_is_told(tmp_path, webhook, capsys, monkeypatch, begun):
     url, kind = webhook
-    (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "notes.txt").touch()
+    if begun:
+        (tmp_path / "none").mkdir()
+        (tmp_path / "none" / "notes.txt").touch()
     words = ["annotate", tmp_path / "none", "--out", tmp_path / "out", "--model", "camlake_demo", "--notify", url]
     status, _, said = camlake(capsys, monkeypatch, *words, "--log-format", "json")
     last = json.loads(said.splitlines()[-1])
@@ -115,7 +117,8 @@ def test_a_failure_is_told(tmp_path, webhook, capsys, monkeypatch):
     assert str(tmp_path / "none") in last["text"]
     ((_, _, document),) = kind.posts
     assert (document["event"], document["exit_status"], document["error"]) == ("failed", 1, last["text"])
-    assert document["run_id"] == last["run_id"]
+    assert document["run_id"] == last.get("run_id")
+    assert bool(document["run_id"]) == begun
 
 
 @pytest.mark.parametrize(

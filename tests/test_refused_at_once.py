@@ -9,11 +9,19 @@ import pytest
 
 from jobs.terminal.console import Screen
 from jobs.terminal.dry_run import print_estimate
+from jobs.verify import run as verify
+from pipeline.annotate.input_plan import refuse_at_once
 from pipeline.graph.annotate.driver import annotate
 from pipeline.images.synthetic.scenes import write_corpus
+from pipeline.storage.lake.records import refuse_no_output
 from schemas.errors import InputError, StoreError
 from schemas.options.annotate import AnnotateConfig
+from schemas.options.config import StorageConfig
+from schemas.options.reading import VerifyConfig
 from tests.jobs_on import ROOT
+from tests.scoring import example
+
+HEAVY = {"torch", "torchvision", "ray", "duckdb", "pandas", "cv2", "sklearn", "matplotlib"}
 
 
 def config(tmp_path, **options):
@@ -44,6 +52,22 @@ def test_an_output_below_a_file(tmp_path):
         annotate(config(tmp_path, input=str(tmp_path / "images"), out=str(tmp_path / "file/out")), Screen())
 
 
+def test_an_output_below_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    write_corpus(tmp_path, 1, seed=1, size_hw=(48, 48))
+
+    def refuse(path, **_):
+        if str(path).startswith(f"{tmp_path}/private/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return lstat(path)
+
+    lstat = os.lstat
+    (tmp_path / "private").mkdir()
+    monkeypatch.setattr(os, "lstat", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path / "private"))
+    with pytest.raises(StoreError, match=r"^--out \S+/out: no permission to write in \S+/private$"):
+        refuse_at_once(config(tmp_path, input=str(tmp_path / "images"), out=str(tmp_path / "private/labels/out")))
+
+
 def test_an_output_without_permission(tmp_path, monkeypatch):
     write_corpus(tmp_path, 1, seed=1, size_hw=(48, 48))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # Root may write everywhere.
@@ -51,24 +75,29 @@ def test_an_output_without_permission(tmp_path, monkeypatch):
         annotate(config(tmp_path, input=str(tmp_path / "images")), Screen())
 
 
-OF_NOTHING = [
-    "annotate {0} --out {0}/out",
-    "train {0} --out {0}/out",
-    "foreground {0} --out {0}.safetensors",
-    "evaluate {0} --truth truth.csv",
-    "rebox {0} --out {0}/out",
-    "localize {0} --head h.safetensors --out {0}/out",
-    "head fit {0} --labels l.csv --out h.safetensors",
-    "report {0}",
-    "view {0}",
-    "compact {0}",
-    "verify {0} --repair",
-    "sql {0} SELECT",
-]
+OF_NOTHING = {
+    "annotate {0} --out {0}/out": HEAVY - {"duckdb"},
+    "train {0} --out {0}/out": HEAVY,
+    "foreground {0} --out {0}.safetensors": HEAVY,
+    "evaluate {0} --truth truth.csv": HEAVY,
+    "rebox {0} --out {0}/out": HEAVY,
+    "localize {0} --head h.safetensors --out {0}/out": HEAVY,
+    "head fit {0} --labels l.csv --out h.safetensors": HEAVY,
+    "head top {0} --channel 1": HEAVY,
+    "neighbours {0} --of x": HEAVY,
+    "export {0} {0}-coco --to coco": HEAVY,
+    "publish {0} --catalog c --table a.b": HEAVY,
+    "report {0}": HEAVY,
+    "view {0}": HEAVY,
+    "compact {0}": HEAVY,
+    "verify {0} --repair": HEAVY,
+    "sql {0} SELECT": HEAVY,
+}
+"""Commands on what is not there, and what they must not have imported when they end."""
 
 
 @pytest.mark.parametrize("line", OF_NOTHING)
-def test_a_verb_of_nothing_loads_neither_torch_nor_ray_and_makes_nothing(tmp_path, line):
+def test_a_verb_of_nothing_imports_nothing_heavy_and_makes_nothing(tmp_path, line):
     words = line.format(tmp_path / "no-such").split()
     code = (
         "import sys; from jobs.terminal.program import make_app\n"
@@ -77,8 +106,19 @@ def test_a_verb_of_nothing_loads_neither_torch_nor_ray_and_makes_nothing(tmp_pat
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     status, *loaded = ended.stdout.split()
-    assert (status, "torch" in loaded, "ray" in loaded) == ("1", False, False)
+    assert (status, OF_NOTHING[line] & set(loaded)) == ("1", set())
     assert re.search(
         r"^camlake: (no input at )?\S+/no-such: (no camlake output here|neither a file nor a)", ended.stderr
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_looks_at_a_private_output_with_credentials_though_its_input_is_public(ceph):
+    """With --anonymous it reads the input without credentials; Ceph, unlike moto, refuses such a look at the output."""
+    url = f"s3://{ceph.bucket()}/labels"
+    example().write(url, storage=ceph.storage)
+    storage = ceph.storage.model_dump(include={"endpoint_url"})
+    with pytest.raises(StoreError, match="can.t be listed: access denied$"):
+        refuse_no_output(url, StorageConfig(**storage, anonymous=True))
+    with pytest.raises(StoreError, match="problems, see above"):  # It has no plan; so it was looked at.
+        verify(VerifyConfig.resolve({"out": url, **storage, "anonymous": True}), Screen())

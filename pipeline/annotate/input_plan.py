@@ -41,14 +41,14 @@ TUNE_FROM = 20_000
 def refuse_at_once(config: AnnotateConfig) -> None:
     """Raise InputError for an input that is not there, StoreError for an output on this machine that can't be written.
 
-    Both are looked at before the network is loaded, which may take a minute and a download.
+    Both are looked at before the network is loaded, which may take a minute and a download, and before it is known
+    whether another run holds the output.
     """
     refuse_missing(config.input, config)
     fs, root = connect(config.out, config)
     if is_local(fs):
-        path = Path(root)
-        there = next(place for place in (path, *path.parents) if place.exists())
-        if not there.is_dir():
+        there = next(place for place in (root, *map(str, Path(root).parents)) if os.path.lexists(place))
+        if not os.path.isdir(there):  # noqa: PTH112 - no error where a folder above may not be read
             raise StoreError(f"--out {safe_url(config.out)}: {there} is no folder")
         if not os.access(there, os.W_OK | os.X_OK):
             raise StoreError(f"--out {safe_url(config.out)}: no permission to write in {there}")

@@ -102,7 +102,9 @@ def describe_failure(error: BaseException) -> str:
         return "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, --profile, or --anonymous"
     if isinstance(error, FileNotFoundError) and not _is_of_vendor(error.__cause__):
         return "not found"
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip()
+    if text in {"", "None"}:  # A store that answers 403 without a message, as Ceph does.
+        text = "access denied" if isinstance(error, PermissionError) else type(error).__name__
     return without_secrets(str(text).strip().splitlines()[0])[:_MOST_CHARACTERS]
 
 

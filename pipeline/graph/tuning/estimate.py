@@ -13,7 +13,7 @@ import yaml
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.annotate.foreground.foreground_choice import known, with_foreground
-from pipeline.annotate.input_plan import TUNE_FROM, images_per_slice, plan_inputs, refuse_at_once
+from pipeline.annotate.input_plan import TUNE_FROM, images_per_slice, plan_inputs
 from pipeline.annotate.model import Model, fit_topk, load_model
 from pipeline.annotate.reporter import Reporter
 from pipeline.annotate.resources import Machine
@@ -22,6 +22,7 @@ from pipeline.graph.cluster import ray_cluster
 from pipeline.graph.tuning.autotune import Measured, measure_run
 from pipeline.graph.tuning.bench import sample_plan
 from pipeline.storage.filesystems import connect
+from pipeline.storage.inputs.folders import refuse_missing
 from pipeline.storage.lake.commit import done_images
 from pipeline.storage.lake.plan.planning import Plan
 from pipeline.storage.lake.run import check_settings, find_calibration
@@ -75,7 +76,7 @@ class Estimate(NamedTuple):
 def plan_run(config: AnnotateConfig) -> PlannedRun:
     """List and plan the inputs of a run as ``camlake annotate`` would; raises CamlakeError where it could not begin."""
     started = time.monotonic()
-    refuse_at_once(config)
+    refuse_missing(config.input, config)
     model = load_model(config)
     config, _ = continued(fit_topk(config, model.network), model)
     fs, root = connect(config.out, config)

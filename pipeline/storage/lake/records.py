@@ -142,9 +142,12 @@ def no_output(url: str) -> StoreError:
     return StoreError(f"{shown}: no camlake output here; `camlake annotate INPUT --out {shown}` makes one")
 
 
-def refuse_no_output(url: str, storage: StorageConfig) -> None:
-    """Raise StoreError where ``url`` has no run, by one listing; for verbs whose imports take seconds."""
-    fs, root = connect(url, storage, anonymous=storage.anonymous)
+def refuse_no_output(url: str, storage: StorageConfig, *, reads_only: bool = True) -> None:
+    """Raise StoreError where ``url`` has no run, by one listing; for verbs whose imports take seconds.
+
+    ``reads_only``: whether the verb only reads the output, so that ``--anonymous`` counts for it.
+    """
+    fs, root = connect(url, storage, anonymous=storage.anonymous and reads_only)
     names = (path.rstrip("/").rpartition("/")[2] for path in list_dir(fs, LakePaths(root).full(RUNS)))
     if not any(RUN_ID.fullmatch(name) for name in names):
         raise no_output(url)

@@ -118,7 +118,7 @@ def test_verify_looks_at_a_private_output_with_credentials_though_its_input_is_p
     url = f"s3://{ceph.bucket()}/labels"
     example().write(url, storage=ceph.storage)
     storage = ceph.storage.model_dump(include={"endpoint_url"})
-    with pytest.raises(StoreError, match="can.t be listed: access denied$"):
+    with pytest.raises(StoreError, match=r"can.t be listed: access denied$"):
         refuse_no_output(url, StorageConfig(**storage, anonymous=True))
     with pytest.raises(StoreError, match="problems, see above"):  # It has no plan; so it was looked at.
         verify(VerifyConfig.resolve({"out": url, **storage, "anonymous": True}), Screen())

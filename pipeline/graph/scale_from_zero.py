@@ -40,7 +40,7 @@ def with_gpus(machine: Machine, device: Device, gpus: float, say: Callable[[str]
         return machine
     say("this cluster has no GPU yet; asking its autoscaler for one")
     started = seen = said = time.monotonic()
-    task = _need_gpu.options(num_gpus=gpus).remote()
+    task, waits = _need_gpu.options(num_gpus=gpus).remote(), True
     try:
         while not ray.wait([task], timeout=POLL_S)[0]:
             at_work = _seems_at_work()
@@ -55,11 +55,13 @@ def with_gpus(machine: Machine, device: Device, gpus: float, say: Callable[[str]
             if now - said > SAYS_EVERY_S:
                 said = now
                 say(f"waiting for a GPU for {(now - started) / 60:.0f} min")
+        waits = False
         ray.get(task)
     except RayError as error:
         raise in_one_line(error) from error
     finally:
-        ray.cancel(task)
+        if waits:  # Ray 2.60 kills this process where a task is cancelled at the moment of its end.
+            ray.cancel(task)
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     found = resources.get("GPU", 0.0)
     if not found:

@@ -2,7 +2,6 @@
 
 import ast
 import subprocess
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -94,9 +93,6 @@ NEVER = {
     "jobs": RAY,
 }
 """What no file of a folder, or of the folders in it, imports, with everything below these names."""
-
-MODULES, LINES, FUNCTION_LINES = 16, 300, 60
-"""The most modules of a folder, lines of a file and lines of a function: what a reader takes in at once."""
 
 TOP = {"pipeline", "jobs", "schemas", "tests", "cluster.yaml", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
 
@@ -195,35 +191,6 @@ def calls_of_open(root: Path) -> list[str]:
     ]
 
 
-def crowded(root: Path) -> list[str]:
-    """Return the folders with too many modules, the files with too many lines and the functions with too many."""
-    texts = {path: (root / path).read_text(encoding="utf-8") for path in files_of(root)}
-    folders = Counter(str(path.parent) for path in texts)
-    found = [folder for folder, modules in folders.items() if modules > MODULES]
-    found += [str(path) for path, text in texts.items() if len(text.splitlines()) > LINES]
-    for path, text in texts.items():
-        functions = [
-            node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        ]
-        long = [one for one in functions if (one.end_lineno or 0) - one.lineno >= FUNCTION_LINES]
-        found += [f"{path}: {one.name}" for one in long]
-    return found
-
-
-def names_of_two_things(root: Path) -> list[str]:
-    """Return the names of classes, and of modules, that stand for two things.
-
-    A verb's file in ``jobs/`` and its options in ``schemas/options/`` have the name of what the verb does, and a format
-    that is read has the name of the same format in an export.
-    """
-    paths = [path for path in files_of(root) if not path.name.startswith("__")]
-    same_name = ("jobs", "schemas/options", "pipeline/outputs/export/formats")
-    modules = [path.stem for path in paths if not str(path).startswith(same_name)]
-    trees = [ast.parse((root / path).read_text(encoding="utf-8")) for path in paths]
-    classes = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    return [name for names in (modules, classes) for name, count in Counter(names).items() if count > 1]
-
-
 def unexpected_at_top(names: set[str]) -> set[str]:
     """Return the names that have no place at the top of the repository; dot-files have."""
     return {name for name in names if name not in TOP and not name.startswith(".")}
@@ -239,14 +206,6 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 
 def test_schemas_and_arrays_open_no_files() -> None:
     assert calls_of_open(ROOT) == []
-
-
-def test_no_folder_no_file_and_no_function_is_crowded() -> None:
-    assert crowded(ROOT) == []
-
-
-def test_no_name_stands_for_two_things() -> None:
-    assert names_of_two_things(ROOT) == []
 
 
 def test_only_the_agreed_names_stand_at_the_top() -> None:
@@ -335,25 +294,6 @@ def test_a_planted_circle_is_found(project: Path) -> None:
 def test_a_planted_open_is_found(project: Path) -> None:
     (project / "schemas/thing.py").write_text("def load(path):\n    return open(path).read()\n")
     assert calls_of_open(project) == ["schemas/thing.py"]
-
-
-def test_a_crowded_folder_and_a_long_file_are_found(project: Path) -> None:
-    for number in range(MODULES - 2):
-        (project / f"schemas/more{number}.py").touch()
-    (project / "jobs/thing.py").write_text("\n" * LINES)
-    assert crowded(project) == []
-    (project / "schemas/last.py").touch()
-    (project / "jobs/thing.py").write_text("\n" * (LINES + 1))
-    (project / "pipeline/models/thing.py").write_text("def long():\n" + "    pass\n" * FUNCTION_LINES)
-    assert crowded(project) == ["schemas", "jobs/thing.py", "pipeline/models/thing.py: long"]
-
-
-def test_a_name_of_two_things_is_found(project: Path) -> None:
-    (project / "schemas/other.py").write_text("class Thing: pass\n")
-    (project / "pipeline/graph/thing.py").rename(project / "pipeline/graph/other_thing.py")
-    assert names_of_two_things(project) == ["thing"], "the clean project has it in every folder"
-    (project / "jobs/thing.py").write_text("class Thing: pass\n")
-    assert names_of_two_things(project) == ["thing", "Thing"]
 
 
 def test_a_stray_name_at_the_top_is_found() -> None:

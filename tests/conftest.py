@@ -19,6 +19,7 @@ import s3fs
 import torch
 from botocore.config import Config
 from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
 from pipeline.images.synthetic.scenes import write_corpus
@@ -35,6 +36,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "pipeline", "jobs", "schemas", "tests")
 """The files and folders that a wheel is built from, and the tests, which a wheel must not contain."""
 
+# An example's first call imports libraries, and a busy machine takes its time: no example has a deadline.
+settings.register_profile("camlake", deadline=None)
+settings.load_profile("camlake")
 torch.set_num_threads(1)
 logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's server logs every request
 

@@ -140,7 +140,7 @@ GRIDS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side
 
 
 class TestComponents:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(GRIDS)
     def test_are_those_of_a_flood_fill(self, grid):
         found = level_boxes(torch.from_numpy(grid)[None], torch.zeros(1, 1), components="all")
@@ -193,7 +193,7 @@ class TestAreas:
     def test_by_hand(self, rows, area):
         assert self.total(np.array(rows, np.float32)) == pytest.approx(area, abs=1e-12)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(
         hnp.arrays(
             np.float32,
@@ -204,7 +204,7 @@ class TestAreas:
     def test_above_and_below_make_the_whole_map(self, grid):
         assert self.total(grid) + self.total(-grid) == pytest.approx(grid.size, abs=1e-9)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(hnp.arrays(np.float32, (4, 5), elements=st.integers(-8, 8).map(lambda value: value + 0.5)))
     def test_are_the_limit_of_counting_pixels(self, grid):
         pixels = (upsampled(grid, (4 * 64, 5 * 64)) >= 0).mean() * 20
@@ -233,7 +233,7 @@ class TestAgainstOpenCV:
                 continue  # a bridge thinner than a pixel, or a tie
             assert np.abs(exact[large] - expected[large]).max() < 0.05
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(
         hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 8)),
         st.sampled_from([0.5, 1.5, 2.5, 4.5, 7.5]),
@@ -248,7 +248,7 @@ class TestAgainstOpenCV:
             inside = (found[:, :2] <= box[:2] + 1 / 16).all(axis=1) & (found[:, 2:] >= box[2:] - 1 / 16).all(axis=1)
             assert inside.any()
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(hnp.arrays(np.float32, (4, 5), elements=st.floats(-1, 1, width=32)), st.floats(0.05, 0.9))
     def test_turning_the_map_turns_the_box(self, grid, level):
         maps = torch.from_numpy(grid)[None]

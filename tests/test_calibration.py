@@ -33,7 +33,7 @@ def right_ones(columns: dict[str, np.ndarray], seed: int) -> np.ndarray:
     return rng.uniform(size=len(likely)) < likely
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(60, 300), st.integers(0, 1000))
 def test_no_other_weights_are_likelier(n: int, seed: int) -> None:
     """Where Σ log-loss + |w|²/2 of standardized features is least, its gradient is zero."""

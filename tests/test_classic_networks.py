@@ -158,7 +158,7 @@ def test_gmp_logits_are_weighted_sums_of_the_greatest_features(name: str) -> Non
         assert not torch.allclose(logits, maps.mean((2, 3)) + network.head.bias_of(every)), "no GAP"
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.sampled_from(sorted(SCALABLE)), st.sampled_from(["gap", "gmp"]), st.integers(1, 16), st.integers(1, 2000))
 def test_a_state_says_how_its_network_is_built(name: str, pooling: str, sixteenths: int, classes: int) -> None:
     if pooling not in registry.get(name).poolings:

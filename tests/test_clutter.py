@@ -19,7 +19,7 @@ def test_the_same_seed_gives_the_same_scene() -> None:
     assert one[3:] == other[3:]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 9), st.integers(0, 2**31), st.integers(48, 120))
 def test_a_scene_has_its_size_its_label_and_smaller_objects_of_other_classes(label: int, seed: int, side: int) -> None:
     scene = render_clutter(np.random.default_rng(seed), label, side, 0.5)

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pillow_heif
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -175,7 +175,6 @@ def exif(orientation: int) -> Image.Exif:
     return tags
 
 
-@settings(deadline=None)
 @given(orientation=st.sampled_from(sorted(UPRIGHT)), kind=st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP"]), alpha=...)
 def test_orientation(orientation: int, kind: str, alpha: bool) -> None:
     # Blocks of 8×8 pixels survive JPEG; a transparent picture takes the slow path.

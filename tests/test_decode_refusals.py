@@ -63,7 +63,6 @@ def with_thumbnail() -> bytes:
     return encoded(SMOOTH, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0" + encoded(RGB, "JPEG"))
 
 
-@settings(deadline=None)
 @given(cut=st.integers(3, len(with_thumbnail()) - 1))
 def test_a_cut_jpeg_is_truncated_unless_every_block_is_there(cut: int) -> None:
     data = with_thumbnail()
@@ -140,7 +139,7 @@ def outcome_of(data: bytes, limits: DecodeLimits = LIMITS) -> np.ndarray | Reaso
         return rejected.reason
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=damaged())
 def test_damage_never_raises_anything_but_a_rejection(data: bytes) -> None:
     outcome = outcome_of(data)

@@ -64,7 +64,7 @@ def test_each_component_has_its_own_mask(tmp_path):
     assert third == []
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.tuples(st.integers(1, 5), st.integers(1, 5)).flatmap(
         lambda wh: st.lists(arrays(np.uint8, wh, elements=st.integers(0, 255)), min_size=1, max_size=4)
@@ -117,7 +117,6 @@ def test_a_box_without_a_pixel_has_no_mask_and_leaves_the_others_theirs():
     assert empty is None
 
 
-@settings(deadline=None)
 @given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 1)))
 def test_the_component_is_the_one_that_reaches_furthest(crop):
     assume(crop.any())

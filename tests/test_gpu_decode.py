@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     plan=st.builds(
         ResizePlan,

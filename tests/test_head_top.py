@@ -189,7 +189,7 @@ class TestNeighbours:
 
 
 @given(st.integers(0, 30), st.integers(1, 7), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_groups_are_connected_components(n_rows, block, data):
     pairs = data.draw(st.lists(st.tuples(st.integers(0, max(0, n_rows - 1)), st.integers(0, max(0, n_rows - 1)))))
     pairs = [pair for pair in pairs if n_rows]

@@ -46,6 +46,26 @@ def test_conv_head_by_hand() -> None:
     assert (head.channels, head.classes) == (2, 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_conv_head_behind_a_short_trunk(dtype) -> None:
+    conv = nn.Conv2d(2, 2, 1)
+    # 1 + 2^-12 has too many bits for both types: the logits come from 1, the maps of chosen classes from the weight.
+    conv.weight.data = torch.tensor([[1 + 2**-12, -1.0], [-1.0, 1.0]])[..., None, None]
+    conv.bias.data = torch.tensor([0.0, 0.5])
+    head = ConvHead(conv)
+    short = head.behind_trunk_in(dtype)
+    assert head.behind_trunk_in(torch.float32) is head
+    assert short(FEATURES).logits.tolist() == [[1, 0], [1, 1.25]]
+    assert short(FEATURES).logits.dtype == short(FEATURES).pooled.dtype == torch.float32
+    assert short(FEATURES).pooled.tolist() == [[2, 1], [2, 2]]
+    class_ids = torch.tensor([[0], [1]])
+    assert short.class_maps(FEATURES, class_ids).tolist() == [[[[1 + 2**-12, 1 + 3 * 2**-12]]], [[[2.5, 0]]]]
+    most = ConvHead(conv, "gmp").behind_trunk_in(dtype)
+    assert most(FEATURES).logits.tolist() == [[1, 0], [2, 2.5]]
+    linear = LinearHead(linear_of([[1.0, 2.0]], [0.5]))
+    assert linear.behind_trunk_in(dtype) is linear, "little work, in float32"
+
+
 def test_normed_head_by_hand() -> None:
     norm = nn.LayerNorm(2, eps=0.0)
     norm.weight.data, norm.bias.data = torch.tensor([2.0, 1.0]), torch.tensor([1.0, -1.0])

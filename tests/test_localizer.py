@@ -6,10 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch import nn
 
 from pipeline.arrays.calibration import Calibration
 from pipeline.models.localize.box_rules import BoxRule
 from pipeline.models.localize.localizer import CamRule, Localizer
+from pipeline.models.networks.heads import ConvHead
+from pipeline.models.networks.network import CamNetwork
 from pipeline.models.weights.state_fitting import load_network
 from tests.hand_made import RULE, RUNTIME, answers, by_hand, decoded_table, stage_by_hand
 
@@ -112,6 +115,22 @@ class TestByHand:
         found = localize(network, picture((0, 0, 4, 0, 4)))
         assert found.finite.tolist() == [False]
         assert len(found.maps.image) == 0
+
+
+def test_a_convolution_over_all_classes_has_the_trunks_number_type():
+    network = by_hand([[0, 0, 0]] * 2)
+    conv = nn.Conv2d(3, 2, 1)
+    conv.weight.data = torch.tensor([[1 + 2**-12, 0, 0], [1, 0, 0]])[..., None, None]  # the same in bf16
+    conv.bias.data.zero_()
+    network = CamNetwork("conv", network.trunk, ConvHead(conv), network.preprocessing)
+    rule = CamRule(2, BoxRule("paper", (0.5,), 0.0))
+    red = torch.from_numpy(picture((0, 0, 8, 0, 8)))
+    exact, short = (
+        Localizer(network, rule, replace(RUNTIME, precision=precision))(red, [(8, 8)], [(4, 4)])
+        for precision in ("fp32", "bf16")
+    )
+    assert exact.top1_prob[0] > 0.5 == short.top1_prob[0]
+    assert short.maps.heat[0].max() > short.maps.heat[1].max(), "maps of chosen classes are float32"
 
 
 @pytest.mark.parametrize("resize_rows", [(4, 4), (2, 4)])

@@ -41,7 +41,7 @@ def test_run_lengths_that_do_not_fill_the_image_are_refused(counts: list[int]) -
         run_length_mask(counts, (2, 2))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(3, 9), st.floats(15, 40), st.floats(45, 60), st.floats(45, 60), st.integers(0, 99))
 def test_polygons_are_pycocotools_up_to_their_edge(n: int, radius: float, x: float, y: float, seed: int) -> None:
     angles = np.sort(np.random.default_rng(seed).uniform(0, 2 * np.pi, n))

@@ -147,7 +147,7 @@ OBJECTS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     OBJECTS, st.dictionaries(st.sampled_from("abcdefgh"), st.tuples(st.sampled_from([None, "1"]), st.integers(0, 1)))
 )

@@ -32,7 +32,7 @@ def around_all(maps, level):
     return torch.cat([found[:, :2].amin(dim=0), found[:, 2:].amax(dim=0)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     maps=arrays(np.float32, (5, 6), elements=st.floats(-4, 4, width=32)),
     threshold=st.floats(0.05, 0.95),

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.images.resize import ResizePlan, map_to_image_xyxy
@@ -64,7 +64,6 @@ def test_fit_places_the_image_top_left_and_pads_with_gray() -> None:
     assert (square[:, 32:] == 128).all()
 
 
-@settings(deadline=None)
 @given(plan=PLANS, height_px=SIDES_PX, width_px=SIDES_PX)
 def test_input_is_a_contiguous_square(plan: ResizePlan, height_px: int, width_px: int) -> None:
     square = plan.apply(picture(height_px, width_px))
@@ -77,7 +76,6 @@ def test_input_is_a_contiguous_square(plan: ResizePlan, height_px: int, width_px
     assert rows == plan.map_hw[0] or cols == plan.map_hw[1]
 
 
-@settings(deadline=None)
 @given(resize=st.sampled_from(["squash", "fit"]), height_px=st.integers(1, 127), width_px=st.integers(1, 127))
 def test_each_input_pixel_comes_back_to_where_it_was_seen(resize: str, height_px: int, width_px: int) -> None:
     """Each pixel holds its own x and y, so an input pixel shows where it came from: there its cell must map back to."""

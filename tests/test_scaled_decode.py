@@ -82,7 +82,7 @@ def test_upright_and_scaled(orientation: int) -> None:
     np.testing.assert_allclose(image.pixels, cv2.resize(full.pixels, image.pixels.shape[1::-1]), atol=12)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(height=st.integers(65, 300), width=st.integers(65, 300), least=st.integers(9, 64))
 @example(height=235, width=247, least=60)
 @example(height=186, width=261, least=57)

@@ -34,7 +34,7 @@ def test_ten_classes_each_a_drawing_inside_its_frame() -> None:
             assert np.abs(part.outline).max() + part.width / 2 <= 1.05, name
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 9), st.integers(0, 2**31), st.integers(64, 300), st.integers(64, 300))
 def test_boxes_are_whole_pixels_inside_the_picture(label: int, seed: int, height: int, width: int) -> None:
     scene = render_scene(_rng(seed), label, (height, width))

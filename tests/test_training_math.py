@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -52,7 +52,6 @@ def test_losses_by_hand():
     assert image_losses(logits, target, True).tolist() == pytest.approx([(-math.log(0.75) + math.log(2)) / 2])
 
 
-@settings(deadline=None)  # The first call imports scikit-learn.
 @given(st.integers(1, 12), st.integers(1, 3), st.integers(0, 10_000))
 def test_mean_average_precision_by_the_definition(n_images, n_classes, seed):
     rng = np.random.default_rng(seed)

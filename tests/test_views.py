@@ -103,7 +103,7 @@ def test_crops_overlap_by_hand():
     torch.testing.assert_close(canvas.lay(only)[0, 0, 0, 7], own[0, 0, 0, 6] / 4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     tta=TTAS,
     scales=st.lists(st.sampled_from((0.25, 0.5, 1.0, 1.37, 2.0)), min_size=1, max_size=3, unique=True),
@@ -118,7 +118,7 @@ def test_a_constant_stays_constant_and_every_cell_is_seen(tta, scales, side, cel
         assert part.shape == (1, view.side_px, view.side_px, 3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     tta=TTAS,
     scales=st.lists(st.sampled_from((0.5, 1.0, 1.5)), min_size=1, max_size=2, unique=True),

@@ -31,7 +31,7 @@ def as_the_protocol_says(files: list[bytes]) -> np.ndarray:
     return np.stack([grey > 0.5 for grey in sized]).any(axis=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(GREYS, min_size=1, max_size=3), GREYS, hnp.arrays(np.uint8, (5, 7)))
 def test_pxap_of_an_image_is_that_of_its_pixels(masks: list[np.ndarray], ignored: np.ndarray, heat: np.ndarray) -> None:
     fs = MemoryFileSystem()

@@ -1,8 +1,8 @@
 """The codec of the table ``feature_maps``: all feature maps of an image in 2, 3 or 4 bits a value.
 
 A code is q = n · f / max_xy f, rounded, for each image and each channel, with n = 2^b − 1 steps. Codes of 3 bits have
-the room of 4: n = 7 · √(max_xy f / m), from 1 to 15, where m is the mean of the maxima of the image's channels that are
-not zero. So channels of large values get more steps, at about the same bytes. A decoded map is
+the room of 4: n = 7 · (max_xy f / m)^0.8, from 1 to 15, where m is the mean of the maxima of the image's channels that
+are not zero. So channels of large values get more steps, at about the same bytes. A decoded map is
 
     f̂_k = F_k · q_k / mean_xy(q_k),    F_k = mean_xy f_k, the image's row in ``features``.
 
@@ -45,10 +45,11 @@ def encode(maps: Tensor, bits: int) -> Tensor:
     steps = torch.full_like(peak, 2**bits - 1)
     if 2**bits - 1 < most:
         mean = peak.sum(1, keepdim=True) / (peak > 0).sum(1, keepdim=True).clamp_min(1)
-        steps = (steps * (peak / mean).sqrt()).round().clamp(1, most)
+        steps = (steps * (peak / mean).pow(_STEPS_EXPONENT)).round().clamp(1, most)
     codes = (maps * (steps / peak.clamp_min(_LEAST_PEAK))).add_(0.5)
+    # A code is at most its channel's steps, so that nothing is to be cut off; the conversion drops the fraction.
     # On a CPU PyTorch converts to int8 ten times as fast as to uint8.
-    return pack(codes.nan_to_num_(0.0).clamp_(0, most).to(torch.int8).flatten(1).view(torch.uint8), bits)
+    return pack(codes.to(torch.int8).flatten(1).view(torch.uint8), bits)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -135,6 +136,13 @@ def head_maps(
     return maps.reshape(images, classes, *map_hw)
 
 
+_STEPS_EXPONENT = 0.8
+"""Between 0, where each channel has as many steps, and 1, where each step is as high.
+
+Chosen on the first halves of ilsvrc300 and coco60, with MobileNetV2 and 3 bits: with 0.8 the boxes of heads fitted
+later have a median IoU of .984 and .983 with the exact ones, for 12,430 bytes of codes an image; with 0.5 they have
+.981 and .977 for 12,120 bytes, with 1 .985 and .982 for 12,580 bytes.
+"""
 _LEAST_PEAK = 1e-30
 """A channel without a greater value counts as zero; the quotient of its codes would not be finite."""
 AT_ONCE = 4

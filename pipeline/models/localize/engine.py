@@ -48,12 +48,13 @@ class Engine:
         self.device = torch.device(runtime.device)
         if runtime.device == "cpu":
             keep_freed_memory()
-        precision = resolve_precision(runtime.precision, runtime.device)
+        self.dtype = DTYPES[resolve_precision(runtime.precision, runtime.device)]
+        """The number type in which the trunk computes."""
         # By default PyTorch runs float32 convolutions on CUDA in TF32; trunks and some heads have convolutions.
         torch.backends.cudnn.allow_tf32 = False
         # The sizes of the batches hardly change, so trying cuDNN's algorithms once for each of them pays.
         torch.backends.cudnn.benchmark = True
-        features = _Features(network, DTYPES[precision], stride16)
+        features = _Features(network, self.dtype, stride16)
         features.to(self.device).to(memory_format=torch.channels_last).requires_grad_(False)
         self._batch_size = runtime.batch_size if runtime.compile else None
         self._eager = features

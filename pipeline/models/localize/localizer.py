@@ -75,8 +75,8 @@ class Localizer:
     """A network on a device, with a method for its maps and a rule for its boxes.
 
     In fp32 on CPU the results of an image do not depend on the other images of its batch, except for the rounding of
-    sums. The head, the maps and the boxes are computed in float32, whatever the number type of the trunk. Several
-    threads may use one object at the same time.
+    sums. The maps and the boxes are computed in float32, whatever the number type of the trunk; so is the head, but for
+    the convolution of a ConvHead over all classes. Several threads may use one object at the same time.
     """
 
     def __init__(
@@ -103,7 +103,8 @@ class Localizer:
         tensor = foreground.card.tensor if foreground else None
         self._engine = Engine(network.eval(), runtime, tensor)
         box_head = network.box_head.to(runtime.device) if network.box_head else None
-        self._method = METHODS[method](self._engine, network.head.to(runtime.device), box_head)
+        head = network.head.to(runtime.device).behind_trunk_in(self._engine.dtype)
+        self._method = METHODS[method](self._engine, head, box_head)
         map_hw = functools.partial(METHODS[method].map_hw, network)
         self._views = plan_views(views or make_views(network.preprocessing.image_size), map_hw)
         self._canvas = Canvas(self._views, map_hw, runtime.device)

@@ -50,11 +50,12 @@ def _plain(setup: Setup) -> Callable[[], object]:
 def _engine(setup: Setup, threads: int) -> Callable[[], object]:
     network = load(setup.model, setup.weights)[0].eval()
     engine = Engine(network, Runtime("cpu", setup.precision, compile=False, threads=threads, batch_size=BATCH))
+    head = network.head.behind_trunk_in(engine.dtype)
     side = network.preprocessing.image_size
     pixels = torch.randint(0, 256, (BATCH, side, side, 3), dtype=torch.uint8)
 
     def run() -> object:
         with torch.inference_mode():
-            return network.head(engine(pixels)).logits
+            return head(engine(pixels)).logits
 
     return run

@@ -8,7 +8,7 @@ from pipeline.storage.inputs.folders import refuse_missing
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.box_rules import Combination
-from schemas.options.config import StorageConfig, option, required
+from schemas.options.config import StorageConfig, file_option, option, required
 from schemas.options.network_names import NetworkLayers
 from schemas.url_secrets import safe_url
 
@@ -23,10 +23,10 @@ class ForegroundConfig(NetworkLayers):
     input: str = required("photographs: any input that `camlake annotate` reads")
     out: str = required("the file to write, *.safetensors, for `camlake annotate --foreground`", flag=True)
     model: str | None = option(None, "network by name; default: as for `camlake annotate`", "Network")
-    weights: str = option("DEFAULT", "its weights: as for `camlake annotate`", "Network")
-    labels: str | None = option(None, "file of class names, one a line or a JSON list", "Network")
+    weights: str = file_option("DEFAULT", "its weights: as for `camlake annotate`", "Network")
+    labels: str | None = file_option(None, "file of class names, one a line or a JSON list", "Network")
     image_size: int | None = option(None, "side of the network's input; default: its own", "Network", ge=32, le=4096)
-    truth: str | None = option(
+    truth: str | None = file_option(
         None, "true boxes, as for `camlake evaluate`: they choose the rule and check it", "Truth"
     )
     combination: Combination | None = option(

@@ -9,10 +9,12 @@ import pytest
 
 from jobs.terminal.console import Screen
 from jobs.terminal.dry_run import print_estimate
+from jobs.terminal.program import make_app
 from jobs.verify import run as verify
 from pipeline.annotate.input_plan import refuse_at_once
 from pipeline.graph.annotate.driver import annotate
 from pipeline.images.synthetic.scenes import write_corpus
+from pipeline.storage.filesystems import refuse_missing_files
 from pipeline.storage.lake.records import refuse_no_output
 from schemas.errors import InputError, StoreError
 from schemas.options.annotate import AnnotateConfig
@@ -79,10 +81,10 @@ OF_NOTHING = {
     "annotate {0} --out {0}/out": HEAVY - {"duckdb"},
     "train {0} --out {0}/out": HEAVY,
     "foreground {0} --out {0}.safetensors": HEAVY,
-    "evaluate {0} --truth truth.csv": HEAVY,
+    "evaluate {0} --truth {1}": HEAVY,
     "rebox {0} --out {0}/out": HEAVY,
-    "localize {0} --head h.safetensors --out {0}/out": HEAVY,
-    "head fit {0} --labels l.csv --out h.safetensors": HEAVY,
+    "localize {0} --head {1} --out {0}/out": HEAVY,
+    "head fit {0} --labels {1} --out h.safetensors": HEAVY,
     "head top {0} --channel 1": HEAVY,
     "neighbours {0} --of x": HEAVY,
     "export {0} {0}-coco --to coco": HEAVY,
@@ -98,7 +100,14 @@ OF_NOTHING = {
 
 @pytest.mark.parametrize("line", OF_NOTHING)
 def test_a_verb_of_nothing_imports_nothing_heavy_and_makes_nothing(tmp_path, line):
-    words = line.format(tmp_path / "no-such").split()
+    said, loaded = said_and_loaded(line.format(tmp_path / "no-such", ROOT / "README.md").split())
+    assert not OF_NOTHING[line] & loaded
+    assert re.search(r"^camlake: (no input at )?\S+/no-such: (no camlake output here|neither a file nor a)", said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def said_and_loaded(words):
+    """Run a command that fails with status 1; return what it said and the modules that it had imported."""
     code = (
         "import sys; from jobs.terminal.program import make_app\n"
         f"try: make_app({words[0]!r})({words!r})\n"
@@ -106,11 +115,50 @@ def test_a_verb_of_nothing_imports_nothing_heavy_and_makes_nothing(tmp_path, lin
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     status, *loaded = ended.stdout.split()
-    assert (status, OF_NOTHING[line] & set(loaded)) == ("1", set())
-    assert re.search(
-        r"^camlake: (no input at )?\S+/no-such: (no camlake output here|neither a file nor a)", ended.stderr
-    )
-    assert list(tmp_path.iterdir()) == []
+    assert status == "1"
+    return ended.stderr, set(loaded)
+
+
+FILES = {
+    "annotate {0} --out {1} --dry-run": "weights labels head classes calibration foreground cluster prices",
+    "rebox {0} --out {1}": "classes calibration foreground",
+    "localize {0} --out {1} --head README.md": "head classes calibration foreground",
+    "evaluate {0} --truth README.md": "truth masks labels",
+    "report {0}": "truth",
+    "head fit {0} --out {1}.safetensors": "labels",
+    "head apply {0} --out {1}.csv": "head",
+    "train {0} --out {1} --supervision boxes": "boxes val labels weights",
+    "foreground {0} --out {1}.safetensors": "weights labels truth",
+}
+"""The options that name a file or folder to read."""
+
+
+@pytest.mark.parametrize(("line", "name"), [(line, name) for line, names in FILES.items() for name in names.split()])
+def test_a_file_that_an_option_names_and_that_is_not_there(tmp_path, capsys, line, name):
+    write_corpus(tmp_path, 1, seed=1, size_hw=(48, 48))
+    words = [*line.format(tmp_path / "images", tmp_path / "out").split(), f"--{name}", f"{tmp_path}/no-such.csv"]
+    with pytest.raises(SystemExit, match="1"):
+        make_app(words[0])(words)
+    assert capsys.readouterr().err == f"camlake: --{name} {tmp_path}/no-such.csv: not found\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_such_a_file_is_looked_for_before_anything_heavy_is_imported(tmp_path):
+    words = ["annotate", str(tmp_path), "--out", str(tmp_path / "out"), "--classes", str(tmp_path / "no-such.csv")]
+    said, loaded = said_and_loaded(words)
+    assert said == f"camlake: --classes {tmp_path}/no-such.csv: not found\n"
+    assert not HEAVY & loaded
+
+
+def test_files_of_a_store(s3, tmp_path):
+    bucket = s3.bucket()
+    s3.client.put_object(Bucket=bucket, Key="folder/there.csv", Body=b"x")
+    there = {"--a": f"s3://{bucket}/folder/there.csv", "--b": f"s3://{bucket}/folder", "--c": f"s3://{bucket}/*.csv"}
+    refuse_missing_files(there, s3.storage)
+    with pytest.raises(InputError, match=r"^--d s3://\S+/folder/gone.csv: not found$"):
+        refuse_missing_files({**there, "--d": f"s3://{bucket}/folder/gone.csv"}, s3.storage)
+    down = StorageConfig(endpoint_url="http://127.0.0.1:9")
+    refuse_missing_files({"--e": f"s3://{bucket}/folder/there.csv"}, down)  # The verb tries longer, and says so.
 
 
 def test_verify_looks_at_a_private_output_with_credentials_though_its_input_is_public(ceph):

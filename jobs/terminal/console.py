@@ -19,8 +19,9 @@ from pydantic.fields import FieldInfo
 
 from jobs.terminal.screen import Screen
 from pipeline.annotate.stopping import raising_at_sigterm
+from pipeline.storage.filesystems import refuse_missing_files
 from schemas.errors import CamlakeError, Stopped, UsageError
-from schemas.options.config import JobConfig
+from schemas.options.config import JobConfig, StorageConfig
 from schemas.url_secrets import shown_value, without_secrets
 
 __all__ = ["APP_OPTIONS", "Screen", "main", "read_config", "reported_errors", "verb"]
@@ -53,7 +54,10 @@ def verb(
             if log_format not in {"text", "json"}:
                 raise UsageError(f"--log-format {shown_value(log_format)}: allowed: text, json")
             given = {key: value for key, value in flags.items() if value is not None}
-            run(config_class.resolve({**read_config(file), **given}), screen)
+            config = config_class.resolve({**read_config(file), **given})
+            if isinstance(config, StorageConfig) and (files := config.read_files()):
+                refuse_missing_files(files, config)
+            run(config, screen)
 
     command.__name__ = name
     command.__doc__ = f"{about}\n\nExample: {example}"

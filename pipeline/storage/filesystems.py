@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import fsspec
@@ -182,3 +183,19 @@ def read_url(url: str, storage: StorageConfig) -> bytes:
     fs, path = connect(url, storage)
     with store_errors(f"{safe_url(url)} can't be read", InputError):
         return read_object(fs, path)
+
+
+def refuse_missing_files(files: Mapping[str, str], storage: StorageConfig) -> None:
+    """Raise InputError for the first of the ``files``, by the option that names it, that is not there.
+
+    A store that can't be asked now is left to the verb, which tries longer. Patterns are left to it too.
+    """
+    for flag, url in files.items():
+        fs, path = connect(url, storage)
+        try:
+            fs.info(path)
+        except FileNotFoundError as error:
+            if not any(sign in path for sign in "*?[{"):
+                raise InputError(f"{flag} {safe_url(url)}: not found") from error
+        except Exception:  # Whatever else the store says, the verb meets it too and says it.
+            continue

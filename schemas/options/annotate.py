@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from schemas.input_options import InputKind, InputOptions
 from schemas.options.box_rules import HEURISTIC_CLASSES, PAPER_THRESHOLD, BoxConfig
-from schemas.options.config import COMMA_SEPARATED, WEB_URL, Device, Precision, option, required
+from schemas.options.config import COMMA_SEPARATED, WEB_URL, Device, Precision, file_option, option, required
 from schemas.options.network_names import NetworkLayers
 from schemas.tables import FeatureType, optional_tables
 from schemas.url_secrets import shown_value
@@ -56,7 +56,7 @@ class AnnotateConfig(NetworkLayers, BoxConfig):
         " default: the one that the weights' card names, or resnet50",
         "Network",
     )
-    weights: str = option(
+    weights: str = file_option(
         "DEFAULT", "published name, or safetensors or state-dict file, or its folder/, at any URL", "Network"
     )
     weights_key: str | None = option(
@@ -65,14 +65,14 @@ class AnnotateConfig(NetworkLayers, BoxConfig):
         " where there are any",
         "Network",
     )
-    labels: str | None = option(
+    labels: str | None = file_option(
         None,
         "file of class names, one a line or a JSON list, or a JSON object between numbers and names; of a network with"
         " one logit the positive class's name, or the negative's and the positive's",
         "Network",
     )
 
-    head: str | None = option(
+    head: str | None = file_option(
         None,
         "file of `camlake head fit` on this network's features: its classes take the place of the network's own",
         "Localization",
@@ -84,7 +84,7 @@ class AnnotateConfig(NetworkLayers, BoxConfig):
         ge=1,
         le=1000,
     )
-    classes: str | None = option(
+    classes: str | None = file_option(
         None,
         "CSV or Parquet that names classes for each image, or what else `evaluate --truth` reads; they get maps and"
         " boxes beside the top-k; done images keep what they have",
@@ -97,7 +97,7 @@ class AnnotateConfig(NetworkLayers, BoxConfig):
         " were trained with boxes",
         "Localization",
     )
-    calibration: str | None = option(
+    calibration: str | None = file_option(
         None,
         "output with boxes of the same network and rule that `evaluate --calibrate` was run on, for box_score; default:"
         " OUT itself",
@@ -205,10 +205,10 @@ class AnnotateConfig(NetworkLayers, BoxConfig):
         None, "keep the run's figures for Prometheus in this local file, for node_exporter's textfile collector", "Run"
     )
     dry_run: bool = option(False, "print the resolved plan and an estimate, write nothing", "Run")
-    cluster: str | None = option(
+    cluster: str | None = file_option(
         None, "Ray cluster file like cluster.yaml for the dry run: what it would take there, all workers up", "Run"
     )
-    prices: str | None = option(
+    prices: str | None = file_option(
         None, "YAML or JSON file for the dry run: per_hour of the cluster, or of each instance type; currency", "Run"
     )
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.options.config import COMMA_SEPARATED, LeaseConfig, option
+from schemas.options.config import COMMA_SEPARATED, LeaseConfig, file_option, option
 
 BoxRuleName = Literal["auto", "paper", "heuristic", "all-components"]
 Combination = Literal["sumprod", "product", "sum"]
@@ -63,7 +63,7 @@ class BoxConfig(LeaseConfig):
         ge=0,
         le=1,
     )
-    foreground: str = option(
+    foreground: str = file_option(
         "auto",
         "figure/ground map that carves boxes out of the class maps: a file of `camlake foreground`; off; auto: with"
         " --box-rule auto the installed one of these weights, or one learned from the first images, if it is stable",

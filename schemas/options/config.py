@@ -60,9 +60,17 @@ def option(default: Any, about: str, group: str, **limits: Any) -> Any:
     return Field(default, description=about, json_schema_extra={"group": group}, **limits)
 
 
-def required(about: str, *, flag: bool = False) -> Any:
-    """Declare a configuration field that has no default: an argument of the command, or with ``flag`` an option."""
-    return Field(description=about, json_schema_extra={"group": "Options", "flag": flag})
+def file_option(default: Any, about: str, group: str) -> Any:
+    """Declare a field with the file or folder that the verb reads; a mere word may stand for something else."""
+    return Field(default, description=about, json_schema_extra={"group": group, "reads": True})
+
+
+def required(about: str, *, flag: bool = False, reads: bool = False) -> Any:
+    """Declare a configuration field that has no default: an argument of the command, or with ``flag`` an option.
+
+    ``reads``: as in ``file_option``.
+    """
+    return Field(description=about, json_schema_extra={"group": "Options", "flag": flag, "reads": reads})
 
 
 def argument(default: Any, about: str) -> Any:
@@ -91,6 +99,15 @@ class JobConfig(BaseModel):
         """Return whether the field is a positional argument of the command."""
         extra = cls.model_fields[name].json_schema_extra
         return isinstance(extra, dict) and extra.get("flag") is False
+
+    def read_files(self) -> dict[str, str]:
+        """Return the files and folders that options name for reading, by the option's name on the command line."""
+        found = {}
+        for name, field in type(self).model_fields.items():
+            extra, value = field.json_schema_extra, getattr(self, name)
+            if isinstance(extra, dict) and extra.get("reads") and value and ("." in value or "/" in value):
+                found[self._shown(name)] = value
+        return found
 
     @classmethod
     def _first_problem(cls, error: ValidationError) -> str:

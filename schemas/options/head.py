@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from schemas.options.config import StorageConfig, option, required
+from schemas.options.config import StorageConfig, file_option, option, required
 from schemas.url_secrets import safe_url
 
 HeadAction = Literal["fit", "show", "apply", "top"]
@@ -30,7 +30,7 @@ class HeadConfig(StorageConfig):
         " of OUT by a head or by one feature"
     )
     place: str = required("An output of `camlake annotate` with features; for show a file of `camlake head fit`")
-    labels: str | None = option(
+    labels: str | None = file_option(
         None,
         "fit: CSV, Parquet or JSONL with a column uri or image_id and a column label; several labels by ; or in several"
         " rows, none for an image of no class; of a single class, other images count as those without it;"
@@ -43,7 +43,7 @@ class HeadConfig(StorageConfig):
         " their maps and boxes, *.html",
         "Options",
     )
-    head: str | None = option(None, "apply, top: a file of `camlake head fit`", "Options")
+    head: str | None = file_option(None, "apply, top: a file of `camlake head fit`", "Options")
     channel: int | None = option(None, "top: the number of a feature, from 0, in the place of a head", "Options", ge=0)
     images: int = option(24, "top: how many images", "Options", ge=1, le=1000)
     kind: Literal["logistic", "svm"] = option("logistic", "fit: logistic regression or linear SVM", "Options")

@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from schemas.options.annotate import Engine
 from schemas.options.box_rules import HEURISTIC_CLASSES
-from schemas.options.config import option, required
+from schemas.options.config import file_option, option, required
 from schemas.options.rebox import ReboxConfig
 
 HEAD = "head"
@@ -18,9 +18,9 @@ class LocalizeConfig(ReboxConfig):
 
     labels: str = required("An output of `camlake annotate` with features and feature_maps: any fsspec URL")
     out: str = required("where images, boxes, heatmaps and quarantine go: any fsspec URL", flag=True)
-    head: str = required("a file of `camlake head fit`", flag=True)
+    head: str = required("a file of `camlake head fit`", flag=True, reads=True)
     model: str | None = option(None, "which model's rows of LABELS; default: those of the head's backbone", "Options")
-    calibration: str | None = option(
+    calibration: str | None = file_option(
         None,
         "output with boxes of the same head and rule that `evaluate --calibrate` was run on, for box_score; default:"
         " OUT itself",

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from schemas.options.config import LeaseConfig, StorageConfig, argument, option, required
+from schemas.options.config import LeaseConfig, StorageConfig, argument, file_option, option, required
 
 
 class VerifyConfig(LeaseConfig):
@@ -58,7 +58,7 @@ class ReportConfig(StorageConfig):
     pictures: int = option(
         120, "how many pictures the page shows: a sample over classes, scores and box sizes", "Options", ge=0, le=500
     )
-    truth: str | None = option(None, "file of true boxes to draw beside the found ones", "Options")
+    truth: str | None = file_option(None, "file of true boxes to draw beside the found ones", "Options")
     model: str | None = option(None, "which model's rows; default: the newest run's", "Options")
 
 
@@ -80,11 +80,12 @@ class EvaluateConfig(StorageConfig):
         " XML or wsolevaluation text files; masks, for PxAP: in COCO JSON, or in files that wsolevaluation's"
         " localization.txt names (image,mask,ignore)",
         flag=True,
+        reads=True,
     )
-    masks: str | None = option(
+    masks: str | None = file_option(
         None, "folder under which wsolevaluation's mask files lie; default: the folder of TRUTH", "Options"
     )
-    labels: str | None = option(
+    labels: str | None = file_option(
         None,
         "file that tells which class of the network a label of the truth means: one class a line, in the order of the"
         " class ids, called by the whole line or, as in ILSVRC's LOC_synset_mapping.txt, by its first word",

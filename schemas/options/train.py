@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from schemas.options.config import Device, LeaseConfig, Precision, option, required
+from schemas.options.config import Device, LeaseConfig, Precision, file_option, option, required
 from schemas.options.network_names import NetworkLayers
 
 Supervision = Literal["labels", "boxes"]
@@ -28,7 +28,7 @@ class TrainConfig(NetworkLayers, LeaseConfig):
         " `camlake annotate --method regress`",
         "Data",
     )
-    boxes: str | None = option(
+    boxes: str | None = file_option(
         None,
         "true boxes for --supervision boxes, in any form that `camlake evaluate --truth` takes; default: columns xmin,"
         " ymin, xmax, ymax of INPUT",
@@ -39,9 +39,11 @@ class TrainConfig(NetworkLayers, LeaseConfig):
         "how these boxes mean xmax and ymax: half-open, or the last pixel inside (ILSVRC, wsolevaluation)",
         "Data",
     )
-    val: str | None = option(None, "validation images, in the same form as INPUT; default: a part of INPUT", "Data")
+    val: str | None = file_option(
+        None, "validation images, in the same form as INPUT; default: a part of INPUT", "Data"
+    )
     val_share: float = option(0.1, "without --val: share of the images kept for validation", "Data", ge=0, lt=1)
-    labels: str | None = option(
+    labels: str | None = file_option(
         None, "file of class names that says their order, one a line or a JSON list; default: sorted", "Data"
     )
     max_pixels: int = option(100_000_000, "leave out images with more pixels", "Data", ge=1)
@@ -65,7 +67,7 @@ class TrainConfig(NetworkLayers, LeaseConfig):
         "Network",
         gt=0,
     )
-    weights: str = option(
+    weights: str = file_option(
         "DEFAULT",
         "what training starts from: a published name of the weights, at any URL a weights file or its folder/, or none",
         "Network",

@@ -8,8 +8,7 @@ from typing import Any, Literal, cast
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.lake.lease_holder import Holder, newest_holder
-from pipeline.storage.lake.records import load_runs
-from schemas.errors import StoreError
+from pipeline.storage.lake.records import load_runs, no_output
 from schemas.runs import RunManifest
 
 State = Literal["running", "dead", "complete", "interrupted"]
@@ -82,7 +81,7 @@ def list_runs(fs: AbstractFileSystem, root: str, now: datetime | None = None) ->
     """
     holder, runs = newest_holder(fs, root), load_runs(fs, root)
     if not runs and holder is None:
-        raise StoreError(f"{root}: no camlake output here (no _runs/<run_id>/manifest.json)")
+        raise no_output(fs.unstrip_protocol(root))
     return [row_of(run, holder, now or datetime.now(UTC)) for run in runs], holder
 
 

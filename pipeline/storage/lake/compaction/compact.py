@@ -30,12 +30,13 @@ from pipeline.storage.lake.records import (
     counted_commits,
     load_compactions,
     load_runs,
+    no_output,
     settle_compactions,
     write_record,
 )
 from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.patience import PATIENCE
-from schemas.errors import StoreError, UsageError
+from schemas.errors import UsageError
 from schemas.runs import DIGEST_BYTES, CommitRecord, Compaction, DataFile, RunManifest
 
 SMALL_SHARE = 0.5
@@ -82,7 +83,7 @@ def compact(
         remove_leftovers(fs, root, lease.generation)
         runs = load_runs(fs, root)
         if not runs:
-            raise StoreError(f"{root}: no camlake output here (no _runs/<run_id>/manifest.json)")
+            raise no_output(fs.unstrip_protocol(root))
         models = sorted({run.model for run in runs if run.files})
         if unknown := sorted(wanted.expiry.models.difference(models)):
             raise UsageError(f"--expire-model {unknown[0]!r}: this output has {', '.join(models) or 'none'}")

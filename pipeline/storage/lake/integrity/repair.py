@@ -28,6 +28,7 @@ from pipeline.storage.lake.records import (
     committed_files,
     load_runs,
     manifest_path,
+    no_output,
     with_commits,
     with_compactions,
     write_record,
@@ -50,7 +51,7 @@ def repair(fs: AbstractFileSystem, root: str, wait_s: float = 0.0, say: Callable
     with lease_when_free(fs, root, new_run_id(), wait_s, say):
         documents = read_documents(fs, root)
         if not documents:
-            raise StoreError(f"{root}: no camlake output here (no _runs/<run_id>/manifest.json)")
+            raise no_output(fs.unstrip_protocol(root))
         compactions, undone = sound_compactions(fs, root)
         kept, said = _sound_commits(fs, root, documents, compactions)
         runs = _bases(documents, kept)

@@ -32,9 +32,8 @@ from pipeline.storage.lake.integrity.row_checks import (
 )
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import committed_views, file_urls, same_version
-from pipeline.storage.lake.records import committed_files, load_runs, with_compactions
+from pipeline.storage.lake.records import committed_files, load_runs, no_output, with_compactions
 from pipeline.storage.lake.whole_objects import list_data_files
-from schemas.errors import StoreError
 from schemas.runs import DataFile, RunManifest
 from schemas.tables import PLAN, optional_tables
 
@@ -83,7 +82,7 @@ def verify(fs: AbstractFileSystem, root: str) -> VerifyReport:
     """
     documents = read_documents(fs, root)
     if not documents:
-        raise StoreError(f"{root}: no camlake output here (no _runs/<run_id>/manifest.json)")
+        raise no_output(fs.unstrip_protocol(root))
     compactions, unreadable = read_compactions(fs, root)
     runs = with_compactions([one.run for one in documents if one.run], compactions)
     lost = {one.run_id for one in documents if not one.run}
@@ -204,7 +203,7 @@ def compare_input(fs: AbstractFileSystem, root: str, batches: Iterable[pa.Record
     """
     runs = load_runs(fs, root)
     if not runs:
-        raise StoreError(f"{root}: no camlake output here (no _runs/<run_id>/manifest.json)")
+        raise no_output(fs.unstrip_protocol(root))
     files = committed_files([run for run in runs if run.model == runs[-1].model])
     with committed_views(fs, root, files) as con:
         con.register("batches", pa.RecordBatchReader.from_batches(PLAN, batches))

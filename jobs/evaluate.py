@@ -24,6 +24,7 @@ def run(config: EvaluateConfig, screen: Screen) -> None:
     from pipeline.outputs.score_files import write_scores
     from pipeline.storage.lake.calibrations import write_calibration
     from pipeline.storage.lake.layout import LakePaths
+    from pipeline.storage.lake.query import damage_said
     from pipeline.storage.lake.records import committed_settings
     from pipeline.storage.lake.whole_objects import read_whole
     from pipeline.storage.truth.class_names import read_class_names
@@ -33,7 +34,7 @@ def run(config: EvaluateConfig, screen: Screen) -> None:
     names = read_class_names(config.labels, config) if config.labels else None
     truth, masks = read_truth(config.truth, config, names), read_masks(config.truth, config, config.masks)
     fs, root = connect(config.out, config)
-    with open_lake(config.out, config) as lake:
+    with damage_said(safe_url(config.out)), open_lake(config.out, config) as lake:
         run = lake.run_of(config.model)
         classes = run.lineage.classes
         if names and len(names.texts) != classes:

@@ -5,6 +5,7 @@ from pipeline.outputs.export.export_formats import format_names
 from pipeline.storage.lake.records import refuse_no_output
 from schemas.options.config import required
 from schemas.options.export import ExportConfig
+from schemas.url_secrets import safe_url
 
 
 class ExportOptions(ExportConfig):
@@ -20,9 +21,10 @@ def run(config: ExportConfig, screen: Screen) -> None:
     from pipeline.outputs.export.export_pictures import LEFT_OUT
     from pipeline.outputs.export.writer import image_mode
     from pipeline.outputs.reader import open_lake
+    from pipeline.storage.lake.query import damage_said
 
     image_mode(config.to, config)  # Wrong options are said before the output is read.
-    with open_lake(config.out, config) as lake:
+    with damage_said(safe_url(config.out)), open_lake(config.out, config) as lake:
         opened = open_export(lake, config, screen.say)
         screen.say(
             f"{opened.boxes} boxes of {len(opened.job.classes.chosen)} classes in {opened.images} images;"

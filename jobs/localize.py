@@ -49,8 +49,8 @@ def localize(config: LocalizeConfig, screen: Screen) -> RunManifest:
         screen.say(f"run {opened.run.manifest.run_id}", run_id=opened.run.manifest.run_id)
         screen.say(f"{counts.listed} inputs in {opened.source.url}, {counts.already_done} done, {counts.planned} to do")
         screen.say(f"{len(classes)} classes of {opened.head.card.model}, as {opened.run.manifest.model}")
-        if opened.source.run.settings.get("foreground", "off") != "off" and opened.source.foreground is None:
-            screen.say("boxes come from class maps alone: no figure/ground maps are stored for them, or wanted")
+        if opened.source.says_without_figures:
+            screen.say(opened.source.says_without_figures)
         if opened.run.calibration is None:
             screen.say(f"no calibration of this head: box_score is class_prob × {opened.right_share:g}, an assumption")
         with screen.progress("localizing", counts.planned) as advance:

@@ -35,6 +35,8 @@ def rebox(config: ReboxConfig, screen: Screen) -> RunManifest:
         screen.say(f"{counts.listed} inputs in {opened.source.url}, {counts.already_done} done, {counts.planned} to do")
         if opened.left_out_of_classes:
             screen.say(opened.left_out_of_classes)
+        if opened.source.says_without_figures:
+            screen.say(opened.source.says_without_figures)
         if opened.run.calibration is None:
             screen.say(f"no calibration of this rule: box_score is class_prob × {opened.right_share:g}")
         with screen.progress("reboxing", counts.planned) as advance:

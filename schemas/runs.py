@@ -181,6 +181,14 @@ class Counts(Record):
         files = f"{self.skipped_files} {'file' if self.skipped_files == 1 else 'files'}"
         return f"skipped {files} as no images: {say_kinds(self.skipped_by_kind)}" if self.skipped_by_kind else ""
 
+    @property
+    def duplicates_sentence(self) -> str:
+        """Return a line with the number of inputs that were listed again; empty where each was listed once."""
+        if not self.duplicates:
+            return ""
+        again = f"{self.duplicates} {'input is' if self.duplicates == 1 else 'inputs are'} listed again"
+        return f"{again}: what is listed twice counts once, the first time (a member of a shard the last time)"
+
 
 class RunSummary(Record):
     """What the work of a run took; earlier versions wrote none."""

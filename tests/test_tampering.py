@@ -217,7 +217,9 @@ def test_a_file_that_camlake_did_not_write_is_left_and_named(local):
     local.fs.pipe_file(notes, b"mine")
     repair(local.fs, local.root)
     assert local.fs.cat_file(notes) == b"mine"
-    assert verify(local.fs, local.root).problems == (f"boxes/model={MODEL}/notes.txt: no run committed this file",)
+    assert verify(local.fs, local.root).problems == (
+        f"boxes/model={MODEL}/notes.txt: no run committed this file; camlake did not write it, remove it by hand",
+    )
 
 
 def test_what_was_annotated_twice_is_beyond_repair_and_named(local):

@@ -164,7 +164,7 @@ def test_a_stray_file(lake):
     lake.run({"a": "v1"})
     stray = f"boxes/model={MODEL}/date={DATE}/part-stray.parquet"
     lake.fs.pipe_file(lake.path(stray), to_parquet(rows_of("r", {"a": "v1"})["boxes"]))
-    assert problems(lake) == [f"{stray}: no run committed this file"]
+    assert problems(lake) == [f"{stray}: no run committed this file; camlake did not write it, remove it by hand"]
 
 
 def test_a_file_in_another_runs_place(local):

@@ -8,15 +8,20 @@ import pytest
 
 from jobs.terminal.console import Screen
 from jobs.verify import run as verify_job
+from pipeline.images.synthetic.scenes import write_corpus
+from pipeline.storage.filesystems import connect
+from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.commit import remove_leftovers
 from pipeline.storage.lake.encoding import to_parquet
 from pipeline.storage.lake.integrity.verify import compare_input
 from pipeline.storage.lake.lease import Lease
 from schemas.errors import StoreError
+from schemas.options.config import StorageConfig
 from schemas.options.reading import VerifyConfig
 from schemas.reasons import Reason
 from schemas.tables import PLAN
 from tests.fake_lake import file_of, problems, rows_of, version
+from tests.jobs_on import run_annotate
 
 
 def listed(versions) -> list[pa.RecordBatch]:
@@ -28,14 +33,32 @@ def listed(versions) -> list[pa.RecordBatch]:
 def test_what_came_changed_and_went_in_the_input(lake):
     lake.run({"a": "v1", "b": "v1", "c": "v1"}, {"bad": Reason.EMPTY})
     same = compare_input(lake.fs, lake.root, listed({"a": "v1", "b": "v1", "c": "v1", "bad": "v1"}))
-    assert (same.problems, same.facts) == ((), {"inputs listed now": 4, "inputs gone since": 0})
+    assert (same.problems, same.facts) == ((), facts(now=4, gone=0))
     report = compare_input(lake.fs, lake.root, listed({"a": "v2", "b": "v1", "bad": "v1", "new": "v1"}))
     assert report.problems == (
         "1 inputs are not in the output, such as 'new': annotate again",
         "1 inputs changed since they were annotated, such as 'a': annotate again",
     )
-    assert report.facts == {"inputs listed now": 4, "inputs gone since": 1}
-    assert compare_input(lake.fs, lake.root, []).facts == {"inputs listed now": 0, "inputs gone since": 4}
+    assert report.facts == facts(now=4, gone=1)
+    assert compare_input(lake.fs, lake.root, []).facts == facts(now=0, gone=4)
+
+
+def facts(now, gone, unknown=0):
+    return {"inputs listed now": now, "inputs listed without a version": unknown, "inputs gone since": gone}
+
+
+def test_an_input_whose_version_nobody_knows_has_not_changed(tmp_path, capsys):
+    """A row of a manifest that is not there, or whose server says nothing of versions, stands in quarantine."""
+    write_corpus(tmp_path, 1, seed=1, size_hw=(48, 48))
+    image = min((tmp_path / "images").iterdir())
+    manifest, out = tmp_path / "manifest.csv", str(tmp_path / "out")
+    manifest.write_text(f"uri\n{image}\n{tmp_path}/gone.jpg\n")
+    run_annotate(str(manifest), out, max_rejected=1.0)
+    verify_job(VerifyConfig.resolve({"out": out, "input": str(manifest)}), Screen())
+    assert "complete" in capsys.readouterr().out
+    fs, root = connect(out, StorageConfig())
+    compared = compare_input(fs, root, list_inputs(str(manifest), StorageConfig()).batches)
+    assert (compared.problems, compared.facts) == ((), facts(now=2, gone=0, unknown=1))
 
 
 def test_the_verb_compares_repairs_and_says_what_remains(local, tmp_path, capsys):
@@ -59,7 +82,7 @@ def test_the_verb_compares_repairs_and_says_what_remains(local, tmp_path, capsys
 def test_an_interrupted_output_is_sound_after_the_leftovers_are_removed(local):
     dead = local.run({"a": "v1", "b": "v1"}, tasks=2, finish=False)
     local.fs.rm_file(local.path(f"_runs/{dead.run_id}/commits/000001.json"))
-    assert sum("no run committed this file" in line for line in problems(local)) == 4
+    assert sum("no run committed this file; the next run removes it" in line for line in problems(local)) == 4
     with Lease.acquire(local.fs, local.root, "next"):
         remove_leftovers(local.fs, local.root)
     assert ["left 1 inputs unfinished" in line for line in problems(local)] == [True]

@@ -25,6 +25,8 @@ def render(config: DemoConfig, folder: Path, screen: Screen) -> Path:
     """
     from pipeline.images.synthetic.scenes import write_corpus
 
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--folder {config.folder!r}: is no folder; name a new one")
     marker, wanted = folder / "demo.txt", f"images={config.images} seed={config.seed}\n"
     truth = folder / "pictures" / "truth.csv"
     if marker.exists() and marker.read_text() != wanted:

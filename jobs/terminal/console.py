@@ -60,7 +60,7 @@ def verb(
             run(config, screen)
 
     command.__name__ = name
-    command.__doc__ = f"{about}\n\nExample: {example}"
+    command.__doc__ = _without_markup(f"{about}\n\nExample: {example}")
     fields = [_parameter(config_class, key, field) for key, field in config_class.model_fields.items()]
     command.__signature__ = inspect.Signature(fields + list(_COMMON.values()))  # type: ignore[attr-defined]
     return command
@@ -153,19 +153,26 @@ def _asks_for_json(words: list[str]) -> bool:
 def _parameter(config_class: type[JobConfig], name: str, field: FieldInfo) -> inspect.Parameter:
     """Return a field of the configuration as a typer argument or option; pydantic checks the user's value."""
     if config_class.is_argument(name):
-        info: Any = typer.Argument(help=field.description, metavar=name.upper(), show_default=False)
+        info: Any = typer.Argument(
+            help=_without_markup(str(field.description)), metavar=name.upper(), show_default=False
+        )
         return _keyword(name, Annotated[str | None, info])
     extra: Mapping[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     about = (
         f"{field.description} (required)" if field.is_required() else f"{field.description}{_default(field.default)}"
     )
-    flag = "--" + name.replace("_", "-")
+    about, flag = _without_markup(about), "--" + name.replace("_", "-")
     if field.annotation is bool:
         info = typer.Option(f"{flag}/--no-{flag[2:]}", help=about, rich_help_panel=extra["group"], show_default=False)
         return _keyword(name, Annotated[bool | None, info])
     metavar = _metavar(field.annotation)
     info = typer.Option(flag, help=about, rich_help_panel=extra["group"], show_default=False, metavar=metavar)
     return _keyword(name, Annotated[str | None, info])
+
+
+def _without_markup(text: str) -> str:
+    """Return a help text whose brackets are shown; rich would take camlake[index] for the style of what follows."""
+    return text.replace("[", "\\[")
 
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:

@@ -40,6 +40,7 @@ def _print_plan(run: PlannedRun, screen: Screen) -> None:
         "model": f"{run.model.partition} ({run.model.network.n_parameters / 1e6:.1f} M parameters)",
         "listed": counts.listed,
         "skipped": counts.skipped_sentence.removeprefix("skipped ") or 0,
+        "listed again": counts.duplicates,
         "left out by --limit and --sample": counts.left_out,
         "already done": counts.already_done,
         "to do": counts.planned,

@@ -41,6 +41,11 @@ class Machine:
     """Cores of this machine, if Ray was started here for this run; None for a cluster, which others may use too."""
 
     @property
+    def name(self) -> str:
+        """Return what a user calls it."""
+        return "this Ray cluster" if self.cores is None else "this machine"
+
+    @property
     def spare_cpus(self) -> float:
         """Return the logical CPUs that the networks leave to fetching, decoding and committing: a quarter."""
         return max(0.5, self.cpus / 4)
@@ -48,7 +53,7 @@ class Machine:
     def uses_gpu(self, device: Device) -> bool:
         """Return whether ``device`` means a GPU here; raises UsageError for ``cuda`` on a cluster without a GPU."""
         if device == "cuda" and self.gpus == 0:
-            raise UsageError("--device cuda: this Ray cluster has no GPU; allowed here: cpu, auto")
+            raise UsageError(f"--device cuda: {self.name} has no GPU; allowed here: cpu, auto")
         return device != "cpu" and self.gpus > 0
 
     def share_cpus(self, networks: int, problem: str) -> float:
@@ -106,7 +111,7 @@ def plan_compute(config: AnnotateConfig, machine: Machine, n_tables: int | None 
         room = max(1, math.floor(machine.cpus - spare))
         default = min(machine.cores or room, room)
     actors = config.actors or (default, default)
-    too_few = f"this Ray has {machine.cpus:g} CPUs, too few for {actors[0]} actors"
+    too_few = f"{machine.name} has {machine.cpus:g} CPUs, too few for {actors[0]} actors"
     share = machine.share_cpus(actors[0], f"--actors {actors[0]}:{actors[1]}: {too_few}")
     actors = (min(actors[0], n_tables or actors[0]), min(actors[1], n_tables or actors[1]))
     decode = config.decode if config.decode != "auto" else ("remote" if cuda else "local")

@@ -71,6 +71,13 @@ class Source:
             table: found if pc.all(kept[table]).as_py() else found.filter(kept[table]) for table, found in rows.items()
         }
 
+    @property
+    def says_without_figures(self) -> str:
+        """Return a line where the boxes of the source are fused and new ones can't be, or shall not; else nothing."""
+        if self.foreground or self.run.settings.get("foreground", "off") == "off":
+            return ""
+        return "boxes come from class maps alone: no figure/ground maps are stored for them, or wanted"
+
     def class_names(self) -> ClassNames:
         """Return the names of the network's classes, as far as the stored maps tell them.
 

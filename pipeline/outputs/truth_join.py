@@ -38,9 +38,10 @@ def matched(lake: Lake, truth: Truth, model: str | None, convention: Convention)
     """Match the truth with one model's images (the newest run's, where ``model`` is None).
 
     Inside the block the lake's queries can join ``camlake_truth``: image_id, class_id or label, pair. Raises UsageError
-    for an unknown model, and where the truth knows none of the images.
+    for an unknown model, for class ids that the model has not, and where the truth knows none of the images.
     """
     run = lake.run_of(model)
+    _refuse_other_classes(truth, run)
     images = lake.arrow("images", columns=["image_id", "uri", "width_px", "height_px"], model=run.model)
     place = _places(truth, images)
     known = np.flatnonzero(place >= 0)
@@ -52,6 +53,16 @@ def matched(lake: Lake, truth: Truth, model: str | None, convention: Convention)
         yield Match(run, _pairs(truth, images, known, convention), known, names)
     finally:
         lake.connection().unregister("camlake_truth")
+
+
+def _refuse_other_classes(truth: Truth, run: RunManifest) -> None:
+    classes = run.lineage.classes
+    beyond = next((one for ids in truth.class_ids for one in ids if not 0 <= one < classes), None)
+    if beyond is not None:
+        raise UsageError(
+            f"the truth has class_id {beyond}; allowed: 0 to {classes - 1}, the classes of {run.model}, or labels in a"
+            " column label instead of class_id"
+        )
 
 
 def _places(truth: Truth, images: pa.Table) -> Ints:

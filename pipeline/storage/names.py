@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from schemas.errors import UsageError
 from schemas.url_secrets import safe_url
 
 IMAGE_COLUMNS = (
@@ -34,7 +35,7 @@ _MEMBER = re.compile(MEMBER_MARK, re.IGNORECASE)
 _WHOLE_NUMBER = re.compile(r"\d+(?:\.0*)?")
 
 
-class ColumnError(ValueError):
+class ColumnError(UsageError):
     """A table lacks a column, or has several that could be meant; says which names are accepted."""
 
 

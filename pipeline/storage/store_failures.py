@@ -105,7 +105,9 @@ def describe_failure(error: BaseException) -> str:
     text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip()
     if text in {"", "None"}:  # A store that answers 403 without a message, as Ceph does.
         text = "access denied" if isinstance(error, PermissionError) else type(error).__name__
-    return without_secrets(str(text).strip().splitlines()[0])[:_MOST_CHARACTERS]
+    lines = str(text).strip().splitlines()
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]  # botocore: "Parameter validation failed:"
+    return without_secrets(line)[:_MOST_CHARACTERS]
 
 
 def _is_of_vendor(error: BaseException | None) -> bool:

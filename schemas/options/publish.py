@@ -13,7 +13,9 @@ class PublishConfig(StorageConfig):
 
     out: str = required("An output of `camlake annotate`: any fsspec URL")
     catalog: str = required(
-        "the Iceberg catalog: a name in .pyiceberg.yaml, or a URI such as sqlite:////data/catalog.db", flag=True
+        "the Iceberg catalog: a name in .pyiceberg.yaml, or a URI such as sqlite:////data/catalog.db, of which it takes"
+        " the catalog named camlake",
+        flag=True,
     )
     table: str = required("name of the Iceberg table: NAMESPACE.NAME; it is made where it is missing", flag=True)
     of: Table = option("boxes", f"table of OUT whose rows are published: {', '.join(TABLES)}", "Options")

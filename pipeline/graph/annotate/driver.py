@@ -82,7 +82,7 @@ def _plan(config: AnnotateConfig, labels: Sequence[str], run: OpenRun, reporter:
     reporter.say(f"{counts.listed} listed, {counts.already_done} done, {plan.to_do} to do")
     if counts.skipped_by_kind:
         reporter.say(counts.skipped_sentence, **counts.skipped_by_kind)
-    for sentence in (counts.deleted_sentence, plan.left_out_of_classes):
+    for sentence in (counts.duplicates_sentence, counts.deleted_sentence, plan.left_out_of_classes):
         if sentence:
             reporter.say(sentence)
     refuse_unmatched_classes(config, plan)

@@ -1,4 +1,4 @@
-"""Runs a network's trunk fast: it folds batch norms, chooses number type and memory layout, and compiles on request.
+"""Runs a network's trunk fast: it folds norms and activations, chooses number type and memory layout, may compile it.
 
 The results of the network stay the same, except for rounding.
 """
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from pipeline.models.allocator import keep_freed_memory
+from pipeline.models.localize.fused_activations import can_fuse, with_fused_activations
 from pipeline.models.localize.runtime import Runtime, resolve_precision
 from pipeline.models.localize.stride16 import Stride16Trunk, TrunkMaps
 from pipeline.models.networks.found.tracing import follows, with_plain_norms
@@ -54,7 +55,8 @@ class Engine:
         torch.backends.cudnn.allow_tf32 = False
         # The sizes of the batches hardly change, so trying cuDNN's algorithms once for each of them pays.
         torch.backends.cudnn.benchmark = True
-        features = _Features(network, self.dtype, stride16)
+        fuse_activations = runtime.device == "cpu" and not runtime.compile and can_fuse(self.dtype)
+        features = _Features(network, self.dtype, stride16, fuse_activations=fuse_activations)
         features.to(self.device).to(memory_format=torch.channels_last).requires_grad_(False)
         self._batch_size = runtime.batch_size if runtime.compile else None
         self._eager = features
@@ -176,11 +178,14 @@ def to_host(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
 class _Features(nn.Module):
     """Normalization and trunk in one module: uint8 pixels in, float32 feature maps out."""
 
-    def __init__(self, network: CamNetwork, dtype: torch.dtype, stride16: str | None) -> None:
+    def __init__(
+        self, network: CamNetwork, dtype: torch.dtype, stride16: str | None, *, fuse_activations: bool
+    ) -> None:
         super().__init__()
         self._normalized = Normalization(network.preprocessing)
-        trunk = network.trunk if stride16 is None else Stride16Trunk(network.trunk, stride16)
-        self._trunk, self._both = _cast(_folded(trunk), dtype), stride16 is not None
+        trunk = _folded(network.trunk if stride16 is None else Stride16Trunk(network.trunk, stride16))
+        trunk = with_fused_activations(trunk) if fuse_activations and follows(network.trunk) else trunk
+        self._trunk, self._both = _cast(trunk, dtype), stride16 is not None
         self._dtype = dtype
 
     def forward(self, pixels: Tensor) -> TrunkMaps:

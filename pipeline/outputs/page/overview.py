@@ -95,7 +95,7 @@ def notes(lake: Lake, manifest: RunManifest, out: str, storage: StorageConfig) -
     """
     files = committed_files([run for run in lake.runs if run.model == manifest.model])
     boxes = summarize_boxes(*connect(out, storage, anonymous=storage.anonymous), files)
-    found = [manifest.counts.skipped_sentence]
+    found = [manifest.counts.skipped_sentence, manifest.counts.duplicates_sentence]
     if boxes:
         found = [boxes.sentence, boxes.advice(manifest.settings.get("foreground", "off") != "off"), *found]
     return [note for note in found if note]

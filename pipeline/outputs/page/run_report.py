@@ -12,6 +12,7 @@ from pipeline.outputs.page.rules import cutting_rule
 from pipeline.outputs.page.sample import sample
 from pipeline.outputs.reader import Lake, open_lake
 from pipeline.storage.filesystems import connect
+from pipeline.storage.lake.query import damage_said
 from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.store_failures import store_errors
 from pipeline.storage.truth.truth import Truth, read_truth
@@ -36,7 +37,7 @@ def report(config: ReportConfig) -> str:
     page = config.page or f"{config.out.rstrip('/')}/_reports/report.html"
     truth = read_truth(config.truth, config) if config.truth else None
     said = truth.skipped_sentence("the truth") if truth else ""
-    with open_lake(config.out, config) as lake:
+    with damage_said(safe_url(config.out)), open_lake(config.out, config) as lake:
         if not lake.models:
             raise StoreError(f"{safe_url(config.out)} has no committed rows yet")
         manifest = lake.run_of(config.model)

@@ -164,6 +164,12 @@ def quote_list(texts: Sequence[str]) -> str:
     return f"[{', '.join(map(quote, texts))}]"
 
 
+def has_version(listed: str) -> str:
+    """Return an SQL condition: whether the listing knows the version of an input, a row of PLAN."""
+    known = (f"{listed}.{column} IS NOT NULL" for column in ("etag", "size_bytes", "modified_at"))
+    return f"({' OR '.join(known)})"
+
+
 def same_version(listed: str, done: str) -> str:
     """Return an SQL condition: whether a listed input, a row of PLAN, has the same version as in the table ``done``.
 
@@ -201,15 +207,21 @@ def committed_views(
 
     A query that fails inside the block becomes a StoreError.
     """
-    with closing(connect_duckdb()) as con:
-        try:
-            yield add_views(con, fs, root, files)
-        except duckdb.Error as error:
-            lines = str(error).strip().splitlines()
-            line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
-            raise StoreError(
-                f"{root} can't be read: {line} (`camlake verify` says what is damaged, `--repair` mends it)"
-            ) from error
+    with closing(connect_duckdb()) as con, damage_said(root):
+        yield add_views(con, fs, root, files)
+
+
+@contextmanager
+def damage_said(where: str) -> Iterator[None]:
+    """Turn the failure of one of camlake's own queries inside the block into a StoreError for the output ``where``."""
+    try:
+        yield
+    except duckdb.Error as error:
+        lines = str(error).strip().splitlines()
+        line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+        raise StoreError(
+            f"{where} can't be read: {line} (`camlake verify` says what is damaged, `--repair` mends it)"
+        ) from error
 
 
 def add_views(

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.lake.empty_tables import damaged_empty_files
-from pipeline.storage.lake.layout import DATA_NAME, LakePaths
+from pipeline.storage.lake.layout import DATA_NAME, HIDDEN_NAME, LakePaths
 from pipeline.storage.lake.records import committed_files
 from pipeline.storage.lake.whole_objects import REQUESTS_AT_ONCE, read_many
 from pipeline.storage.store_failures import store_errors
@@ -123,7 +123,7 @@ def misplaced_files(
     merged = {file.path for one in compactions for file in one.files}
     named = Counter(file.path for file in committed_files(runs))
     problems = [
-        f"{path}: no run committed this file"
+        f"{path}: no run committed this file; {_end_of_stray(path)}"
         for path in sorted(listed)
         if path not in named and path not in replaced and not _is_of(path, lost)
     ]
@@ -135,6 +135,12 @@ def misplaced_files(
             if not file.path.startswith(place):
                 problems.append(f"{file.path}: no place for table {file.table} of run {run.run_id}")
     return problems
+
+
+def _end_of_stray(path: str) -> str:
+    name = path.rpartition("/")[2]
+    is_own = DATA_NAME.fullmatch(name) or HIDDEN_NAME.fullmatch(name)
+    return "the next run removes it" if is_own else "camlake did not write it, remove it by hand"
 
 
 def _is_of(path: str, run_ids: Collection[str]) -> bool:

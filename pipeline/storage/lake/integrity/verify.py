@@ -31,7 +31,7 @@ from pipeline.storage.lake.integrity.row_checks import (
     row_checks,
 )
 from pipeline.storage.lake.layout import LakePaths
-from pipeline.storage.lake.query import committed_views, file_urls, same_version
+from pipeline.storage.lake.query import committed_views, file_urls, has_version, same_version
 from pipeline.storage.lake.records import committed_files, load_runs, no_output, with_compactions
 from pipeline.storage.lake.whole_objects import list_data_files
 from schemas.runs import DataFile, RunManifest
@@ -40,11 +40,14 @@ from schemas.tables import PLAN, optional_tables
 _COMPARISONS = {
     "are not in the output": "SELECT count(*), min(uri) FROM listed ANTI JOIN endings USING (image_id)",
     "changed since they were annotated": "SELECT count(*), min(listed.uri) FROM listed JOIN endings USING (image_id)"
-    f" WHERE NOT deleted AND NOT {same_version('listed', 'endings')}",
+    f" WHERE NOT deleted AND {has_version('listed')} AND NOT {same_version('listed', 'endings')}",
     "are hidden in the output": "SELECT count(*), min(listed.uri) FROM listed JOIN endings USING (image_id)"
     " WHERE deleted",
 }
-"""Queries for the inputs in which a listing differs from the output."""
+"""Queries for the inputs in which a listing differs from the output.
+
+An input whose version the listing does not know, such as a row of a manifest, may be another one or the same.
+"""
 
 _CURRENT_SQL = """
 SELECT count(*) FILTER (annotated), count(*) FILTER (NOT annotated AND NOT deleted), count(*) FILTER (deleted),
@@ -209,7 +212,8 @@ def compare_input(fs: AbstractFileSystem, root: str, batches: Iterable[pa.Record
         con.register("batches", pa.RecordBatchReader.from_batches(PLAN, batches))
         con.execute("CREATE TABLE listed AS SELECT DISTINCT ON (image_id) * FROM batches")
         found = {name: con.sql(query).fetchall()[0] for name, query in _COMPARISONS.items()}
-        listed = int(con.sql("SELECT count(*) FROM listed").fetchall()[0][0])
+        counting = f"SELECT count(*), count(*) FILTER (NOT {has_version('listed')}) FROM listed"
+        listed, without_version = con.sql(counting).fetchall()[0]
         gone = int(
             con.sql("SELECT count(*) FROM endings ANTI JOIN listed USING (image_id) WHERE NOT deleted").fetchall()[0][0]
         )
@@ -218,4 +222,5 @@ def compare_input(fs: AbstractFileSystem, root: str, batches: Iterable[pa.Record
         for what, (count, example) in found.items()
         if count
     ]
-    return VerifyReport(tuple(problems), {"inputs listed now": listed, "inputs gone since": gone})
+    facts = {"inputs listed now": listed, "inputs listed without a version": without_version, "inputs gone since": gone}
+    return VerifyReport(tuple(problems), facts)

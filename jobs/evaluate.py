@@ -3,7 +3,7 @@
 import dataclasses
 
 from jobs.terminal.console import Screen, main, verb
-from pipeline.storage.filesystems import connect
+from pipeline.storage.filesystems import connect, refuse_unwritable
 from pipeline.storage.lake.records import refuse_no_output
 from schemas.errors import UsageError
 from schemas.options.reading import EvaluateConfig
@@ -16,6 +16,8 @@ def run(config: EvaluateConfig, screen: Screen) -> None:
     Raises UsageError where ``--labels`` does not have one name for each class of the network.
     """
     refuse_no_output(config.out, config)
+    if config.report:
+        refuse_unwritable("--report", config.report, config)
     from pipeline.models.localize.foreground import foreground_of
     from pipeline.outputs.calibrate import calibrate
     from pipeline.outputs.evaluate import evaluate

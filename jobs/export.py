@@ -2,6 +2,7 @@
 
 from jobs.terminal.console import Screen, main, verb
 from pipeline.outputs.export.export_formats import format_names
+from pipeline.storage.filesystems import refuse_unwritable
 from pipeline.storage.lake.records import refuse_no_output
 from schemas.options.config import required
 from schemas.options.export import ExportConfig
@@ -17,6 +18,7 @@ class ExportOptions(ExportConfig):
 def run(config: ExportConfig, screen: Screen) -> None:
     """Write the dataset and say what it holds; raises RejectedShareError where too many pictures can't be read."""
     refuse_no_output(config.out, config)
+    refuse_unwritable("DEST", config.dest, config)
     from pipeline.outputs.export.export_output import open_export, refuse_left_out
     from pipeline.outputs.export.export_pictures import LEFT_OUT
     from pipeline.outputs.export.writer import image_mode

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from jobs.terminal.console import Screen, main, verb
-from pipeline.storage.filesystems import connect
+from pipeline.storage.filesystems import connect, refuse_unwritable
 from pipeline.storage.lake.records import refuse_no_output
 from schemas.options.localize import LocalizeConfig
 from schemas.runs import RunManifest
@@ -14,6 +14,7 @@ from schemas.url_secrets import safe_url
 def run(config: LocalizeConfig, screen: Screen) -> None:
     """Localize the classes of the head on all images that the new output lacks, and print how many there are."""
     refuse_no_output(config.labels, config)
+    refuse_unwritable("--out", config.out, config)
     from pipeline.outputs.box_summary import summary_lines
 
     manifest = localize(config, screen)

@@ -1,7 +1,7 @@
 """``camlake rebox``: cuts new boxes from the stored maps of an output, without network, GPU and images."""
 
 from jobs.terminal.console import Screen, main, verb
-from pipeline.storage.filesystems import connect
+from pipeline.storage.filesystems import connect, refuse_unwritable
 from pipeline.storage.lake.records import refuse_no_output
 from schemas.options.rebox import ReboxConfig
 from schemas.runs import RunManifest
@@ -11,6 +11,7 @@ from schemas.url_secrets import safe_url
 def run(config: ReboxConfig, screen: Screen) -> None:
     """Cut the boxes of all images that the new output lacks, and print how many there are."""
     refuse_no_output(config.labels, config)
+    refuse_unwritable("--out", config.out, config)
     from pipeline.outputs.box_summary import summary_lines
 
     manifest = rebox(config, screen)

@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from jobs.terminal.console import Screen, main, verb
+from pipeline.storage.filesystems import refuse_unwritable
 from pipeline.storage.inputs.folders import refuse_missing
 from schemas.errors import CamlakeError, RejectedShareError
 from schemas.options.network_names import only_user_names
@@ -21,6 +22,7 @@ def run(config: TrainConfig, screen: Screen) -> None:
     ``max_rejected`` allows.
     """
     refuse_missing(config.input, config)
+    refuse_unwritable("--out", config.out, config)
     from pipeline.graph.train.training import epoch_in_words, labelled_images, train_network
 
     train, val = labelled_images(config, screen)

@@ -69,6 +69,10 @@ def test_help_has_an_example(camlake, verb):
     assert "Example" in out
 
 
+def test_help_shows_brackets(camlake):
+    assert "[index]" in camlake("neighbours", "--help")[1], "rich takes them for a style"
+
+
 def test_bare_call_lists_the_verbs(camlake):
     _, out, err = camlake()
     assert all(verb in out for verb in VERBS)

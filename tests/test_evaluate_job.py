@@ -50,6 +50,14 @@ def test_failures_name_what_is_wrong(tmp_path: Path) -> None:
         job(tmp_path, iou="closed")
 
 
+def test_a_damaged_file_is_the_outputs_fault(tmp_path: Path) -> None:
+    example().write(str(tmp_path / "out"))
+    for file in (tmp_path / "out/boxes").rglob("*.parquet"):
+        file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(StoreError, match=r"^\S+/out can't be read: .*\(`camlake verify` says what is damaged"):
+        job(tmp_path)
+
+
 def test_output_truth_and_report_in_a_bucket(s3: Any, tmp_path: Path) -> None:
     bucket = s3.bucket()
     storage = s3.storage

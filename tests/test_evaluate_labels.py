@@ -53,6 +53,15 @@ def test_ilsvrc_xml_is_scored_against_a_network_with_other_words(tmp_path: Path)
     )
 
 
+def test_class_ids_that_the_network_has_not_are_an_error(tmp_path: Path) -> None:
+    example().write(str(tmp_path / "out"))
+    text = "file,class_id,xmin,ymin,xmax,ymax\na.jpg,1,35,35,55,55\nb.jpg,5000,0,0,50,100\n"
+    with pytest.raises(
+        UsageError, match=r"^the truth has class_id 5000; allowed: 0 to 9, the classes of \S+, or labels"
+    ):
+        scores_of_job(tmp_path, write(tmp_path, "ids.csv", text))
+
+
 def test_a_plain_list_of_names(tmp_path: Path) -> None:
     output = example()
     output.write(str(tmp_path / "out"))

@@ -146,9 +146,10 @@ def test_rebox_fuses_from_the_tables_alone(fused, tmp_path):
     assert np.allclose(old["box_score"], new["box_score"])
 
 
-def test_rebox_without_it_gives_plain_boxes(fused, corpus, tmp_path):
+def test_rebox_without_it_gives_plain_boxes(fused, corpus, tmp_path, capsys):
     options = {"labels": str(fused), "out": str(tmp_path / "new"), "min_prob": 0.0, "foreground": "off"}
     rebox(ReboxConfig.resolve(options), Screen())
+    assert "boxes come from class maps alone" in capsys.readouterr().err
     run_annotate(corpus / "images", tmp_path / "plain", foreground="off", **AUTO)
     plain, new = rows_of(tmp_path / "plain"), rows_of(tmp_path / "new")
     assert set(new["method"]) == set(plain["method"]) == {"cam"}

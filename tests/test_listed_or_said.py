@@ -221,6 +221,11 @@ def test_what_was_skipped_stands_in_a_sentence_and_in_the_counts(tmp_path):
     assert counts.skipped_sentence == "skipped 4 files as no images: 2 .txt, 1 .json, 1 hidden file"
     assert Counts.model_validate({"skipped_files": 3}).skipped_by_kind == {}
     assert Counts().skipped_sentence == ""
+    assert Counts().duplicates_sentence == ""
+    assert Counts(duplicates=1).duplicates_sentence.startswith(
+        "1 input is listed again: what is listed twice counts once"
+    )
+    assert Counts(duplicates=2).duplicates_sentence.startswith("2 inputs are listed again: ")
 
 
 def test_first_bytes_say_what_the_decoder_says(shared):

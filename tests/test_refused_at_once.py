@@ -16,7 +16,7 @@ from pipeline.graph.annotate.driver import annotate
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.storage.filesystems import refuse_missing_files
 from pipeline.storage.lake.records import refuse_no_output
-from schemas.errors import InputError, StoreError
+from schemas.errors import InputError, StoreError, UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.config import StorageConfig
 from schemas.options.reading import VerifyConfig
@@ -140,6 +140,34 @@ def test_a_file_that_an_option_names_and_that_is_not_there(tmp_path, capsys, lin
     with pytest.raises(SystemExit, match="1"):
         make_app(words[0])(words)
     assert capsys.readouterr().err == f"camlake: --{name} {tmp_path}/no-such.csv: not found\n"
+    assert not (tmp_path / "out").exists()
+
+
+OUTS = {
+    "rebox {0} --out {1}": "--out",
+    "localize {0} --out {1} --head README.md": "--out",
+    "train {0} --out {1}": "--out",
+    "export {0} {1} --to coco": "DEST",
+    "evaluate {0} --truth README.md --report {1}": "--report",
+}
+"""The folders that verbs write, by the option that names them."""
+
+
+@pytest.mark.parametrize("line", OUTS)
+def test_a_folder_to_write_that_is_a_file(tmp_path, capsys, line):
+    example().write(str(tmp_path / "labels"))
+    (tmp_path / "file").touch()
+    words = line.format(tmp_path / "labels", tmp_path / "file").split()
+    with pytest.raises(SystemExit, match="1"):
+        make_app(words[0])(words)
+    assert capsys.readouterr().err == f"camlake: {OUTS[line]} {tmp_path}/file: {tmp_path}/file is no folder\n"
+
+
+def test_a_file_for_metrics_in_no_folder(tmp_path):
+    write_corpus(tmp_path, 1, seed=1, size_hw=(48, 48))
+    wrong = config(tmp_path, input=str(tmp_path / "images"), metrics=str(tmp_path / "gone/run.prom"))
+    with pytest.raises(UsageError, match=r"^--metrics '\S+/gone/run.prom': \S+/gone is no folder$"):
+        annotate(wrong, Screen())
     assert not (tmp_path / "out").exists()
 
 

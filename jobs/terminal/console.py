@@ -23,6 +23,7 @@ from pipeline.storage.filesystems import refuse_missing_files
 from schemas.errors import CamlakeError, Stopped, UsageError
 from schemas.options.config import JobConfig, StorageConfig
 from schemas.url_secrets import shown_value, without_secrets
+from schemas.yaml_text import parse_yaml
 
 __all__ = ["APP_OPTIONS", "Screen", "main", "read_config", "reported_errors", "verb"]
 
@@ -72,7 +73,7 @@ def read_config(path: str | None) -> dict[str, Any]:
         return {}
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123 - a path from the command line
-            values = yaml.safe_load(file)
+            values = parse_yaml(file.read())
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path!r}: can't be read: {error}") from error
     except yaml.YAMLError as error:

@@ -1,15 +1,13 @@
 """Lists the inputs of a run and plans those that are not done yet. This module does not import torch."""
 
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.filesystems import connect, is_local
+from pipeline.storage.filesystems import connect, refuse_unwritable
 from pipeline.storage.inputs.folders import refuse_missing
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.plan.planning import Plan, make_plan
@@ -17,7 +15,6 @@ from pipeline.storage.lake.plan.tombstones import commit_tombstones, images_in_s
 from pipeline.storage.lake.run import OpenRun
 from pipeline.storage.truth.class_join import ClassTable
 from pipeline.storage.truth.coco import skipped_sentence
-from schemas.errors import StoreError
 from schemas.options.annotate import AnnotateConfig
 from schemas.runs import RunManifest
 from schemas.url_secrets import safe_url
@@ -45,13 +42,7 @@ def refuse_at_once(config: AnnotateConfig) -> None:
     whether another run holds the output.
     """
     refuse_missing(config.input, config)
-    fs, root = connect(config.out, config)
-    if is_local(fs):
-        there = next(place for place in (root, *map(str, Path(root).parents)) if os.path.lexists(place))
-        if not os.path.isdir(there):  # noqa: PTH112 - no error where a folder above may not be read
-            raise StoreError(f"--out {safe_url(config.out)}: {there} is no folder")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise StoreError(f"--out {safe_url(config.out)}: no permission to write in {there}")
+    refuse_unwritable("--out", config.out, config)
 
 
 def plan_inputs(

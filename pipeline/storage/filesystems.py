@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -18,7 +19,7 @@ from fsspec.registry import known_implementations
 
 from pipeline.storage.fsspec_private import adapt_s3, options_in, path_on, read_s3
 from pipeline.storage.store_failures import describe_failure, store_errors
-from schemas.errors import InputError, UsageError
+from schemas.errors import InputError, StoreError, UsageError
 from schemas.options.config import StorageConfig
 from schemas.url_secrets import has_credentials, safe_url
 
@@ -199,3 +200,14 @@ def refuse_missing_files(files: Mapping[str, str], storage: StorageConfig) -> No
                 raise InputError(f"{flag} {safe_url(url)}: not found") from error
         except Exception:  # Whatever else the store says, the verb meets it too and says it.
             continue
+
+
+def refuse_unwritable(flag: str, url: str, storage: StorageConfig) -> None:
+    """Raise StoreError for a folder on this machine, named by the option ``flag``, that can't be made or written in."""
+    fs, root = connect(url, storage)
+    if is_local(fs):
+        there = next(place for place in (root, *map(str, Path(root).parents)) if os.path.lexists(place))
+        if not os.path.isdir(there):  # noqa: PTH112 - no error where a folder above may not be read
+            raise StoreError(f"{flag} {safe_url(url)}: {there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise StoreError(f"{flag} {safe_url(url)}: no permission to write in {there}")

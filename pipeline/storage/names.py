@@ -35,7 +35,7 @@ _MEMBER = re.compile(MEMBER_MARK, re.IGNORECASE)
 _WHOLE_NUMBER = re.compile(r"\d+(?:\.0*)?")
 
 
-class ColumnError(UsageError):
+class ColumnError(UsageError, ValueError):
     """A table lacks a column, or has several that could be meant; says which names are accepted."""
 
 
@@ -89,7 +89,10 @@ def chosen_column(columns: Sequence[str], chosen: str, option: str) -> str:
 
 def _has(columns: Sequence[str], *wanted: Sequence[str]) -> str:
     accepted = ", ".join(name for group in wanted for name in group)
-    return f"it has {', '.join(map(str, columns))}; accepted in any case: {accepted}"
+    one = str(columns[0]) if len(columns) == 1 else ""
+    separator = next((name for sign, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")) if sign in one), "")
+    hint = f"; its cells seem to be separated by {separator}, allowed: commas" if separator else ""
+    return f"it has {', '.join(map(str, columns))}; accepted in any case: {accepted}{hint}"
 
 
 def is_empty(value: Any) -> bool:

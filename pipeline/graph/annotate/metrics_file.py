@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, write_to_textfile
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -94,8 +95,11 @@ class RunMetrics(Collector):
 def run_metrics(file: str | None, output: str, say: Callable[[str], None]) -> Iterator[RunMetrics]:
     """Give a run its figures, and write the last ones when the block ends, also by an error.
 
-    A run that another one keeps from working leaves the file to that one.
+    A run that another one keeps from working leaves the file to that one. Raises UsageError where the file's folder is
+    missing.
     """
+    if file is not None and not Path(file).absolute().parent.is_dir():
+        raise UsageError(f"--metrics {file!r}: {Path(file).absolute().parent} is no folder")
     metrics = RunMetrics(file, output, say)
     try:
         yield metrics

@@ -29,6 +29,7 @@ from pipeline.storage.lake.run import check_settings, find_calibration
 from schemas.cluster_pricing import ClusterFile, Prices
 from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
+from schemas.yaml_text import parse_yaml
 
 
 class Offer(NamedTuple):
@@ -127,7 +128,7 @@ def read_offer(config: AnnotateConfig) -> Offer:
 def _read_yaml(path: str, where: str) -> Any:
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123 - a path from the command line
-            return yaml.safe_load(file)  # JSON is YAML.
+            return parse_yaml(file.read())  # JSON is YAML.
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{where}: can't be read: {error}") from error
     except yaml.YAMLError as error:

@@ -13,6 +13,7 @@ from pipeline.storage.filesystems import read_url
 from schemas.errors import UsageError
 from schemas.options.export import ExportConfig
 from schemas.url_secrets import safe_url, shown_value
+from schemas.yaml_text import parse_yaml
 
 _SHOWN = 5
 """Most names that a note lists."""
@@ -129,7 +130,7 @@ def _csv_pairs(text: str) -> list[tuple[str, str]]:
 
 
 def _yaml_pairs(text: str) -> list[tuple[str, str]]:
-    names = yaml.safe_load(text)
+    names = parse_yaml(text)
     if not isinstance(names, dict):
         raise ValueError(  # noqa: TRY004 (the text is wrong, not an argument)
             "allowed: YAML with one line `from: to` for each class"

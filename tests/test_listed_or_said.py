@@ -10,12 +10,14 @@ import fsspec
 import pytest
 
 from pipeline.images.formats import open_header
+from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.storage.inputs.file_names import SIGNATURE_BYTES, is_hidden, looks_like_image, suffix_of
 from pipeline.storage.inputs.listing import list_inputs
 from schemas.errors import InputError, RejectedImage
 from schemas.input_options import InputOptions
 from schemas.reasons import Reason
 from schemas.runs import Counts
+from tests.jobs_on import run_annotate
 from tests.listings import IMAGES_INSIDE, JPEG, LOCAL, PICTURE, PNG, SHARD, found_in, rows, write
 from tests.plans import plan_of as make_plan
 
@@ -251,3 +253,14 @@ def test_first_bytes_say_what_the_decoder_says(shared):
 def test_an_extension_is_what_python_takes_for_one(path):
     assert suffix_of(path) == posixpath.splitext(path)[1].lower()
     assert suffix_of(f"https://host/{path}?x=a.png") == posixpath.splitext(path)[1].lower()
+
+
+def test_a_second_model_in_an_output_is_said_once(tmp_path, capsys):
+    write_corpus(tmp_path, 1, seed=1, size_hw=(48, 48))
+    first = run_annotate(tmp_path / "images", tmp_path / "out")
+    assert "is a new model" not in capsys.readouterr().err
+    second = run_annotate(tmp_path / "images", tmp_path / "out", resize="fit")
+    line = f"{second.model} is a new model in this output beside {first.model}; readers take --model"
+    assert line in capsys.readouterr().err
+    run_annotate(tmp_path / "images", tmp_path / "out", resize="fit")
+    assert "is a new model" not in capsys.readouterr().err

@@ -20,6 +20,7 @@ from pipeline.graph.annotate.metrics_file import RunMetrics, run_metrics
 from pipeline.storage.lake.commit import done_images
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.plan.planning import Plan
+from pipeline.storage.lake.records import load_runs
 from pipeline.storage.lake.run import OpenRun, open_run
 from schemas.errors import RejectedShareError, UsageError
 from schemas.options.annotate import AnnotateConfig
@@ -75,6 +76,9 @@ def _plan(config: AnnotateConfig, labels: Sequence[str], run: OpenRun, reporter:
     """Plan the inputs that are not done, and say how many there are and what was left out."""
     partition, run_id = run.manifest.model, run.manifest.run_id
     reporter.say(f"run {run_id}", run_id=run_id)
+    others = sorted({one.model for one in load_runs(run.fs, run.root) if one.files})
+    if others and partition not in others:
+        reporter.say(f"{partition} is a new model in this output beside {', '.join(others)}; readers take --model")
     done = done_images(run.fs, run.root, partition, config.retry_rejected)
     plan_dir = LakePaths(run.root).plan_dir(run_id)
     plan = plan_inputs(config, partition, labels, done, run.fs, run.root, plan_dir, images_per_slice(config))

@@ -2,6 +2,8 @@
 
 from typing import Literal, NamedTuple
 
+from schemas.errors import UsageError
+
 InputKind = Literal["images", "parquet", "shards", "manifest"]
 
 
@@ -17,5 +19,19 @@ class InputOptions(NamedTuple):
     id_column: str | None = None
     """Column whose text replaces the uri in the digest that is the image_id."""
 
+    def refuse_unfit(self, kind: str, shown: str) -> None:
+        """Raise UsageError for a column that an input of this kind, which is called ``shown``, does not have."""
+        for name, kinds in _KINDS.items():
+            chosen = getattr(self, name)
+            if chosen is not None and kind not in kinds:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option} {chosen!r}: allowed with a {' or '.join(kinds)}; {shown} is read as {kind}")
 
+
+_KINDS = {
+    "uri_column": ("manifest",),
+    "image_column": ("parquet images",),
+    "id_column": ("manifest", "parquet images"),
+}
+"""The kinds of input that have the column which an option names."""
 AS_IT_IS = InputOptions()

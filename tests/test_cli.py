@@ -18,6 +18,7 @@ from schemas.errors import UsageError
 from schemas.options.annotate import AnnotateConfig
 from tests.jobs_on import ROOT, run_command
 
+PICTURES = str(ROOT / "tests/fixtures/output_0_1/pictures")
 VERBS = (
     "demo",
     "annotate",
@@ -180,12 +181,12 @@ def test_version(camlake):
         (["annotate", "in", "--out", "o", "--outputs", "boxs"], "--outputs 'boxs': allowed: boxes, heatmaps, features"),
         (["annotate", "in", "--out", "o", "--log-format", "xml"], "--log-format 'xml': allowed: text, json"),
         (
-            ["annotate", str(ROOT), "--out", "o", "--model", "resnet5"],
+            ["annotate", PICTURES, "--out", "o", "--model", "resnet5"],
             "unknown network 'resnet5'; did you mean 'resnet50'?",
         ),
-        (["annotate", str(ROOT), "--out", "o", "--model", "vgg16"], "vgg16 has no exact class activation map"),
+        (["annotate", PICTURES, "--out", "o", "--model", "vgg16"], "vgg16 has no exact class activation map"),
         (
-            ["annotate", str(ROOT), "--out", "o", "--model", "vit_b_16", "--method", "backprop"],
+            ["annotate", PICTURES, "--out", "o", "--model", "vit_b_16", "--method", "backprop"],
             "vit_b_16 is not cut into feature maps and a head, as training and every --method need: it classifies by",
         ),
         (["annotate", "in"], "--out is missing"),
@@ -243,7 +244,7 @@ def test_flags_win_over_the_file(camlake, tmp_path):
     file.write_text(yaml.safe_dump({"input": "from-file", "out": str(tmp_path / "out"), "top-k": 1}))
     status, _, err = camlake("annotate", "--config", file)
     assert (status, "did you mean 'topk'" in err) == (2, True)
-    file.write_text(yaml.safe_dump({"input": str(ROOT), "out": str(tmp_path / "out"), "model": "resnet5"}))
+    file.write_text(yaml.safe_dump({"input": PICTURES, "out": str(tmp_path / "out"), "model": "resnet5"}))
     _, _, err = camlake("annotate", "--config", file)
     assert "unknown network 'resnet5'" in err
     _, _, err = camlake("annotate", tmp_path / "from-flag", "--config", file, "--model", "camlake_demo")

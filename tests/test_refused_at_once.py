@@ -31,6 +31,25 @@ def config(tmp_path, **options):
     return AnnotateConfig.resolve(given | options)
 
 
+def test_an_input_without_an_image(tmp_path):
+    """Nothing that a network needs has been looked at: the weights are not there either."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.txt").write_text("no image")
+    (tmp_path / "rows.csv").write_text("photo;label\na.jpg;cat\n")
+    for name, said in (
+        ("notes", r"^no images at \S+/notes: only 1 .txt files; a manifest must be named itself$"),
+        (
+            "rows.csv",
+            r"no column .*it has photo;label; .*; its cells seem to be separated by semicolons, allowed: commas$",
+        ),
+    ):
+        with pytest.raises((InputError, UsageError), match=said):
+            annotate(config(tmp_path, input=str(tmp_path / name)), Screen())
+    with pytest.raises(UsageError, match=r"^--uri-column 'x': allowed with a manifest; \S+ is read as folder$"):
+        annotate(config(tmp_path, input=str(ROOT / "tests/fixtures/output_0_1/pictures"), uri_column="x"), Screen())
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("run", [annotate, print_estimate])
 def test_an_input_that_is_not_there(tmp_path, run):
     with pytest.raises(InputError, match=r"^no input at \S+no-such: neither a file nor a folder$"):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.filesystems import connect, refuse_unwritable
+from pipeline.storage.filesystems import connect, protocol_of, refuse_unwritable
 from pipeline.storage.inputs.folders import refuse_missing
 from pipeline.storage.inputs.listing import list_inputs
 from pipeline.storage.lake.plan.planning import Plan, make_plan
@@ -39,10 +39,12 @@ def refuse_at_once(config: AnnotateConfig) -> None:
     """Raise InputError for an input that is not there, StoreError for an output on this machine that can't be written.
 
     Both are looked at before the network is loaded, which may take a minute and a download, and before it is known
-    whether another run holds the output.
+    whether another run holds the output. On this machine the first image is looked for too.
     """
     refuse_missing(config.input, config)
     refuse_unwritable("--out", config.out, config)
+    if protocol_of(config.input) == "file":
+        next(list_inputs(config.input, config, out=config.out, how=config.input_options, batch_rows=1).batches)
 
 
 def plan_inputs(

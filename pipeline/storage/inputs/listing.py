@@ -41,7 +41,7 @@ from pipeline.storage.inputs.webdataset import list_shard
 from pipeline.storage.names import IMAGE_COLUMNS, find_columns
 from pipeline.storage.prefetch import chain_ahead
 from pipeline.storage.store_failures import describe_failure, is_damage, is_store_failure, store_errors
-from schemas.errors import InputError, UsageError
+from schemas.errors import InputError
 from schemas.input_options import AS_IT_IS, InputKind, InputOptions
 from schemas.options.config import StorageConfig
 from schemas.runs import say_kinds
@@ -58,7 +58,7 @@ class Listing:
 
     kind: Kind
     batches: Iterator[pa.RecordBatch]
-    """Batches of the schema PLAN with at most BATCH_ROWS rows each; ``classes`` is null."""
+    """Batches of the schema PLAN; ``classes`` is null."""
     ordered: bool
     """Whether the order is that of the input; a folder has the order in which its store lists it."""
     skipped_kinds: Counter[str] = field(default_factory=Counter)
@@ -85,7 +85,12 @@ def image_id(uri: str) -> str:
 
 
 def list_inputs(
-    input_url: str, storage: StorageConfig, *, out: str | None = None, how: InputOptions = AS_IT_IS
+    input_url: str,
+    storage: StorageConfig,
+    *,
+    out: str | None = None,
+    how: InputOptions = AS_IT_IS,
+    batch_rows: int | None = None,
 ) -> Listing:
     """Return the listing of a folder, prefix, glob, manifest, Parquet file of images, tar shard or single image.
 
@@ -97,21 +102,12 @@ def list_inputs(
     opening = _Opening(input_url, Stores(storage, anonymous=storage.anonymous), how)
     with store_errors(f"can't list {opening.shown}", InputError):
         kind, entries = opening.open(out)
-    _check_options(kind, how, opening.shown)
+    how.refuse_unfit(kind, opening.shown)
     chunk_starts = array("q")
-    batches = _batches(entries, chunk_starts, f"{opening.shown}, read as {kind}", opening.skipped)
+    shown = f"{opening.shown}, read as {kind}"
+    batches = _batches(entries, chunk_starts, shown, opening.skipped, batch_rows or BATCH_ROWS)
     scope = None if kind == "manifest" else opening.scope
     return Listing(kind, batches, kind != "folder", opening.skipped, chunk_starts, how.id_column is not None, scope)
-
-
-def _check_options(kind: Kind, how: InputOptions, shown: str) -> None:
-    """Raise UsageError for a column that an input of this kind does not have."""
-    fitting = {"manifest": {"uri_column", "id_column"}, "parquet images": {"image_column", "id_column"}}
-    for name in ("uri_column", "image_column", "id_column"):
-        if getattr(how, name) is not None and name not in fitting.get(kind, ()):
-            option = f"--{name.replace('_', '-')}"
-            kinds = " or ".join(each for each, names in fitting.items() if name in names)
-            raise UsageError(f"{option} {getattr(how, name)!r}: allowed with a {kinds}; {shown} is read as {kind}")
 
 
 class _Opening:
@@ -262,12 +258,12 @@ def _kind_of_name(file: Container) -> InputKind:
 
 
 def _batches(
-    entries: Iterator[Entry], chunk_starts: "array[int]", shown: str, skipped: Counter[str]
+    entries: Iterator[Entry], chunk_starts: "array[int]", shown: str, skipped: Counter[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
     """Yield the entries as rows of PLAN, and note where chunks begin; raises InputError where there are none."""
     start = 0
     with store_errors(f"can't list {shown}", InputError):
-        while chunk := list(islice(entries, BATCH_ROWS)):
+        while chunk := list(islice(entries, batch_rows)):
             chunk_starts.extend(start + place for place, entry in enumerate(chunk) if entry.begins_chunk)
             start += len(chunk)
             try:

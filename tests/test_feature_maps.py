@@ -63,6 +63,12 @@ class TestByHand:
         heads = head_maps(packed, 2, (1, 3), np.array([[10 / 3, 0, 2]], np.float32), np.array([[1, 9, -2]], np.float32))
         assert heads[0, 0, 0] == pytest.approx([6 - 4, 4 - 4, -4], abs=1e-6)
 
+    @BITS
+    def test_an_image_without_a_value_has_codes_of_zero(self, bits):
+        maps = torch.cat([channels([0, 0, 0], [0, 0, 0]), channels([1, 0, 0], [0, 0, 0])])
+        assert not encode(maps, bits)[0].any()
+        assert encode(maps, bits)[1].any()
+
     def test_one_image_of_nan_leaves_the_others_alone(self):
         maps = torch.cat([channels([6, 4, 0]), channels([float("nan"), float("inf"), 1])])
         assert encode(maps, 2)[0].tolist() == encode(maps[:1], 2)[0].tolist()

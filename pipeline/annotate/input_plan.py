@@ -39,12 +39,15 @@ def refuse_at_once(config: AnnotateConfig) -> None:
     """Raise InputError for an input that is not there, StoreError for an output on this machine that can't be written.
 
     Both are looked at before the network is loaded, which may take a minute and a download, and before it is known
-    whether another run holds the output. On this machine the first image is looked for too.
+    whether another run holds the output. In a folder on this machine an image is looked for too; containers and
+    manifests take longer.
     """
     refuse_missing(config.input, config)
     refuse_unwritable("--out", config.out, config)
     if protocol_of(config.input) == "file":
-        next(list_inputs(config.input, config, out=config.out, how=config.input_options, batch_rows=1).batches)
+        listing = list_inputs(config.input, config, out=config.out, how=config.input_options, batch_rows=1)
+        if listing.kind == "folder":
+            next(listing.batches)
 
 
 def plan_inputs(

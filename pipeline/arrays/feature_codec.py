@@ -44,7 +44,7 @@ def encode(maps: Tensor, bits: int) -> Tensor:
     peak = maps.amax((2, 3), keepdim=True)
     steps = torch.full_like(peak, 2**bits - 1)
     if 2**bits - 1 < most:
-        mean = peak.sum(1, keepdim=True) / (peak > 0).sum(1, keepdim=True).clamp_min(1)
+        mean = (peak.sum(1, keepdim=True) / (peak > 0).sum(1, keepdim=True).clamp_min(1)).clamp_min(_LEAST_PEAK)
         steps = (steps * (peak / mean).pow(_STEPS_EXPONENT)).round().clamp(1, most)
     codes = (maps * (steps / peak.clamp_min(_LEAST_PEAK))).add_(0.5)
     # A code is at most its channel's steps, so that nothing is to be cut off; the conversion drops the fraction.

@@ -189,10 +189,13 @@ def read_url(url: str, storage: StorageConfig) -> bytes:
 def refuse_missing_files(files: Mapping[str, str], storage: StorageConfig) -> None:
     """Raise InputError for the first of the ``files``, by the option that names it, that is not there.
 
-    A store that can't be asked now is left to the verb, which tries longer. Patterns are left to it too.
+    A store that can't be asked now is left to the verb, which tries longer. So are patterns, and web servers: fsspec
+    takes one that refuses to be asked for one that has no such file.
     """
     for flag, url in files.items():
         fs, path = connect(url, storage)
+        if is_http(fs):
+            continue
         try:
             fs.info(path)
         except FileNotFoundError as error:

@@ -71,7 +71,8 @@ def test_help_has_an_example(camlake, verb):
 
 
 def test_help_shows_brackets(camlake):
-    assert "[index]" in camlake("neighbours", "--help")[1], "rich takes them for a style"
+    said = re.sub(r"[\s│]", "", camlake("neighbours", "--help")[1])
+    assert "camlake[index]" in said, "rich takes them for a style"
 
 
 def test_bare_call_lists_the_verbs(camlake):

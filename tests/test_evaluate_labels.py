@@ -60,6 +60,8 @@ def test_class_ids_that_the_network_has_not_are_an_error(tmp_path: Path) -> None
         UsageError, match=r"^the truth has class_id 5000; allowed: 0 to 9, the classes of \S+, or labels"
     ):
         scores_of_job(tmp_path, write(tmp_path, "ids.csv", text))
+    elsewhere = text.replace("b.jpg", "elsewhere.jpg")
+    assert scores_of_job(tmp_path, write(tmp_path, "ids.csv", elsewhere))["pairs"] == 1
 
 
 def test_a_plain_list_of_names(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_renamed_classes_merge_and_the_rest_stays_or_goes(lake, tmp_path, suffix
         ("n.csv", "from,to\ncat,\n", "'cat' to ''; allowed: two names that are not empty"),
         ("n.csv", "from,to\ncat,a\ncat,b\n", "'cat' gets two names, 'a' and 'b'"),
         ("n.yaml", "- cat\n", "allowed: YAML with one line `from: to`"),
-        ("n.yaml", "no: cat\n", "False is no name in YAML; write it in quotes"),
+        ("n.yaml", "true: cat\n", "True is no name in YAML; write it in quotes"),
         ("n.yaml", "a: [", "while parsing"),
     ],
 )

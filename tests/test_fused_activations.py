@@ -23,6 +23,8 @@ class Trunk(nn.Module):
         self.shown = nn.Conv2d(4, 4, 1)
         self.round = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
         self.same = nn.Conv2d(4, 4, 3, padding="same")
+        self.read, self.hooked = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.hooked.register_forward_pre_hook(lambda layer, inputs: (inputs[0] * 2,))
         self.normed = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
 
     def forward(self, images):
@@ -30,6 +32,7 @@ class Trunk(nn.Module):
         maps = torch.relu(self.twice(F.relu(self.twice(maps))))
         shown = self.shown(maps)
         maps = F.relu(shown) + shown
+        maps = F.relu(self.hooked(F.relu(self.read(maps.to(self.read.weight.dtype)))))
         return self.normed(F.relu(self.same(F.relu(self.round(maps)))) + maps) + 1
 
 
@@ -64,6 +67,21 @@ def test_the_results_are_the_same(dtype):
         found = with_fused_activations(plain)(images)
     assert found.dtype == dtype
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("place", ["first", "act", "normed.0"])
+def test_a_weight_that_is_nan_stays_to_be_seen(place):
+    """oneDNN's activations would make 0 of it."""
+    made = trunk()
+    layer = made.get_submodule(place)
+    if place == "act":
+        made.register_buffer("scale", torch.tensor(float("inf")))
+    else:
+        layer.weight.data[0, 0, 0, 0] = float("nan")
+    found = with_fused_activations(made)
+    assert not any(isinstance(part, _FusedConvolution) for part in found.modules())
+    images = torch.randn(1, 3, 32, 32)
+    assert place == "act" or found(images).isnan().any()
 
 
 def test_gradients_are_those_of_the_plain_layers():

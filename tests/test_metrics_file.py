@@ -80,15 +80,18 @@ def test_a_failure_is_in_the_file_and_a_held_output_leaves_it_alone(tmp_path, er
 
 def test_a_file_that_cannot_be_written_is_wrong_use_at_first_and_then_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics_file, "EVERY_S", 0)
-    nowhere = str(tmp_path / "none" / "camlake.prom")
+    folder = tmp_path / "gone"
+    nowhere = str(folder / "camlake.prom")
     said = []
-    with (
-        pytest.raises(UsageError, match=r"^--metrics '.*camlake.prom': can't be written: No such file or directory$"),
-        run_metrics(nowhere, OUT, said.append) as metrics,
-    ):
-        metrics.begin(COUNTS)
-    said.clear()
+    folder.mkdir()
     with run_metrics(nowhere, OUT, said.append) as metrics:
+        folder.rmdir()
+        with pytest.raises(UsageError, match=r"^--metrics '\S+': can't be written: No such file or directory$"):
+            metrics.begin(COUNTS)
+    said.clear()
+    folder.mkdir()
+    with run_metrics(nowhere, OUT, said.append) as metrics:
+        folder.rmdir()
         metrics.follow(DONE, workers=2)
         metrics.follow(DONE, workers=2)
     assert said == [f"warning: --metrics {nowhere!r}: can't be written: No such file or directory"]

@@ -107,14 +107,14 @@ def test_a_run_is_told_to_machines_and_to_the_webhook(tmp_path, webhook, capsys,
 @pytest.mark.parametrize("begun", [False, True], ids=["before the run", "in the run"])
 def test_a_failure_is_told(tmp_path, webhook, capsys, monkeypatch, begun):
     url, kind = webhook
+    place = tmp_path / ("none.csv" if begun else "none")
     if begun:
-        (tmp_path / "none").mkdir()
-        (tmp_path / "none" / "notes.txt").touch()
-    words = ["annotate", tmp_path / "none", "--out", tmp_path / "out", "--model", "camlake_demo", "--notify", url]
+        place.write_text("uri\n")
+    words = ["annotate", place, "--out", tmp_path / "out", "--model", "camlake_demo", "--notify", url]
     status, _, said = camlake(capsys, monkeypatch, *words, "--log-format", "json")
     last = json.loads(said.splitlines()[-1])
     assert (status, last["event"], last["kind"], last["exit_status"]) == (1, "error", "InputError", 1)
-    assert str(tmp_path / "none") in last["text"]
+    assert str(place) in last["text"]
     ((_, _, document),) = kind.posts
     assert (document["event"], document["exit_status"], document["error"]) == ("failed", 1, last["text"])
     assert document["run_id"] == last.get("run_id")

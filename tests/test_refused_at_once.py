@@ -48,7 +48,7 @@ def test_an_input_without_an_image(tmp_path):
 def test_cells_that_semicolons_separate(tmp_path):
     (tmp_path / "rows.csv").write_text("photo;label\na.jpg;cat\n")
     said = r"it has photo;label; .*; its cells seem to be separated by semicolons, allowed: commas$"
-    with pytest.raises((InputError, UsageError), match=said):
+    with pytest.raises(InputError, match=said):
         next(list_inputs(str(tmp_path / "rows.csv"), StorageConfig()).batches)
 
 
@@ -148,6 +148,7 @@ FILES = {
     "report {0}": "truth",
     "head fit {0} --out {1}.safetensors": "labels",
     "head apply {0} --out {1}.csv": "head",
+    "export {0} {1} --to coco": "rename",
     "train {0} --out {1} --supervision boxes": "boxes val labels weights",
     "foreground {0} --out {1}.safetensors": "weights labels truth",
 }

@@ -51,7 +51,7 @@ class TestOnCpu:
         assert plan_compute(config(actors="2:40"), CLUSTER, n_tables=5).actors == (2, 5)
 
     def test_too_many_actors_are_refused(self):
-        with pytest.raises(UsageError, match=r"--actors 100:100: this Ray has 4 CPUs, too few for 100 actors"):
+        with pytest.raises(UsageError, match=r"--actors 100:100: this machine has 4 CPUs, too few for 100 actors"):
             plan_compute(config(actors=100), LAPTOP)
 
 
@@ -74,7 +74,7 @@ class TestOnGpus:
         assert plan_compute(config(gpus_per_actor=0.5), GPU_SERVER).actors == (4, 4)
 
     def test_cuda_without_a_gpu_is_refused(self):
-        with pytest.raises(UsageError, match="--device cuda: this Ray cluster has no GPU"):
+        with pytest.raises(UsageError, match="--device cuda: this machine has no GPU"):
             plan_compute(config(device="cuda"), LAPTOP)
 
     @pytest.mark.parametrize(("options", "machine"), [({}, LAPTOP), ({"device": "cpu"}, GPU_SERVER)])

@@ -143,10 +143,12 @@ def test_compiled_batches_have_one_shape_and_the_same_features():
     pixels = pictures(5, 32)
     expected = features_of(network, pixels)
     engine = Engine(network, runtime(compile=True, batch_size=2))
+    torch.set_num_threads(1)
     engine.warm_up()
     found = {}
 
     def run(n):
+        torch.set_num_threads(1)  # Each thread has a number of its own; another one would be compiled for.
         with torch.no_grad():
             found[n] = engine(pixels[:n])
 

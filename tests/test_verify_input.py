@@ -44,7 +44,11 @@ def test_what_came_changed_and_went_in_the_input(lake):
 
 
 def facts(now, gone, unknown=0):
-    return {"inputs listed now": now, "inputs listed without a version": unknown, "inputs gone since": gone}
+    return {
+        "inputs listed now": now,
+        "inputs without a version, which each run annotates anew": unknown,
+        "inputs gone since": gone,
+    }
 
 
 def test_an_input_whose_version_nobody_knows_has_not_changed(tmp_path, capsys):

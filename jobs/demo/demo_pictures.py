@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from jobs.terminal.console import Screen
+from pipeline.storage.filesystems import refuse_unwritable
 from schemas.errors import UsageError
-from schemas.options.config import JobConfig, option
+from schemas.options.config import JobConfig, StorageConfig, option
 
 BROKEN = 2
 """Number of damaged files among the pictures, so that quarantine has rows."""
@@ -25,8 +26,7 @@ def render(config: DemoConfig, folder: Path, screen: Screen) -> Path:
     """
     from pipeline.images.synthetic.scenes import write_corpus
 
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--folder {config.folder!r}: is no folder; name a new one")
+    refuse_unwritable("--folder", config.folder, StorageConfig())
     marker, wanted = folder / "demo.txt", f"images={config.images} seed={config.seed}\n"
     truth = folder / "pictures" / "truth.csv"
     if marker.exists() and marker.read_text() != wanted:

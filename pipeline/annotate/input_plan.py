@@ -39,8 +39,8 @@ def refuse_at_once(config: AnnotateConfig) -> None:
     """Raise InputError for an input that is not there, StoreError for an output on this machine that can't be written.
 
     Both are looked at before the network is loaded, which may take a minute and a download, and before it is known
-    whether another run holds the output. In a folder on this machine an image is looked for too; containers and
-    manifests take longer.
+    whether another run holds the output. A folder on this machine is listed until its first image is found: some
+    10,000 names tell what it holds. Containers and manifests are not read here.
     """
     refuse_missing(config.input, config)
     refuse_unwritable("--out", config.out, config)

@@ -1,6 +1,6 @@
 """Joins an output with a truth: the pairs of image and class that are in both, as arrays and as a table for SQL."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -41,10 +41,10 @@ def matched(lake: Lake, truth: Truth, model: str | None, convention: Convention)
     for an unknown model, for class ids that the model has not, and where the truth knows none of the images.
     """
     run = lake.run_of(model)
-    _refuse_other_classes(truth, run)
     images = lake.arrow("images", columns=["image_id", "uri", "width_px", "height_px"], model=run.model)
     place = _places(truth, images)
     known = np.flatnonzero(place >= 0)
+    _refuse_other_classes([truth.class_ids[pair] for pair in known], run)
     images = images.take(place[known])
     names = tuple(truth.labels[pair] or ";".join(map(str, truth.class_ids[pair])) for pair in known)
     rows = _sql_rows(truth, known, images["image_id"].to_pylist())
@@ -55,9 +55,9 @@ def matched(lake: Lake, truth: Truth, model: str | None, convention: Convention)
         lake.connection().unregister("camlake_truth")
 
 
-def _refuse_other_classes(truth: Truth, run: RunManifest) -> None:
+def _refuse_other_classes(class_ids: Sequence[Sequence[int]], run: RunManifest) -> None:
     classes = run.lineage.classes
-    beyond = next((one for ids in truth.class_ids for one in ids if not 0 <= one < classes), None)
+    beyond = next((one for ids in class_ids for one in ids if not 0 <= one < classes), None)
     if beyond is not None:
         raise UsageError(
             f"the truth has class_id {beyond}; allowed: 0 to {classes - 1}, the classes of {run.model}, or labels in a"

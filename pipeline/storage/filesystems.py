@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
 
 from pipeline.storage.fsspec_private import adapt_s3, options_in, path_on, read_s3
-from pipeline.storage.store_failures import describe_failure, store_errors
+from pipeline.storage.store_failures import describe_failure, is_store_failure, store_errors
 from schemas.errors import InputError, StoreError, UsageError
 from schemas.options.config import StorageConfig
 from schemas.url_secrets import has_credentials, safe_url
@@ -198,11 +198,12 @@ def refuse_missing_files(files: Mapping[str, str], storage: StorageConfig) -> No
             continue
         try:
             fs.info(path)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             if not any(sign in path for sign in "*?[{"):
                 raise InputError(f"{flag} {safe_url(url)}: not found") from error
-        except Exception:  # Whatever else the store says, the verb meets it too and says it.
-            continue
+        except Exception as error:
+            if not is_store_failure(error):
+                raise
 
 
 def refuse_unwritable(flag: str, url: str, storage: StorageConfig) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
-from schemas.options.config import COMMA_SEPARATED, StorageConfig, option, required
+from schemas.options.config import COMMA_SEPARATED, StorageConfig, file_option, option, required
 
 ImageMode = Literal["reference", "link", "copy", "embed"]
 """What an export does with the pictures."""
@@ -54,7 +54,7 @@ class ExportConfig(StorageConfig):
     split: Annotated[tuple[str, ...], COMMA_SEPARATED, AfterValidator(_checked)] = option(
         ("train=1",), "splits and their shares; an image stays in its split for good", "Classes and splits"
     )
-    rename: str | None = option(
+    rename: str | None = file_option(
         None,
         "file of new class names: CSV with the columns from and to, or YAML from: to; a class with several names in"
         " from is merged",

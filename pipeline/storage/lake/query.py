@@ -219,9 +219,9 @@ def damage_said(where: str) -> Iterator[None]:
     except duckdb.Error as error:
         lines = str(error).strip().splitlines()
         line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
-        raise StoreError(
-            f"{where} can't be read: {line} (`camlake verify` says what is damaged, `--repair` mends it)"
-        ) from error
+        lacks_memory = isinstance(error, duckdb.OutOfMemoryException)
+        hint = "" if lacks_memory else " (`camlake verify` says what is damaged, `--repair` mends it)"
+        raise StoreError(f"{where} can't be read: {line}{hint}") from error
 
 
 def add_views(

@@ -49,6 +49,7 @@ _COMPARISONS = {
 An input whose version the listing does not know, such as a row of a manifest, may be another one or the same.
 """
 
+_UNKNOWN_VERSION = "inputs without a version, which each run annotates anew"
 _CURRENT_SQL = """
 SELECT count(*) FILTER (annotated), count(*) FILTER (NOT annotated AND NOT deleted), count(*) FILTER (deleted),
     (SELECT count(*) FROM all_endings WHERE NOT deleted AND rows_of = run_id)
@@ -222,5 +223,5 @@ def compare_input(fs: AbstractFileSystem, root: str, batches: Iterable[pa.Record
         for what, (count, example) in found.items()
         if count
     ]
-    facts = {"inputs listed now": listed, "inputs listed without a version": without_version, "inputs gone since": gone}
+    facts = {"inputs listed now": listed, _UNKNOWN_VERSION: without_version, "inputs gone since": gone}
     return VerifyReport(tuple(problems), facts)

@@ -43,9 +43,11 @@ def trunk():
     return made
 
 
-def test_the_operator_is_where_it_was():
+def test_the_operator_is_where_it_was(monkeypatch):
     assert can_fuse(torch.float32), "torch.ops.mkldnn._convolution_pointwise has moved"
     assert not can_fuse(torch.float16)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not can_fuse(torch.float32)
 
 
 def test_a_convolution_is_fused_where_only_its_activation_takes_its_result():

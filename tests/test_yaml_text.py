@@ -58,6 +58,9 @@ def test_a_job_file(tmp_path):
     file.write_text("input: p\nout: o\nactors: 1:2\ncompile: on\nforeground: off\nretry_rejected: yes\n")
     config = AnnotateConfig.resolve(read_config(str(file)))
     assert (config.actors, config.compile, config.foreground, config.retry_rejected) == ((1, 2), "on", "off", True)
+    file.write_text("box-rule: paper\nbox_rule: auto\n")
+    with pytest.raises(UsageError, match=r"^--config '\S+/job.yaml': an option stands twice, once with - and"):
+        read_config(str(file))
     file.write_text("input: p\ntopk: 5\ntopk: 3\n")
     with pytest.raises(UsageError, match=r"^--config '\S+/job.yaml': not YAML: 'topk' stands twice in .*line 3"):
         read_config(str(file))

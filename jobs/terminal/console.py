@@ -80,7 +80,10 @@ def read_config(path: str | None) -> dict[str, Any]:
         raise UsageError(f"--config {path!r}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UsageError(f"--config {path!r}: allowed: a mapping of option names to values")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+    named = {str(key).replace("-", "_"): value for key, value in values.items()}
+    if len(named) < len(values):
+        raise UsageError(f"--config {path!r}: an option stands twice, once with - and once with _")
+    return named
 
 
 @contextmanager

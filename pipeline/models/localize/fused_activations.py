@@ -27,9 +27,16 @@ _POST_OPERATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
 
 
 def can_fuse(dtype: torch.dtype) -> bool:
-    """Return whether PyTorch runs convolutions in ``dtype`` through oneDNN on this machine's CPU."""
-    onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not onednn or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+    """Return whether PyTorch runs convolutions in ``dtype`` through oneDNN on this machine's CPU, and can fuse them.
+
+    On ARM processors with ACL it can't, and its compiler leaves the operator out there.
+    """
+    onednn = torch.backends.mkldnn
+    if not (onednn.enabled and onednn.is_available()):  # type: ignore[no-untyped-call]
+        return False
+    if not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return False
+    if torch.ops.mkldnn._is_mkldnn_acl_supported():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 

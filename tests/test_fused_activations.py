@@ -56,6 +56,11 @@ def test_a_convolution_is_fused_where_only_its_activation_takes_its_result():
     assert fused == {"first", "grouped", "normed.0"}
 
 
+def test_a_trunk_with_nothing_to_fuse_stays_as_it_is():
+    plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU())
+    assert with_fused_activations(plain) is plain
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_results_are_the_same(dtype):
     if not can_fuse(dtype):

@@ -63,6 +63,9 @@ def test_an_input_whose_version_nobody_knows_has_not_changed(tmp_path, capsys):
     fs, root = connect(out, StorageConfig())
     compared = compare_input(fs, root, list_inputs(str(manifest), StorageConfig()).batches)
     assert (compared.problems, compared.facts) == ((), facts(now=2, gone=0, unknown=1))
+    image.unlink()
+    (problem,) = compare_input(fs, root, list_inputs(str(manifest), StorageConfig()).batches).problems
+    assert problem.startswith("1 inputs changed since they were annotated, such as '")
 
 
 def test_the_verb_compares_repairs_and_says_what_remains(local, tmp_path, capsys):

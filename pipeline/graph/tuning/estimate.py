@@ -21,14 +21,15 @@ from pipeline.annotate.spec import continued, run_request
 from pipeline.graph.cluster import ray_cluster
 from pipeline.graph.tuning.autotune import Measured, measure_run
 from pipeline.graph.tuning.bench import sample_plan
-from pipeline.storage.filesystems import connect
+from pipeline.storage.filesystems import connect, read_url
 from pipeline.storage.inputs.folders import refuse_missing
 from pipeline.storage.lake.commit import done_images
 from pipeline.storage.lake.plan.planning import Plan
 from pipeline.storage.lake.run import check_settings, find_calibration
 from schemas.cluster_pricing import ClusterFile, Prices
-from schemas.errors import UsageError
+from schemas.errors import InputError, UsageError
 from schemas.options.annotate import AnnotateConfig
+from schemas.options.config import StorageConfig
 from schemas.yaml_text import parse_yaml
 
 
@@ -114,10 +115,10 @@ def read_offer(config: AnnotateConfig) -> Offer:
     cluster = prices = None
     if config.cluster:
         where = f"--cluster {config.cluster!r}"
-        cluster = ClusterFile.parse(_read_yaml(config.cluster, where), where)
+        cluster = ClusterFile.parse(_read_yaml(config.cluster, where, config), where)
     if config.prices:
         where = f"--prices {config.prices!r}"
-        prices = Prices.parse(_read_yaml(config.prices, where), where)
+        prices = Prices.parse(_read_yaml(config.prices, where, config), where)
     return Offer(
         Machine(cluster.amount("CPU"), cluster.amount("GPU"), None) if cluster else None,
         prices.of(cluster.instances() if cluster else None, where) if prices else None,
@@ -125,11 +126,10 @@ def read_offer(config: AnnotateConfig) -> Offer:
     )
 
 
-def _read_yaml(path: str, where: str) -> Any:
+def _read_yaml(url: str, where: str, storage: StorageConfig) -> Any:
     try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - a path from the command line
-            return parse_yaml(file.read())  # JSON is YAML.
-    except (OSError, UnicodeDecodeError) as error:
+        return parse_yaml(read_url(url, storage).decode())  # JSON is YAML.
+    except (InputError, UnicodeDecodeError) as error:
         raise UsageError(f"{where}: can't be read: {error}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{where}: neither YAML nor JSON: {' '.join(str(error).split())}") from error

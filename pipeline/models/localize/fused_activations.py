@@ -44,8 +44,8 @@ def can_fuse(dtype: torch.dtype) -> bool:
 def with_fused_activations(trunk: nn.Module) -> nn.Module:
     """Return ``trunk`` with each ReLU and ReLU6 inside its convolution; the result shares the layers of ``trunk``.
 
-    Only a convolution that runs once and whose result and weights nothing else takes is fused. A trunk whose weights
-    are not finite, or whose forward pass torch.fx can't follow, is returned unchanged.
+    Only a convolution that runs once and whose result and weights nothing else takes is fused. A trunk without such a
+    convolution, with weights that are not finite, or whose forward pass torch.fx can't follow is returned unchanged.
     """
     tensors = (*trunk.parameters(), *trunk.buffers())
     if not all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point()):
@@ -55,6 +55,7 @@ def with_fused_activations(trunk: nn.Module) -> nn.Module:
     except NOT_TRACED:
         return trunk
     read = [str(node.target) for node in traced.graph.nodes if node.op == "get_attr"]
+    fused = 0
     calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
     for node in list(traced.graph.nodes):
         activation, source = _activation(node, traced), node.args[0] if node.args else None
@@ -68,8 +69,9 @@ def with_fused_activations(trunk: nn.Module) -> nn.Module:
             traced.set_submodule(name, _FusedConvolution(conv, activation))
             node.replace_all_uses_with(source)
             traced.graph.erase_node(node)
+            fused += 1
     traced.recompile()
-    return traced
+    return traced if fused else trunk
 
 
 def _is_plain(layer: nn.Module) -> bool:

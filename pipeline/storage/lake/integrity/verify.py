@@ -40,13 +40,14 @@ from schemas.tables import PLAN, optional_tables
 _COMPARISONS = {
     "are not in the output": "SELECT count(*), min(uri) FROM listed ANTI JOIN endings USING (image_id)",
     "changed since they were annotated": "SELECT count(*), min(listed.uri) FROM listed JOIN endings USING (image_id)"
-    f" WHERE NOT deleted AND {has_version('listed')} AND NOT {same_version('listed', 'endings')}",
+    f" WHERE NOT deleted AND ({has_version('listed')} OR {has_version('endings')})"
+    f" AND NOT {same_version('listed', 'endings')}",
     "are hidden in the output": "SELECT count(*), min(listed.uri) FROM listed JOIN endings USING (image_id)"
     " WHERE deleted",
 }
 """Queries for the inputs in which a listing differs from the output.
 
-An input whose version the listing does not know, such as a row of a manifest, may be another one or the same.
+An input of which neither knows a version, such as a manifest's row that can't be read, may be the same or another one.
 """
 
 _UNKNOWN_VERSION = "inputs without a version, which each run annotates anew"

@@ -129,7 +129,8 @@ FEATURE_MAPS = pa.schema(
             "codes",
             pa.large_binary(),
             "channel-major codes q, four in a byte with 2 bits, else two, the first in the low bits;"
-            " f_k = feature_k * q / mean(q)",
+            " f_k = feature_k * q / mean(q). A last byte of 1 says that the channels lie from the largest feature down,"
+            " by powers of two; without it they lie in the network's order",
         ),
     ]
 )

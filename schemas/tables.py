@@ -131,7 +131,7 @@ TABLES: dict[Table, TableSpec] = {
             complete="n = 1",
             complete_as="one row of feature maps",
             sound="map_h > 0 AND map_w > 0 AND channels > 0 AND bits IN (2, 3, 4) AND octet_length(codes)"
-            " = (map_h * map_w * channels + if(bits = 2, 3, 1)) // if(bits = 2, 4, 2)",
+            " - (map_h * map_w * channels + if(bits = 2, 3, 1)) // if(bits = 2, 4, 2) IN (0, 1)",
             repeated=frozenset({"run_id", "map_h", "map_w", "channels", "bits"}),
         ),
         TableSpec(

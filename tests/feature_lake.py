@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.arrays.feature_codec import encode
+from pipeline.arrays.feature_codec import encode, pack
 from pipeline.models.weights.head_file import Head, HeadCard, head_bytes
 from pipeline.storage.lake.commit import finish_run, start_run
 from pipeline.storage.lake.layout import new_run_id
@@ -93,4 +93,9 @@ def _key(number: int, run_id: str) -> dict[str, str]:
 
 
 def _codes(number: int) -> bytes:
-    return encode(torch.from_numpy(maps_of(number)[None]), BITS).numpy().tobytes()
+    return packed(torch.from_numpy(maps_of(number)[None]), BITS).tobytes()
+
+
+def packed(maps: torch.Tensor, bits: int) -> np.ndarray:
+    """Return the codes of ``maps`` (N, K, h, w) as a run stores them, (N, bytes)."""
+    return pack(encode(maps, bits).numpy(), maps.mean((2, 3)).numpy(), bits)

@@ -8,7 +8,7 @@ from jobs.localize import localize
 from jobs.terminal.console import Screen
 from pipeline import camlake
 from pipeline.annotate.model import load_model
-from pipeline.arrays.feature_codec import unpack
+from pipeline.arrays.feature_codec import channel_order, unpack
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.models.weights.head_file import Head, HeadCard, head_bytes
 from pipeline.storage.filesystems import connect
@@ -73,7 +73,9 @@ def test_annotate_with_a_head_gives_what_localize_gives(annotated, tmp_path):
         row, weight = codes[true["image_id"]], head.weight[true["class_id"]]
         values = np.frombuffer(row["codes"], np.uint8)
         levels = unpack(values[None], 3, row["channels"] * row["map_h"] * row["map_w"]).reshape(row["channels"], -1)
-        mean, feature = levels.mean(1), np.asarray(vectors[true["image_id"]]["feature"])
+        feature = np.asarray(vectors[true["image_id"]]["feature"], np.float32)
+        levels = levels[np.argsort(channel_order(feature[None])[0])]
+        mean = levels.mean(1)
         # A value f of a map with the mean F is off by at most (f + F) / (2 · the mean of its codes).
         share = np.where(mean > 0, (levels.T * feature / np.maximum(mean, 1e-9) + feature) / np.maximum(mean, 1e-9), 0)
         bound = (np.abs(weight) * share * 0.6).sum(1).reshape(row["map_h"], row["map_w"])

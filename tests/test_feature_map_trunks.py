@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.arrays.feature_codec import encode, head_maps
+from pipeline.arrays.feature_codec import head_maps
 from pipeline.models.localize.feature_maps import refuse_unfit_network
 from pipeline.models.networks.architecture import Architecture
 from schemas.errors import UsageError
+from tests.feature_lake import packed
 from tests.networks import cut_by_default, seeded
 
 SIDE = 128
@@ -41,7 +42,7 @@ def test_maps_behind_a_relu_keep_the_maps_of_any_head(name):
     weights = np.random.default_rng(0).normal(size=(5, maps.shape[1])).astype(np.float32)
     true = np.einsum("ck,nkhw->nchw", weights, maps.numpy()).reshape(30, -1)
     means = maps.mean((2, 3)).numpy()
-    found = head_maps(encode(maps, 3).numpy(), 3, maps.shape[2:], means, weights).reshape(30, -1)
+    found = head_maps(packed(maps, 3), 3, maps.shape[2:], means, weights).reshape(30, -1)
     alike = [np.corrcoef(one, other)[0, 1] for one, other in zip(true, found, strict=True)]
     assert np.median(alike) > 0.99
     assert np.allclose(found.mean(1), true.mean(1), atol=1e-4 * np.abs(true).max())

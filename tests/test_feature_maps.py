@@ -12,8 +12,20 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from pipeline import camlake
+from pipeline.annotate.annotate_stage import FEATURE_BITS
 from pipeline.annotate.model import load_model
-from pipeline.arrays.feature_codec import decode, encode, head_maps, packed_bytes, unpack
+from pipeline.arrays.feature_codec import (
+    BY_FEATURES,
+    channel_order,
+    decode,
+    encode,
+    head_maps,
+    is_ordered,
+    pack,
+    packed_bytes,
+    unpack,
+)
+from pipeline.arrays.rounding import rounded
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.models.localize.feature_maps import refuse_unfit_network
 from pipeline.models.localize.stride16 import TrunkMaps
@@ -28,6 +40,7 @@ from schemas.errors import ModelError, UsageError
 from schemas.options.annotate import AnnotateConfig
 from schemas.options.config import StorageConfig
 from tests.fake_lake import FakeLake, image_id, manifest_of, rows_of
+from tests.feature_lake import packed as packed_codes
 from tests.hand_made import by_hand, decoded_table, stage_by_hand
 from tests.jobs_on import run_annotate
 
@@ -43,20 +56,21 @@ def channels(*values):
 class TestByHand:
     def test_codes_of_two_bits_stand_four_in_a_byte(self):
         # 6, 4, 0 of 6 are 3, 2, 0; a channel of zeros has zeros; 0.1, 1, 0.55 are rint(.3), 3, rint(1.65).
-        packed = encode(channels([6, 4, 0], [0, 0, 0], [0.1, 1, 0.55]), bits=2)
-        assert packed.tolist() == [[3 | 2 << 2, 0 | 0 << 2 | 0 << 4 | 3 << 6, 2]]
-        assert unpack(packed.numpy(), 2, 9).tolist() == [[3, 2, 0, 0, 0, 0, 0, 3, 2]]
+        # The channels' means are 3.3, 0 and .55: the one of zeros comes last.
+        packed = packed_codes(channels([6, 4, 0], [0, 0, 0], [0.1, 1, 0.55]), bits=2)
+        assert packed.tolist() == [[3 | 2 << 2 | 0 << 4 | 0 << 6, 3 | 2 << 2, 0, BY_FEATURES]]
+        assert unpack(packed, 2, 9).tolist() == [[3, 2, 0, 0, 3, 2, 0, 0, 0]]
 
     @pytest.mark.parametrize(("bits", "codes"), [(3, [11, 7, 0, 0, 3, 2]), (4, [15, 10, 0, 2, 15, 8])])
     def test_codes_of_three_and_four_bits_stand_two_in_a_byte(self, bits, codes):
-        # With 3 bits the maxima 6 and 1, 3.5 on average, give rint(7 · (6/3.5)^.8) = 11 and rint(7 / 3.5^.8) = 3 steps.
-        packed = encode(channels([6, 4, 0], [0.1, 1, 0.55]), bits)
+        # With 3 bits the maxima 6 and 1, 3.5 on average, give rint(7.2 · (6/3.5)^.8) = 11 and rint(7.2 / 3.5^.8) = 3.
+        packed = packed_codes(channels([6, 4, 0], [0.1, 1, 0.55]), bits)
         low, high = codes[::2], codes[1::2]
-        assert packed.tolist() == [[one | other << 4 for one, other in zip(low, high, strict=True)]]
-        assert unpack(packed.numpy(), bits, 6).tolist() == [codes]
+        assert packed.tolist() == [[*(one | other << 4 for one, other in zip(low, high, strict=True)), BY_FEATURES]]
+        assert unpack(packed, bits, 6).tolist() == [codes]
 
     def test_maps_are_read_against_their_means(self):
-        packed = encode(channels([6, 4, 0], [0, 0, 0], [2, 2, 2]), bits=2).numpy()
+        packed = packed_codes(channels([6, 4, 0], [0, 0, 0], [2, 2, 2]), bits=2)
         maps = decode(packed, 2, (1, 3), np.array([[10 / 3, 0, 2]], np.float32))
         assert maps[0, 0, 0] == pytest.approx([10 * 3 / 5, 10 * 2 / 5, 0])
         assert maps[0, 1:, 0].tolist() == [[0, 0, 0], [2, 2, 2]]
@@ -66,12 +80,35 @@ class TestByHand:
     @BITS
     def test_an_image_without_a_value_has_codes_of_zero(self, bits):
         maps = torch.cat([channels([0, 0, 0], [0, 0, 0]), channels([1, 0, 0], [0, 0, 0])])
-        assert not encode(maps, bits)[0].any()
-        assert encode(maps, bits)[1].any()
+        assert not packed_codes(maps, bits)[0, :-1].any()
+        assert packed_codes(maps, bits)[1, :-1].any()
 
     def test_one_image_of_nan_leaves_the_others_alone(self):
         maps = torch.cat([channels([6, 4, 0]), channels([float("nan"), float("inf"), 1])])
-        assert encode(maps, 2)[0].tolist() == encode(maps[:1], 2)[0].tolist()
+        assert packed_codes(maps, 2)[0].tolist() == packed_codes(maps[:1], 2)[0].tolist()
+
+    def test_channels_lie_from_large_features_to_small_ones_by_powers_of_two(self):
+        vectors = np.array([[0, 3, 1e-9, 9, 2, 15.9, 1e6, np.inf]], np.float32)
+        assert channel_order(vectors).tolist() == [[6, 7, 3, 5, 1, 4, 0, 2]]
+
+    @BITS
+    def test_rows_of_older_versions_have_the_network_s_order_and_no_last_byte(self, bits):
+        maps = torch.arange(24.0).reshape(2, 3, 2, 2)
+        means = maps.mean((2, 3)).numpy()
+        new = packed_codes(maps, bits)
+        one_size = np.ones_like(means)
+        old = pack(encode(maps, bits).numpy(), one_size, bits)[:, :-1]
+        assert channel_order(one_size).tolist() == [[0, 1, 2]] * 2
+        assert (is_ordered(new, bits, 12), is_ordered(old, bits, 12)) == (True, False)
+        assert (decode(old, bits, (2, 2), means) == decode(new, bits, (2, 2), means)).all()
+        weights = np.array([[1, -2, 3]], np.float32)
+        both = [head_maps(packed, bits, (2, 2), means, weights) for packed in (old, new)]
+        assert both[0] == pytest.approx(both[1], rel=1e-5)
+
+    @pytest.mark.parametrize("packed", [[[0, 0, 2]], [[0]], [[0, 0, 1, 1]]])
+    def test_codes_of_another_form_are_refused(self, packed):
+        with pytest.raises(ValueError, match=r"^codes of another form than 2 bytes and a byte of 1$"):
+            is_ordered(np.array(packed, np.uint8), 4, 4)
 
 
 @BITS
@@ -82,9 +119,10 @@ def test_round_trip_bounds(bits, data):
     maps = data.draw(arrays(np.float32, shape, elements=st.floats(0, 1e4, width=32, allow_subnormal=False)))
     maps = np.where(maps < 1e-20, np.float32(0), maps)
     means = maps.astype(np.float64).mean((2, 3)).astype(np.float32)
-    packed = encode(torch.from_numpy(maps), bits).numpy()
-    assert packed.shape == (len(maps), packed_bytes(maps[0].size, bits))
-    codes = unpack(packed, bits, maps[0].size).reshape(maps.shape)
+    packed = pack(encode(torch.from_numpy(maps), bits).numpy(), means, bits)
+    assert packed.shape == (len(maps), packed_bytes(maps[0].size, bits) + 1)
+    codes = unpack(packed, bits, maps[0].size).reshape(*maps.shape[:2], -1)
+    codes = np.take_along_axis(codes, np.argsort(channel_order(means), axis=1)[:, :, None], axis=1).reshape(maps.shape)
     top, peak = codes.max((2, 3)), maps.max((2, 3))
     assert ((top > 0) == (peak > 0)).all()
     assert top.max() <= (3 if bits == 2 else 15)
@@ -99,6 +137,13 @@ def test_round_trip_bounds(bits, data):
     sums = np.einsum("ck,nkhw->nchw", weights, found)
     close = 1e-4 * max(1.0, float(np.abs(found).max()))
     assert np.allclose(head_maps(packed, bits, shape[2:], means, weights), sums, atol=close)
+
+
+@given(arrays(np.float32, 20, elements=st.floats(0, 6e4, width=32)))
+def test_the_order_does_not_change_where_features_are_rounded(values):
+    order = channel_order(values[None]).tolist()
+    assert channel_order(values.astype(np.float16).astype(np.float32)[None]).tolist() == order
+    assert channel_order(rounded(values, FEATURE_BITS)[None]).tolist() == order
 
 
 class TestRefusals:

@@ -14,7 +14,7 @@ from jobs.rebox import rebox
 from jobs.terminal.console import Screen
 from pipeline import camlake
 from pipeline.annotate.model import load_model
-from pipeline.arrays.feature_codec import decode, encode
+from pipeline.arrays.feature_codec import decode
 from pipeline.images.synthetic.scenes import write_corpus
 from pipeline.models.weights.head_file import Head, HeadCard, head_bytes, probabilities
 from pipeline.storage.filesystems import connect
@@ -28,7 +28,7 @@ from schemas.options.localize import LocalizeConfig
 from schemas.options.reading import EvaluateConfig
 from schemas.options.rebox import ReboxConfig
 from tests.fake_lake import FakeLake, image_id
-from tests.feature_lake import BITS, MAP_HW, OBJECTS, add_run, feature_lake, head_by_hand, maps_of, place_of
+from tests.feature_lake import BITS, MAP_HW, OBJECTS, add_run, feature_lake, head_by_hand, maps_of, packed, place_of
 from tests.jobs_on import run_annotate
 from tests.localizing import IMAGES, lake_at, localized, problems
 
@@ -55,7 +55,7 @@ def test_maps_scores_and_boxes_by_hand(source, tmp_path):
     for number in range(IMAGES):
         uri, object_ = f"p/{number}.jpg", number % 3
         means = maps_of(number).mean((1, 2))
-        codes = encode(torch.from_numpy(maps_of(number)[None]), BITS).numpy()
+        codes = packed(torch.from_numpy(maps_of(number)[None]), BITS)
         f = decode(codes, BITS, MAP_HW, means[None])[0]
         logits = head.weight @ means + head.bias
         order = np.argsort(-logits)

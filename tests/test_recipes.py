@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from jobs.recipes import animals, mirror_in_lake, text_detector, visual_questions
 from jobs.recipes.recipe_steps import PictureResult, RecipeConfig, RecipePictures, mean, points_in, scores
@@ -83,7 +82,7 @@ def test_scores_by_hand(tmp_path):
 def test_halves_by_hand():
     maps = np.array([[[4, 4, 9, 0, 0]], [[0, 0, 9, 7, 7]]], np.float32)
     row = {"image_id": "a", "run_id": "r", "map_h": 1, "map_w": 5, "channels": 2, "bits": 4}
-    codes = pack(torch.from_numpy(maps.astype(np.uint8).reshape(1, -1)), 4).numpy().tobytes()
+    codes = pack(maps.astype(np.uint8).reshape(1, 2, 5).swapaxes(1, 2).copy(), maps.mean((1, 2))[None], 4).tobytes()
     row |= {"codes": codes, "feature": maps.mean((1, 2))}
     assert visual_questions.halves_of(row) == pytest.approx([4, 0, 0, 7]), "the middle column is in neither half"
 

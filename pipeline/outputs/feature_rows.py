@@ -1,6 +1,7 @@
 """The rows of features and feature_maps as arrays, and the maps of a linear head that follow from them."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import duckdb
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 from fsspec import AbstractFileSystem
 from numpy.typing import NDArray
 
-from pipeline.arrays.feature_codec import head_maps, packed_bytes
+from pipeline.arrays.feature_codec import head_maps
 from pipeline.images.resize import ResizePlan
 from pipeline.models.weights.head_file import Head, probabilities
 from pipeline.storage.lake.query import file_urls, quote_list
@@ -55,27 +56,27 @@ def maps_of_rows(
     shape: dict[str, Any] = {name: pc.unique(rows[name]).to_pylist() for name in ("map_h", "map_w", "channels", "bits")}
     if any(len(values) > 1 for values in shape.values()) or shape["channels"] != [weight.shape[1]]:
         raise StoreError(f"feature_maps of {shape}, the head takes {weight.shape[1]} of one size")
-    height, width, channels, bits = (values[0] for values in shape.values())
+    height, width, _, bits = (values[0] for values in shape.values())
     found = np.empty((len(rows), chosen.shape[1], height, width), np.float32)
     start = 0
-    for packed in _packed(rows["codes"], packed_bytes(height * width * channels, bits)):
+    for packed in _packed(rows["codes"]):
         own = slice(start, start + len(packed))
-        found[own] = head_maps(packed, bits, (height, width), vectors[own], weight, chosen[own])
+        try:
+            found[own] = head_maps(packed, bits, (height, width), vectors[own], weight, chosen[own])
+        except ValueError as error:
+            raise StoreError(f"feature_maps: {error}; `camlake verify` says more") from error
         start = own.stop
     return found.reshape(-1, height, width)
 
 
-def _packed(column: pa.ChunkedArray, n_bytes: int) -> Iterator[NDArray[np.uint8]]:
-    """Yield the parts of a column of large binaries as (n, ``n_bytes``) each, without a copy.
-
-    Raises StoreError for a value of another length.
-    """
-    for chunk in column.chunks:
+def _packed(column: pa.ChunkedArray) -> Iterator[NDArray[np.uint8]]:
+    """Yield the parts of a column of large binaries, (n, bytes) each, where values of one length follow each other."""
+    for chunk in filter(len, column.chunks):
         offsets = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset :][: len(chunk) + 1]
-        if (np.diff(offsets) != n_bytes).any():
-            raise StoreError(f"feature_maps: codes of another length than {n_bytes} bytes; `camlake verify` says which")
-        if len(chunk):
-            yield np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(-1, n_bytes)
+        data, lengths = np.frombuffer(chunk.buffers()[2], np.uint8), np.diff(offsets)
+        others = np.flatnonzero(np.diff(lengths)) + 1
+        for start, end in pairwise([0, *others.tolist(), len(chunk)]):
+            yield data[offsets[start] : offsets[end]].reshape(end - start, lengths[start])
 
 
 def resize_of(run: RunManifest) -> ResizePlan:

@@ -156,11 +156,11 @@ class _LocalProcess:
         stream = stream_of(images)
         while True:
             try:
-                done = self._answer(stream)
+                rows, progress = self._answer(stream)
             except (EOFError, OSError):  # Also one that died in the middle of a message.
                 self._replace()
             else:
-                return Worked(table_of(done.rows), done.progress)
+                return Worked(table_of(rows), progress)
 
     def end(self) -> None:
         """End the process; another thread that waits for its answer gets the end of the pipe."""
@@ -182,7 +182,7 @@ class _LocalProcess:
         with suppress(ConnectionError):  # A process that died at once is found where its answer is read.
             self._pipe.send_bytes(self._payload)
 
-    def _answer(self, stream: bytes) -> Done:
+    def _answer(self, stream: pa.Buffer) -> tuple[bytes, RunProgress]:
         if self._pid:
             self._pipe.send_bytes(stream)
         while True:
@@ -195,8 +195,8 @@ class _LocalProcess:
                     self._pipe.send(self._begun[key])
                 case Finished(key):
                     del self._begun[key]
-                case Done() as done:
-                    return done
+                case Done(progress):
+                    return self._pipe.recv_bytes(), progress
                 case Failed(error, trace):
                     raise error from RuntimeError(trace)
 

@@ -37,9 +37,8 @@ class Finished(NamedTuple):
 
 
 class Done(NamedTuple):
-    """The rows of a table, as an Arrow stream, and what they add to the progress of the run."""
+    """The rows of a table come next, as an Arrow stream; ``progress`` is what they add to that of the run."""
 
-    rows: bytes
     progress: RunProgress
 
 
@@ -104,20 +103,20 @@ def _serve(pipe: Connection) -> None:
         pipe.send(Ready(os.getpid()))
         while True:
             worked = work(table_of(pipe.recv_bytes()))
-            pipe.send(Done(stream_of(worked.rows), worked.progress))
+            pipe.send(Done(worked.progress))
+            pipe.send_bytes(stream_of(worked.rows))
     except (EOFError, ConnectionError):
         raise
     except Exception as error:  # Any other error would end the child in silence.
         pipe.send(Failed(_in_one_line(error), traceback.format_exc()))
 
 
-def stream_of(table: pa.Table) -> bytes:
+def stream_of(table: pa.Table) -> pa.Buffer:
     """Return a table as an Arrow stream; unlike a pickle it has the bytes of a slice only."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    stream: bytes = sink.getvalue().to_pybytes()
-    return stream
+    return sink.getvalue()
 
 
 def table_of(stream: bytes) -> pa.Table:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.arrays.feature_codec import encode
+from pipeline.arrays.feature_codec import encode, pack
 from pipeline.models.localize.engine import to_host
 from pipeline.models.networks.heads import ConvHead, LinearHead, NormedHead
 from pipeline.models.networks.network import CamNetwork
@@ -30,23 +30,25 @@ class FeatureMapCodes(NamedTuple):
 
 
 def encoded(features: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Return the packed codes (B, bytes) uint8 of ``features`` (B, K, h, w) and whether each image is below zero, (B,).
+    """Return the codes (B, h·w, K) uint8 of ``features`` (B, K, h, w) and whether each image is below zero, (B,).
 
     A NaN is not below zero.
     """
     return encode(features, bits), features.amin((1, 2, 3)) < 0
 
 
-def feature_map_codes(codes: Tensor, negative: Tensor, map_hw: Sequence[int], bits: int) -> FeatureMapCodes:
-    """Return the results of ``encoded`` in main memory.
+def feature_map_codes(
+    codes: Tensor, negative: Tensor, pooled: NDArray[np.float32], map_hw: Sequence[int], bits: int
+) -> FeatureMapCodes:
+    """Return the results of ``encoded`` in main memory, packed; ``pooled`` (B, K) has the means of the feature maps.
 
     Raises ModelError, which fails the run, where the feature maps of an image are below zero.
     """
-    packed, below_zero = to_host([codes, negative])
+    levels, below_zero = to_host([codes, negative])
     if below_zero.any():
         raise ModelError("--outputs feature_maps: the network gave feature maps below zero; leave feature_maps out")
     height, width = map_hw
-    return FeatureMapCodes(packed, (height, width), bits)
+    return FeatureMapCodes(pack(levels, pooled, bits), (height, width), bits)
 
 
 def refuse_unfit_network(network: CamNetwork) -> None:

@@ -140,7 +140,7 @@ class Localizer:
             figure = None if result.figure is None else to_host([result.figure])[0]
             codes = None
             if result.codes is not None and result.negative is not None:
-                codes = feature_map_codes(result.codes, result.negative, heat.shape[2:], self._bits)
+                codes = feature_map_codes(result.codes, result.negative, pooled, heat.shape[2:], self._bits)
             columns = [to_host(boxes) for boxes, _ in cut]
         image, slot = np.nonzero(has_map)
         maps = Maps(
@@ -263,7 +263,7 @@ class _Prediction(NamedTuple):
     regressed: Tensor | None
     """(B, 4) boxes that a box head predicted; see ``Localization.regressed``."""
     codes: Tensor | None
-    """(B, bytes) packed codes of the feature maps; None where none are stored."""
+    """(B, h·w, K) codes of the feature maps; None where none are stored."""
     negative: Tensor | None
     """(B,) whether the feature maps are below zero somewhere."""
 

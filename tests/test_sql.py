@@ -253,3 +253,17 @@ def test_plain_duckdb_reads_an_output_that_rejected_nothing(tmp_path):
     query = reader.CURRENT_ROWS_SQL.format(table=globs["boxes"], **globs)
     assert duckdb.sql(f"SELECT count(*) FROM ({query})").fetchall() == [(2,)]
     assert duckdb.sql(f"SELECT count(*) FROM {globs['quarantine']}").fetchall() == [(0,)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[: len(data) // 2], lambda data: data[:4] + b"\xff" * 60 + data[64:]],
+    ids=["cut off", "a page"],
+)
+@pytest.mark.parametrize("options", [{}, {"format": "csv"}], ids=["table", "csv"])
+def test_a_damaged_file_is_no_wrong_query(tmp_path, damage, options):
+    lake = make(tmp_path)
+    for file in Path(lake.out).glob("boxes/**/*.parquet"):
+        file.write_bytes(damage(file.read_bytes()))
+        with pytest.raises(StoreError, match=r"can't be read: .*`camlake verify` says what is damaged"):
+            run(SqlConfig.resolve({"out": lake.out, "query": "SELECT * FROM boxes", **options}), Screen())

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from pipeline.outputs.sql.sql_views import one_line
+from pipeline.outputs.sql.sql_views import failure_of
 from pipeline.storage.filesystems import connect, is_local
 from pipeline.storage.store_failures import store_errors
 from schemas.errors import UsageError
@@ -30,24 +30,24 @@ _CELL_CHARACTERS = 80
 
 
 def write_result(relation: duckdb.DuckDBPyRelation, kind: ResultFormat, sink: IO[bytes]) -> int:
-    """Write all rows of ``relation`` to ``sink`` and return their number; raises UsageError where the query fails."""
+    """Write all rows of ``relation`` to ``sink``; return their number; raises a CamlakeError where the query fails."""
     write = {"csv": _write_csv, "json": _write_json, "parquet": _write_parquet}[kind]
     try:
         return write(relation.to_arrow_reader(BATCH_ROWS), sink)
     except OSError as error:
         if error.errno is not None:  # The place of the result failed: a full disk, a closed pipe.
             raise
-        raise UsageError(f"SQL: {one_line(error)}") from error  # A query that fails while its rows stream.
+        raise failure_of(error) from error  # A query that fails while its rows stream.
     except (duckdb.Error, pa.ArrowException) as error:
-        raise UsageError(f"SQL: {one_line(error)}") from error
+        raise failure_of(error) from error
 
 
 def table_rows(relation: duckdb.DuckDBPyRelation, most: int) -> tuple[list[list[Any]], bool]:
-    """Return the first ``most`` rows as values to show, and whether there are more; raises UsageError."""
+    """Return the first ``most`` rows as values to show, and whether there are more; raises as ``write_result``."""
     try:
         rows = relation.limit(most + 1).fetchall()
     except duckdb.Error as error:
-        raise UsageError(f"SQL: {one_line(error)}") from error
+        raise failure_of(error) from error
     return [[_cell(value) for value in row] for row in rows[:most]], len(rows) > most
 
 

@@ -22,7 +22,7 @@ from pipeline.storage.lake.query import PROTOCOL, quote, quote_list
 from pipeline.storage.lake.records import committed_files
 from pipeline.storage.lake.whole_objects import read_whole
 from schemas.columns import TIMESTAMP
-from schemas.errors import InputError, UsageError
+from schemas.errors import CamlakeError, InputError, StoreError, UsageError
 from schemas.options.config import StorageConfig
 from schemas.options.sql import SqlConfig
 from schemas.runs import Counts, RunManifest
@@ -142,7 +142,20 @@ def one_select(con: duckdb.DuckDBPyConnection, query: str) -> duckdb.DuckDBPyRel
             raise UsageError(f"SQL: {said}; allowed: one SELECT, because an output is only read")
         return con.sql(statements[0].query)
     except duckdb.Error as error:
-        raise UsageError(f"SQL: {one_line(error)}") from error
+        raise failure_of(error) from error
+
+
+def failure_of(error: Exception) -> CamlakeError:
+    """Return the failure of a query as an error of the SQL, or as one of the store where a file can't be read.
+
+    For a file that is cut off DuckDB names it, and what is no Parquet inside of a page is an Error of no kind, or an
+    "Invalid Error" while rows stream.
+    """
+    line = one_line(error)
+    of_no_kind = type(error) is duckdb.Error or line.startswith("Invalid Error: ")
+    if of_no_kind or isinstance(error, duckdb.IOException) or ".parquet'" in line:
+        return StoreError(f"a file can't be read: {line}; `camlake verify` says what is damaged")
+    return UsageError(f"SQL: {line}")
 
 
 def one_line(error: Exception) -> str:

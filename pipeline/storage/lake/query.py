@@ -229,12 +229,13 @@ def add_views(
 ) -> duckdb.DuckDBPyConnection:
     """Create this module's views of ``files`` and return ``con``; the view of a table without files is empty.
 
-    Raises StoreError for a file name that points outside the output.
+    Raises StoreError for a file name that points outside the output, and for a file that is missing or damaged.
     """
     if not _readable_by_path(fs, root):
         con.register_filesystem(CommittedFiles(fs, LakePaths(root), files))
-    for table, spec in TABLES.items():
-        con.execute(f"CREATE VIEW all_{table} AS {_all_rows(con, spec, file_urls(fs, root, files, table))}")
+    with damage_said(root):
+        for table, spec in TABLES.items():
+            con.execute(f"CREATE VIEW all_{table} AS {_all_rows(con, spec, file_urls(fs, root, files, table))}")
     sources = {"images": "all_images", "quarantine": "all_quarantine"}
     con.execute(f"CREATE VIEW all_endings AS {ENDINGS_SQL.format(**sources)}")
     con.execute(f"CREATE VIEW latest AS {LATEST_SQL.format(**sources)}")

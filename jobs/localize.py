@@ -53,7 +53,9 @@ def localize(config: LocalizeConfig, screen: Screen) -> RunManifest:
         if opened.source.says_without_figures:
             screen.say(opened.source.says_without_figures)
         if opened.run.calibration is None:
-            screen.say(f"no calibration of this head: box_score is class_prob × {opened.right_share:g}, an assumption")
+            screen.say(
+                f"no calibration of this head: box_score is class_prob × {opened.source.right_share:g}, an assumption"
+            )
         with screen.progress("localizing", counts.planned) as advance:
             if opened.works and on_ray:
                 from pipeline.graph.localize_on_ray import work_on_ray

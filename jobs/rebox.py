@@ -39,7 +39,7 @@ def rebox(config: ReboxConfig, screen: Screen) -> RunManifest:
         if opened.source.says_without_figures:
             screen.say(opened.source.says_without_figures)
         if opened.run.calibration is None:
-            screen.say(f"no calibration of this rule: box_score is class_prob × {opened.right_share:g}")
+            screen.say(f"no calibration of this rule: box_score is class_prob × {opened.source.right_share:g}")
         with screen.progress("reboxing", counts.planned) as advance:
             lines = opened.cut(advance)
         for line in lines:

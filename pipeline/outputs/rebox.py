@@ -5,12 +5,10 @@ levels. So each box is exact for a map that differs from the network's map by at
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from functools import partial
 
 from pipeline.arrays.calibration import Calibration, uncalibrated
 from pipeline.models.localize.box_rules import BoxRule
@@ -30,7 +28,7 @@ from pipeline.storage.truth.class_names import ClassNames
 from pipeline.storage.truth.coco import skipped_sentence
 from pipeline.storage.truth.image_classes import read_classes
 from schemas.errors import UsageError
-from schemas.options.box_rules import FIRST_BOXES, RIGHT_SHARE
+from schemas.options.box_rules import FIRST_BOXES
 from schemas.options.rebox import MAPS_OF, ReboxConfig
 from schemas.tables import say_score, written_schemas
 from schemas.url_secrets import safe_url
@@ -52,11 +50,6 @@ class Rebox:
     """What the classes that ``--classes`` names are called; None without this option."""
     left_out_of_classes: str
     """One line on the annotations of ``--classes`` that can't be used; empty where there are none."""
-
-    @property
-    def right_share(self) -> float:
-        """Share of right boxes among the boxes of true classes; gives box_score where there is no calibration."""
-        return self.source.foreground.card.right_share if self.source.foreground else RIGHT_SHARE
 
     def cut(self, advance: Callable[[int], None]) -> list[str]:
         """Commit all works; ``advance`` gets the number of inputs that are done so far.
@@ -93,15 +86,16 @@ class Rebox:
         planned = work.planned(self.run.fs, self.run.root)
         rows = self.source.current_rows(work.commit, planned)
         method = manifest.settings.get("method", "cam") + ("*foreground" if self.source.foreground else "")
-        scores = self.run.calibration.scores if self.run.calibration else self._uncalibrated
+        scores = (
+            self.run.calibration.scores
+            if self.run.calibration
+            else partial(uncalibrated, right_share=self.source.right_share)
+        )
         least_stored = float(self.source.run.settings.get("min_prob", 0.0))
         cutting = Cutting(self.rule, self.source.foreground, least_stored)
         new = new_tables(rows, planned, cutting, manifest.run_id, method, scores)
         self.committer.commit(f"{task:06d}", new.tables, new.maps_without_box)
         return new.unboxed
-
-    def _uncalibrated(self, columns: Mapping[str, ArrayLike]) -> NDArray[np.float32]:
-        return uncalibrated(columns, self.right_share)
 
 
 @contextmanager
@@ -131,9 +125,8 @@ def open_rebox(config: ReboxConfig, say: Callable[[str], None] = silent) -> Iter
             kept = LakePaths(run.root).foreground_file(source.run.model)
             write_whole(run.fs, kept, foreground_bytes(source.foreground))
         said = skipped_sentence(skipped, f"--classes {safe_url(config.classes or '')}")
-        found = Rebox(source, run, run.committer(written_schemas(_OUTPUTS)), rule, plan.works, names, said)
-        schemas = say_score(written_schemas(_OUTPUTS), None if run.calibration else found.right_share)
-        yield replace(found, committer=run.committer(schemas))
+        schemas = say_score(written_schemas(_OUTPUTS), None if run.calibration else source.right_share)
+        yield Rebox(source, run, run.committer(schemas), rule, plan.works, names, said)
 
 
 def _refuse_unmatched_classes(config: ReboxConfig, plan: ReboxPlan) -> None:

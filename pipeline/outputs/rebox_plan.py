@@ -19,14 +19,15 @@ from fsspec import AbstractFileSystem
 from pipeline.models.localize.foreground import Foreground, foreground_of
 from pipeline.storage.filesystems import canonical_url, connect, read_url
 from pipeline.storage.lake.commit import BATCH_ROWS
+from pipeline.storage.lake.encoding import from_parquet
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import committed_views, file_urls, quote_list
-from pipeline.storage.lake.records import committed_files, counted_commits, load_runs
+from pipeline.storage.lake.records import committed_files, counted_commits, load_runs, runs_with_rows
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from pipeline.storage.truth.class_join import ClassTable, join_classes
 from pipeline.storage.truth.class_names import ClassNames, StoredNames
 from schemas.errors import StoreError, UsageError
-from schemas.options.box_rules import HEURISTIC_CLASSES
+from schemas.options.box_rules import HEURISTIC_CLASSES, RIGHT_SHARE
 from schemas.options.rebox import ReboxConfig
 from schemas.runs import CommitRecord, Counts, RunManifest
 from schemas.tables import PLAN, TABLES, Table
@@ -72,6 +73,11 @@ class Source:
         }
 
     @property
+    def right_share(self) -> float:
+        """Share of right boxes among the boxes of true classes; gives box_score where there is no calibration."""
+        return self.foreground.card.right_share if self.foreground else RIGHT_SHARE
+
+    @property
     def says_without_figures(self) -> str:
         """Return a line where the boxes of the source are fused and new ones can't be, or shall not; else nothing."""
         if self.foreground or self.run.settings.get("foreground", "off") == "off":
@@ -94,7 +100,8 @@ class Source:
         columns, spec = list(names), TABLES[table]
         none = (spec.columns if spec.open_columns else spec.schema()).empty_table().select(columns)
         paths = [LakePaths(self.root).full(file.path) for file in commit.files if file.table == table]
-        return pa.concat_tables([none, *(_read_parquet(self.fs, path, columns).cast(none.schema) for path in paths)])
+        parts = (from_parquet(read_whole(self.fs, path), path, columns) for path in paths)
+        return pa.concat_tables([none, *(part.cast(none.schema) for part in parts)])
 
 
 def _endings(rows: pa.Table, run: str) -> pa.ChunkedArray:
@@ -122,17 +129,8 @@ class Work(NamedTuple):
 
     def planned(self, fs: AbstractFileSystem, root: str) -> pa.Table:
         """Return image_id, the named ``classes`` and, as ``detail``, the run of each input; the plan is at ``root``."""
-        return _read_parquet(fs, LakePaths(root).full(self.plan), ["image_id", "classes", "detail"])
-
-
-def _read_parquet(fs: AbstractFileSystem, path: str, columns: list[str]) -> pa.Table:
-    data = read_whole(fs, path)
-    if data is None:
-        raise StoreError(f"{path} is missing; `camlake verify` says what else")
-    try:
-        return pq.read_table(pa.BufferReader(data), columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{path} can't be read: {str(error).splitlines()[0]}") from error
+        path = LakePaths(root).full(self.plan)
+        return from_parquet(read_whole(fs, path), path, ["image_id", "classes", "detail"])
 
 
 def open_source(config: ReboxConfig, refuse: Callable[[ReboxConfig, RunManifest], None] | None = None) -> Source:
@@ -142,15 +140,10 @@ def open_source(config: ReboxConfig, refuse: Callable[[ReboxConfig, RunManifest]
     without the tables that the new boxes need.
     """
     fs, root = connect(config.labels, config, anonymous=config.anonymous)
-    runs = [run for run in load_runs(fs, root) if run.files]
-    if not runs:
-        raise StoreError(f"{safe_url(config.labels)}: no camlake output with rows here")
-    model = config.model or runs[-1].model
-    own = [run for run in runs if run.model == model]
-    if not own:
-        raise UsageError(f"--model {model!r}: {safe_url(config.labels)} has {', '.join({run.model for run in runs})}")
+    runs = load_runs(fs, root)
+    own = runs_with_rows(runs, config.model, safe_url(config.labels))
     (refuse or _refuse_unfit)(config, own[-1])
-    commits = tuple(counted_commits(fs, root, [run for run in load_runs(fs, root) if run.model == model]))
+    commits = tuple(counted_commits(fs, root, [run for run in runs if run.model == own[-1].model]))
     url = safe_url(canonical_url(config.labels))
     foreground = _foreground(config, fs, root, own[-1])
     return Source(fs, root, url, own[-1], tuple(run.run_id for run in own), commits, foreground)

@@ -4,15 +4,14 @@ from collections.abc import Iterator
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.outputs.reader import Lake
 from pipeline.storage.filesystems import connect
+from pipeline.storage.lake.encoding import from_parquet
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.records import load_runs
 from pipeline.storage.lake.whole_objects import list_dir, read_whole
-from schemas.errors import StoreError
 from schemas.options.config import StorageConfig
 from schemas.options.rebox import MAPS_OF
 from schemas.runs import RunManifest
@@ -34,7 +33,7 @@ def add_plans(lake: Lake, out: str, storage: StorageConfig) -> None:
     for fs, root, run in _annotating_runs(out, storage, lake.runs):
         paths = LakePaths(root)
         for path in list_dir(fs, paths.full(paths.plan_dir(run.run_id))):
-            part = _read(read_whole(fs, path), path)
+            part = from_parquet(read_whole(fs, path), path, _COLUMNS)
             _insert(con, f"INSERT INTO planned SELECT *, '{run.run_id}' FROM part", part)
     con.execute(
         f'CREATE TABLE {PLAN_TABLE} AS SELECT * EXCLUDE (place), place.path AS path, place.byte AS "offset" FROM ('
@@ -59,12 +58,3 @@ def _insert(con: duckdb.DuckDBPyConnection, statement: str, part: pa.Table) -> N
     con.register("part", part)
     con.execute(statement)
     con.unregister("part")
-
-
-def _read(content: bytes | None, path: str) -> pa.Table:
-    try:
-        if content is None:
-            raise StoreError(f"{path} is missing; `camlake verify` says what else")
-        return pq.read_table(pa.BufferReader(content), columns=_COLUMNS)
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{path} can't be read: {str(error).splitlines()[0]}") from error

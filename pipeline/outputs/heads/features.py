@@ -15,7 +15,7 @@ from pipeline.arrays.metrics import Bools
 from pipeline.outputs.feature_rows import vectors_of
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.query import committed_views
-from pipeline.storage.lake.records import committed_files, load_runs
+from pipeline.storage.lake.records import committed_files, load_runs, runs_with_rows
 from pipeline.storage.truth.image_labels import ImageLabels, join_labels
 from schemas.errors import StoreError, UsageError
 from schemas.options.config import StorageConfig
@@ -72,15 +72,11 @@ def open_features(out: str, storage: StorageConfig, model: str | None, digest: s
     Raises StoreError where there is no output with rows, UsageError for an unknown model and for rows without features.
     """
     fs, root = connect(out, storage, anonymous=storage.anonymous)
-    where, runs = safe_url(out), [run for run in load_runs(fs, root) if run.files]
-    if not runs:
-        raise StoreError(f"{where}: no camlake output with rows here")
+    where, runs = safe_url(out), load_runs(fs, root)
     if model is None:
-        fitting = (run.model for run in reversed(runs) if run.lineage.backbone_digest == digest and _has_features(run))
-        model = next(fitting, runs[-1].model)
-    own = [run for run in runs if run.model == model]
-    if not own:
-        raise UsageError(f"--model {model!r}: {where} has {', '.join(sorted({run.model for run in runs}))}")
+        fitting = (run for run in reversed(runs) if run.files and run.lineage.backbone_digest == digest)
+        model = next((run.model for run in fitting if _has_features(run)), None)
+    own = runs_with_rows(runs, model, where)
     if not _has_features(own[-1]):
         raise UsageError(f"{where}: has no features; annotate with --outputs features")
     return FeatureSource(fs, root, where, own[-1], tuple(committed_files(own)))

@@ -6,16 +6,14 @@ of a partition of its own, named by the network and by a digest of backbone and 
 heads beside each other.
 """
 
-import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.arrays.calibration import uncalibrated
@@ -36,7 +34,7 @@ from pipeline.storage.lake.run import OpenRun, RunRequest, open_run, shown_confi
 from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.prefetch import map_ahead
 from schemas.errors import UsageError
-from schemas.options.box_rules import HEURISTIC_CLASSES, RIGHT_SHARE
+from schemas.options.box_rules import HEURISTIC_CLASSES
 from schemas.options.localize import HEAD, LocalizeConfig
 from schemas.options.rebox import MAPS_OF, ReboxConfig
 from schemas.runs import RunManifest
@@ -61,11 +59,6 @@ class Localize:
     committer: Committer
     rule: BoxRule
     works: tuple[Work, ...]
-
-    @property
-    def right_share(self) -> float:
-        """Share of right boxes among the boxes of true classes; gives box_score where there is no calibration."""
-        return _right_share(self.source)
 
     def work(self, advance: Callable[[int], None]) -> None:
         """Commit all works in threads; ``advance`` gets the number of inputs that are done so far."""
@@ -96,18 +89,15 @@ class Localize:
         planned = work.planned(self.run.fs, self.run.root)
         rows = self.source.current_rows(work.commit, planned, columns_of(foreground is not None))
         made: HeadRows = head_tables(rows, self.head, self.topk, resize_of(self.source.run))
-        scores = self.run.calibration.scores if self.run.calibration else self._uncalibrated
+        scores = (
+            self.run.calibration.scores
+            if self.run.calibration
+            else partial(uncalibrated, right_share=self.source.right_share)
+        )
         method = "cam*foreground" if foreground else "cam"
         new = new_tables(made.tables, planned, Cutting(self.rule, foreground), run_id, method, scores)
         self.committer.commit(f"{number:06d}", new.tables | made.kept(run_id), new.maps_without_box)
         return work.rows
-
-    def _uncalibrated(self, columns: Mapping[str, ArrayLike]) -> NDArray[np.float32]:
-        return uncalibrated(columns, self.right_share)
-
-
-def _right_share(source: Source) -> float:
-    return source.foreground.card.right_share if source.foreground else RIGHT_SHARE
 
 
 @contextmanager
@@ -124,7 +114,7 @@ def open_localize(
     Raises UsageError for a source without feature maps or of another backbone than the head's, and for an output whose
     rows were made with other settings. Raises HeldError while another run holds the output.
     """
-    head = read_head(config.head, functools.partial(read_url, storage=config))
+    head = read_head(config.head, partial(read_url, storage=config))
     features = open_features(config.labels, config, config.model, head.card.model_digest)
     refuse_other_backbone(head, features.run.lineage.backbone_digest, safe_url(config.head), features.has)
     config = config.model_copy(update={"model": features.run.model})
@@ -147,7 +137,7 @@ def open_localize(
             kept = LakePaths(run.root).foreground_file(request.model)
             write_whole(run.fs, kept, foreground_bytes(source.foreground))
         schemas = written_schemas(request.settings["outputs"])
-        schemas = say_score(schemas, None if run.calibration else _right_share(source))
+        schemas = say_score(schemas, None if run.calibration else source.right_share)
         yield Localize(config, source, head, topk, run, run.committer(schemas), rule, plan.works)
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from schemas.errors import StoreError
 from schemas.tables import TABLES
 
 
@@ -138,6 +139,16 @@ def _dictionary_columns(schema: pa.Schema) -> list[str]:
     of_bytes = [f"{field.name}.list.element" for field in schema if field.type == pa.list_(pa.uint8())]
     repeated = {name for spec in TABLES.values() for name in spec.repeated}
     return [name for name in schema.names if name in repeated] + of_bytes
+
+
+def from_parquet(content: bytes | None, path: str, columns: list[str] | None = None) -> pa.Table:
+    """Return the rows of a file's ``content``; raises StoreError, which names ``path``, for None and damaged bytes."""
+    if content is None:
+        raise StoreError(f"{path} is missing; `camlake verify` says what else")
+    try:
+        return pq.read_table(pa.BufferReader(content), columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{path} can't be read: {str(error).splitlines()[0]}") from error
 
 
 def in_row_groups(tables: Sequence[pa.Table]) -> bytes:

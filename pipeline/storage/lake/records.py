@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pipeline.storage.filesystems import connect
 from pipeline.storage.lake.layout import HIDDEN_NAME, RUN_ID, RUNS, LakePaths
 from pipeline.storage.lake.whole_objects import copy_many, list_dir, read_many, read_whole, remove_many, write_whole
-from schemas.errors import StoreError
+from schemas.errors import StoreError, UsageError
 from schemas.options.config import StorageConfig
 from schemas.runs import DIGEST_BYTES, CommitRecord, Compaction, Counts, DataFile, Record, RunManifest
 from schemas.tables import SCHEMA_VERSION
@@ -134,6 +134,20 @@ def load_runs(fs: AbstractFileSystem, root: str) -> list[RunManifest]:
         check_version(run, path)
         runs.append(with_commits(run, load_commits(fs, root, run.run_id)) if run.status == "running" else run)
     return with_compactions(runs, load_compactions(fs, root))
+
+
+def runs_with_rows(runs: Sequence[RunManifest], model: str | None, where: str) -> list[RunManifest]:
+    """Return those of the ``runs`` of the output ``where`` that have rows of ``model``, by default the newest run's.
+
+    Raises StoreError where no run has rows, UsageError for another model than the runs have.
+    """
+    found = [run for run in runs if run.files]
+    if not found:
+        raise StoreError(f"{where}: no camlake output with rows here")
+    own = [run for run in found if run.model == (model or found[-1].model)]
+    if not own:
+        raise UsageError(f"--model {model!r}: {where} has {', '.join(sorted({run.model for run in found}))}")
+    return own
 
 
 def no_output(url: str) -> StoreError:

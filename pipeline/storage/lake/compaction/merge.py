@@ -6,13 +6,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.lake.encoding import to_parquet
+from pipeline.storage.lake.encoding import from_parquet, to_parquet
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
-from schemas.errors import StoreError
 from schemas.runs import DIGEST_BYTES, CommitRecord, DataFile
 from schemas.tables import TABLES
 
@@ -57,7 +55,7 @@ def merged_commit(
         own = [file for commit in group for file in commit.files if file.table == table]
         same: list[list[pa.Table]] = []
         for file in own:
-            rows = dropped.kept(_read(fs, root, file))
+            rows = dropped.kept(from_parquet(read_whole(fs, LakePaths(root).full(file.path)), file.path))
             if not same or not same[-1][0].schema.equals(rows.schema, check_metadata=True):
                 same.append([])
             same[-1].append(rows)
@@ -72,16 +70,6 @@ def merged_commit(
     return CommitRecord(
         run_id=compaction_id, task=task, images=rows_of["images"], rejected=rows_of["quarantine"], files=tuple(files)
     )
-
-
-def _read(fs: AbstractFileSystem, root: str, file: DataFile) -> pa.Table:
-    data = read_whole(fs, LakePaths(root).full(file.path))
-    if data is None:
-        raise StoreError(f"{file.path} is missing; `camlake verify` says what else")
-    try:
-        return pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{file.path} can't be read: {str(error).splitlines()[0]}") from error
 
 
 def _sorted(parts: Sequence[pa.Table], order: Sequence[str]) -> pa.Table | None:

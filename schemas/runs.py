@@ -59,6 +59,13 @@ class CommitRecord(Record):
     """Requests to stores that the committing process had to repeat since its last commit."""
     files: tuple[DataFile, ...]
 
+    @classmethod
+    def of(cls, run_id: str, task: str, files: Iterable[DataFile]) -> Self:
+        """Return the record of ``files``, with the images and rejected inputs that they have rows of."""
+        files = tuple(files)
+        rows = {table: sum(file.rows for file in files if file.table == table) for table in ("images", "quarantine")}
+        return cls(run_id=run_id, task=task, images=rows["images"], rejected=rows["quarantine"], files=files)
+
 
 class Compaction(Record):
     """The record that puts merged commits of one model in the place of others. It is written after their files.

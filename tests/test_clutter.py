@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.images.synthetic import clutter
 from pipeline.images.synthetic.backgrounds import draw_background
-from pipeline.images.synthetic.clutter import CLASSES, LEAST_SEEN, OTHERS, STYLES, extent_of_mask, render_clutter
 from pipeline.images.synthetic.objects import draw_object, mask_of, object_colors, placed, posed
+from tests.benchmarks.study import clutter
+from tests.benchmarks.study.clutter import CLASSES, LEAST_SEEN, OTHERS, STYLES, extent_of_mask, render_clutter
 
 
 def test_the_same_seed_gives_the_same_scene() -> None:

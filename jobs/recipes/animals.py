@@ -50,8 +50,7 @@ def read(config: AnimalsConfig) -> RecipePictures:
     names = sorted(boxes)
     for seed in range(config.seeds):
         order = [names[at] for at in np.random.default_rng(seed).permutation(len(names))]
-        pictures.names.append(order[: len(order) // 2])
-        pictures.tests.append(order[len(order) // 2 :])
+        pictures.add_seed(order[: len(order) // 2], order[len(order) // 2 :])
     return pictures
 
 

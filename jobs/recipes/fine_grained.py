@@ -4,7 +4,6 @@ The object head is fitted on pictures with a butterfly against the same without 
 compares heads for the species on the features of the whole picture, of the crop, and of the true box.
 """
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +57,7 @@ def render(config: FineGrainedConfig) -> tuple[RecipePictures, dict[str, str]]:
     """Render the pictures of all seeds, and return them with the species of each picture with a butterfly."""
     from pipeline.images.synthetic.species import SPECIES, render_butterfly, species_names
 
-    pictures, species = RecipePictures(Path(config.out) / "pictures"), {}
-    pictures.folder.mkdir(parents=True, exist_ok=True)
+    pictures, species = RecipePictures.under(config.out), {}
     for seed in range(config.seeds):
         parts: list[list[str]] = [[], []]
         for number in range(config.train + config.test):
@@ -69,8 +67,7 @@ def render(config: FineGrainedConfig) -> tuple[RecipePictures, dict[str, str]]:
             pictures.positive.add(name)
             pictures.boxes[name], species[name] = drawn.box_xyxy[None], species_names()[kind]
             parts[number >= config.train] += [name, pictures.save(f"{seed}-{number:04d}-without", drawn.ground)]
-        pictures.names.append(parts[0])
-        pictures.tests.append(parts[1])
+        pictures.add_seed(*parts)
     return pictures, species
 
 
@@ -109,11 +106,7 @@ def accuracy(
     right: list[bool] = []
     for seed, names in enumerate(pictures.names):
         path = Path(config.out) / f"species-{name}-{seed}.csv"
-        with path.open("w", newline="", encoding="utf-8") as sink:
-            table = csv.writer(sink)
-            table.writerow(("file", "label"))
-            table.writerows((one, species[one]) for one in names if one in species)
-        head = fitted(labels, path, screen)
+        head = fitted(labels, path, [(one, species[one]) for one in names if one in species], screen)
         tests = [one for one in pictures.tests[seed] if one in species]
         best = head.logits(np.stack([vectors[one] for one in tests])).argmax(axis=1)
         right += [head.card.classes[at] == species[one] for at, one in zip(best, tests, strict=True)]

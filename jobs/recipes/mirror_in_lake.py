@@ -4,8 +4,6 @@ The heads never see where the reflections are. Their maps must point at them, be
 the centre of its lower half, where the water is.
 """
 
-from pathlib import Path
-
 import numpy as np
 
 from jobs.recipes.recipe_steps import RecipeConfig, RecipePictures, look, report, scores
@@ -29,8 +27,7 @@ def render(config: RecipeConfig) -> RecipePictures:
     """Render the lakes of all seeds."""
     from pipeline.images.synthetic.reflections import render_lakes
 
-    pictures = RecipePictures(Path(config.out) / "pictures")
-    pictures.folder.mkdir(parents=True, exist_ok=True)
+    pictures = RecipePictures.under(config.out)
     for seed in range(config.seeds):
         parts: list[list[str]] = [[], []]
         for number in range(config.train + config.test):
@@ -40,8 +37,7 @@ def render(config: RecipeConfig) -> RecipePictures:
             pictures.positive.add(mirrored)
             pictures.boxes[mirrored] = pair.box_xyxy[None]
             parts[number >= config.train] += [mirrored, plain]
-        pictures.names.append(parts[0])
-        pictures.tests.append(parts[1])
+        pictures.add_seed(*parts)
     return pictures
 
 

@@ -58,6 +58,18 @@ class RecipePictures:
     tests: list[list[str]] = field(default_factory=list)
     """For each seed the files that it is tested on."""
 
+    @classmethod
+    def under(cls, out: str) -> "RecipePictures":
+        """Return no pictures yet; they will lie in the folder ``pictures`` under ``out``, which is made."""
+        folder = Path(out) / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder)
+
+    def add_seed(self, names: list[str], tests: list[str]) -> None:
+        """Add a seed with the files that its head is fitted on, and those that it is tested on."""
+        self.names.append(names)
+        self.tests.append(tests)
+
     def save(self, name: str, pixels: Pixels) -> str:
         """Write a picture as JPEG and return its file name."""
         cv2.imwrite(
@@ -120,13 +132,15 @@ def annotated(pictures: Path, out: Path, config: RecipeConfig, screen: Screen) -
     annotate(AnnotateConfig.resolve(given), screen)
 
 
-def fitted(out: Path, labels: Path, screen: Screen) -> "Head":
-    """Return a head for the classes of a file of labels, fitted on the features of an output."""
+def fitted(out: Path, labels: Path, rows: Sequence[tuple[str, str]], screen: Screen) -> "Head":
+    """Write ``rows``, files and their labels, to ``labels``; return a head fitted on them and an output's features."""
     from pipeline.outputs.heads.features import open_features
     from pipeline.outputs.heads.head_jobs import fit
     from pipeline.storage.truth.image_labels import read_image_labels
     from schemas.options.config import StorageConfig
 
+    with labels.open("w", newline="", encoding="utf-8") as sink:
+        csv.writer(sink).writerows([("file", "label"), *rows])
     source = open_features(str(out), StorageConfig(), None)
     return fit(source, read_image_labels(str(labels), StorageConfig()), "logistic", screen)
 
@@ -145,11 +159,8 @@ def look(
     annotated(pictures.folder, out / "labels", config, screen)
     for seed, names in enumerate(pictures.names):
         labels = out / f"labels-{seed}.csv"
-        with labels.open("w", newline="", encoding="utf-8") as sink:
-            rows = csv.writer(sink)
-            rows.writerow(("file", "label"))
-            rows.writerows((name, label if name in pictures.positive else "") for name in names)
-        head = fitted(out / "labels", labels, screen)
+        rows = [(name, label if name in pictures.positive else "") for name in names]
+        head = fitted(out / "labels", labels, rows, screen)
         (out / f"head-{seed}.safetensors").write_bytes(head_bytes(head))
         own = set(pictures.tests[seed]) | (set(names) if everywhere else set())
         with camlake.open(str(out / "labels")) as lake:

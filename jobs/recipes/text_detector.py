@@ -49,8 +49,7 @@ def render(config: TextDetectorConfig) -> RecipePictures:
     """
     from pipeline.images.synthetic.words import write_words
 
-    ground, pictures = _grounds(config), RecipePictures(Path(config.out) / "pictures")
-    pictures.folder.mkdir(parents=True, exist_ok=True)
+    ground, pictures = _grounds(config), RecipePictures.under(config.out)
     for seed in range(config.seeds):
         parts: list[list[str]] = [[], []]
         for number in range(config.train + config.test):
@@ -62,8 +61,7 @@ def render(config: TextDetectorConfig) -> RecipePictures:
             pictures.boxes[words] = written.boxes_xyxy
             others = [pictures.save(f"{name}-shapes", written.shapes), pictures.save(f"{name}-plain", pixels)]
             parts[number >= config.train] += [words, *others]
-        pictures.names.append(parts[0])
-        pictures.tests.append(parts[1])
+        pictures.add_seed(*parts)
     return pictures
 
 

@@ -76,8 +76,7 @@ def render(config: VisualQuestionsConfig) -> tuple[RecipePictures, list[Question
     """Render the pictures of all seeds, each with a question of each kind."""
     from pipeline.images.synthetic.scenes import CLASSES, render_scene
 
-    pictures, questions = RecipePictures(Path(config.out) / "pictures"), []
-    pictures.folder.mkdir(parents=True, exist_ok=True)
+    pictures, questions = RecipePictures.under(config.out), []
     for seed in range(config.seeds):
         parts: list[list[str]] = [[], []]
         for number in range(config.train + config.test):
@@ -97,8 +96,7 @@ def render(config: VisualQuestionsConfig) -> tuple[RecipePictures, list[Question
                 ),
                 Question(name, "which side", ("on", "which", "side", "is", "it"), side),
             ]
-        pictures.names.append(parts[0])
-        pictures.tests.append(parts[1])
+        pictures.add_seed(*parts)
     return pictures, questions
 
 

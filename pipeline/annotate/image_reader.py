@@ -17,11 +17,6 @@ from schemas.tables import PLAN
 
 FETCHED = pa.schema([*PLAN, pa.field("data", pa.large_binary())])
 """The schema of planned inputs with their encoded bytes; null bytes have a ``reason_code`` and a ``detail``."""
-UNKNOWN_BYTES = 4 * 2**20
-"""An object of unknown size counts as this many bytes."""
-FETCH_BYTES = 64 * 2**20
-"""Most encoded bytes that a read task holds at a time; a slice of large photographs becomes several tables."""
-
 STREAM_ROWS = 128
 """Most rows of a table: a Parquet file gives a long slice, and small tables distribute its rows over all actors."""
 
@@ -56,11 +51,11 @@ class ImageReader:
     max_bytes: int
 
     def read_slices(self, *slices: PlanSlice) -> Iterator[pa.Table]:
-        """Yield the images of one or more slices (FETCHED) in tables of at most about FETCH_BYTES."""
+        """Yield the images of one or more slices (FETCHED) in tables of at most about ``fetch.PART_BYTES``."""
         fs, root = connect(self.out, self.storage)
         plan = pa.concat_tables([read_plan_slice(fs, root, one) for one in slices])
         fetcher = Fetcher(self.storage, self.max_bytes)
-        for part, fetched in fetcher.fetch_in_parts(plan, FETCH_BYTES, UNKNOWN_BYTES, STREAM_ROWS):
+        for part, fetched in fetcher.fetch_in_parts(plan, part_rows=STREAM_ROWS):
             yield _table(part, fetched)
 
     def fetch(self, plan: pa.Table) -> pa.Table:

@@ -175,24 +175,25 @@ class Scorer:
     def of_regressed(self, iou: Floats) -> Iterator[Figure]:
         """Yield MaxBoxAcc and MaxBoxAccV2 of regressed boxes with IoU ``iou`` (P,): accuracies without a threshold."""
         yield _figure("max_box_acc", self._right(iou, IOU_DELTA))
-        parts = [self._right(iou, delta) for delta in V2_DELTAS]
-        baselines = [np.stack(each, axis=1) for each in zip(*(part.baselines for part in parts), strict=True)]
-        hits = np.stack([np.asarray(part.values, dtype=np.bool_) for part in parts], axis=1)
-        yield _figure("max_box_acc_v2", _Values(hits, baselines, self.pairs.image), statistic=_mean_of_parts)
-        for delta, part in zip(V2_DELTAS, parts, strict=True):
-            yield _figure(f"max_box_acc_v2_at_{delta}", part)
+        yield self._v2(iou, _mean_of_parts)
+        for delta in V2_DELTAS:
+            yield _figure(f"max_box_acc_v2_at_{delta}", self._right(iou, delta))
 
     def of_sweep(self, sweep: Sweep) -> Iterator[Figure]:
         """Yield MaxBoxAcc, MaxBoxAccV2 with its three parts, and the pointing game."""
         yield self._best_cut("max_box_acc", sweep.largest_iou, IOU_DELTA)
-        parts = [self._right(sweep.any_iou, delta) for delta in V2_DELTAS]
-        baselines = [np.stack(each, axis=1) for each in zip(*(part.baselines for part in parts), strict=True)]
-        hits = np.stack([np.asarray(part.values, dtype=np.bool_) for part in parts], axis=1)
-        yield _figure("max_box_acc_v2", _Values(hits, baselines, self.pairs.image), statistic=metrics.max_box_acc_v2)
+        yield self._v2(sweep.any_iou, metrics.max_box_acc_v2)
         for delta in V2_DELTAS:
             yield self._best_cut(f"max_box_acc_v2_at_{delta}", sweep.any_iou, delta)
         centre = self.pairs.hold(self.pairs.sizes_wh / 2, np.arange(len(self.rank)))
         yield _figure("pointing_game", _Values(sweep.pointed, (centre, centre), self.pairs.image))
+
+    def _v2(self, any_iou: Floats, statistic: Callable[[Floats], Floats]) -> Figure:
+        """Return MaxBoxAccV2; ``statistic`` maps the accuracies of its parts to it."""
+        parts = [self._right(any_iou, delta) for delta in V2_DELTAS]
+        baselines = [np.stack(each, axis=1) for each in zip(*(part.baselines for part in parts), strict=True)]
+        hits = np.stack([np.asarray(part.values, dtype=np.bool_) for part in parts], axis=1)
+        return _figure("max_box_acc_v2", _Values(hits, baselines, self.pairs.image), statistic=statistic)
 
     def _best_cut(self, metric: str, iou: Floats, delta: float) -> Figure:
         threshold = metrics.best_threshold(metrics.accuracy_curves(iou, [delta])[0], THRESHOLDS)

@@ -55,6 +55,10 @@ class DecodeLimits:
     """Most seconds for decoding and for the function that ``DecodePool.map`` calls after it; ``decode`` ignores it."""
 
 
+USUAL_LIMITS = DecodeLimits(max_pixels=100_000_000, max_bytes=100_000_000, timeout_s=30.0)
+"""The defaults of ``annotate``, for images whose limits no option sets."""
+
+
 class DecodedImage(NamedTuple):
     """A decoded image, upright and in RGB."""
 

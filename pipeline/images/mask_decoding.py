@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images.decode import DecodeLimits, decode
+from pipeline.images.decode import USUAL_LIMITS, decode
 
 Mask = NDArray[np.bool_]
 
@@ -16,8 +16,6 @@ SCORES = 256
 """A map's values are compared in 256 steps, its stored precision."""
 _ROUNDING = 2**-10
 """In steps: interpolation between equal values may be this much too low and must count as the same value."""
-_FILE_LIMITS = DecodeLimits(max_pixels=100_000_000, max_bytes=100_000_000, timeout_s=30.0)
-"""Limits for a mask's file: the defaults of ``annotate``."""
 
 
 def polygon_mask(polygons: Sequence[Sequence[float]], size_hw: tuple[int, int]) -> Mask:
@@ -85,7 +83,7 @@ def mask_of_file(data: bytes) -> Mask:
 
     Raises RejectedImage where the image can't be decoded.
     """
-    return _at_side(cv2.cvtColor(decode(data, _FILE_LIMITS, alpha="drop").pixels, cv2.COLOR_RGB2GRAY) > 0)
+    return _at_side(cv2.cvtColor(decode(data, USUAL_LIMITS, alpha="drop").pixels, cv2.COLOR_RGB2GRAY) > 0)
 
 
 def pixel_counts(heat: NDArray[np.uint8], foreground: Mask, ignored: Mask) -> NDArray[np.int64]:

@@ -51,6 +51,16 @@ def render_picture(view: PictureView) -> Pixels:
     return draw_boxes(canvas, first.boxes_xyxy if first else np.empty((0, 4)), view.truth_xyxy)
 
 
+def smaller(pixels: Pixels, side_px: int) -> Pixels:
+    """Return the picture with a longer side of at most ``side_px``: ``pixels`` itself where it is small enough."""
+    height, width = pixels.shape[:2]
+    scale = side_px / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
 def overlay_heat(pixels: Pixels, heat: NDArray[np.floating[Any]]) -> Pixels:
     """Return ``pixels`` (H, W, 3) in gray, covered by the map ``heat`` (h, w) in colors for max(M, 0) / max M.
 

@@ -8,14 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from pipeline.images.decode import DecodeLimits, decode
+from pipeline.images.decode import USUAL_LIMITS, decode
 from pipeline.outputs.reader import heatmap
 from pipeline.storage.filesystems import read_url
 from schemas.errors import InputError, RejectedImage
 from schemas.options.config import StorageConfig
 from schemas.url_secrets import safe_url
 
-_LIMITS = DecodeLimits(max_pixels=100_000_000, max_bytes=100_000_000, timeout_s=30)
 _COLORS = ("#ffb000", "#648fff", "#dc267f", "#22c55e", "#fe6100", "#785ef0")
 """Of the boxes, by rank; they also differ for most people who are colour-blind."""
 _HEAT_SHARE = 0.5
@@ -67,7 +66,7 @@ def _read(uri: str | None, storage: StorageConfig) -> NDArray[np.uint8]:
     if uri is None:
         raise ValueError("no row has a uri; allowed: also a row of images or boxes, or image=...")
     try:
-        return decode(read_url(uri, storage), _LIMITS).pixels
+        return decode(read_url(uri, storage), USUAL_LIMITS).pixels
     except RejectedImage as error:
         raise InputError(f"{safe_url(uri)} can't be drawn: {error.detail}") from error
     except InputError as error:

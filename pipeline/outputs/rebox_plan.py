@@ -3,7 +3,6 @@
 The plan has one file for each commit of the source that has images to do, so that a worker reads one commit's files.
 """
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,17 +11,17 @@ from typing import NamedTuple
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from fsspec import AbstractFileSystem
 
 from pipeline.models.localize.foreground import Foreground, foreground_of
 from pipeline.storage.filesystems import canonical_url, connect, read_url
 from pipeline.storage.lake.commit import BATCH_ROWS
-from pipeline.storage.lake.encoding import from_parquet
+from pipeline.storage.lake.encoding import from_parquet, in_row_groups
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import committed_views, file_urls, quote_list
 from pipeline.storage.lake.records import committed_files, counted_commits, load_runs, runs_with_rows
+from pipeline.storage.lake.rows import plan_rows
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from pipeline.storage.truth.class_join import ClassTable, join_classes
 from pipeline.storage.truth.class_names import ClassNames, StoredNames
@@ -30,7 +29,7 @@ from schemas.errors import StoreError, UsageError
 from schemas.options.box_rules import HEURISTIC_CLASSES, RIGHT_SHARE
 from schemas.options.rebox import ReboxConfig
 from schemas.runs import CommitRecord, Counts, RunManifest
-from schemas.tables import PLAN, TABLES, Table
+from schemas.tables import TABLES, Table
 from schemas.url_secrets import safe_url
 
 _ENDINGS: tuple[Table, ...] = ("images", "quarantine")
@@ -273,11 +272,9 @@ def _write_plan(
     todo = con.sql("SELECT * EXCLUDE (seq) FROM planned LEFT JOIN named USING (seq) ORDER BY seq")
     for index, pieces in groupby(_pieces(todo.to_arrow_reader(BATCH_ROWS)), key=lambda piece: piece[0]):
         rows, commit = pa.concat_tables([piece for _, piece in pieces]), source.commits[index]
-        columns = {name: rows[name] if name in rows.schema.names else pa.nulls(len(rows)) for name in PLAN.names}
-        columns["path"] = pa.repeat(commit.files[0].path, len(rows))
-        buffer, file = io.BytesIO(), f"{plan_dir}/part-{index:05d}.parquet"
-        pq.write_table(pa.table(columns).cast(PLAN), buffer, compression="zstd")
-        write_whole(fs, LakePaths(root).full(file), buffer.getvalue())
+        rows = rows.append_column("path", pa.repeat(commit.files[0].path, len(rows)))
+        file = f"{plan_dir}/part-{index:05d}.parquet"
+        write_whole(fs, LakePaths(root).full(file), in_row_groups([plan_rows(rows)]))
         yield Work(commit, file, len(rows))
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import ray
 from fsspec import AbstractFileSystem
 
-from pipeline.annotate.image_reader import FETCH_BYTES, UNKNOWN_BYTES, ImageReader
+from pipeline.annotate.image_reader import ImageReader
 from pipeline.annotate.model import Model
 from pipeline.annotate.resources import Compute, Machine, decoders
 from pipeline.annotate.spec import annotate_spec, decode_spec
@@ -30,6 +30,7 @@ from pipeline.graph.tuning.bench_actor import (
     StageTiming,
     decode_sample,
 )
+from pipeline.storage.inputs.fetch import PART_BYTES, UNKNOWN_BYTES
 from pipeline.storage.lake.encoding import to_parquet
 from pipeline.storage.lake.plan.planning import PlanSlice, read_plan_slice
 from pipeline.storage.lake.rows import split_rows
@@ -44,13 +45,13 @@ SAMPLE_SLICES = 8
 
 
 def sample_plan(slices: Sequence[PlanSlice], fs: AbstractFileSystem, root: str) -> pa.Table:
-    """Return up to SAMPLE planned inputs (PLAN) from the whole plan, shuffled, with at most FETCH_BYTES together."""
+    """Return up to SAMPLE planned inputs (PLAN) from the whole plan, shuffled, with at most PART_BYTES together."""
     chosen = slices[:: max(1, math.ceil(len(slices) / SAMPLE_SLICES))]
     each = math.ceil(SAMPLE / len(chosen))
     sample = pa.concat_tables(read_plan_slice(fs, root, one).slice(0, each) for one in chosen)
     sample = sample.take(np.random.default_rng(0).permutation(len(sample)))
     total_bytes = np.cumsum(pc.fill_null(sample["size_bytes"], UNKNOWN_BYTES).to_numpy())
-    return sample.slice(0, max(1, int(np.searchsorted(total_bytes, FETCH_BYTES))))
+    return sample.slice(0, max(1, int(np.searchsorted(total_bytes, PART_BYTES))))
 
 
 def fetch_sample(reader: ImageReader, sample: pa.Table) -> tuple[pa.Table, StageTiming]:

@@ -44,15 +44,10 @@ def pooled(maps: Tensor, pooling: Pooling) -> Tensor:
 class NetworkHead(nn.Module, ABC):
     """Turns feature maps into logits and into the map of any class."""
 
-    @property
-    @abstractmethod
-    def channels(self) -> int:
-        """K, the number of feature maps it takes."""
-
-    @property
-    @abstractmethod
-    def classes(self) -> int:
-        """C, the number of logits it gives."""
+    channels: int
+    """K, the number of feature maps it takes."""
+    classes: int
+    """C, the number of logits it gives."""
 
     @abstractmethod
     def forward(self, features: Tensor) -> HeadOutput:
@@ -111,17 +106,8 @@ class LinearHead(NetworkHead):
     def __init__(self, linear: nn.Linear | PointwiseLinear, pooling: Pooling = "gap") -> None:
         super().__init__()
         self.linear = linear
+        self.channels, self.classes = linear.in_features, linear.out_features
         self.pooling = pooling
-
-    @property
-    def channels(self) -> int:
-        """K."""
-        return self.linear.in_features
-
-    @property
-    def classes(self) -> int:
-        """C."""
-        return self.linear.out_features
 
     def forward(self, features: Tensor) -> HeadOutput:
         """Return the logits and the pooled feature maps."""
@@ -150,17 +136,8 @@ class ConvHead(NetworkHead):
         """``conv`` is 1×1, with or without a bias."""
         super().__init__()
         self.conv = conv
+        self.channels, self.classes = conv.in_channels, conv.out_channels
         self.pooling = pooling
-
-    @property
-    def channels(self) -> int:
-        """K."""
-        return self.conv.in_channels
-
-    @property
-    def classes(self) -> int:
-        """C."""
-        return self.conv.out_channels
 
     def forward(self, features: Tensor) -> HeadOutput:
         """Return the C class maps and the K feature maps, both pooled."""
@@ -262,16 +239,7 @@ class ClassifierHead(NetworkHead):
         super().__init__()
         self.hidden = hidden
         self.linear = linear
-
-    @property
-    def channels(self) -> int:
-        """K, the units of the last hidden layer."""
-        return self.linear.in_features
-
-    @property
-    def classes(self) -> int:
-        """C."""
-        return self.linear.out_features
+        self.channels, self.classes = linear.in_features, linear.out_features
 
     def forward(self, features: Tensor) -> HeadOutput:
         """Return the logits and the values of the last hidden layer."""

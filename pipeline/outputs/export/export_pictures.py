@@ -17,19 +17,14 @@ from pipeline.outputs.export.batches import Batch
 from pipeline.outputs.export.destination import Destination
 from pipeline.storage.filesystems import protocol_of
 from pipeline.storage.inputs.fetch import Fetcher
+from pipeline.storage.lake.rows import plan_rows
 from schemas.errors import RejectedImage
 from schemas.reasons import Reason
-from schemas.tables import PLAN
 
 LEFT_OUT = "camlake-left-out.csv"
 """Names every picture that is not in the export, with the reason; the file is there only where there is one."""
-PART_BYTES = 64 * 2**20
-"""Most encoded bytes that are in memory at a time."""
-PART_ROWS = 512
 HEAD_BYTES = 2**16
 """The first bytes of a picture, which hold the header of most formats."""
-UNKNOWN_BYTES = 4 * 2**20
-"""A picture of unknown size counts as this many bytes."""
 
 
 class PictureLog:
@@ -61,10 +56,10 @@ class PictureLog:
 
 
 def with_data(batch: Batch, fetcher: Fetcher, log: PictureLog) -> Iterator[Batch]:
-    """Yield the images of ``batch`` with their encoded pictures, in parts of about PART_BYTES."""
+    """Yield the images of ``batch`` with their encoded pictures, in parts of about ``fetch.PART_BYTES``."""
     known = _planned(batch, log)
     start = 0
-    for part, fetched in fetcher.fetch_in_parts(_plan(known), PART_BYTES, UNKNOWN_BYTES, PART_ROWS):
+    for part, fetched in fetcher.fetch_in_parts(plan_rows(known.images)):
         places = np.arange(start, start + len(part))
         start += len(part)
         for uri, found in zip(part["uri"].to_pylist(), fetched, strict=True):
@@ -97,7 +92,7 @@ def _is_turned(data: bytes) -> bool | None:
 def linkable(batch: Batch, log: PictureLog) -> tuple[Batch, list[str]]:
     """Return the images whose pictures are plain local files, as they were, with the paths of these files."""
     known = _planned(batch, log)
-    plan = _plan(known)
+    plan = plan_rows(known.images)
     kept, paths = [], []
     for place, row in enumerate(plan.select(["uri", "path", "offset", "size_bytes"]).to_pylist()):
         problem = _no_link(row["uri"], row["path"], row["offset"], row["size_bytes"])
@@ -129,9 +124,3 @@ def _planned(batch: Batch, log: PictureLog) -> Batch:
     for uri in batch.images["uri"].filter(pa.array(~known)).to_pylist():
         log.add(uri, RejectedImage(Reason.NOT_FOUND, "no plan of a run says where it lies"))
     return batch.take(np.flatnonzero(known))
-
-
-def _plan(batch: Batch) -> pa.Table:
-    columns = {name: batch.images[name] for name in PLAN.names if name in batch.images.schema.names}
-    columns |= {name: pa.nulls(len(batch)) for name in PLAN.names if name not in columns}
-    return pa.table([columns[name] for name in PLAN.names], names=PLAN.names).cast(PLAN)

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.images.decode import DecodeLimits, decode
+from pipeline.images.decode import USUAL_LIMITS, decode
 from pipeline.models.localize.box_rules import BoxRule, boxes_in_pixels, cut_maps
 from pipeline.models.weights.head_file import Head, probabilities
+from pipeline.outputs.drawing import Pixels, smaller
 from pipeline.outputs.feature_rows import maps_of_rows, resize_of, vectors_of
 from pipeline.outputs.heads.features import FeatureSource, feature_batches
 from pipeline.storage.inputs.fetch import Fetcher
@@ -28,15 +28,11 @@ from schemas.options.box_rules import AUTO_THRESHOLD
 from schemas.options.config import StorageConfig
 from schemas.tables import PLAN
 
-LIMITS = DecodeLimits(max_pixels=100_000_000, max_bytes=100_000_000, timeout_s=30)
 MOST_RANKED = 20_000
 """Most images of all orders together: the codes of so many take 600 MB with MobileNetV2."""
 SIDE_PX = 360
 """Longer side of a picture on the page."""
-PART_BYTES, UNKNOWN_BYTES, PART_ROWS = 64 * 2**20, 4 * 2**20, 512
-"""Most bytes of files that are held at a time, the bytes of a file of unknown size, most rows of a Parquet file."""
 _RULE = BoxRule("auto", (AUTO_THRESHOLD,), 0.0)
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -172,18 +168,9 @@ def pictures_of(source: FeatureSource, storage: StorageConfig, ranked: Sequence[
                 plans.append(rows.filter(pc.is_in(rows["image_id"], pa.array(sorted(ids)))))
     plan = pa.concat_tables([PLAN.empty_table(), *plans])
     found: dict[str, Pixels] = {}
-    parts = Fetcher(storage, LIMITS.max_bytes).fetch_in_parts(plan, PART_BYTES, UNKNOWN_BYTES, PART_ROWS)
-    for part, fetched in parts:
+    for part, fetched in Fetcher(storage, USUAL_LIMITS.max_bytes).fetch_in_parts(plan):
         for image_id, data in zip(part["image_id"].to_pylist(), fetched, strict=True):
             if not isinstance(data, RejectedImage):
                 with suppress(RejectedImage):
-                    found[image_id] = _smaller(decode(data, LIMITS).pixels)
+                    found[image_id] = smaller(decode(data, USUAL_LIMITS).pixels, SIDE_PX)
     return found
-
-
-def _smaller(pixels: Pixels) -> Pixels:
-    """Return a picture whose longer side has at most SIDE_PX pixels."""
-    height, width = pixels.shape[:2]
-    scale = min(1.0, SIDE_PX / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)

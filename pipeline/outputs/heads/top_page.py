@@ -10,7 +10,8 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.outputs.heads.top import SIDE_PX, Pixels, Ranked
+from pipeline.outputs.drawing import Pixels, smaller
+from pipeline.outputs.heads.top import SIDE_PX, Ranked
 
 _BOX_RGB = (255, 122, 26)
 _JPEG_QUALITY = 85
@@ -40,16 +41,15 @@ def _card(place: int, one: Ranked, pixels: Pixels | None) -> dict[str, Any]:
     return {"rank": place, "uri": one.uri, "name": name, "value": f"{one.value:.4g}", "picture": picture}
 
 
-def drawn(pixels: Pixels, one: Ranked, side_px: int = SIDE_PX) -> Pixels:
-    """Return the picture, its longer side at most ``side_px``, with its map in colours over it and its box."""
-    height, width = one.size_hw or pixels.shape[:2]
-    scale = min(1.0, side_px / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    canvas = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+def drawn(pixels: Pixels, one: Ranked) -> Pixels:
+    """Return the picture, its longer side at most SIDE_PX, with its map in colours over it and its box."""
+    canvas = smaller(pixels, SIDE_PX)
     if one.heat is not None:
         canvas = _coloured(canvas, one.heat)
     if one.box_xyxy is not None:
+        scale = min(1.0, SIDE_PX / max(one.size_hw or pixels.shape[:2]))
         x0, y0, x1, y1 = (round(side * scale) for side in one.box_xyxy)
+        canvas = canvas.copy()  # The pixels may be those of the caller, who shows a picture more than once.
         cv2.rectangle(canvas, (x0, y0), (max(x0, x1 - 1), max(y0, y1 - 1)), _BOX_RGB, 2)
     return canvas
 

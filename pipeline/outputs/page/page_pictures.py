@@ -6,30 +6,21 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-import cv2
 import duckdb
-import numpy as np
-import pyarrow as pa
 from PIL import Image
 
-from pipeline.images.decode import DecodedImage, DecodeLimits
+from pipeline.images.decode import USUAL_LIMITS, DecodedImage
 from pipeline.images.decode_pool import DecodePool
-from pipeline.outputs.drawing import Pixels
+from pipeline.outputs.drawing import Pixels, smaller
 from pipeline.outputs.export.plans import PLAN_TABLE
 from pipeline.storage.inputs.fetch import Fetcher
+from pipeline.storage.lake.rows import plan_rows
 from schemas.errors import RejectedImage
 from schemas.options.config import StorageConfig
 from schemas.reasons import Reason
-from schemas.tables import PLAN
 
 T = TypeVar("T")
 
-LIMITS = DecodeLimits(max_pixels=100_000_000, max_bytes=100_000_000, timeout_s=30)
-PART_BYTES = 64 * 2**20
-"""Most encoded bytes that are in memory at a time."""
-PART_ROWS = 512
-UNKNOWN_BYTES = 4 * 2**20
-"""A picture of unknown size counts as this many bytes."""
 QUALITY, MEDIUM_QUALITY, LEAST_QUALITY = 66, 50, 34
 """Qualities of WebP. Photographs of 480 pixels have about 16, 13 and 11 kB."""
 _MEDIUM_SHARE = 0.84
@@ -63,16 +54,15 @@ def read_pictures(
     picture whose longer side is at least as long is enough; None: the whole picture. The order is that of the files.
     """
     chosen = {"model": model, "ids": list(ids)}
-    plan = con.sql(_PLANNED.format(images=images), params=chosen).to_arrow_table()
-    plan = pa.table([plan[one] if one in plan.column_names else pa.nulls(len(plan)) for one in PLAN.names], PLAN.names)
+    plan = plan_rows(con.sql(_PLANNED.format(images=images), params=chosen).to_arrow_table())
     found = set(plan["image_id"].to_pylist())
     for one in ids:
         if one not in found:
             yield one, RejectedImage(Reason.NOT_FOUND, "no plan of a run says where it lies")
     threads = max(1, min(os.cpu_count() or 1, len(plan)))
-    pool = DecodePool(LIMITS, threads, None if side_px is None else _least(side_px))
-    fetcher = Fetcher(storage, LIMITS.max_bytes)
-    for part, fetched in fetcher.fetch_in_parts(plan.cast(PLAN), PART_BYTES, UNKNOWN_BYTES, PART_ROWS):
+    pool = DecodePool(USUAL_LIMITS, threads, None if side_px is None else _least(side_px))
+    fetcher = Fetcher(storage, USUAL_LIMITS.max_bytes)
+    for part, fetched in fetcher.fetch_in_parts(plan):
         blobs = [None if isinstance(one, RejectedImage) else one for one in fetched]
         decoded = pool.map(blobs, lambda _, picture: then(picture))
         for image_id, came, made in zip(part["image_id"].to_pylist(), fetched, decoded, strict=True):
@@ -94,7 +84,7 @@ def webp(pixels: Pixels, side_px: int, most_bytes: int | None = None) -> bytes:
     """
     quality = QUALITY
     while True:
-        data = _encoded(_smaller(pixels, side_px), quality)
+        data = _encoded(smaller(pixels, side_px), quality)
         share = 1.0 if most_bytes is None else most_bytes / len(data)
         if share >= 1 or side_px <= 64:
             return data
@@ -102,15 +92,6 @@ def webp(pixels: Pixels, side_px: int, most_bytes: int | None = None) -> bytes:
             quality = MEDIUM_QUALITY if quality == QUALITY and share > _MEDIUM_SHARE else LEAST_QUALITY
         else:
             side_px = max(64, int(side_px * 0.95 * math.sqrt(share)))
-
-
-def _smaller(pixels: Pixels, side_px: int) -> Pixels:
-    height, width = pixels.shape[:2]
-    scale = side_px / max(height, width)
-    if scale >= 1:
-        return pixels
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _encoded(pixels: Pixels, quality: int) -> bytes:

@@ -27,6 +27,12 @@ from schemas.reasons import Reason
 
 FETCH_THREADS = 64
 """Requests at once of one read task: at 50 ms each they bring 800 to 1,000 objects a second, where 16 brought 280."""
+PART_BYTES = 64 * 2**20
+"""Most encoded bytes that are in memory at a time; a slice of large photographs becomes several parts."""
+UNKNOWN_BYTES = 4 * 2**20
+"""An object of unknown size counts as this many bytes."""
+PART_ROWS = 512
+"""Most rows of a Parquet file in a part."""
 _TRIES = 3
 _FIRST_WAIT_S = 0.2
 _MERGE_GAP_BYTES = 128 * 2**10
@@ -87,7 +93,11 @@ class Fetcher:
         return cast(list[Fetched], results)  # every row has a result now
 
     def fetch_in_parts(
-        self, plan: pa.Table, part_bytes: int, unknown_bytes: int, part_rows: int
+        self,
+        plan: pa.Table,
+        part_bytes: int = PART_BYTES,
+        unknown_bytes: int = UNKNOWN_BYTES,
+        part_rows: int = PART_ROWS,
     ) -> Iterator[tuple[pa.Table, list[Fetched]]]:
         """Yield the plan's rows with the results of ``fetch`` for them, in parts of about ``part_bytes`` bytes.
 

@@ -7,7 +7,6 @@ ends or when the next one starts. Two attempts at one task, of which one seemed 
 files.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -27,6 +26,7 @@ from pipeline.storage.lake.lease import assert_generation_held
 from pipeline.storage.lake.query import committed_views
 from pipeline.storage.lake.records import (
     committed_files,
+    digest_of,
     load_commits,
     load_compactions,
     load_runs,
@@ -41,7 +41,7 @@ from pipeline.storage.lake.whole_objects import list_data_files, remove_many, re
 from pipeline.storage.patience import PATIENCE
 from schemas.errors import LeaseError, StoreError
 from schemas.options.config import StorageConfig
-from schemas.runs import DIGEST_BYTES, CommitRecord, Counts, DataFile, RunManifest
+from schemas.runs import CommitRecord, Counts, DataFile, RunManifest
 from schemas.tables import TABLES, Table, optional_tables
 
 BATCH_ROWS = 65_536
@@ -143,7 +143,7 @@ class Committer:
 
     def _encoded(self, paths: LakePaths, table: Table, rows: pa.Table, task: str) -> tuple[DataFile, bytes]:
         data = to_parquet(rows)
-        digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
+        digest = digest_of(data)
         path = paths.data_path(table, self.model, self.date, self.run_id, f"{task}-{digest[:8]}")
         return DataFile(table=table, path=path, rows=len(rows), size_bytes=len(data), digest=digest), data
 

@@ -10,7 +10,7 @@ import io
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -250,6 +250,16 @@ def file_urls(fs: AbstractFileSystem, root: str, files: Sequence[DataFile], tabl
     paths = [file.path for file in files if file.table == table]
     by_path = _readable_by_path(fs, root)
     return [layout.full(path) if by_path else f"{PROTOCOL}://{path}" for path in paths]
+
+
+def files_with(con: duckdb.DuckDBPyConnection, urls: Iterable[str], rows: str) -> list[str]:
+    """Return those of the files ``urls``, named by ``file_urls``, that have images and runs of the table ``rows``."""
+    names = list(urls)
+    if not names:
+        return []
+    files = f"read_parquet({quote_list(names)}, filename = true, hive_partitioning = false)"
+    query = f"SELECT DISTINCT filename FROM {files} SEMI JOIN {rows} USING (run_id, image_id)"
+    return [url for (url,) in con.sql(query).fetchall()]
 
 
 def _readable_by_path(fs: AbstractFileSystem, root: str) -> bool:

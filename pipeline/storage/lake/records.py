@@ -38,7 +38,12 @@ def write_record(fs: AbstractFileSystem, path: str, record: Record) -> None:
 def seal_of(values: Mapping[str, Any]) -> str:
     """Return the BLAKE2b of a document without its seal, by which ``verify`` finds edited documents."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
+    return digest_of(text.encode())
+
+
+def digest_of(data: bytes) -> str:
+    """Return the BLAKE2b of ``data``, in hex."""
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
 
 
 def parse_record(kind: type[_RecordType], data: bytes, path: str) -> _RecordType:

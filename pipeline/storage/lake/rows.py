@@ -97,6 +97,12 @@ def split_rows(rows: pa.Table, run_id: str, outputs: Collection[Table]) -> dict[
     return tables
 
 
+def plan_rows(rows: pa.Table) -> pa.Table:
+    """Return ``rows`` with the columns of PLAN alone, null in those that they lack."""
+    columns = {name: rows[name] if name in rows.schema.names else pa.nulls(len(rows)) for name in PLAN.names}
+    return pa.table(columns).cast(PLAN)
+
+
 def count_maps_without_box(rows: pa.Table) -> int:
     """Return how many maps of wide rows have no positive value, so that the paper's rule gives them no box."""
     highest = pc.struct_field(pc.list_flatten(rows["heatmaps"].combine_chunks()), "heat_max")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays.metrics import CENTRAL_SHARE, IOU_DELTA, central_boxes, paired_iou
-from pipeline.images.synthetic.clutter import LEAST_SEEN
 from pipeline.images.synthetic.drawings import CLASSES
 from tests.benchmarks.study.claims import CLAIMS, Judged, Results, judge
+from tests.benchmarks.study.clutter import LEAST_SEEN
 from tests.benchmarks.study.intervals import Floats, MeanInterval, mean_of
 from tests.benchmarks.study.results import Result
 from tests.benchmarks.study.scene_sets import SceneSet

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images.synthetic.clutter import ClutteredScene, render_clutter
 from pipeline.images.synthetic.drawings import CLASSES
+from tests.benchmarks.study.clutter import ClutteredScene, render_clutter
 from tests.benchmarks.study.study_config import StudyConfig
 
 PARTS = {"train": 0, "choose": 1, "test": 2, "hints": 3}

@@ -69,17 +69,7 @@ class OpaqueHead(NetworkHead):
         """``behind`` turns maps (B, K, h, w) into logits (B, C)."""
         super().__init__()
         self.behind = behind
-        self._channels, self._classes = channels, classes
-
-    @property
-    def channels(self) -> int:
-        """K."""
-        return self._channels
-
-    @property
-    def classes(self) -> int:
-        """C."""
-        return self._classes
+        self.channels, self.classes = channels, classes
 
     def forward(self, features: Tensor) -> HeadOutput:
         """Return the logits and the averages of the feature maps."""

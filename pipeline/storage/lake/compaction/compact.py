@@ -6,7 +6,6 @@ of the old ones. A run that dies before the record leaves files that the next ru
 do but to remove the old files, which later runs do when the grace period is over.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,11 +22,12 @@ from pipeline.storage.lake.empty_tables import write_empty_quarantine
 from pipeline.storage.lake.encoding import in_row_groups
 from pipeline.storage.lake.layout import LakePaths, new_run_id
 from pipeline.storage.lake.lease import Lease, lease_when_free
-from pipeline.storage.lake.query import committed_views, file_urls, quote_list
+from pipeline.storage.lake.query import committed_views, file_urls, files_with
 from pipeline.storage.lake.records import (
     committed_files,
     compaction_path,
     counted_commits,
+    digest_of,
     load_compactions,
     load_runs,
     no_output,
@@ -37,7 +37,7 @@ from pipeline.storage.lake.records import (
 from pipeline.storage.lake.whole_objects import write_whole
 from pipeline.storage.patience import PATIENCE
 from schemas.errors import UsageError
-from schemas.runs import DIGEST_BYTES, CommitRecord, Compaction, DataFile, RunManifest
+from schemas.runs import CommitRecord, Compaction, DataFile, RunManifest
 
 SMALL_SHARE = 0.5
 """A commit is merged with others where its largest file has less than this share of the wanted size."""
@@ -159,10 +159,7 @@ def _touched(
     found = set()
     for table in ("images", "quarantine"):
         urls = {url: place for place, commit in enumerate(commits) for url in file_urls(fs, root, commit.files, table)}
-        if urls:
-            rows = f"read_parquet({quote_list(list(urls))}, filename = true, hive_partitioning = false)"
-            query = f"SELECT DISTINCT filename FROM {rows} SEMI JOIN dropped_rows USING (run_id, image_id)"
-            found |= {urls[url] for (url,) in con.sql(query).fetchall()}
+        found |= {urls[url] for url in files_with(con, urls, "dropped_rows")}
     return found
 
 
@@ -199,5 +196,5 @@ def _write_dropped(fs: AbstractFileSystem, root: str, compaction_id: str, model:
     paths, data = LakePaths(root), in_row_groups([dropped])
     path = f"{paths.compactions_dir}/{compaction_id}-{model}.dropped.parquet"
     write_whole(fs, paths.full(path), data)
-    digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
+    digest = digest_of(data)
     return DataFile(table="dropped", path=path, rows=len(dropped), size_bytes=len(data), digest=digest)

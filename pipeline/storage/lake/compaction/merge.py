@@ -1,6 +1,5 @@
 """Merges commits into one: the rows of their files, table by table, without those of dropped endings."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,8 +9,9 @@ from fsspec import AbstractFileSystem
 
 from pipeline.storage.lake.encoding import from_parquet, to_parquet
 from pipeline.storage.lake.layout import LakePaths
+from pipeline.storage.lake.records import digest_of
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
-from schemas.runs import DIGEST_BYTES, CommitRecord, DataFile
+from schemas.runs import CommitRecord, DataFile
 from schemas.tables import TABLES
 
 
@@ -64,12 +64,7 @@ def merged_commit(
             if rows := _sorted(part, spec.order):
                 path = f"{folder}/.part-{compaction_id}-{task}"
                 files.append(_write(fs, root, table, path, to_parquet(rows), len(rows)))
-    if not files:
-        return None
-    rows_of = {table: sum(file.rows for file in files if file.table == table) for table in ("images", "quarantine")}
-    return CommitRecord(
-        run_id=compaction_id, task=task, images=rows_of["images"], rejected=rows_of["quarantine"], files=tuple(files)
-    )
+    return CommitRecord.of(compaction_id, task, files) if files else None
 
 
 def _sorted(parts: Sequence[pa.Table], order: Sequence[str]) -> pa.Table | None:
@@ -78,7 +73,7 @@ def _sorted(parts: Sequence[pa.Table], order: Sequence[str]) -> pa.Table | None:
 
 
 def _write(fs: AbstractFileSystem, root: str, table: str, path: str, data: bytes, rows: int) -> DataFile:
-    digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
+    digest = digest_of(data)
     path = f"{path}-{digest[:8]}.parquet.compacted"
     write_whole(fs, LakePaths(root).full(path), data)
     return DataFile(table=table, path=path, rows=rows, size_bytes=len(data), digest=digest)

@@ -147,9 +147,9 @@ def _contradictions(run: RunDocuments, manifest: RunManifest, lineage_path: str)
 
 def record_agrees(record: CommitRecord, run_id: str, path: str) -> bool:
     """Return whether a commit record is of this run and of the task in its name, and counts the rows of its files."""
-    rows = {table: sum(file.rows for file in record.files if file.table == table) for table in ("images", "quarantine")}
+    counted = CommitRecord.of(run_id, record.task, record.files)
     own = record.run_id == run_id and path.endswith(f"/{record.task}.json")
-    return own and rows == {"images": record.images, "quarantine": record.rejected}
+    return own and (record.images, record.rejected) == (counted.images, counted.rejected)
 
 
 def all_problems(documents: Sequence[RunDocuments]) -> list[str]:

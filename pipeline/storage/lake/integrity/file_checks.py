@@ -13,10 +13,10 @@ from fsspec import AbstractFileSystem
 
 from pipeline.storage.lake.empty_tables import damaged_empty_files
 from pipeline.storage.lake.layout import DATA_NAME, HIDDEN_NAME, LakePaths
-from pipeline.storage.lake.records import committed_files
+from pipeline.storage.lake.records import committed_files, digest_of
 from pipeline.storage.lake.whole_objects import REQUESTS_AT_ONCE, read_many
 from pipeline.storage.store_failures import store_errors
-from schemas.runs import DIGEST_BYTES, Compaction, DataFile, RunManifest
+from schemas.runs import Compaction, DataFile, RunManifest
 from schemas.tables import TABLES
 
 _NAMED_DIGEST = re.compile(r"-([0-9a-f]{8})\.parquet$")
@@ -100,7 +100,7 @@ def damaged_dropped(fs: AbstractFileSystem, root: str, compactions: Sequence[Com
     """Return the problem of each list of dropped endings that is not as it was written, by its path."""
     files = [one.dropped for one in compactions if one.dropped]
     contents = read_many(fs, [LakePaths(root).full(file.path) for file in files])
-    digests = [hashlib.blake2b(data or b"", digest_size=DIGEST_BYTES).hexdigest() for data in contents]
+    digests = [digest_of(data or b"") for data in contents]
     return {
         file.path: f"{file.path}: the list of dropped rows is lost or has changed"
         for file, digest in zip(files, digests, strict=True)

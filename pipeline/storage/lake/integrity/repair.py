@@ -5,7 +5,6 @@ record is removed, and the next run of ``camlake annotate`` works on its images 
 commit records that remain.
 """
 
-import io
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -17,13 +16,14 @@ from fsspec import AbstractFileSystem
 
 from pipeline.storage.lake.commit import remove_strays, with_reasons
 from pipeline.storage.lake.empty_tables import damaged_empty_files, rewrite_empty_file
+from pipeline.storage.lake.encoding import in_row_groups
 from pipeline.storage.lake.integrity.compacted import replaced_files, sound_compactions
 from pipeline.storage.lake.integrity.documents import RunDocuments, read_documents, record_agrees
 from pipeline.storage.lake.integrity.file_checks import damaged_files, damaged_plans
 from pipeline.storage.lake.integrity.row_checks import UNPLANNED, add_runs_and_plans, plan_files, row_checks
 from pipeline.storage.lake.layout import DATA_NAME, LakePaths, new_run_id
 from pipeline.storage.lake.lease import lease_when_free, silent
-from pipeline.storage.lake.query import committed_views, file_urls, quote_list
+from pipeline.storage.lake.query import committed_views, file_urls, files_with
 from pipeline.storage.lake.records import (
     committed_files,
     load_runs,
@@ -33,10 +33,11 @@ from pipeline.storage.lake.records import (
     with_compactions,
     write_record,
 )
+from pipeline.storage.lake.rows import plan_rows
 from pipeline.storage.lake.whole_objects import list_data_files, read_many, remove_many, write_whole
 from schemas.errors import StoreError
 from schemas.runs import CommitRecord, Compaction, DataFile, RunManifest
-from schemas.tables import PLAN, TABLES
+from schemas.tables import TABLES
 
 Kept = dict[str, list[CommitRecord]]
 """The commit records of each run that remain, by the run's id."""
@@ -114,19 +115,13 @@ def _commits_of_manifest(run: RunDocuments, commits: Sequence[CommitRecord]) -> 
             task = file.path.rpartition(f"part-{run.run_id}-")[2].removesuffix(".parquet").rpartition("-")[0]
             tasks[task].append(file)
     taken = {record.task for record in commits}
-    rebuilt = [_record(run.run_id, task, files) for task, files in sorted(tasks.items()) if task and task not in taken]
+    new = [task for task in sorted(tasks) if task and task not in taken]
+    rebuilt = [CommitRecord.of(run.run_id, task, tasks[task]) for task in new]
     if rebuilt:  # Only the sum over all commits is known.
         others = sum(record.maps_without_box for record in commits)
         rest = max(0, run.manifest.counts.maps_without_box - others)
         rebuilt[0] = rebuilt[0].model_copy(update={"maps_without_box": rest})
     return rebuilt
-
-
-def _record(run_id: str, task: str, files: Sequence[DataFile]) -> CommitRecord:
-    rows = {table: sum(file.rows for file in files if file.table == table) for table in ("images", "quarantine")}
-    return CommitRecord(
-        run_id=run_id, task=task, images=rows["images"], rejected=rows["quarantine"], files=tuple(files)
-    )
 
 
 def _bases(documents: Sequence[RunDocuments], kept: Kept) -> dict[str, RunManifest]:
@@ -174,17 +169,9 @@ def _drop_faulty(
                     con.execute(f"INSERT INTO faulty SELECT DISTINCT run_id, image_id FROM ({check.faults})")
             paths = set()
             for table in TABLES:
-                urls = dict(
-                    zip(
-                        file_urls(fs, root, files, table),
-                        (file.path for file in files if file.table == table),
-                        strict=True,
-                    )
-                )
-                if urls:
-                    rows = f"read_parquet({quote_list(list(urls))}, filename = true, hive_partitioning = false)"
-                    query = f"SELECT DISTINCT filename FROM {rows} SEMI JOIN faulty USING (run_id, image_id)"
-                    paths |= {urls[url] for (url,) in con.sql(query).fetchall()}
+                own = [file.path for file in files if file.table == table]
+                by_url = dict(zip(file_urls(fs, root, files, table), own, strict=True))
+                paths |= {by_url[url] for url in files_with(con, by_url, "faulty")}
             if not paths:
                 return said + _complete_plans(fs, root, con.sql(_UNPLANNED_ROWS).to_arrow_table())
         if broken := sorted(paths & merged):
@@ -207,10 +194,8 @@ def _complete_plans(fs: AbstractFileSystem, root: str, rows: pa.Table) -> list[s
     paths, said = LakePaths(root), []
     for run_id in rows["run_id"].unique().to_pylist():
         own = rows.filter(pc.equal(rows["run_id"], run_id))
-        columns = {name: own[name] if name in own.schema.names else pa.nulls(len(own)) for name in PLAN.names}
-        sink, path = io.BytesIO(), f"{paths.plan_dir(run_id)}/part-rebuilt.parquet"
-        pq.write_table(pa.table(columns).cast(PLAN), sink, compression="zstd")
-        write_whole(fs, paths.full(path), sink.getvalue())
+        path = f"{paths.plan_dir(run_id)}/part-rebuilt.parquet"
+        write_whole(fs, paths.full(path), in_row_groups([plan_rows(own)]))
         said.append(f"{path}: written for {len(own)} inputs that no plan named")
     return said
 

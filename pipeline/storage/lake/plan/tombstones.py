@@ -18,13 +18,14 @@ from pipeline.storage.lake.encoding import in_row_groups
 from pipeline.storage.lake.layout import LakePaths
 from pipeline.storage.lake.query import committed_views, quote, quote_list, same_version
 from pipeline.storage.lake.records import committed_files, load_runs
+from pipeline.storage.lake.rows import plan_rows
 from pipeline.storage.lake.run import OpenRun
 from pipeline.storage.lake.whole_objects import read_whole, write_whole
 from pipeline.storage.truth.class_join import append_rows
 from schemas.columns import TIMESTAMP
 from schemas.errors import StoreError
 from schemas.reasons import Reason
-from schemas.tables import PLAN, TABLES
+from schemas.tables import TABLES
 
 _IN_CONTAINER = r"(?i)\.(tar|parquet|pq)#"
 """Where the uri of an image in a container leaves the container's name."""
@@ -99,11 +100,9 @@ def write_tombstones(
     wanted = "true" if deleted else f"reason_code = {quote(Reason.RESTORED)}"
     found = con.sql(f"SELECT * FROM tombstones WHERE {wanted} ORDER BY image_id").to_arrow_reader(BATCH_ROWS)
     for number, batch in enumerate(found):
-        rows = pa.table(batch)
-        columns = {name: rows[name] if name in rows.schema.names else pa.nulls(len(rows)) for name in PLAN.names}
-        columns |= {"path": rows["uri"], "modified_at": rows["modified_at"].cast(TIMESTAMP)}
+        rows = pa.table(batch).append_column("path", batch["uri"])
         file = f"{plan_dir}/tombstones-{number:05d}.parquet"
-        write_whole(fs, LakePaths(root).full(file), in_row_groups([pa.table(columns).cast(PLAN)]))
+        write_whole(fs, LakePaths(root).full(file), in_row_groups([plan_rows(rows)]))
         yield file
 
 

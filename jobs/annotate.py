@@ -58,7 +58,6 @@ def run(config: AnnotateConfig, screen: Screen) -> None:
 ABOUT = "Annotate images with classes, class activation maps, boxes and features."
 
 command = verb(
-    "annotate",
     ABOUT,
     AnnotateConfig,
     run,

@@ -45,7 +45,6 @@ def run(config: CompactConfig, screen: Screen) -> None:
 ABOUT = "Merge small files and drop superseded rows; replaced files go after a grace period."
 
 command = verb(
-    "compact",
     ABOUT,
     CompactConfig,
     run,

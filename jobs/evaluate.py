@@ -69,7 +69,6 @@ def run(config: EvaluateConfig, screen: Screen) -> None:
 ABOUT = "Score the boxes and maps of an output against known boxes."
 
 command = verb(
-    "evaluate",
     ABOUT,
     EvaluateConfig,
     run,

@@ -60,7 +60,6 @@ def run(config: ExportConfig, screen: Screen) -> None:
 ABOUT = "Write the boxes as a dataset: COCO, YOLO, VOC, Hugging Face, Label Studio, CVAT, WebDataset or CSV."
 
 command = verb(
-    "export",
     ABOUT,
     ExportOptions,
     run,

@@ -106,7 +106,6 @@ def _say_file(foreground: "Foreground", where: str, screen: Screen) -> None:
 ABOUT = "Learn from photographs, without labels, what a network takes for object and background."
 
 command = verb(
-    "foreground",
     ABOUT,
     ForegroundConfig,
     run,

@@ -69,7 +69,6 @@ def localize(config: LocalizeConfig, screen: Screen) -> RunManifest:
 ABOUT = "Map and box the classes of a head on an output's stored feature maps, without network and images."
 
 command = verb(
-    "localize",
     ABOUT,
     LocalizeConfig,
     run,

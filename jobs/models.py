@@ -46,7 +46,6 @@ def run(config: ModelsConfig, screen: Screen) -> None:
 ABOUT = "List the networks: whether they have exact class activation maps, and where their weights come from."
 
 command = verb(
-    "models",
     ABOUT,
     ModelsConfig,
     run,

@@ -41,7 +41,6 @@ def run(config: NeighboursConfig, screen: Screen) -> None:
 ABOUT = "Find the nearest neighbours of an image, or all near duplicates, by the cosine of stored features."
 
 command = verb(
-    "neighbours",
     ABOUT,
     NeighboursConfig,
     run,

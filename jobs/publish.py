@@ -27,7 +27,6 @@ def run(config: PublishConfig, screen: Screen) -> None:
 ABOUT = "Register the files as an Iceberg table; each later run becomes one snapshot."
 
 command = verb(
-    "publish",
     ABOUT,
     PublishConfig,
     run,

@@ -50,7 +50,6 @@ def rebox(config: ReboxConfig, screen: Screen) -> RunManifest:
 ABOUT = "Cut new boxes from an output's stored maps, without network, GPU and images."
 
 command = verb(
-    "rebox",
     ABOUT,
     ReboxConfig,
     run,

@@ -18,7 +18,6 @@ def run(config: ReportConfig, screen: Screen) -> None:
 ABOUT = "Write one HTML page: pictures to sort and filter, maps, boxes at any threshold, scores, rejects."
 
 command = verb(
-    "report",
     ABOUT,
     ReportConfig,
     run,

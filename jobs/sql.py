@@ -83,7 +83,6 @@ def _next_line(prompt: str) -> str | None:
 ABOUT = "Query the tables in SQL, or print what Athena, Trino, Spark and DuckDB need to read them."
 
 command = verb(
-    "sql",
     ABOUT,
     SqlConfig,
     run,

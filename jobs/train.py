@@ -56,7 +56,6 @@ def refuse_rejected_share(config: TrainConfig, progress: "Progress", images: int
 ABOUT = "Fine-tune a network on labelled images, for annotate --weights."
 
 command = verb(
-    "train",
     ABOUT,
     TrainConfig,
     run,

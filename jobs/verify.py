@@ -57,7 +57,6 @@ def _compare(config: VerifyConfig, input_url: str) -> "VerifyReport":
 ABOUT = "Prove that every listed input is accounted for and that every committed file is whole."
 
 command = verb(
-    "verify",
     ABOUT,
     VerifyConfig,
     run,

@@ -47,7 +47,6 @@ def serving(server: BaseServer) -> Iterator[None]:
 ABOUT = "Serve the gallery for all images: search, any threshold, similar pictures."
 
 command = verb(
-    "view",
     ABOUT,
     ViewConfig,
     run,

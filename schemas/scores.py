@@ -24,17 +24,6 @@ TITLES = {
     "pointing_game": "pointing game",
     "pxap": "PxAP",
 }
-CLASS_METRICS = (
-    "top1_accuracy",
-    "gt_known",
-    "top1_localization",
-    "mean_iou",
-    "max_box_acc",
-    "max_box_acc_v2",
-    "pointing_game",
-    "pxap",
-)
-"""The figures that are computed for each class, too."""
 CurveKind = Literal["accuracy", "precision"]
 CURVE_FILES: dict[CurveKind, str] = {"accuracy": "curves.png", "precision": "precision_recall.png"}
 """Names of the files with the curves; the files are in the same folder as the page."""
@@ -130,8 +119,7 @@ class ClassScore:
     def rows(self) -> list[dict[str, str | float]]:
         """Return a row, as ``Scores.rows`` has them, for each figure of the class; class and pairs come first."""
         first: dict[str, str | float] = {"class": self.class_name, "pairs": self.pairs}
-        figures = (getattr(self, metric) for metric in CLASS_METRICS)
-        return [first | figure.row() for figure in figures if figure]
+        return [first | figure.row() for figure in vars(self).values() if isinstance(figure, Figure)]
 
 
 @dataclass(frozen=True)

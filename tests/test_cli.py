@@ -96,7 +96,7 @@ def run(config: XyzConfig, screen: Screen) -> None:
 
 ABOUT = "Do a new thing."
 
-command = verb("xyz", ABOUT, XyzConfig, run, "camlake xyz THING")
+command = verb(ABOUT, XyzConfig, run, "camlake xyz THING")
 '''
 
 

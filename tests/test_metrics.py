@@ -64,11 +64,6 @@ def test_best_iou_is_the_maximum_over_the_matrix(found: list, true: list) -> Non
     np.testing.assert_allclose(metrics.best_iou(boxes, owner, truth, truth_owner), expected)
 
 
-def test_best_ranked_takes_each_owners_lowest_rank_and_the_first_of_equal_ones() -> None:
-    rows = metrics.best_ranked(np.array([7, 3, 7, 3, 3]), np.array([4, 2, 1, 2, 5]))
-    assert rows.tolist() == [1, 2]
-
-
 def test_localization_needs_label_and_box_in_one_guess_among_the_first() -> None:
     owner, rank = np.array([0, 0, 1, 2]), np.array([0, 3, 4, 5])
     box_iou = np.array([0.49, 0.5, 0.9, 0.9])

@@ -18,7 +18,6 @@ def run(config: BenchmarkConfig, screen: Screen) -> None:
 ABOUT = "Measure this machine: the speed of each stage, the driver's memory, the GPU."
 
 command = verb(
-    "benchmark",
     ABOUT,
     BenchmarkConfig,
     run,

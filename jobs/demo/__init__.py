@@ -62,7 +62,6 @@ def run(config: DemoConfig, screen: Screen) -> None:
 ABOUT = "Render pictures with known boxes, annotate them, score the boxes and write a page."
 
 command = verb(
-    "demo",
     ABOUT,
     DemoConfig,
     run,

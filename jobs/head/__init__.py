@@ -20,7 +20,6 @@ def run(config: HeadConfig, screen: Screen) -> None:
 ABOUT = "Fit linear heads to labels on stored features, show them, and apply them, without network and images."
 
 command = verb(
-    "head",
     ABOUT,
     HeadConfig,
     run,

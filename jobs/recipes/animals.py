@@ -55,7 +55,6 @@ def read(config: AnimalsConfig) -> RecipePictures:
 
 
 command = verb(
-    "animals",
     "Fit heads to photographs with animals against those without, and score where their maps point.",
     AnimalsConfig,
     run,

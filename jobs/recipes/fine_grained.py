@@ -114,7 +114,6 @@ def accuracy(
 
 
 command = verb(
-    "fine_grained",
     "Find rendered butterflies by an object head, crop them, and tell their species apart.",
     FineGrainedConfig,
     run,

@@ -42,7 +42,6 @@ def render(config: RecipeConfig) -> RecipePictures:
 
 
 command = verb(
-    "mirror_in_lake",
     "Fit heads to rendered reflections in lakes, and score where their maps point.",
     RecipeConfig,
     run,

@@ -94,7 +94,6 @@ def _grounds(config: TextDetectorConfig) -> Callable[[int, int], NDArray[np.uint
 
 
 command = verb(
-    "text_detector",
     "Fit heads to pictures with words against the same without, and score where their maps point.",
     TextDetectorConfig,
     run,

@@ -179,7 +179,6 @@ def table(
 
 
 command = verb(
-    "visual_questions",
     "Answer questions about rendered pictures by a head on features and words, and show the map of the answer.",
     VisualQuestionsConfig,
     run,

@@ -42,7 +42,6 @@ def _watch(screen: Screen, fs: AbstractFileSystem, root: str) -> None:
 ABOUT = "List the runs of an output, follow the one in progress, and free an output that a dead run holds."
 
 command = verb(
-    "runs",
     ABOUT,
     RunsConfig,
     run,

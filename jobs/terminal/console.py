@@ -37,7 +37,6 @@ APP_OPTIONS: dict[str, Any] = {
 
 
 def verb(
-    name: str,
     about: str,
     config_class: type[Config],
     run: Callable[[Config, Screen], None],
@@ -60,7 +59,6 @@ def verb(
                 refuse_missing_files(files, config)
             run(config, screen)
 
-    command.__name__ = name
     command.__doc__ = _without_markup(f"{about}\n\nExample: {example}")
     fields = [_parameter(config_class, key, field) for key, field in config_class.model_fields.items()]
     command.__signature__ = inspect.Signature(fields + list(_COMMON.values()))  # type: ignore[attr-defined]

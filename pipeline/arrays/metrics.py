@@ -87,13 +87,6 @@ def _same_owner(owner: Ints, truth_owner: Ints) -> tuple[Ints, Ints]:
     return row, np.repeat(start, counts) + place
 
 
-def best_ranked(owner: Ints, rank: Ints) -> Ints:
-    """Return the index of the row of lowest rank of each owner, ordered by owner; the first row of equal ranks."""
-    order = np.lexsort((np.arange(len(owner)), rank, owner))
-    _, first = np.unique(owner[order], return_index=True)
-    return order[first]
-
-
 def scatter_max(values: Floats, owner: Ints, n_owners: int) -> Floats:
     """Return (n_owners,): the maximum of each owner's values (R,) in [0, 1]; 0 for an owner without values."""
     out = np.zeros(n_owners)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from pipeline.storage.store_failures import describe_failure, is_outage, is_store_failure
-from schemas.errors import CamlakeError, StoreError
+from schemas.errors import StoreError
 
 LIMIT_S = 300.0
 """How long a request is repeated. A store that restarts or moves takes a minute or two."""
@@ -43,16 +43,10 @@ class Patience:
         self._since_s: float | None = None
         self._said_s: float | None = None
 
-    def ask(
-        self,
-        doing: str,
-        request: Callable[[], _Result],
-        kind: type[CamlakeError] = StoreError,
-        limit_s: float = LIMIT_S,
-    ) -> _Result:
+    def ask(self, doing: str, request: Callable[[], _Result], limit_s: float = LIMIT_S) -> _Result:
         """Return the result of ``request``, which is repeated for up to ``limit_s`` seconds while the store fails.
 
-        Raises ``kind`` with the line "<doing>: <what went wrong>" for a failure that is final. Errors of camlake and
+        Raises StoreError with the line "<doing>: <what went wrong>" for a failure that is final. Errors of camlake and
         mistakes in the program pass unchanged.
         """
         began_s, tries = self._clock(), 0
@@ -65,7 +59,7 @@ class Patience:
                 tries += 1
                 if not is_outage(error) or not self._has_patience(began_s, limit_s):
                     took = f" ({tries} tries in {self._clock() - began_s:.0f} s)" if tries > 1 else ""
-                    raise kind(f"{doing}: {describe_failure(error)}{took}") from error
+                    raise StoreError(f"{doing}: {describe_failure(error)}{took}") from error
                 self._count(error)
                 self._sleep(random.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (tries - 1))))
             else:
@@ -157,8 +151,6 @@ PATIENCE = Patience()
 """The patience of this process."""
 
 
-def ask_store(
-    doing: str, request: Callable[[], _Result], kind: type[CamlakeError] = StoreError, limit_s: float = LIMIT_S
-) -> _Result:
+def ask_store(doing: str, request: Callable[[], _Result], limit_s: float = LIMIT_S) -> _Result:
     """Return the result of ``request`` to a store; see ``Patience.ask``."""
-    return PATIENCE.ask(doing, request, kind, limit_s)
+    return PATIENCE.ask(doing, request, limit_s)

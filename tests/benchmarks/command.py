@@ -50,7 +50,7 @@ def benchmark(
     def run(config: Config, screen: Screen) -> None:
         record(name.replace("_", "-"), measure, config, screen, facts())
 
-    return verb(name, about, config_class, run, f"python -m tests.benchmarks.{name} {example}".strip())
+    return verb(about, config_class, run, f"python -m tests.benchmarks.{name} {example}".strip())
 
 
 def resolved_precision(config: MeasureConfig) -> Precision:

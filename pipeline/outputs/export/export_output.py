@@ -17,7 +17,7 @@ from pipeline.outputs.export.export_pictures import LEFT_OUT, PictureLog, linkab
 from pipeline.outputs.export.plans import add_plans
 from pipeline.outputs.export.selection import Selection
 from pipeline.outputs.export.writer import ExportJob, Format, Writer, Written, image_mode, load_format
-from pipeline.outputs.reader import Lake, open_lake
+from pipeline.outputs.reader import Lake
 from pipeline.storage.filesystems import connect, is_local
 from pipeline.storage.inputs.fetch import Fetcher
 from pipeline.storage.lake.lineage import camlake_version
@@ -195,14 +195,6 @@ def _digest_of_files(lake: Lake) -> str:
     """Return a digest of the names of all committed files, which change with the rows."""
     names = sorted(file.path for run in lake.runs for file in run.files)
     return hashlib.blake2b("\n".join(names).encode(), digest_size=8).hexdigest()
-
-
-def export(config: ExportConfig, say: Say, advance: Callable[..., None]) -> Export:
-    """Export an output and return what was written; for callers that show no progress of their own."""
-    with open_lake(config.out, config) as lake:
-        opened = open_export(lake, config, say)
-        refuse_left_out(opened, opened.run(advance))
-    return opened
 
 
 def refuse_left_out(done: Export, log: PictureLog) -> None:

@@ -37,7 +37,5 @@ class LiveCatalog:
     def current(self) -> Catalog:
         """Return the output as the last page saw it, so that its searches fit what it shows."""
         with self._lock:
-            return self._catalog or self._missing()
-
-    def _missing(self) -> Catalog:
-        raise StoreError(f"{safe_url(self._config.out)} has no committed rows yet")
+            assert self._catalog is not None, "the first catalog is made in __init__"
+            return self._catalog

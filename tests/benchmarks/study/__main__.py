@@ -71,7 +71,6 @@ def chosen_device(config: StudyConfig) -> str:
 
 
 command = verb(
-    "study",
     "Train the networks of the CAM paper on cluttered scenes and hold its claims against what they find.",
     StudyConfig,
     run,
